@@ -1,0 +1,68 @@
+"""What fxcollab raises: what went wrong, where, why, and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FxCollabError(Exception):
+    """Base of every error of the library.
+
+    Args:
+        what: one sentence that says what went wrong.
+        where: the node, module, file or source line concerned.
+        why: the reason.
+        hint: the way out, as something the reader can do.
+    """
+
+    def __init__(
+        self, what: str, *, where: str | None = None, why: str | None = None, hint: str | None = None
+    ) -> None:
+        self.what, self.where, self.why, self.hint = what, where, why, hint
+        super().__init__(what, where, why, hint)
+
+    def __str__(self) -> str:
+        details = (("where", self.where), ("why", self.why), ("hint", self.hint))
+        return "\n".join([self.what, *(f"  {label}: {text}" for label, text in details if text)])
+
+
+class CaptureError(FxCollabError):
+    """The model could not be captured as a graph."""
+
+
+class SplitError(FxCollabError):
+    """A split names nothing, or cuts the graph where it can't be cut."""
+
+
+class PatternError(FxCollabError):
+    """Pattern, heads, fan-outs and splits don't fit together."""
+
+
+class StateError(FxCollabError):
+    """Parameters, buffers or a checkpoint don't fit the graph."""
+
+
+class SourceError(FxCollabError):
+    """A SOURCE could not be turned into a model."""
+
+
+class ArtifactError(FxCollabError):
+    """A saved artifact is missing, damaged or of another version."""
+
+
+class ObjectiveError(FxCollabError, ValueError):
+    """A learning objective was given something it can't work with."""
+
+
+class VerificationError(FxCollabError):
+    """A proof could not be carried out."""
+
+
+def closest(name: str, candidates: Iterable[str], count: int = 4) -> str:
+    """The candidates that look most like ``name``, as text for a hint; "" where none is near."""
+    pool = list(dict.fromkeys(candidates))
+    matches = difflib.get_close_matches(name, pool, n=count, cutoff=0.5)
+    leaf = name.rsplit(".", 1)[-1]
+    matches += [c for c in pool if leaf and c.rsplit(".", 1)[-1] == leaf and c not in matches]
+    return ", ".join(matches[:count])
