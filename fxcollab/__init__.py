@@ -1,0 +1,54 @@
+"""Collaborative learning for deep neural networks, as a graph-rewriting pass over ``torch.fx``.
+
+    import fxcollab
+
+    train_model = fxcollab.transform(model, splits=["layer2", "layer3"])
+    loss = fxcollab.CollaborativeLoss()(train_model(x), target)
+    inference = fxcollab.prune(train_model, head=0)
+"""
+
+from fxcollab.capture import capture
+from fxcollab.codegen import CollabGraphModule
+from fxcollab.errors import (
+    ArtifactError,
+    CaptureError,
+    FxCollabError,
+    ObjectiveError,
+    PatternError,
+    SourceError,
+    SplitError,
+    StateError,
+    VerificationError,
+)
+from fxcollab.objectives import CollaborativeLoss
+from fxcollab.partition import partition
+from fxcollab.prune import prune
+from fxcollab.rewrite import private_copy, rescale, rewrite
+from fxcollab.state_dict import prune_state_dict
+from fxcollab.transform import transform
+from fxcollab.tree import HeadTree
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArtifactError",
+    "CaptureError",
+    "CollabGraphModule",
+    "CollaborativeLoss",
+    "FxCollabError",
+    "HeadTree",
+    "ObjectiveError",
+    "PatternError",
+    "SourceError",
+    "SplitError",
+    "StateError",
+    "VerificationError",
+    "capture",
+    "partition",
+    "private_copy",
+    "prune",
+    "prune_state_dict",
+    "rescale",
+    "rewrite",
+    "transform",
+]

@@ -1,0 +1,44 @@
+"""What capturing gives up: said before training, not found out after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from fxcollab.capture.interface import Interface
+
+_HOOKS = {
+    "_forward_hooks": "forward hooks",
+    "_forward_pre_hooks": "forward pre-hooks",
+    "_backward_hooks": "backward hooks",
+    "_backward_pre_hooks": "backward pre-hooks",
+}
+
+
+def given_up(opened: dict[str, nn.Module], interface: Interface) -> tuple[str, ...]:
+    """What the captured graph no longer does, one sentence each.
+
+    Args:
+        opened: the modules that were traced into, by path; "" is the root.
+        interface: the inputs, and what is fixed.
+    """
+    return (*_hooks(opened), *_fixed(interface))
+
+
+def _hooks(opened: dict[str, nn.Module]) -> Iterator[str]:
+    for path, module in opened.items():
+        found = [label for attribute, label in _HOOKS.items() if getattr(module, attribute, None)]
+        if found:
+            yield (
+                f"{' and '.join(found)} of {path or 'the root'} don't run: the module was opened "
+                "(hooks of modules that are kept whole do run)"
+            )
+
+
+def _fixed(interface: Interface) -> Iterator[str]:
+    if interface.fixed:
+        yield (
+            f"optional inputs {', '.join(interface.fixed)} are fixed at their defaults "
+            "(give them in example_inputs to keep them)"
+        )

@@ -1,0 +1,303 @@
+"""Graphs become a module: one readable ``forward`` over the caller's own modules, parameters and buffers.
+
+``fx.GraphModule`` alone rebuilds the module hierarchy from what the nodes use: it drops unused modules and
+aliases, orders the state by first use, and replaces parents by bare modules. `CollabGraphModule` adopts the
+root's children and state as they stand instead, so that its state dict begins with exactly the root's.
+
+Where a forward depends on ``self.training`` there are two graphs, one a mode; the generated forward asks
+``self.training`` and the ``graph`` attribute is that of the present mode.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.graph import PythonCode
+from torch.fx.node import map_aggregate
+
+from fxcollab.graphs import copy_graph, first_difference
+from fxcollab.provenance import META_KEY
+
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """The graph of train mode and that of eval mode; one and the same object where they don't differ."""
+
+    train: fx.Graph
+    eval: fx.Graph
+
+    @classmethod
+    def merged(cls, train: fx.Graph, evaluation: fx.Graph) -> Modes:
+        """Both modes, held as one graph where they are equal node for node."""
+        return cls(train, train if first_difference(train, evaluation) is None else evaluation)
+
+    @property
+    def differ(self) -> bool:
+        """Whether the structure depends on the mode."""
+        return self.train is not self.eval
+
+    def map(self, function: Callable[[fx.Graph], fx.Graph]) -> Modes:
+        """``function`` of each graph, called once where both modes share one."""
+        train = function(self.train)
+        return Modes(train, function(self.eval) if self.differ else train)
+
+    def of(self, training: bool) -> fx.Graph:
+        """The graph of one mode."""
+        return self.train if training else self.eval
+
+    def __iter__(self) -> Iterator[fx.Graph]:
+        """The distinct graphs."""
+        return iter((self.train, self.eval) if self.differ else (self.train,))
+
+
+class CollabGraphModule(fx.GraphModule):
+    """A ``GraphModule`` over the modules and the state of ``root``, which it shares and never copies.
+
+    Args:
+        root: the module whose children, parameters and buffers the graphs refer to.
+        modes: the graphs.
+        constants: plain tensors that the graphs refer to by name and that are no state.
+        peers: modules added after the root's own, under these names.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        modes: Modes,
+        *,
+        constants: Mapping[str, torch.Tensor] | None = None,
+        peers: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__(nn.Module(), fx.Graph(), class_name=type(root).__name__)
+        # The very dictionaries, not copies: .to(), .double() and load_state_dict(assign=True) replace their
+        # entries, and would part this module's state from the root's.
+        self.__dict__["_parameters"] = root._parameters
+        self.__dict__["_buffers"] = root._buffers
+        self.__dict__["_non_persistent_buffers_set"] = root._non_persistent_buffers_set
+        self.__dict__["_modules"] = {**root._modules, **(peers or {})}
+        for name in _STATE_HOOKS:
+            if name in root.__dict__:
+                self.__dict__[name] = root.__dict__[name]
+        for name in _plain_attributes(root, modes):
+            self.__dict__[name] = getattr(root, name)
+        self.__dict__.update(constants or {})
+        self.__dict__["_root"] = root
+        self.__dict__["_modes"] = modes
+        self.__dict__["_peers"] = tuple(peers or ())
+        self.__dict__["_constants"] = tuple(constants or ())
+        self.training = root.training
+        self.graph = modes.of(self.training)
+
+    @property
+    def modes(self) -> Modes:
+        """The graphs of train and eval mode."""
+        modes: Modes = self.__dict__["_modes"]
+        return modes
+
+    @property
+    def root(self) -> nn.Module:
+        """The module whose children and state this one shares."""
+        root = self.__dict__["_root"]
+        assert isinstance(root, nn.Module)
+        return root
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """Names of the plain tensors that the graphs refer to and that are no state."""
+        names: tuple[str, ...] = self.__dict__["_constants"]
+        return names
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of the present mode. Assigning another replaces it in the modes that share it."""
+        return self._graph
+
+    @graph.setter
+    def graph(self, graph: fx.Graph) -> None:
+        if "_modes" in self.__dict__ and graph not in tuple(self.modes):
+            old, modes = self._graph, self.modes
+            self.__dict__["_modes"] = Modes(*(graph if g is old else g for g in (modes.train, modes.eval)))
+        graph.owning_module = self
+        self._graph = graph
+        self.recompile()
+
+    def recompile(self) -> PythonCode:
+        """Generate the forward again after the graph was edited in place."""
+        if "_modes" not in self.__dict__ or not self.modes.differ:
+            return super().recompile()
+        active, compiled = self._graph, {}
+        for training in (not self.training, self.training):
+            self._graph = self.modes.of(training)
+            result = super().recompile()
+            compiled[training] = (type(self).forward, self._code)
+        self._graph = active
+        type(self).forward = _dispatch(compiled[True][0], compiled[False][0])  # type: ignore[method-assign]
+        self._code = _merge(compiled[True][1], compiled[False][1])
+        return result
+
+    def train(self, mode: bool = True) -> CollabGraphModule:
+        """Set the mode of all modules the way the root does; peers follow the modules they stem from."""
+        self.root.train(mode)
+        for name in self._peers:
+            peers = self._modules.get(name)
+            if peers is not None:
+                peers.train(mode)
+                _follow_modes(peers, self.root)
+        self.training = self.root.training
+        self._graph = self.modes.of(self.training)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CollabGraphModule:
+        """A copy with all its state, names, graphs and provenance; it shares nothing with this one."""
+        memo[id(self)] = new = CollabGraphModule.__new__(CollabGraphModule)
+        state = {k: v for k, v in self.__dict__.items() if k not in _GENERATED - {"_modes"}}
+        return _restore(new, copy.deepcopy(state, memo))
+
+    def __copy__(self) -> CollabGraphModule:
+        """A module over the same state with graphs of its own."""
+        new = CollabGraphModule.__new__(CollabGraphModule)
+        return _restore(new, self.__dict__ | {"_modes": self.modes.map(copy_graph)})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keep the graph itself, not code to be traced again: that would change in-place operations."""
+        state = {k: v for k, v in self.__dict__.items() if k not in _GENERATED}
+        graphs = [_pack(graph) for graph in self.modes]
+        return _unpickle, (state, graphs)
+
+
+_GENERATED = frozenset({"_graph", "_modes", "_code", "_lineno_map", "_prologue_start"})
+
+
+def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule:
+    new.__dict__.update(state)
+    new.__class__.__name__ = type(new.root).__name__
+    for graph in new.modes:
+        graph.owning_module = new
+    new.__dict__["_graph"] = new.modes.of(new.training)
+    new.recompile()
+    return new
+
+
+def _plain_attributes(root: nn.Module, modes: Modes) -> set[str]:
+    """Names of the root's attributes that graphs read and that are neither modules nor registered state."""
+    heads = {
+        str(node.target).split(".", 1)[0] for graph in modes for node in graph.nodes if node.op == "get_attr"
+    }
+    registered = root._parameters.keys() | root._buffers.keys() | root._modules.keys()
+    return {name for name in heads - registered if hasattr(root, name)}
+
+
+def _follow_modes(peers: nn.Module, root: nn.Module) -> None:
+    origins = dict(root.named_modules(remove_duplicate=False))
+    for branch in peers.children():
+        for name, module in branch.named_modules():
+            if name in origins and type(module) is type(origins[name]):
+                module.training = origins[name].training
+
+
+def _dispatch(train: Callable[..., Any], evaluation: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return train(self, *args, **kwargs) if self.training else evaluation(self, *args, **kwargs)
+
+    forward.__signature__ = inspect.signature(train)  # type: ignore[attr-defined]
+    forward.__annotations__ = train.__annotations__
+    return forward
+
+
+def _merge(train: str, evaluation: str) -> str:
+    """Both generated forwards as one text."""
+    (head, train_body), (_, eval_body) = (code.split("\n", 1) for code in _definitions(train, evaluation))
+    return f"\n{head}\n    if self.training:\n{textwrap.indent(train_body, '    ')}\n    else:\n{textwrap.indent(eval_body, '    ')}"
+
+
+def _definitions(*codes: str) -> Iterator[str]:
+    return (code[code.index("def forward") :].rstrip() for code in codes)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A node as an argument in a packed graph."""
+
+    name: str
+
+
+def _pack(graph: fx.Graph) -> dict[str, Any]:
+    nodes = [
+        (
+            node.op,
+            node.name,
+            _pack_target(node.target),
+            map_aggregate(node.args, _pack_argument),  # type: ignore[arg-type]
+            map_aggregate(node.kwargs, _pack_argument),  # type: ignore[arg-type]
+            node.type,
+            {key: node.meta[key] for key in (META_KEY, "stack_trace") if key in node.meta},
+        )
+        for node in graph.nodes
+    ]
+    return {"nodes": nodes, "codegen": graph._codegen}
+
+
+def _pack_argument(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return _Input(value.name)
+    return _pack_target(value) if isinstance(value, torch._ops.OpOverload) else value
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """An operator overload by name; torch's own can't be pickled."""
+
+    name: str
+
+    def resolve(self) -> Any:
+        namespace, name = self.name.split("::")
+        operator, _, overload = name.partition(".")
+        return getattr(getattr(getattr(torch.ops, namespace), operator), overload or "default")
+
+
+def _pack_target(target: Any) -> Any:
+    return _Operator(target.name()) if isinstance(target, torch._ops.OpOverload) else target
+
+
+def _unpickle(state: dict[str, Any], graphs: list[dict[str, Any]]) -> CollabGraphModule:
+    unpacked = [_unpack(graph) for graph in graphs]
+    new = CollabGraphModule.__new__(CollabGraphModule)
+    return _restore(new, state | {"_modes": Modes(unpacked[0], unpacked[-1])})
+
+
+def _unpack(packed: dict[str, Any]) -> fx.Graph:
+    graph, values = fx.Graph(), {}
+
+    def argument(value: Any) -> Any:
+        if isinstance(value, _Input):
+            return values[value.name]
+        return value.resolve() if isinstance(value, _Operator) else value
+
+    for op, name, target, args, kwargs, type_expr, meta in packed["nodes"]:
+        node = graph.create_node(
+            op,
+            argument(target),
+            map_aggregate(args, argument),
+            map_aggregate(kwargs, argument),
+            name=name,
+            type_expr=type_expr,
+        )
+        node.meta.update(meta)
+        values[name] = node
+    graph.set_codegen(packed["codegen"])
+    return graph
+

@@ -1,0 +1,76 @@
+"""Small tools over ``torch.fx`` graphs that several passes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+from torch.fx.node import Argument, map_arg
+
+
+def copy_node(
+    graph: fx.Graph, node: fx.Node, name: str, target: Any, argument: Callable[[fx.Node], Argument]
+) -> fx.Node:
+    """Append to ``graph`` a copy of ``node`` under another name and target, its inputs mapped."""
+    args, kwargs = map_arg(node.args, argument), map_arg(node.kwargs, argument)
+    new = graph.create_node(node.op, target, args, kwargs, name=name, type_expr=node.type)  # type: ignore[arg-type]
+    new.meta = dict(node.meta)
+    return new
+
+
+def map_inputs(value: Any, function: Callable[[fx.Node], Argument]) -> Any:
+    """Nested arguments with every node replaced by ``function`` of it."""
+    return map_arg(value, function)
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy of ``graph``: the same nodes under the same names, in the same order."""
+    new = fx.Graph(tracer_cls=graph._tracer_cls)
+    values: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        values[node] = copy_node(new, node, node.name, node.target, values.__getitem__)
+    new.set_codegen(graph._codegen)
+    return new
+
+
+def describe_node(node: fx.Node) -> tuple[str, str, Any, Any, Any, Any]:
+    """All that makes a node: name, op, target, arguments (inputs by name), keyword arguments and type."""
+    named = lambda value: map_arg(value, lambda n: _InputName(n.name))  # type: ignore[return-value, arg-type]  # noqa: E731
+    return node.name, node.op, node.target, named(node.args), named(node.kwargs), node.type
+
+
+class _InputName(str):
+    """A node's name as an argument; differs from a string argument of the same text."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _InputName) and str.__eq__(self, other)
+
+    def __hash__(self) -> int:
+        return hash(("input", str(self)))
+
+
+def first_difference(one: fx.Graph, other: fx.Graph) -> str | None:
+    """Where two graphs differ first, in words; None where they are equal node for node."""
+    for left, right in zip(one.nodes, other.nodes, strict=False):
+        if describe_node(left) != describe_node(right):
+            return f"{left.format_node()!s} differs from {right.format_node()!s}"
+    if len(one.nodes) != len(other.nodes):
+        return f"{len(one.nodes)} nodes differ from {len(other.nodes)}"
+    return None
+
+
+def source_line(node: fx.Node) -> str | None:
+    """The line of the user's code that made ``node``, where the tracer recorded it."""
+    trace = node.meta.get("stack_trace") or node.stack_trace
+    if not trace:
+        return None
+    lines = [line.strip() for line in trace.strip().splitlines() if line.strip().startswith("File")]
+    return lines[-1] if lines else None
+
+
+def get_output(graph: fx.Graph) -> fx.Node:
+    """The output node of ``graph``."""
+    return next(iter(reversed(graph.nodes)))

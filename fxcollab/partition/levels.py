@@ -1,0 +1,242 @@
+"""The level of every node and of all state: behind how many splits it lies.
+
+A node that depends on inputs has the level of its dependence. One that depends on no input, such as a
+parameter or what is computed from parameters alone, is drawn to where it is used: it has the least level of its
+users, so that a weight used behind a split exists once a branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+
+from fxcollab.errors import SplitError
+from fxcollab.graphs import source_line
+from fxcollab.partition.effects import EffectAnalysis, Write, track_storages
+from fxcollab.partition.randomness import draws_randomly
+
+Cuts = Sequence[tuple[fx.Node, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class GraphLevels:
+    """Levels of one graph.
+
+    Attributes:
+        nodes: the level of every node.
+        writes: in-place writes into storage that crosses into deeper levels.
+        floating: nodes that read state behind no user whose level is known yet.
+    """
+
+    nodes: Mapping[fx.Node, int]
+    writes: tuple[Write, ...]
+    floating: frozenset[fx.Node]
+
+
+def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects: EffectAnalysis) -> GraphLevels:
+    """Levels by data flow, where a later read of storage that was written depends on the write.
+
+    Args:
+        graph: a captured graph.
+        cuts: the nodes of each split, in order; one cut at all inputs for independent instances.
+        names: the split's names, for messages.
+        effects: what nodes do to their inputs.
+
+    Raises:
+        SplitError: the splits are not ordered along the data flow, or don't reach the output.
+    """
+    written: dict[fx.Node, set[fx.Node]] = {}
+    while True:
+        levels, floating = _levels(graph, cuts, names, written)
+        crossing = {u for node in graph.nodes for u in node.all_input_nodes if levels[u] < levels[node]}
+        storages = track_storages(graph, effects, (node for node in graph.nodes if node in crossing))
+        deeper = tuple(w for w in storages.writes if any(levels[r] < levels[w.node] for r in w.roots))
+        if not _add_dependences(graph, levels, storages.roots, deeper, written):
+            _refuse_torn_storage(graph, levels, storages.roots, deeper)
+            return GraphLevels(levels, deeper, floating)
+
+
+def _levels(
+    graph: fx.Graph, cuts: Cuts, names: Sequence[str], written: Mapping[fx.Node, set[fx.Node]]
+) -> tuple[dict[fx.Node, int], frozenset[fx.Node]]:
+    behind = {node: 1 << k for k, cut in enumerate(cuts) for node in cut}
+    masks: dict[fx.Node, int] = {}
+    fed: set[fx.Node] = set()
+    for node in graph.nodes:
+        sources = [*node.all_input_nodes, *written.get(node, ())]
+        masks[node] = 0
+        for source in sources:
+            masks[node] |= masks[source] | behind.get(source, 0)
+        if node.op in ("placeholder", "output") or any(source in fed for source in sources):
+            fed.add(node)
+    _check_order(masks, cuts, names)
+    levels = {node: masks[node].bit_length() for node in graph.nodes}
+    levels[next(iter(reversed(graph.nodes)))] = len(cuts)
+    return levels, _sink(graph, levels, fed)
+
+
+def _check_order(masks: Mapping[fx.Node, int], cuts: Cuts, names: Sequence[str]) -> None:
+    for k, cut in enumerate(cuts):
+        for node in cut:
+            inside = [j for j in range(len(cuts)) if masks[node] >> j & 1]
+            if inside != list(range(k)):
+                raise _out_of_order(k, inside, node, names)
+    for node, mask in masks.items():
+        if node.op != "output" and mask & (mask + 1):
+            last = names[mask.bit_length() - 1]
+            raise SplitError(
+                f"Splits {', '.join(names)} don't lie one behind the other.",
+                where=_place(node),
+                why=f"{node.name!r} depends on {last!r}, but not on every split before it",
+                hint="cut all values that cross at this point in one split: 'a+b'",
+            )
+
+
+def _out_of_order(k: int, inside: Sequence[int], node: fx.Node, names: Sequence[str]) -> SplitError:
+    behind = ", ".join(repr(names[j]) for j in inside if j >= k)
+    if behind == repr(names[k]):
+        return SplitError(
+            f"Split {names[k]!r} cuts at values that lie behind one another.",
+            where=_place(node),
+            why=f"{node.name!r} depends on another value of the same split",
+            hint="name them as two splits, or leave this one out",
+        )
+    if behind:
+        return SplitError(
+            f"Split {names[k]!r} lies behind {behind}, which is named after it.",
+            where=_place(node),
+            why="splits are given in the order of the data flow",
+            hint="turn the order round",
+        )
+    missing = next(names[j] for j in range(k) if j not in inside)
+    return SplitError(
+        f"Split {names[k]!r} doesn't lie behind split {missing!r}.",
+        where=_place(node),
+        why=f"{node.name!r} doesn't depend on {missing!r}, so neither is deeper than the other",
+        hint=f"if both belong to one cut, name it '{missing}+{names[k]}'",
+    )
+
+
+def check_reaches_output(graph: fx.Graph, cuts: Cuts, names: Sequence[str]) -> None:
+    """Refuse a split whose value the output doesn't depend on.
+
+    Raises:
+        SplitError: with the nodes that do lie on the way.
+    """
+    needed = {next(iter(reversed(graph.nodes)))}
+    for node in reversed(graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    for cut, name in zip(cuts, names, strict=True):
+        for node in cut:
+            if node not in needed:
+                way = [n.name for n in graph.nodes if n in needed and n.op == "call_module"]
+                raise SplitError(
+                    f"Split {name!r} is not on the path to the output.",
+                    where=_place(node),
+                    why=f"nothing of the output is computed from {node.name!r}",
+                    hint="on the path are " + ", ".join(way[-8:] or ["no modules"]),
+                )
+
+
+def _sink(graph: fx.Graph, levels: dict[fx.Node, int], fed: set[fx.Node]) -> frozenset[fx.Node]:
+    """Draw nodes that no input feeds to their users. Returns those of them that have none."""
+    stateful = _stateful(graph, fed)
+    unused = set()
+    for node in reversed(graph.nodes):
+        if node in fed or node not in stateful:
+            continue
+        users = [levels[user] for user in node.users if user not in unused]
+        if users:
+            levels[node] = min(users)
+        else:
+            unused.add(node)
+    return frozenset(unused)
+
+
+def _stateful(graph: fx.Graph, fed: set[fx.Node]) -> set[fx.Node]:
+    """Unfed nodes that read state or draw random numbers; plain constants may stay in the trunk."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        reads = node.op in ("get_attr", "call_module") or draws_randomly(node)
+        if node not in fed and (reads or any(source in found for source in node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _add_dependences(
+    graph: fx.Graph,
+    levels: Mapping[fx.Node, int],
+    roots: Mapping[fx.Node, frozenset[fx.Node]],
+    writes: Iterable[Write],
+    written: dict[fx.Node, set[fx.Node]],
+) -> bool:
+    """Let shallower readers that come after a write depend on it. Returns whether any was added."""
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    added = False
+    for write in writes:
+        if not write.certain:
+            continue
+        for node in graph.nodes:
+            late = position[node] > position[write.node] and node.op != "output"
+            reads = any(roots.get(u, frozenset()) & write.roots for u in node.all_input_nodes)
+            if late and reads and levels[node] < levels[write.node] and write.node not in written.get(node, ()):
+                written.setdefault(node, set()).add(write.node)
+                added = True
+    return added
+
+
+def _refuse_torn_storage(
+    graph: fx.Graph,
+    levels: Mapping[fx.Node, int],
+    roots: Mapping[fx.Node, frozenset[fx.Node]],
+    writes: Iterable[Write],
+) -> None:
+    """Each branch writes into a copy of its own; another crossing view of the same storage would miss it."""
+    for write in writes:
+        behind = False
+        for node in graph.nodes:
+            behind = behind or node is write.node
+            if not behind or node is write.node or not write.certain or levels[node] < levels[write.node]:
+                continue
+            for source in node.all_input_nodes:
+                crosses = levels[source] < levels[write.node] and source.op != "get_attr"
+                if crosses and source not in write.roots and roots.get(source, frozenset()) & write.roots:
+                    written = ", ".join(sorted(root.name for root in write.roots))
+                    raise SplitError(
+                        f"{write.node.name!r} writes in place into storage that crosses the split twice.",
+                        where=_place(write.node),
+                        why=f"{source.name!r} is a view of {written} and is read after the write",
+                        hint="make the operation out-of-place, or clone the value before the split",
+                    )
+
+
+def _place(node: fx.Node) -> str:
+    line = source_line(node)
+    return f"node {node.name!r} ({node.op} {node.target}){f', {line}' if line else ''}"
+
+
+def state_tensors(node: fx.Node, root: nn.Module) -> dict[str, Tensor]:
+    """The state that a node reads, by qualified name: of a parameter's node, or of a whole module."""
+    if node.op == "get_attr":
+        value = attribute(root, str(node.target))
+        return {str(node.target): value} if isinstance(value, Tensor) else {}
+    if node.op == "call_module":
+        return tensors_of(root.get_submodule(str(node.target)), f"{node.target}.")
+    return {}
+
+
+def tensors_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """Parameters and buffers of ``module`` under all their names."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    buffers = module.named_buffers(remove_duplicate=False)
+    return {prefix + name: tensor for named in (parameters, buffers) for name, tensor in named}
+
+
+def attribute(root: nn.Module, path: str) -> object:
+    """The attribute of ``root`` at a dotted path."""
+    owner, _, name = path.rpartition(".")
+    return getattr(root.get_submodule(owner), name)
+

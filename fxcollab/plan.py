@@ -1,0 +1,72 @@
+"""The plan: everything that, with the source, makes a training graph again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from fxcollab.codegen import CollabGraphModule
+from fxcollab.errors import StateError
+from fxcollab.source import Source
+from fxcollab.tree import HeadTree, Pattern
+
+PLAN_KEY = "fxcollab"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a training graph was made.
+
+    Attributes:
+        pattern: the pattern's name.
+        tree: splits and fan-outs.
+        init: how peers started; a function's name where one was given.
+        seed: what the peers' initialisation was drawn from.
+        rescale: whether crossing values are rescaled.
+        granularity: how far the capture opened the model.
+        peers: the name under which peers live.
+        source: where the model came from, if that can be said.
+    """
+
+    pattern: Pattern
+    tree: HeadTree
+    init: str
+    seed: int
+    rescale: bool
+    granularity: str
+    peers: str
+    source: Source | None
+
+
+def plan_of(train_model: nn.Module) -> Plan:
+    """The plan of a training model.
+
+    Raises:
+        StateError: it is none.
+    """
+    plan = getattr(train_model, "meta", {}).get(PLAN_KEY) if isinstance(train_model, CollabGraphModule) else None
+    if not isinstance(plan, Plan):
+        raise StateError(
+            f"{type(train_model).__qualname__} is no training model.",
+            why="it was not made by fxcollab.transform",
+            hint="pass what transform or load returned",
+        )
+    return plan
+
+
+def training_model(module: nn.Module) -> CollabGraphModule:
+    """The training model inside DDP's, ``torch.compile``'s and similar wrappers.
+
+    Raises:
+        StateError: there is none.
+    """
+    inner = module
+    while not isinstance(inner, CollabGraphModule):
+        wrapped = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+        if not isinstance(wrapped, nn.Module):
+            break
+        inner = wrapped
+    plan_of(inner)
+    assert isinstance(inner, CollabGraphModule)
+    return inner

@@ -1,0 +1,210 @@
+"""How peers start. They must differ from head 0, or nothing is learnt from them."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fxcollab.errors import PatternError, StateError
+from fxcollab.partition.levels import tensors_of
+from fxcollab.rewrite.peers import Branch, State, own_tensors
+from fxcollab.tree import HeadTree, Path, branch_name
+
+Factory = Callable[[], nn.Module]
+InitFunction = Callable[[nn.Module, str], None]
+Init = Literal["fresh", "copy", "copy-anyway"] | InitFunction
+INITS = ("fresh", "copy", "copy-anyway")
+
+
+def check_init(init: Init, stochastic: bool) -> None:
+    """Refuse an unknown ``init``, and ``copy`` where heads that start equal would stay equal.
+
+    Args:
+        init: the way peers start.
+        stochastic: whether anything behind a split draws random numbers.
+
+    Raises:
+        PatternError: with the way out.
+    """
+    if callable(init):
+        return
+    if init not in INITS:
+        raise PatternError(
+            f"There is no init {init!r}.", hint=f"use one of {', '.join(INITS)}, or a callable(module, path)"
+        )
+    if init == "copy" and not stochastic:
+        raise PatternError(
+            "Peers that start as copies would never differ from head 0.",
+            why="no operation behind the splits draws random numbers, so all heads would stay equal",
+            hint="use init='fresh'; init='copy-anyway' if you make them differ yourself",
+        )
+
+
+def initialise(
+    branches: Mapping[Path, Branch],
+    state: State,
+    tree: HeadTree,
+    init: Init,
+    seed: int,
+    factory: Factory | None,
+) -> None:
+    """Give the peers their first values; leaves the global random state as it was.
+
+    Args:
+        branches: the peers, at present copies of the root's state.
+        state: levels of the root's state.
+        tree: the head tree.
+        init: ``fresh``, ``copy``, ``copy-anyway``, or a function of a branch's module and its name.
+        seed: what ``fresh`` and functions draw from.
+        factory: makes a model like the root; where it is None, modules initialise themselves.
+    """
+    if isinstance(init, str) and init.startswith("copy"):
+        return
+    if callable(init):
+        for path, branch in branches.items():
+            with isolated_randomness(seed, branch_name(path)), torch.no_grad():
+                init(branch, branch_name(path))
+        return
+    material = {path: branch for path, branch in branches.items() if _has_values(branch)}
+    if not (material and factory is not None and _from_factory(material, state, tree, seed, factory)):
+        for path, branch in material.items():
+            with isolated_randomness(seed, branch_name(path)):
+                _reset(branch, own_tensors(state, path))
+
+
+def _has_values(branch: nn.Module) -> bool:
+    fake = torch._subclasses.FakeTensor
+    return any(t.device.type != "meta" and not isinstance(t, fake) for t in branch.parameters())
+
+
+def _from_factory(
+    branches: Mapping[Path, Branch], state: State, tree: HeadTree, seed: int, factory: Factory
+) -> bool:
+    """Take the values from new models, one a head. Returns False where the factory always makes the same."""
+    original = tensors_of(state.root)
+    for head in range(1, tree.heads):
+        full = tree.head_path(head)
+        born = [path for path in branches if full == path + (0,) * (tree.depth - len(path))]
+        if not born:
+            continue
+        with isolated_randomness(seed, branch_name(full)):
+            made = tensors_of(factory())
+        _check_alike(original, made)
+        for path in born:
+            names = own_tensors(state, path)
+            if _equal(names, original, made):
+                warnings.warn(
+                    "the factory makes the same weights at every call (does it set a seed, or load weights?): "
+                    "peers are initialised by their modules' own reset_parameters instead",
+                    stacklevel=4,
+                )
+                return False
+            peers = tensors_of(branches[path])
+            with torch.no_grad():
+                for name in names:
+                    peers[name].copy_(made[name])
+    return True
+
+
+def _check_alike(original: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> None:
+    different = [
+        name
+        for name in original.keys() | made.keys()
+        if name not in original or name not in made or original[name].shape != made[name].shape
+    ]
+    if different:
+        raise StateError(
+            "The factory makes a model other than the one that is transformed.",
+            where=", ".join(sorted(different)[:4]),
+            why="these are not the same tensors in both",
+            hint="give a factory of exactly this model, or the model alone",
+        )
+
+
+def _equal(names: Iterable[str], original: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> bool:
+    parameters = [name for name in names if isinstance(original[name], nn.Parameter)]
+    return bool(parameters) and all(
+        torch.equal(original[name].detach().cpu(), made[name].detach().cpu()) for name in parameters
+    )
+
+
+def _reset(branch: nn.Module, own: list[str]) -> None:
+    """Every module's own ``reset_parameters``, inner modules first; what it leaves out is redrawn."""
+    tensors = tensors_of(branch)
+    own_ids = {id(tensors[name]) for name in own}
+    foreign = [(tensor, tensor.detach().clone()) for tensor in tensors.values() if id(tensor) not in own_ids]
+    uncovered: list[str] = []
+    for path, module in reversed(list(branch.named_modules())):
+        prefix = f"{path}." if path else ""
+        uncovered += [prefix + name for name in _reset_module(module, own_ids)]
+    with torch.no_grad():
+        for tensor, values in foreign:
+            tensor.copy_(values)
+    if uncovered:
+        warnings.warn(
+            f"no module initialises {', '.join(uncovered[:6])}{' and more' if len(uncovered) > 6 else ''}: "
+            "redrawn with the mean and deviation they have in the given model "
+            "(give a factory to initialise them as the model does)",
+            stacklevel=5,
+        )
+
+
+def _reset_module(module: nn.Module, own: set[int]) -> list[str]:
+    """Initialise one module's direct parameters. Returns the names of those that had to be redrawn."""
+    parameters = {name: p for name, p in module.named_parameters(recurse=False) if id(p) in own}
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    if callable(reset):
+        with torch.no_grad():
+            for parameter in parameters.values():
+                if parameter.is_floating_point():
+                    parameter.fill_(float("nan"))
+        reset()
+    redrawn = []
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if not callable(reset) or bool(parameter.isnan().any()):
+                _redraw(parameter, before[name])
+                redrawn.append(name)
+    return redrawn
+
+
+def _redraw(parameter: Tensor, like: Tensor) -> None:
+    """Normal values with the mean and deviation of ``like``; a constant stays."""
+    if like.numel() < 2 or not like.is_floating_point() or bool((like == like.flatten()[0]).all()):
+        parameter.copy_(like)
+    else:
+        values = torch.randn(like.shape, dtype=torch.float64)
+        values = values * like.double().std().cpu() + like.double().mean().cpu()
+        parameter.copy_(values.to(like.dtype))
+
+
+@contextmanager
+def isolated_randomness(seed: int, name: str = "") -> Iterator[None]:
+    """Run with generators seeded by ``seed`` and ``name`` alone; restore torch's, numpy's and Python's."""
+    derived = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
+    numpy: Any = sys.modules.get("numpy")
+    state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(derived)
+        if devices:
+            torch.cuda.manual_seed_all(derived)
+        random.seed(derived)
+        if numpy:
+            numpy.random.seed(derived % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            if numpy:
+                numpy.random.set_state(numpy_state)
+

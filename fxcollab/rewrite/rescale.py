@@ -1,0 +1,92 @@
+"""The rescale: identity forward, gradient times a factor backward (paper, equation 5).
+
+Three ways of writing it fail silently somewhere: a plain ``autograd.Function`` loses its backward under
+``torch.export`` and is inlined by a second ``symbolic_trace``; a tensor hook is lost by both; and
+``x*s + (x*(1-s)).detach()`` is not the identity for 3, 5 or 7 heads. So this one is a function that
+
+* hands proxies to ``__torch_function__``, and therefore stays one node whenever a graph is traced again;
+* is an ``autograd.Function`` that copies nothing where autograd runs (eager, ``torch.compile``, vmap);
+* is written as ``lerp`` for tracers that see operators only (``torch.export``, ``torch.jit.trace``).
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.utils import _pytree as pytree
+
+_CARRIES_NO_GRADIENT = (
+    type(None), bool, int, float, complex, str, bytes, slice, type(...),
+    torch.dtype, torch.device, torch.layout, torch.memory_format,
+    torch.SymInt, torch.SymFloat, torch.SymBool,
+    types.FunctionType, type,
+)  # fmt: skip
+
+
+class _Rescale(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, factor: float) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
+def rescale(value: Any, factor: float) -> Any:
+    """``value`` itself, bit for bit; the gradient that comes back through it is multiplied with ``factor``.
+
+    Args:
+        value: a tensor of any shape, or any pytree of tensors. Integers, booleans and whatever else carries
+            no gradient pass bare.
+        factor: the gradient's factor, 1/H where H branches meet (equation 5).
+
+    Returns:
+        The same value. A tensor may share the storage of ``value``; don't write into it.
+
+    Raises:
+        TypeError: ``value`` holds an object that may hide tensors and that pytree doesn't know.
+    """
+    if has_torch_function_unary(value):
+        return handle_torch_function(rescale, (value,), value, factor)
+    if isinstance(value, Tensor):
+        return _rescale_tensor(value, factor)
+    if isinstance(value, _CARRIES_NO_GRADIENT):
+        return value
+    return pytree.tree_map(lambda leaf: _rescale_leaf(leaf, factor), value)
+
+
+# Generated code and re-traced graphs refer to it by this, its public name: ``fxcollab_rescale(x, 0.5)``.
+rescale.__module__ = "fxcollab"
+
+
+def _rescale_leaf(leaf: Any, factor: float) -> Any:
+    if isinstance(leaf, Tensor) or has_torch_function_unary(leaf):
+        return rescale(leaf, factor)
+    if isinstance(leaf, _CARRIES_NO_GRADIENT):
+        return leaf
+    raise TypeError(
+        f"rescale can't look into a value of type {type(leaf).__qualname__}: its gradient would stay unscaled\n"
+        "  hint: register the type with torch.utils._pytree.register_pytree_node or register_dataclass, "
+        "or put the split where a tensor crosses"
+    )
+
+
+def _rescale_tensor(value: Tensor, factor: float) -> Tensor:
+    if not value.requires_grad or not (value.is_floating_point() or value.is_complex()):
+        return value
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        # Of lerp's two formulas, weights of one half and more take the one that keeps the sign of zero.
+        return torch.lerp(value, value.detach(), 1.0 - factor)
+    result: Tensor = _Rescale.apply(value, factor)  # type: ignore[no-untyped-call]
+    return result

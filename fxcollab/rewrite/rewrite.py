@@ -1,0 +1,104 @@
+"""Rewrite: a captured model and its partition become the training model."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from fxcollab.codegen import CollabGraphModule
+from fxcollab.errors import StateError
+from fxcollab.partition import Partition
+from fxcollab.partition.randomness import draws_randomly, module_draws_randomly
+from fxcollab.rewrite.duplicate import Cut, Duplicated, duplicate
+from fxcollab.rewrite.fed import Fed
+from fxcollab.rewrite.initialise import Factory, Init, check_init, initialise
+from fxcollab.rewrite.peers import State, build_peers, nest
+
+
+def rewrite(
+    captured: CollabGraphModule,
+    partition: Partition,
+    *,
+    init: Init = "fresh",
+    seed: int = 0,
+    factory: Factory | None = None,
+    rescale: bool = True,
+    peers: str = "peers",
+) -> CollabGraphModule:
+    """The training model: its forward returns a tuple with one output a head, head 0 first.
+
+    Trunk and head 0 are the captured model's own modules and tensors; peers are new and live under ``peers``.
+
+    Args:
+        captured: what `capture` returned.
+        partition: what `partition` returned for it.
+        init: how peers start: ``fresh``, ``copy``, ``copy-anyway`` or ``callable(module, path)``, which is
+            called with each branch's module and name and finds copies of the weights there.
+        seed: what the initialisation draws from.
+        factory: makes models like the captured one, for ``fresh``.
+        rescale: False leaves the rescale nodes out (table 3's "no scaling").
+        peers: the name under which peers live.
+
+    Raises:
+        StateError: the model has something of that name already.
+        PatternError: ``init`` would leave all heads equal.
+    """
+    if hasattr(captured, peers):
+        raise StateError(
+            f"The model has an attribute {peers!r} of its own.",
+            where=f"{type(captured.root).__qualname__}.{peers}",
+            why="the peers of the other heads would live under that name",
+            hint="give another: transform(..., peers='heads')",
+        )
+    check_init(init, is_stochastic(captured, partition))
+    state = State(captured.root, partition.modules, partition.state)
+    branches = build_peers(state, partition.tree)
+    initialise(branches, state, partition.tree, init, seed, factory)
+    nested = nest(branches)
+    duplicated = {
+        graph: duplicate(
+            Cut(
+                graph,
+                partition.nodes[graph],
+                partition.writes[graph],
+                partition.modules,
+                partition.state,
+                partition.tree,
+                captured,
+                peers,
+                rescale,
+            )
+        )
+        for graph in captured.modes
+    }
+    modes = captured.modes.map(lambda graph: duplicated[graph].graph)
+    constants = {name: getattr(captured, name) for name in captured.constants}
+    train_model = CollabGraphModule(captured.root, modes, constants=constants, peers={peers: nested})
+    for result in duplicated.values():
+        _add_fed(train_model, result)
+    train_model.train(captured.training)
+    return train_model
+
+
+def is_stochastic(captured: CollabGraphModule, partition: Partition) -> bool:
+    """Whether anything that is duplicated draws random numbers."""
+    return any(
+        _draws(node, captured) for levels in partition.nodes.values() for node, level in levels.items() if level > 0
+    )
+
+
+def _draws(node: fx.Node, captured: nn.Module) -> bool:
+    if node.op == "call_module":
+        return module_draws_randomly(captured.get_submodule(str(node.target)))
+    return draws_randomly(node)
+
+
+def _add_fed(train_model: CollabGraphModule, result: Duplicated) -> None:
+    for target, module in result.fed.items():
+        owner: nn.Module = train_model
+        *path, leaf = target.split(".")
+        for atom in path:
+            if atom not in owner._modules:
+                owner.add_module(atom, nn.Module())
+            owner = owner.get_submodule(atom)
+        owner.add_module(leaf, Fed(train_model.get_submodule(module)))
+

@@ -1,0 +1,104 @@
+"""State dicts of training models: which entries make up one head, under its original names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fxcollab.errors import StateError
+from fxcollab.tree import HeadTree, Path, branch_name, parse_branch_name
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+_INFIXES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+_WRAPPERS_OWN = frozenset({"n_averaged"})
+
+
+def prune_state_dict(checkpoint: Mapping[str, Any], head: int = 0, *, peers: str = "peers") -> dict[str, Any]:
+    """The state dict of one head under the original's names and in its order; needs no model.
+
+    Head 0 is what is left without the peers. For another head, the peers of its branches take the place of
+    their originals. Prefixes that wrappers add (``module.``, ``_orig_mod.``, ``model.``) are taken off.
+
+    Args:
+        checkpoint: the state dict of a training model, or one wrapped by DDP, ``torch.compile``,
+            ``AveragedModel`` or checkpointing.
+        head: the head to keep.
+        peers: the name under which peers live.
+
+    Returns:
+        A new dict with the checkpoint's own values; the original model loads it with ``strict=True``.
+
+    Raises:
+        StateError: it is no state dict, or holds no peers.
+        PatternError: there is no such head.
+    """
+    state = unwrapped(checkpoint, peers)
+    branches: dict[Path, dict[str, Any]] = {}
+    original: dict[str, Any] = {}
+    for key, value in state.items():
+        path, name = _place(key, peers)
+        (original if path is None else branches.setdefault(path, {}))[name] = value
+    if not branches:
+        raise StateError(
+            "The checkpoint holds no peers.",
+            where=f"its keys are {', '.join(list(state)[:4])}, ...",
+            why=f"no key begins with '{peers}.', so it is not the state dict of a training model",
+            hint="it may be the state of a single network already; or name the peers: peers='...'",
+        )
+    path = tree_of(branches).head_path(head)
+    for level in range(1, len(path) + 1):
+        original.update(branches.get(path[:level], {}))
+    return original
+
+
+def unwrapped(checkpoint: Mapping[str, Any], peers: str = "peers") -> dict[str, Any]:
+    """The state dict without the prefixes that wrappers put before or into its keys."""
+    if not all(isinstance(key, str) for key in checkpoint) or any(
+        isinstance(value, Mapping) for value in checkpoint.values()
+    ):
+        nested = [str(key) for key, value in checkpoint.items() if isinstance(value, Mapping)]
+        raise StateError(
+            "The checkpoint is no state dict.",
+            why=f"its values under {', '.join(nested) or 'keys that are no text'} are not tensors",
+            hint=f"pass the state dict inside it, such as checkpoint[{nested[0]!r}]" if nested else None,
+        )
+    state = {_without_infixes(key): value for key, value in checkpoint.items() if key not in _WRAPPERS_OWN}
+    while not any(key.startswith(f"{peers}.") for key in state):
+        prefix = next((p for p in _WRAPPERS if state and all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def tree_of(branches: Mapping[Path, Any]) -> HeadTree:
+    """The head tree whose branches these are, without the names of its splits."""
+    depth = max(map(len, branches))
+    fanouts = tuple(1 + max(path[k] for path in branches if len(path) > k) for k in range(depth))
+    tree = HeadTree((), fanouts)
+    missing = [branch_name(path) for path in tree.peers() if path not in branches]
+    if missing:
+        raise StateError(
+            f"The checkpoint lacks the peers of {', '.join(missing[:4])}.",
+            why="every branch of a training model has peers",
+            hint="was the checkpoint saved whole?",
+        )
+    return tree
+
+
+def _place(key: str, peers: str) -> tuple[Path | None, str]:
+    """The branch and the original name of a key; no branch for trunk and head 0."""
+    if key.startswith(f"{peers}."):
+        branch, _, name = key.removeprefix(f"{peers}.").partition(".")
+        path = parse_branch_name(branch)
+        if path is not None and name:
+            return path, name
+    return None, key
+
+
+def _without_infixes(key: str) -> str:
+    for infix in _INFIXES:
+        key = key.replace(infix, "")
+    return key
+
+

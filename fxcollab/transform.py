@@ -1,0 +1,122 @@
+"""Transform: capture, partition and rewrite in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxcollab.capture import ExampleInputs, capture
+from fxcollab.capture.capture import Granularity
+from fxcollab.codegen import CollabGraphModule
+from fxcollab.errors import CaptureError, SplitError
+from fxcollab.partition import partition
+from fxcollab.plan import PLAN_KEY, Plan
+from fxcollab.rewrite import Init, rewrite
+from fxcollab.source import Source, source_of
+from fxcollab.tree import Pattern, head_tree
+
+INPUTS_KEY = "fxcollab_inputs"
+
+
+def transform(
+    model: nn.Module | Callable[[], nn.Module],
+    pattern: Pattern = "hierarchical",
+    splits: Sequence[str] | str = (),
+    heads: int | None = None,
+    fanouts: Sequence[int] | None = None,
+    example_inputs: ExampleInputs | None = None,
+    init: Init = "fresh",
+    seed: int | None = None,
+    rescale: bool = True,
+    granularity: Granularity = "auto",
+    *,
+    factory: Callable[[], nn.Module] | None = None,
+    source: Source | None = None,
+    peers: str = "peers",
+) -> CollabGraphModule:
+    """A training model with several heads of ``model`` (paper, section 3.1).
+
+    Its forward takes what the model takes and returns a tuple of H outputs, head 0 first, each of the model's
+    own output structure. Trunk and head 0 are the model's own modules and tensors: training it trains ``model``.
+
+    Args:
+        model: any module on any device, meta included; a zero-argument factory of one; or a ``GraphModule``,
+            which is taken as it is.
+        pattern: ``multi-instance`` (H instances, no split), ``simple`` (one split, H heads) or
+            ``hierarchical`` (K splits, a tree).
+        splits: names, ordered along the data flow; a text may list them with commas. A module's path
+            cuts after its output, ``name@2`` after its second call, ``a+b`` at two values; other names are
+            those of nodes.
+        heads: H of ``simple`` and ``multi-instance``; 2 unless said.
+        fanouts: branches at each split of ``hierarchical``; 2 each unless said.
+        example_inputs: tuple or dict of tensors; tells which optional inputs the graph keeps.
+        init: how peers start. ``fresh``: initialised anew, by the factory where there is one, else by the
+            modules' own ``reset_parameters``. ``copy``: as head 0, refused where nothing is random behind the
+            splits (``copy-anyway`` insists). Or ``callable(module, path)`` for each branch.
+        seed: the peers' initialisation is a function of it; by default ``torch.initial_seed()``.
+        rescale: False leaves gradients unscaled where heads meet.
+        granularity: ``auto`` opens only the modules that hold a split; ``op`` everything down to torch's layers.
+        factory: makes models like ``model``, for ``init="fresh"`` where ``model`` is an instance.
+        source: where the model came from, for `save`; found by itself for importable factories.
+        peers: the name under which the other heads' state lives.
+
+    Returns:
+        A ``GraphModule`` that trains like any module. `prune` returns the original from it.
+
+    Raises:
+        PatternError: pattern, splits, heads and fan-outs don't fit together.
+        SplitError: a split can't be found or cut.
+        CaptureError: an opened forward can't be traced.
+        StateError: the model has something named ``peers``.
+        The model is never changed by a failure.
+    """
+    names = _split_names(splits)
+    tree = head_tree(pattern, names, heads, fanouts)
+    if not isinstance(model, nn.Module):
+        factory, source = factory or model, source or source_of(model)
+        model = _made_by(model)
+    seed = torch.initial_seed() if seed is None else seed
+    captured = capture(model, names, example_inputs, granularity)
+    train_model = rewrite(
+        captured,
+        partition(captured, tree),
+        init=init,
+        seed=seed,
+        factory=factory,
+        rescale=rescale,
+        peers=peers,
+    )
+    named_init = init if isinstance(init, str) else getattr(init, "__qualname__", repr(init))
+    train_model.meta.update(captured.meta)
+    train_model.meta[PLAN_KEY] = Plan(
+        pattern, tree, named_init, seed, rescale, granularity, peers, source
+    )
+    return train_model
+
+
+def _split_names(splits: Sequence[str] | str) -> tuple[str, ...]:
+    names = [name.strip() for name in splits.split(",")] if isinstance(splits, str) else list(splits)
+    if names == ["auto"]:
+        raise SplitError(
+            "Splits can't be chosen automatically by this version.",
+            hint="name the modules after which the heads begin, for example splits=['layer2', 'layer3']",
+        )
+    return tuple(name for name in names if name)
+
+
+def _made_by(factory: Any) -> nn.Module:
+    if not callable(factory):
+        raise CaptureError(
+            f"A {type(factory).__qualname__} is no model.", hint="give a module, or a function that makes one"
+        )
+    model = factory()
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            f"The factory returned a {type(model).__qualname__}, not a module.",
+            where=getattr(factory, "__qualname__", repr(factory)),
+            hint="let it return the nn.Module",
+        )
+    return model
