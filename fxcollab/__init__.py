@@ -1,10 +1,10 @@
 """Collaborative learning for deep neural networks, as a graph-rewriting pass over ``torch.fx``.
 
-    import fxcollab
+import fxcollab
 
-    train_model = fxcollab.transform(model, splits=["layer2", "layer3"])
-    loss = fxcollab.CollaborativeLoss()(train_model(x), target)
-    inference = fxcollab.prune(train_model, head=0)
+train_model = fxcollab.transform(model, splits=["layer2", "layer3"])
+loss = fxcollab.CollaborativeLoss()(train_model(x), target)
+inference = fxcollab.prune(train_model, head=0)
 """
 
 from fxcollab.capture import capture
@@ -27,6 +27,7 @@ from fxcollab.rewrite import private_copy, rescale, rewrite
 from fxcollab.state_dict import prune_state_dict
 from fxcollab.transform import transform
 from fxcollab.tree import HeadTree
+from fxcollab.verify import Report, verify
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "HeadTree",
     "ObjectiveError",
     "PatternError",
+    "Report",
     "SourceError",
     "SplitError",
     "StateError",
@@ -51,4 +53,5 @@ __all__ = [
     "rescale",
     "rewrite",
     "transform",
+    "verify",
 ]

@@ -14,6 +14,7 @@ import copy
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,6 +162,19 @@ class CollabGraphModule(fx.GraphModule):
         self._graph = self.modes.of(self.training)
         return self
 
+    @contextmanager
+    def in_mode(self, training: bool) -> Iterator[None]:
+        """Be in a mode for a while; every module's flag is put back on leaving."""
+        modules = {*self.modules(), *self.root.modules()}
+        flags = {module: module.training for module in modules}
+        try:
+            self.train(training)
+            yield
+        finally:
+            for module, flag in flags.items():
+                module.__dict__["training"] = flag
+            self._graph = self.modes.of(self.training)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> CollabGraphModule:
         """A copy with all its state, names, graphs and provenance; it shares nothing with this one."""
         memo[id(self)] = new = CollabGraphModule.__new__(CollabGraphModule)
@@ -300,4 +314,3 @@ def _unpack(packed: dict[str, Any]) -> fx.Graph:
         values[name] = node
     graph.set_codegen(packed["codegen"])
     return graph
-

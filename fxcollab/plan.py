@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fxcollab.capture.interface import InputSpec
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import StateError
 from fxcollab.source import Source
@@ -26,6 +27,7 @@ class Plan:
         rescale: whether crossing values are rescaled.
         granularity: how far the capture opened the model.
         peers: the name under which peers live.
+        inputs: the graph's inputs, with the shapes of the examples.
         source: where the model came from, if that can be said.
     """
 
@@ -36,6 +38,7 @@ class Plan:
     rescale: bool
     granularity: str
     peers: str
+    inputs: tuple[InputSpec, ...]
     source: Source | None
 
 
@@ -45,7 +48,9 @@ def plan_of(train_model: nn.Module) -> Plan:
     Raises:
         StateError: it is none.
     """
-    plan = getattr(train_model, "meta", {}).get(PLAN_KEY) if isinstance(train_model, CollabGraphModule) else None
+    plan = (
+        getattr(train_model, "meta", {}).get(PLAN_KEY) if isinstance(train_model, CollabGraphModule) else None
+    )
     if not isinstance(plan, Plan):
         raise StateError(
             f"{type(train_model).__qualname__} is no training model.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fxcollab.errors import StateError
@@ -33,15 +33,20 @@ def prune_state_dict(checkpoint: Mapping[str, Any], head: int = 0, *, peers: str
         PatternError: there is no such head.
     """
     state = unwrapped(checkpoint, peers)
-    branches: dict[Path, dict[str, Any]] = {}
-    original: dict[str, Any] = {}
-    for key, value in state.items():
+    return {name: state[key] for name, key in prune_names(state, head, peers=peers).items()}
+
+
+def prune_names(keys: Iterable[str], head: int, *, peers: str = "peers") -> dict[str, str]:
+    """For each original name, in order, the key of a training model's state that makes it up in ``head``."""
+    branches: dict[Path, dict[str, str]] = {}
+    original: dict[str, str] = {}
+    for key in keys:
         path, name = _place(key, peers)
-        (original if path is None else branches.setdefault(path, {}))[name] = value
+        (original if path is None else branches.setdefault(path, {}))[name] = key
     if not branches:
         raise StateError(
             "The checkpoint holds no peers.",
-            where=f"its keys are {', '.join(list(state)[:4])}, ...",
+            where=f"its keys are {', '.join(list(original)[:4])}, ...",
             why=f"no key begins with '{peers}.', so it is not the state dict of a training model",
             hint="it may be the state of a single network already; or name the peers: peers='...'",
         )
@@ -100,5 +105,3 @@ def _without_infixes(key: str) -> str:
     for infix in _INFIXES:
         key = key.replace(infix, "")
     return key
-
-

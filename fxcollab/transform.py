@@ -10,6 +10,7 @@ from torch import nn
 
 from fxcollab.capture import ExampleInputs, capture
 from fxcollab.capture.capture import Granularity
+from fxcollab.capture.interface import input_specs
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import CaptureError, SplitError
 from fxcollab.partition import partition
@@ -17,8 +18,6 @@ from fxcollab.plan import PLAN_KEY, Plan
 from fxcollab.rewrite import Init, rewrite
 from fxcollab.source import Source, source_of
 from fxcollab.tree import Pattern, head_tree
-
-INPUTS_KEY = "fxcollab_inputs"
 
 
 def transform(
@@ -89,10 +88,11 @@ def transform(
         rescale=rescale,
         peers=peers,
     )
+    specs = input_specs(model, example_inputs)
     named_init = init if isinstance(init, str) else getattr(init, "__qualname__", repr(init))
     train_model.meta.update(captured.meta)
     train_model.meta[PLAN_KEY] = Plan(
-        pattern, tree, named_init, seed, rescale, granularity, peers, source
+        pattern, tree, named_init, seed, rescale, granularity, peers, specs, source
     )
     return train_model
 

@@ -133,7 +133,8 @@ def head_tree(
     if pattern not in PATTERNS:
         near = closest(pattern, PATTERNS)
         raise PatternError(
-            f"There is no pattern {pattern!r}.", hint=f"choose one of {', '.join(near and [near] or PATTERNS)}"
+            f"There is no pattern {pattern!r}.",
+            hint=f"choose one of {', '.join(near and [near] or PATTERNS)}",
         )
     if fanouts is not None and pattern != "hierarchical":
         raise PatternError(

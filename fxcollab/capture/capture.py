@@ -25,6 +25,8 @@ def capture(
     splits: Sequence[str] = (),
     example_inputs: ExampleInputs | None = None,
     granularity: Granularity = "auto",
+    *,
+    inputs: Sequence[str] = (),
 ) -> CollabGraphModule:
     """The model as a graph over its own modules.
 
@@ -37,6 +39,7 @@ def capture(
         splits: split names whose enclosing modules are opened.
         example_inputs: tuple or dict; tells which optional parameters of the forward become inputs.
         granularity: ``"auto"`` opens only what the splits need, ``"op"`` down to torch's own layers.
+        inputs: names of optional parameters of the forward that become inputs without an example.
 
     Returns:
         A ``GraphModule`` whose state dict is that of ``model``, key for key, with the same tensors.
@@ -51,7 +54,7 @@ def capture(
     if isinstance(model, fx.GraphModule):
         return _adopt(model, Modes(model.graph, model.graph))
     _refuse_lazy_modules(model)
-    interface = interface_of(model, example_inputs)
+    interface = interface_of(model, example_inputs, inputs)
     opened = opened_paths(model, splits)
     traced = model.modules() if granularity == "op" else [model.get_submodule(path) for path in opened]
     with preserved(traced := list(traced)):

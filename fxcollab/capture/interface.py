@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fxcollab.errors import CaptureError
 
@@ -28,8 +29,12 @@ class Interface:
     fixed: tuple[str, ...]
 
 
-def interface_of(model: nn.Module, example_inputs: ExampleInputs | None = None) -> Interface:
+def interface_of(
+    model: nn.Module, example_inputs: ExampleInputs | None = None, names: Sequence[str] = ()
+) -> Interface:
     """The interface under which ``model`` is captured.
+
+    ``names`` are optional inputs to keep although no example of them is given.
 
     What has no default is an input. An optional parameter is an input only where ``example_inputs`` gives it:
     as a proxy it would answer ``if mask is None`` wrongly, and for good.
@@ -44,7 +49,8 @@ def interface_of(model: nn.Module, example_inputs: ExampleInputs | None = None) 
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
     required = {name for name, parameter in named.items() if parameter.default is parameter.empty}
-    given = required if example_inputs is None else _given(signature, example_inputs, model)
+    given = required if example_inputs is None else set(_bind(signature, example_inputs, model))
+    given |= set(names)
     unknown = given - named.keys()
     if unknown:
         raise CaptureError(
@@ -57,14 +63,44 @@ def interface_of(model: nn.Module, example_inputs: ExampleInputs | None = None) 
     return Interface(inputs, tuple(name for name in named if name not in inputs))
 
 
-def positional(model: nn.Module, example_inputs: ExampleInputs) -> tuple[Any, ...]:
-    """The example inputs as the tuple of arguments that the captured graph takes."""
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of a graph; shape and dtype are None where no example tensor was given for it."""
+
+    name: str
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+
+    def make(self, generator: torch.Generator) -> Tensor:
+        """A random tensor like the example: standard normal, or 0 and 1 for integers and booleans.
+
+        Raises:
+            CaptureError: nothing is known of the input.
+        """
+        if self.shape is None or self.dtype is None:
+            raise CaptureError(f"Nothing is known of input {self.name!r}.", hint="give example_inputs")
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if dtype.is_floating_point or dtype.is_complex:
+            return torch.randn(self.shape, dtype=dtype, generator=generator)
+        return torch.randint(0, 2, self.shape, generator=generator).to(dtype)
+
+
+def input_specs(model: nn.Module, example_inputs: ExampleInputs | None) -> tuple[InputSpec, ...]:
+    """The inputs of the graph of ``model``, with shape and dtype where an example tensor is given."""
+    bound = {} if example_inputs is None else _bind(inspect.signature(model.forward), example_inputs, model)
+    return tuple(_spec(name, bound.get(name)) for name in interface_of(model, example_inputs).inputs)
+
+
+def arguments(model: nn.Module, example_inputs: ExampleInputs) -> tuple[Any, ...]:
+    """The example inputs as the positional arguments of the captured graph."""
     bound = _bind(inspect.signature(model.forward), example_inputs, model)
-    return tuple(bound[name] for name in interface_of(model, example_inputs).inputs if name in bound)
+    return tuple(bound[name] for name in interface_of(model, example_inputs).inputs)
 
 
-def _given(signature: inspect.Signature, example_inputs: ExampleInputs, model: nn.Module) -> set[str]:
-    return set(_bind(signature, example_inputs, model))
+def _spec(name: str, example: Any) -> InputSpec:
+    if not isinstance(example, Tensor):
+        return InputSpec(name)
+    return InputSpec(name, tuple(example.shape), str(example.dtype).removeprefix("torch."))
 
 
 def _bind(signature: inspect.Signature, example_inputs: ExampleInputs, model: nn.Module) -> dict[str, Any]:

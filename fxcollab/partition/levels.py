@@ -35,7 +35,9 @@ class GraphLevels:
     floating: frozenset[fx.Node]
 
 
-def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects: EffectAnalysis) -> GraphLevels:
+def dependence_levels(
+    graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects: EffectAnalysis
+) -> GraphLevels:
     """Levels by data flow, where a later read of storage that was written depends on the write.
 
     Args:
@@ -182,7 +184,12 @@ def _add_dependences(
         for node in graph.nodes:
             late = position[node] > position[write.node] and node.op != "output"
             reads = any(roots.get(u, frozenset()) & write.roots for u in node.all_input_nodes)
-            if late and reads and levels[node] < levels[write.node] and write.node not in written.get(node, ()):
+            if (
+                late
+                and reads
+                and levels[node] < levels[write.node]
+                and write.node not in written.get(node, ())
+            ):
                 written.setdefault(node, set()).add(write.node)
                 added = True
     return added
@@ -239,4 +246,3 @@ def attribute(root: nn.Module, path: str) -> object:
     """The attribute of ``root`` at a dotted path."""
     owner, _, name = path.rpartition(".")
     return getattr(root.get_submodule(owner), name)
-

@@ -153,4 +153,3 @@ def _refuse_split_without_effect(captured: CollabGraphModule, found: Partition) 
                 if level == len(tree.splits)
                 else f"leave it out and give {deeper!r} a larger fan-out",
             )
-

@@ -153,7 +153,9 @@ class _Writer:
             self._inserted[key] = self._new(kind, source, branch, level, function, args)
         return self._inserted[key]
 
-    def _new(self, kind: Kind, source: fx.Node, branch: Path, level: int, function: Any, args: Any) -> fx.Node:
+    def _new(
+        self, kind: Kind, source: fx.Node, branch: Path, level: int, function: Any, args: Any
+    ) -> fx.Node:
         """Insert a node, named after the one that head 0 has at the same place."""
         key = (kind, source, len(branch), level)
         if key not in self._names:
@@ -222,7 +224,9 @@ def _branch_of(node: fx.Node) -> Path:
     return found.branch
 
 
-_PLAIN_METHODS = frozenset("size dim numel ndimension element_size stride storage_offset is_contiguous tolist".split())
+_PLAIN_METHODS = frozenset(
+    "size dim numel ndimension element_size stride storage_offset is_contiguous tolist".split()
+)
 _PLAIN_ATTRIBUTES = frozenset(
     "shape dtype device ndim is_cuda is_sparse is_quantized requires_grad layout names itemsize nbytes".split()
 )
@@ -239,7 +243,10 @@ def _may_carry_gradient(node: fx.Node, root: nn.Module) -> bool:
         return True
     if node.target is builtins.getattr:
         return node.args[1] not in _PLAIN_ATTRIBUTES
-    plain = getattr(node.target, "__module__", "") in _PLAIN_MODULES or node.target in (operator.getitem, math.prod)
+    plain = getattr(node.target, "__module__", "") in _PLAIN_MODULES or node.target in (
+        operator.getitem,
+        math.prod,
+    )
     return not plain or any(_may_carry_gradient(source, root) for source in node.all_input_nodes)
 
 
@@ -258,4 +265,3 @@ def _codegen_for_heads(codegen: CodeGen, heads: int) -> CodeGen:
         return codegen
     one = pytree.tree_unflatten(list(range(info.out_spec.num_leaves)), info.out_spec)
     return _PyTreeCodeGen(info._replace(out_spec=pytree.tree_flatten((one,) * heads)[1]))
-

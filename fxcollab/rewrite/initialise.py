@@ -207,4 +207,3 @@ def isolated_randomness(seed: int, name: str = "") -> Iterator[None]:
             random.setstate(state)
             if numpy:
                 numpy.random.set_state(numpy_state)
-

@@ -135,4 +135,3 @@ def nest(branches: Mapping[Path, Branch]) -> nn.Module:
     for path, branch in branches.items():
         peers.add_module(branch_name(path), branch)
     return peers
-

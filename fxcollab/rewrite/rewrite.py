@@ -82,7 +82,10 @@ def rewrite(
 def is_stochastic(captured: CollabGraphModule, partition: Partition) -> bool:
     """Whether anything that is duplicated draws random numbers."""
     return any(
-        _draws(node, captured) for levels in partition.nodes.values() for node, level in levels.items() if level > 0
+        _draws(node, captured)
+        for levels in partition.nodes.values()
+        for node, level in levels.items()
+        if level > 0
     )
 
 
@@ -101,4 +104,3 @@ def _add_fed(train_model: CollabGraphModule, result: Duplicated) -> None:
                 owner.add_module(atom, nn.Module())
             owner = owner.get_submodule(atom)
         owner.add_module(leaf, Fed(train_model.get_submodule(module)))
-

@@ -1,0 +1,56 @@
+"""Run a training graph so that every head draws the random numbers that the original would draw alone.
+
+In the training graph the instances of one node stand side by side and draw one after the other. To compare a
+head with an original bit for bit, each instance starts from the generator state in which the first one started.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxcollab.codegen import CollabGraphModule
+from fxcollab.provenance import provenance
+
+
+class Lockstep(nn.Module):
+    """The training model, interpreted node by node; registered as ``model``, so that its state can be replaced."""
+
+    def __init__(self, model: CollabGraphModule) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any) -> Any:
+        """The tuple of outputs."""
+        return _Interpreter(self.model).run(*inputs)
+
+
+class _Interpreter(fx.Interpreter):
+    def __init__(self, model: CollabGraphModule) -> None:
+        super().__init__(model, graph=model.graph)
+        self._started: dict[str, GeneratorState] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        origin = provenance(n)
+        if not origin.inserted and n.op not in ("placeholder", "output", "get_attr"):
+            if origin.origin in self._started:
+                self._started[origin.origin].restore()
+            else:
+                self._started[origin.origin] = GeneratorState()
+        return super().run_node(n)
+
+
+class GeneratorState:
+    """The state of torch's global generators at this moment."""
+
+    def __init__(self) -> None:
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def restore(self) -> None:
+        """Go back to it."""
+        torch.set_rng_state(self._cpu)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)

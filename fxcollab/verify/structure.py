@@ -1,0 +1,90 @@
+"""Checks 1 and 2: the pruned graph is the captured one, and the state is the very same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx, nn
+
+from fxcollab.codegen import CollabGraphModule
+from fxcollab.graphs import first_difference
+from fxcollab.partition.levels import tensors_of
+from fxcollab.partition import partition
+from fxcollab.plan import plan_of
+from fxcollab.prune import prune
+from fxcollab.tree import branch_name
+from fxcollab.verify.report import Check
+
+
+def check_graphs(captured: CollabGraphModule, train_model: CollabGraphModule) -> Iterator[Check]:
+    """For every head: names, order, op, target, arguments and generated code of the pruned graph."""
+    tree = plan_of(train_model).tree
+    for head in range(tree.heads):
+        name = f"graph of head {head} equals the original's"
+        pruned = prune(train_model, head)
+        pairs = zip(_both(pruned), _both(captured), strict=True)
+        differences = [found for one, other in pairs if (found := first_difference(one, other))]
+        if differences:
+            yield Check(name, False, differences[0])
+        elif pruned.code != captured.code:
+            yield Check(name, False, "the generated code differs")
+        else:
+            sizes = " and ".join(str(len(graph.nodes)) for graph in captured.modes)
+            yield Check(name, True, f"{sizes} nodes, node for node, and the same code")
+
+
+def check_state(
+    model: nn.Module, captured: CollabGraphModule, train_model: CollabGraphModule
+) -> Iterator[Check]:
+    """Keys, their order, and the identity of tensors; peers that share nothing they should not."""
+    own, pruned = list(model.state_dict()), prune(train_model)
+    trained = list(train_model.state_dict())
+    yield _equal_lists("state dict begins with the original's", own, trained[: len(own)])
+    yield _equal_lists("pruned state dict has the original's keys", own, list(pruned.state_dict()))
+    yield _same_objects(model, pruned)
+    yield _separate_branches(captured, train_model)
+
+
+def _both(module: CollabGraphModule) -> tuple[fx.Graph, fx.Graph]:
+    return module.modes.train, module.modes.eval
+
+
+def _equal_lists(name: str, expected: list[str], found: list[str]) -> Check:
+    if expected == found:
+        return Check(name, True, f"{len(expected)} keys in order")
+    different = next(
+        (i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), None
+    )
+    where = (
+        f"key {different}: {expected[different]} became {found[different]}"
+        if different is not None
+        else "length"
+    )
+    return Check(name, False, where)
+
+
+def _same_objects(model: nn.Module, pruned: nn.Module) -> Check:
+    name, expected, found = "pruned tensors are the original's own", tensors_of(model), tensors_of(pruned)
+    other = [key for key in expected if found.get(key) is not expected[key]]
+    if other:
+        return Check(
+            name, False, f"{other[0]} is another tensor (was the model transformed from another object?)"
+        )
+    return Check(name, True, f"{len(expected)} tensors, the same objects")
+
+
+def _separate_branches(captured: CollabGraphModule, train_model: CollabGraphModule) -> Check:
+    """No state behind a split is shared between branches: the classical mistake of wiring by hand."""
+    plan, tensors = plan_of(train_model), tensors_of(train_model)
+    name, counted = "every branch has state of its own", 0
+    for origin, level in partition(captured, plan.tree).state.items():
+        owners: dict[int, str] = {}
+        for path in plan.tree.paths(level):
+            key = f"{plan.peers}.{branch_name(path)}.{origin}" if any(path) else origin
+            if key not in tensors:
+                return Check(name, False, f"{key} is missing")
+            other = owners.setdefault(tensors[key].untyped_storage()._cdata, key)
+            if other != key and tensors[key].numel():
+                return Check(name, False, f"{key} is {other}")
+            counted += any(path)
+    return Check(name, True, f"{counted} tensors of peers")
