@@ -7,6 +7,7 @@ loss = fxcollab.CollaborativeLoss()(train_model(x), target)
 inference = fxcollab.prune(train_model, head=0)
 """
 
+from fxcollab.artifact import load, save
 from fxcollab.capture import capture
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import (
@@ -25,11 +26,11 @@ from fxcollab.partition import partition
 from fxcollab.prune import prune
 from fxcollab.rewrite import private_copy, rescale, rewrite
 from fxcollab.state_dict import prune_state_dict
+from fxcollab.summary import Summary, summarise
 from fxcollab.transform import transform
 from fxcollab.tree import HeadTree
 from fxcollab.verify import Report, verify
-
-__version__ = "0.1.0"
+from fxcollab.version import __version__
 
 __all__ = [
     "ArtifactError",
@@ -44,14 +45,19 @@ __all__ = [
     "SourceError",
     "SplitError",
     "StateError",
+    "Summary",
     "VerificationError",
+    "__version__",
     "capture",
+    "load",
     "partition",
     "private_copy",
     "prune",
     "prune_state_dict",
     "rescale",
     "rewrite",
+    "save",
+    "summarise",
     "transform",
     "verify",
 ]

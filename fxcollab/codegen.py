@@ -208,9 +208,7 @@ def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule
 
 def _plain_attributes(root: nn.Module, modes: Modes) -> set[str]:
     """Names of the root's attributes that graphs read and that are neither modules nor registered state."""
-    heads = {
-        str(node.target).split(".", 1)[0] for graph in modes for node in graph.nodes if node.op == "get_attr"
-    }
+    heads = {str(node.target).split(".", 1)[0] for graph in modes for node in graph.nodes if node.op == "get_attr"}
     registered = root._parameters.keys() | root._buffers.keys() | root._modules.keys()
     return {name for name in heads - registered if hasattr(root, name)}
 

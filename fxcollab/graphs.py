@@ -51,6 +51,9 @@ class _InputName(str):
     def __hash__(self) -> int:
         return hash(("input", str(self)))
 
+    def __repr__(self) -> str:
+        return f"%{self}"
+
 
 def first_difference(one: fx.Graph, other: fx.Graph) -> str | None:
     """Where two graphs differ first, in words; None where they are equal node for node."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, fx, nn
@@ -35,17 +36,14 @@ def guess_inputs(model: nn.Module, images: Sequence[int] = SMALL_IMAGES) -> tupl
                 return (spec,)
     raise CaptureError(
         f"No input that {type(model).__qualname__} accepts could be guessed.",
-        why=f"its inputs are {', '.join(names) or 'none'}"
-        if len(names) != 1
-        else "none of the usual shapes fits",
+        why=f"its inputs are {', '.join(names) or 'none'}" if len(names) != 1 else "none of the usual shapes fits",
         hint="give an input shape: example_inputs=(torch.randn(1, 3, 224, 224),) or --input 1x3x224x224",
     )
 
 
 def accepts(model: nn.Module, inputs: Sequence[InputSpec]) -> bool:
     """Whether ``model`` runs on such inputs in both modes, tried on fake tensors."""
-    generator = torch.Generator().manual_seed(0)
-    examples = [spec.make(generator) for spec in inputs]
+    examples = example_tensors(inputs)
     modules = list(model.modules())
     with preserved(modules), torch.no_grad():
         for training in (False, True):
@@ -57,9 +55,23 @@ def accepts(model: nn.Module, inputs: Sequence[InputSpec]) -> bool:
     return True
 
 
-def run_on_fakes(model: nn.Module, examples: Sequence[Tensor]) -> object:
-    """What ``model`` returns for fake copies of ``examples`` and of its own state, which stays untouched."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+def example_tensors(inputs: Sequence[InputSpec], seed: int = 0) -> list[Tensor]:
+    """Random tensors for all inputs, a function of ``seed`` alone."""
+    generator = torch.Generator().manual_seed(seed)
+    return [spec.make(generator) for spec in inputs]
+
+
+def run_on_fakes(
+    model: nn.Module, examples: Sequence[Tensor], observer: AbstractContextManager[object] | None = None
+) -> object:
+    """What ``model`` returns for fake copies of ``examples`` and of its own state, which stays untouched.
+
+    Args:
+        model: a module on any device.
+        examples: positional inputs.
+        observer: a dispatch mode that shall see the operations.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, observer or nullcontext():
         fakes: dict[int, Tensor] = {}
 
         def fake(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fxcollab.capture.capture import Granularity
 from fxcollab.capture.interface import InputSpec
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import StateError
@@ -36,7 +37,7 @@ class Plan:
     init: str
     seed: int
     rescale: bool
-    granularity: str
+    granularity: Granularity
     peers: str
     inputs: tuple[InputSpec, ...]
     source: Source | None
@@ -48,9 +49,7 @@ def plan_of(train_model: nn.Module) -> Plan:
     Raises:
         StateError: it is none.
     """
-    plan = (
-        getattr(train_model, "meta", {}).get(PLAN_KEY) if isinstance(train_model, CollabGraphModule) else None
-    )
+    plan = getattr(train_model, "meta", {}).get(PLAN_KEY) if isinstance(train_model, CollabGraphModule) else None
     if not isinstance(plan, Plan):
         raise StateError(
             f"{type(train_model).__qualname__} is no training model.",

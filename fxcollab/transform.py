@@ -35,6 +35,7 @@ def transform(
     factory: Callable[[], nn.Module] | None = None,
     source: Source | None = None,
     peers: str = "peers",
+    inputs: Sequence[str] = (),
 ) -> CollabGraphModule:
     """A training model with several heads of ``model`` (paper, section 3.1).
 
@@ -61,6 +62,7 @@ def transform(
         factory: makes models like ``model``, for ``init="fresh"`` where ``model`` is an instance.
         source: where the model came from, for `save`; found by itself for importable factories.
         peers: the name under which the other heads' state lives.
+        inputs: names of optional parameters of the forward that become inputs without an example.
 
     Returns:
         A ``GraphModule`` that trains like any module. `prune` returns the original from it.
@@ -78,7 +80,7 @@ def transform(
         factory, source = factory or model, source or source_of(model)
         model = _made_by(model)
     seed = torch.initial_seed() if seed is None else seed
-    captured = capture(model, names, example_inputs, granularity)
+    captured = capture(model, names, example_inputs, granularity, inputs=inputs)
     train_model = rewrite(
         captured,
         partition(captured, tree),
@@ -88,12 +90,10 @@ def transform(
         rescale=rescale,
         peers=peers,
     )
-    specs = input_specs(model, example_inputs)
+    specs = input_specs(model, example_inputs, inputs)
     named_init = init if isinstance(init, str) else getattr(init, "__qualname__", repr(init))
     train_model.meta.update(captured.meta)
-    train_model.meta[PLAN_KEY] = Plan(
-        pattern, tree, named_init, seed, rescale, granularity, peers, specs, source
-    )
+    train_model.meta[PLAN_KEY] = Plan(pattern, tree, named_init, seed, rescale, granularity, peers, specs, source)
     return train_model
 
 

@@ -85,10 +85,12 @@ class InputSpec:
         return torch.randint(0, 2, self.shape, generator=generator).to(dtype)
 
 
-def input_specs(model: nn.Module, example_inputs: ExampleInputs | None) -> tuple[InputSpec, ...]:
+def input_specs(
+    model: nn.Module, example_inputs: ExampleInputs | None, names: Sequence[str] = ()
+) -> tuple[InputSpec, ...]:
     """The inputs of the graph of ``model``, with shape and dtype where an example tensor is given."""
     bound = {} if example_inputs is None else _bind(inspect.signature(model.forward), example_inputs, model)
-    return tuple(_spec(name, bound.get(name)) for name in interface_of(model, example_inputs).inputs)
+    return tuple(_spec(name, bound.get(name)) for name in interface_of(model, example_inputs, names).inputs)
 
 
 def arguments(model: nn.Module, example_inputs: ExampleInputs) -> tuple[Any, ...]:

@@ -120,9 +120,7 @@ def _module_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects 
 
 
 def _traced_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects | None:
-    interface = Interface(
-        tuple(name for name in inspect.signature(module.forward).parameters if name in given), ()
-    )
+    interface = Interface(tuple(name for name in inspect.signature(module.forward).parameters if name in given), ())
     writes: set[str] = set()
     shares: set[str] = set()
     modules = list(module.modules())
@@ -257,9 +255,7 @@ def _of_schemas(node: fx.Node, schemas: list[Any]) -> Effects:
     writes: set[fx.Node] = set()
     shares: set[fx.Node] = set()
     for schema in schemas:
-        returned = {
-            alias for value in schema.returns if value.alias_info for alias in value.alias_info.before_set
-        }
+        returned = {alias for value in schema.returns if value.alias_info for alias in value.alias_info.before_set}
         for position, argument in enumerate(schema.arguments):
             if argument.alias_info is None or argument.is_out:
                 continue

@@ -35,9 +35,7 @@ class GraphLevels:
     floating: frozenset[fx.Node]
 
 
-def dependence_levels(
-    graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects: EffectAnalysis
-) -> GraphLevels:
+def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects: EffectAnalysis) -> GraphLevels:
     """Levels by data flow, where a later read of storage that was written depends on the write.
 
     Args:
@@ -184,12 +182,7 @@ def _add_dependences(
         for node in graph.nodes:
             late = position[node] > position[write.node] and node.op != "output"
             reads = any(roots.get(u, frozenset()) & write.roots for u in node.all_input_nodes)
-            if (
-                late
-                and reads
-                and levels[node] < levels[write.node]
-                and write.node not in written.get(node, ())
-            ):
+            if late and reads and levels[node] < levels[write.node] and write.node not in written.get(node, ()):
                 written.setdefault(node, set()).add(write.node)
                 added = True
     return added

@@ -77,9 +77,7 @@ def _returned_by_stack(path: str, aliases: set[str], graph: fx.Graph) -> list[fx
                 inside.setdefault(str(key), {})[node] = None
     values = []
     for nodes in inside.values():
-        leaving = [
-            node for node in nodes if node.op != "get_attr" and any(user not in nodes for user in node.users)
-        ]
+        leaving = [node for node in nodes if node.op != "get_attr" and any(user not in nodes for user in node.users)]
         if len(leaving) > 1:
             raise SplitError(
                 f"Module {path!r} hands {len(leaving)} values on.",

@@ -61,9 +61,7 @@ def partition(captured: CollabGraphModule, tree: HeadTree) -> Partition:
     return result
 
 
-def _cut_graph(
-    graph: fx.Graph, captured: CollabGraphModule, tree: HeadTree, effects: EffectAnalysis
-) -> GraphLevels:
+def _cut_graph(graph: fx.Graph, captured: CollabGraphModule, tree: HeadTree, effects: EffectAnalysis) -> GraphLevels:
     if not tree.splits:
         return _independent(graph, effects)
     cuts: Cuts = [find_cut(split, graph, captured.root) for split in tree.splits]

@@ -153,9 +153,7 @@ class _Writer:
             self._inserted[key] = self._new(kind, source, branch, level, function, args)
         return self._inserted[key]
 
-    def _new(
-        self, kind: Kind, source: fx.Node, branch: Path, level: int, function: Any, args: Any
-    ) -> fx.Node:
+    def _new(self, kind: Kind, source: fx.Node, branch: Path, level: int, function: Any, args: Any) -> fx.Node:
         """Insert a node, named after the one that head 0 has at the same place."""
         key = (kind, source, len(branch), level)
         if key not in self._names:

@@ -85,9 +85,7 @@ def _has_values(branch: nn.Module) -> bool:
     return any(t.device.type != "meta" and not isinstance(t, fake) for t in branch.parameters())
 
 
-def _from_factory(
-    branches: Mapping[Path, Branch], state: State, tree: HeadTree, seed: int, factory: Factory
-) -> bool:
+def _from_factory(branches: Mapping[Path, Branch], state: State, tree: HeadTree, seed: int, factory: Factory) -> bool:
     """Take the values from new models, one a head. Returns False where the factory always makes the same."""
     original = tensors_of(state.root)
     for head in range(1, tree.heads):

@@ -6,7 +6,11 @@ Three ways of writing it fail silently somewhere: a plain ``autograd.Function`` 
 
 * hands proxies to ``__torch_function__``, and therefore stays one node whenever a graph is traced again;
 * is an ``autograd.Function`` that copies nothing where autograd runs (eager, ``torch.compile``, vmap);
-* is written as ``lerp`` for tracers that see operators only (``torch.export``, ``torch.jit.trace``).
+* is written in operators for what sees nothing else (``torch.export``, ``torch.jit.trace``, ``make_fx``) and for
+  forward-mode derivatives, which follow views.
+
+Whether a value requires a gradient is not asked: under vmap it can't be seen, and what is exported or traced may
+be trained later on.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import handle_torch_function, has_torch_function_unary
 from torch.utils import _pytree as pytree
 
@@ -83,10 +89,29 @@ def _rescale_leaf(leaf: Any, factor: float) -> Any:
 
 
 def _rescale_tensor(value: Tensor, factor: float) -> Tensor:
-    if not value.requires_grad or not (value.is_floating_point() or value.is_complex()):
+    if not (value.is_floating_point() or value.is_complex()):
         return value
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
-        # Of lerp's two formulas, weights of one half and more take the one that keeps the sign of zero.
-        return torch.lerp(value, value.detach(), 1.0 - factor)
+    if value.layout is not torch.strided and not value.requires_grad:
+        return value  # sparse tensors have no views
+    if _takes_operators():
+        return _in_operators(value, factor)
     result: Tensor = _Rescale.apply(value, factor)  # type: ignore[no-untyped-call]
     return result
+
+
+def _takes_operators() -> bool:
+    """Whether an ``autograd.Function`` would be lost or refused here."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return True
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    return get_proxy_mode() is not None or forward_ad._current_level >= 0
+
+
+def _in_operators(value: Tensor, factor: float) -> Tensor:
+    """``value - 0 * factor``, where the zero's gradient is -1: exact for signed zeros, infinities and all between.
+
+    The zero is the difference of two finite numbers, since that of infinities is none.
+    """
+    finite = value.nan_to_num()
+    return value.detach() - (finite.detach() - finite) * factor

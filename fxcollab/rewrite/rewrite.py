@@ -82,10 +82,7 @@ def rewrite(
 def is_stochastic(captured: CollabGraphModule, partition: Partition) -> bool:
     """Whether anything that is duplicated draws random numbers."""
     return any(
-        _draws(node, captured)
-        for levels in partition.nodes.values()
-        for node, level in levels.items()
-        if level > 0
+        _draws(node, captured) for levels in partition.nodes.values() for node, level in levels.items() if level > 0
     )
 
 

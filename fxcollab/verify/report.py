@@ -61,7 +61,5 @@ class Report:
         return self
 
     def __str__(self) -> str:
-        lines = [
-            f"{'ok    ' if check.ok else 'FAILED'} {check.name}: {check.detail}" for check in self.checks
-        ]
+        lines = [f"{'ok    ' if check.ok else 'FAILED'} {check.name}: {check.detail}" for check in self.checks]
         return "\n".join([*lines, *(f"note   {note}" for note in self.given_up)])

@@ -33,9 +33,7 @@ def check_graphs(captured: CollabGraphModule, train_model: CollabGraphModule) ->
             yield Check(name, True, f"{sizes} nodes, node for node, and the same code")
 
 
-def check_state(
-    model: nn.Module, captured: CollabGraphModule, train_model: CollabGraphModule
-) -> Iterator[Check]:
+def check_state(model: nn.Module, captured: CollabGraphModule, train_model: CollabGraphModule) -> Iterator[Check]:
     """Keys, their order, and the identity of tensors; peers that share nothing they should not."""
     own, pruned = list(model.state_dict()), prune(train_model)
     trained = list(train_model.state_dict())
@@ -52,14 +50,8 @@ def _both(module: CollabGraphModule) -> tuple[fx.Graph, fx.Graph]:
 def _equal_lists(name: str, expected: list[str], found: list[str]) -> Check:
     if expected == found:
         return Check(name, True, f"{len(expected)} keys in order")
-    different = next(
-        (i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), None
-    )
-    where = (
-        f"key {different}: {expected[different]} became {found[different]}"
-        if different is not None
-        else "length"
-    )
+    different = next((i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), None)
+    where = f"key {different}: {expected[different]} became {found[different]}" if different is not None else "length"
     return Check(name, False, where)
 
 
@@ -67,9 +59,7 @@ def _same_objects(model: nn.Module, pruned: nn.Module) -> Check:
     name, expected, found = "pruned tensors are the original's own", tensors_of(model), tensors_of(pruned)
     other = [key for key in expected if found.get(key) is not expected[key]]
     if other:
-        return Check(
-            name, False, f"{other[0]} is another tensor (was the model transformed from another object?)"
-        )
+        return Check(name, False, f"{other[0]} is another tensor (was the model transformed from another object?)")
     return Check(name, True, f"{len(expected)} tensors, the same objects")
 
 

@@ -85,9 +85,7 @@ def check_gradients(trial: Trial) -> Iterator[Check]:
         yield Check(name, False, f"the model doesn't run in float64: {error}")
         return
     detail = f"{count} tensors, largest relative difference {worst:.1e}"
-    yield Check(
-        name, worst <= GRADIENT_TOLERANCE, f"{detail}{'' if worst <= GRADIENT_TOLERANCE else f' at {where}'}"
-    )
+    yield Check(name, worst <= GRADIENT_TOLERANCE, f"{detail}{'' if worst <= GRADIENT_TOLERANCE else f' at {where}'}")
 
 
 def _worst_gradient(trial: Trial, rescaled: bool) -> tuple[float, str, int]:
@@ -112,9 +110,7 @@ def _worst_gradient(trial: Trial, rescaled: bool) -> tuple[float, str, int]:
     return _largest_difference(found, expected)
 
 
-def _largest_difference(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> tuple[float, str, int]:
+def _largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[float, str, int]:
     largest = max((float(g.abs().max()) for g in expected.values() if g.numel()), default=0.0)
     worst, where = 0.0, ""
     for name in found.keys() | expected.keys():
@@ -146,9 +142,7 @@ def _loss(output: Any) -> Any:
     for leaf in _tensors(output):
         if leaf.is_floating_point() or leaf.is_complex():
             weights = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf.device)
-            total = (
-                total + (leaf.real * weights).sum() if leaf.is_complex() else total + (leaf * weights).sum()
-            )
+            total = total + (leaf.real * weights).sum() if leaf.is_complex() else total + (leaf * weights).sum()
     return total
 
 
@@ -180,9 +174,7 @@ def _copies(
                 copy = tensor.detach().clone()
                 copy = copy.to(dtype) if dtype and copy.is_floating_point() else copy
                 differentiable = copy.is_floating_point() or copy.is_complex()
-                copies[id(tensor)] = copy.requires_grad_(
-                    gradients and tensor.requires_grad and differentiable
-                )
+                copies[id(tensor)] = copy.requires_grad_(gradients and tensor.requires_grad and differentiable)
             state[name] = copies[id(tensor)]
     return state
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from fxcollab.capture import ExampleInputs, capture
 from fxcollab.capture.capture import NOTES_KEY
-from fxcollab.capture.interface import InputSpec, arguments
+from fxcollab.capture.interface import arguments
 from fxcollab.codegen import CollabGraphModule
-from fxcollab.inputs import guess_inputs
+from fxcollab.inputs import example_tensors, guess_inputs
 from fxcollab.plan import plan_of, training_model
 from fxcollab.verify.report import Report
 from fxcollab.verify.structure import check_graphs, check_state
@@ -25,18 +25,18 @@ def verify(
 
     1. The pruned graph equals the captured one node for node, for every head.
     2. The state dict equals it key for key, and the tensors are the same objects.
-    3. Outputs are equal bit for bit in train and eval mode: head 0, and every head h against the original that
-       holds head h's weights.
+    3. Outputs are equal bit for bit in train and eval mode: head 0, and every head h against the original
+       that holds head h's weights.
     4. With the loss summed over heads, gradients follow THE RULE against H separate originals, in float64.
     5. What capturing gave up is listed.
 
-    All runs are on copies of the state; weights, statistics, modes and the global random state stay as they are.
+    All runs are on copies of the state: weights, statistics, modes and the random state stay as they are.
 
     Args:
         model: the original, the same object that was transformed.
         train_model: what `transform` or `load` returned.
-        example_inputs: tuple or dict of tensors. By default random ones of the shapes given to `transform`, or
-            of the first usual shape that the model accepts.
+        example_inputs: tuple or dict of tensors. By default random ones of the shapes given to `transform`,
+            or of the first usual shape that the model accepts.
         seed: for the random inputs and the random operations of the model.
 
     Returns:
@@ -66,11 +66,6 @@ def _inputs(
     if example_inputs is not None:
         return arguments(model, example_inputs)
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(spec.make(generator).to(device) for spec in known_inputs(model, train_model))
-
-
-def known_inputs(model: nn.Module, train_model: CollabGraphModule) -> tuple[InputSpec, ...]:
-    """The inputs of the plan where their shapes are known, else guessed ones."""
-    inputs = plan_of(train_model).inputs
-    return inputs if all(spec.shape for spec in inputs) else guess_inputs(model)
+    known = plan_of(train_model).inputs
+    inputs = known if all(spec.shape for spec in known) else guess_inputs(model)
+    return tuple(tensor.to(device) for tensor in example_tensors(inputs, seed))

@@ -1,0 +1,44 @@
+"""The application: its commands, and what becomes of errors. Imports no torch: help must come at once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from fxcollab_cli.commands import prune, transform, verify
+from fxcollab_cli.console import run
+
+app = typer.Typer(
+    name="fxcollab",
+    help="Collaborative learning for PyTorch models: several heads in training, exactly the original afterwards.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(transform.transform)
+app.command()(verify.verify)
+app.command()(prune.prune)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"fxcollab {version('fxcollab')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Collaborative learning for PyTorch models: several heads in training, exactly the original afterwards."""
+
+
+def main() -> None:
+    """Run the command line. Exits with 0 when fine, 1 when a check failed, 2 in case of trouble."""
+    sys.exit(run(app))

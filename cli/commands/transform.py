@@ -1,0 +1,53 @@
+"""``fxcollab transform``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxcollab_cli import options
+from fxcollab_cli.console import err, out, print_json, working
+
+
+def transform(
+    source: options.Source,
+    pattern: options.Pattern = "hierarchical",
+    splits: options.Splits = "",
+    heads: options.Heads = None,
+    fanouts: options.Fanouts = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where to write; default: NAME_collab.")
+    ] = None,
+    init: options.Init = "fresh",
+    seed: options.Seed = 0,
+    no_rescale: options.NoRescale = False,
+    granularity: options.Granularity = "auto",
+    input_shapes: options.Input = None,
+    model_arg: options.ModelArg = None,
+    force: options.Force = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Turn a model into a training graph with several heads, and write it to a directory."""
+    directory = output or options.default_directory(source)
+    with working("importing"):
+        from fxcollab.artifact import refuse_existing, save
+        from fxcollab.summary import summarise
+        from fxcollab_cli.render import render_summary
+    refuse_existing(directory, force)
+    with working(f"loading {source}"):
+        loaded = options.load_source(source, model_arg)
+    with working("transforming"):
+        train_model = options.planned(
+            loaded, pattern, splits, heads, fanouts, input_shapes, init, seed, not no_rescale, granularity
+        )
+        summary = summarise(train_model)
+    with working(f"writing {directory}"):
+        save(train_model, directory, force=force)
+    if json:
+        print_json({"directory": str(directory), **summary.to_json()})
+    else:
+        render_summary(summary, out())
+    err().print(f"wrote {directory}/")

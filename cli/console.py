@@ -1,0 +1,101 @@
+"""Two streams: data goes to stdout; progress, notes and errors to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+
+class CheckFailed(Exception):  # noqa: N818
+    """A check failed: exit with 1."""
+
+
+def out() -> Console:
+    """Where data goes."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+def err() -> Console:
+    """Where messages go."""
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def print_json(data: Any) -> None:
+    """Data for programs."""
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say on stderr what takes time; whatever the user's model prints meanwhile goes there too."""
+    with (
+        err().status(what) if sys.stderr.isatty() else contextlib.nullcontext(),
+        contextlib.redirect_stdout(sys.stderr),
+        _warnings_as_notes(),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        try:
+            yield
+        finally:
+            for message in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
+                note(message)
+
+
+def note(message: str) -> None:
+    """A line on stderr."""
+    err().print(Text("note: ", "yellow").append(message, "default"))
+
+
+def run(app: Callable[..., Any]) -> int:
+    """Run the application and turn what happens into an exit code."""
+    debug = "--debug" in sys.argv
+    try:
+        result = app(standalone_mode=False)
+    except CheckFailed:
+        return 1
+    except KeyboardInterrupt:
+        err().print("interrupted")
+        return 130
+    except BaseException as error:
+        code = _exit_code(error)
+        if code is None and debug:
+            raise
+        return _report(error) if code is None else code
+    return result if isinstance(result, int) else 0
+
+
+def _exit_code(error: BaseException) -> int | None:
+    """The code of an error that the option parser raised, its message shown; None for any other error."""
+    show = getattr(error, "show", None)
+    if callable(show):
+        show()
+    code = getattr(error, "exit_code", getattr(error, "code", None) if isinstance(error, SystemExit) else None)
+    return code if isinstance(code, int) else None
+
+
+def _report(error: BaseException) -> int:
+    """Show an error without a traceback."""
+    console = err()
+    what, details = getattr(error, "what", None), ("where", "why", "hint")
+    if what is None:
+        console.print(Text("error: ", "bold red").append(f"{type(error).__name__}: {error}", "default"))
+        console.print(Text("  hint: ", "cyan").append("--debug shows the traceback", "default"))
+        return 2
+    console.print(Text("error: ", "bold red").append(what, "default"))
+    for label in details:
+        if text := getattr(error, label):
+            console.print(Text(f"  {label}: ", "cyan" if label == "hint" else "dim").append(text, "default"))
+    return 2

@@ -1,0 +1,124 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fxcollab.source import Loaded
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="model.py, model.py:NAME, package.module:NAME or torchvision:NAME", show_default=False
+    ),
+]
+ModelArg = Annotated[
+    list[str] | None, typer.Option("--model-arg", metavar="K=V", help="An argument for the model's factory.")
+]
+Input = Annotated[
+    list[str] | None,
+    typer.Option("--input", metavar="1x3x224x224", help="Shape of an input; again for every further one."),
+]
+Pattern = Annotated[str, typer.Option("--pattern", help="multi-instance, simple or hierarchical.")]
+Splits = Annotated[
+    str, typer.Option("--splits", metavar="A,B", help="Where heads part: module paths, name@2, a+b, or node names.")
+]
+Heads = Annotated[
+    int | None, typer.Option("--heads", metavar="H", help="Heads of simple and multi-instance (default 2).")
+]
+Fanouts = Annotated[
+    str | None, typer.Option("--fanouts", metavar="F,F", help="Branches at each split (default 2 each).")
+]
+Init = Annotated[str, typer.Option("--init", help="How peers start: fresh, copy or copy-anyway.")]
+Seed = Annotated[int, typer.Option("--seed", help="What the peers' initialisation is drawn from.")]
+Granularity = Annotated[
+    str, typer.Option("--granularity", help="auto opens what the splits need; op down to operations.")
+]
+NoRescale = Annotated[bool, typer.Option("--no-rescale", help="Leave gradients unscaled where heads meet.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def load_source(text: str, model_args: list[str] | None) -> Loaded:
+    """The model that SOURCE names."""
+    from fxcollab.source import Source, parse_argument
+
+    return Source.parse(text, dict(parse_argument(argument) for argument in model_args or ())).load()
+
+
+def example_inputs(shapes: list[str] | None) -> tuple[Tensor, ...] | None:
+    """Random inputs of the given shapes; None where none are given."""
+    if not shapes:
+        return None
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(_shape(shape), generator=generator) for shape in shapes)
+
+
+def fanouts(text: str | None) -> tuple[int, ...] | None:
+    """Fan-outs written as ``2,3``."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        from fxcollab.errors import PatternError
+
+        raise PatternError(f"Fan-outs {text!r} can't be read.", hint="write numbers: --fanouts 2,3") from None
+
+
+def planned(
+    loaded: Loaded,
+    pattern: str,
+    splits: str,
+    heads: int | None,
+    fanouts_text: str | None,
+    inputs: list[str] | None,
+    init: str,
+    seed: int,
+    rescale: bool,
+    granularity: str,
+) -> Any:
+    """The training model that the options describe."""
+    import fxcollab
+
+    return fxcollab.transform(
+        loaded.model,
+        pattern,  # type: ignore[arg-type]  # refused there if unknown
+        splits,
+        heads=heads,
+        fanouts=fanouts(fanouts_text),
+        example_inputs=example_inputs(inputs),
+        init=init,  # type: ignore[arg-type]
+        seed=seed,
+        rescale=rescale,
+        granularity=granularity,  # type: ignore[arg-type]
+        factory=loaded.factory,
+        source=loaded.source,
+    )
+
+
+def default_directory(source: str) -> Path:
+    """``model_collab`` for ``model.py``, ``resnet50_collab`` for ``torchvision:resnet50``."""
+    location, _, name = source.rpartition(":")
+    stem = name if not name.endswith(".py") else Path(name).stem
+    if location.endswith(".py"):
+        stem = Path(location).stem
+    return Path(f"{stem}_collab")
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        from fxcollab.errors import CaptureError
+
+        raise CaptureError(f"Input shape {text!r} can't be read.", hint="write it as 1x3x224x224") from None

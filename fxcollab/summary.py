@@ -1,0 +1,152 @@
+"""What a transform did, in numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from fxcollab.capture.capture import NOTES_KEY
+from fxcollab.capture.interface import InputSpec
+from fxcollab.codegen import CollabGraphModule
+from fxcollab.costs import forward_flops, parameter_count
+from fxcollab.errors import CaptureError
+from fxcollab.inputs import USUAL_IMAGES, guess_inputs
+from fxcollab.partition.levels import tensors_of
+from fxcollab.plan import plan_of
+from fxcollab.provenance import provenance
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the head tree.
+
+    Attributes:
+        level: 0 for the trunk.
+        split: the split before it, None for the trunk.
+        branches: how many instances there are.
+        nodes: names of the captured graph's nodes at this level.
+        parameters: values in the parameters of one branch.
+    """
+
+    level: int
+    split: str | None
+    branches: int
+    nodes: tuple[str, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A training graph against its original.
+
+    Attributes:
+        pattern, heads, seed, init: as planned.
+        levels: the trunk and every level below it.
+        shared, cloned, rescaled, copied: numbers of nodes: once for all heads; added for peers; inserted
+            rescales; inserted copies that guard against in-place writes.
+        parameters: of the original and of the training model.
+        flops: of one forward call of both, or None where no input is known.
+        inputs: the input that was counted on, as text, or None.
+        given_up: what capturing gave up.
+    """
+
+    pattern: str
+    heads: int
+    seed: int
+    init: str
+    levels: tuple[Level, ...]
+    shared: int
+    cloned: int
+    rescaled: int
+    copied: int
+    parameters: tuple[int, int]
+    flops: tuple[int, int] | None
+    inputs: str | None
+    given_up: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return dataclasses.asdict(self)
+
+
+def summarise(train_model: CollabGraphModule) -> Summary:
+    """Count what is in a training model; FLOPs at the inputs of its plan, or at a usual shape that fits.
+
+    Raises:
+        StateError: it is no training model.
+    """
+    plan = plan_of(train_model)
+    graph = train_model.modes.train
+    kinds = [provenance(node).kind for node in graph.nodes]
+    clones = [node for node in graph.nodes if provenance(node).kind == "clone"]
+    inputs = _inputs(train_model)
+    return Summary(
+        pattern=plan.pattern,
+        heads=plan.tree.heads,
+        seed=plan.seed,
+        init=plan.init,
+        levels=tuple(_level(train_model, graph, level) for level in range(plan.tree.depth + 1)),
+        shared=kinds.count("shared"),
+        cloned=sum(any(provenance(node).branch) for node in clones),
+        rescaled=kinds.count("rescale"),
+        copied=kinds.count("copy"),
+        parameters=(parameter_count(train_model.root), parameter_count(train_model)),
+        flops=_flops(train_model, inputs),
+        inputs=", ".join("x".join(map(str, spec.shape or ())) for spec in inputs) or None,
+        given_up=tuple(train_model.meta.get(NOTES_KEY, ())),
+    )
+
+
+def _level(train_model: CollabGraphModule, graph: fx.Graph, level: int) -> Level:
+    plan = plan_of(train_model)
+    first = (0,) * level
+    nodes = [provenance(node) for node in graph.nodes]
+    names = tuple(p.origin for p in nodes if p.kind in ("shared", "clone") and p.branch == first)
+    return Level(
+        level,
+        plan.tree.splits[level - 1] if level and plan.tree.splits else None,
+        math.prod(plan.tree.fanouts[:level]),
+        names,
+        _parameters(train_model, level),
+    )
+
+
+def _parameters(train_model: CollabGraphModule, level: int) -> int:
+    """Parameters of one branch, told by what the peers of its first sibling own; the trunk has the rest."""
+    plan = plan_of(train_model)
+    original = dict(train_model.root.named_parameters())
+    owned: dict[int, int] = {}
+    shared = {id(tensor) for tensor in original.values()}
+    for depth in range(1, plan.tree.depth + 1):
+        path = (*(0,) * (depth - 1), 1)
+        branch = train_model.get_submodule(f"{plan.peers}.b{'_'.join(map(str, path))}")
+        own = {id(t): t.numel() for n, t in tensors_of(branch).items() if n in original and id(t) not in shared}
+        owned[depth] = sum(own.values())
+    return owned[level] if level else parameter_count(train_model.root) - sum(owned.values())
+
+
+def _inputs(train_model: CollabGraphModule) -> Sequence[InputSpec]:
+    known = plan_of(train_model).inputs
+    if all(spec.shape for spec in known):
+        return known
+    try:
+        return guess_inputs(train_model.root, USUAL_IMAGES)
+    except CaptureError:
+        return ()
+
+
+def _flops(train_model: CollabGraphModule, inputs: Sequence[InputSpec]) -> tuple[int, int] | None:
+    if not inputs:
+        return None
+    counts = [_flops_in_train_mode(model, train_model, inputs) for model in (train_model.root, train_model)]
+    return counts[0], counts[1]
+
+
+def _flops_in_train_mode(model: nn.Module, train_model: CollabGraphModule, inputs: Sequence[InputSpec]) -> int:
+    with train_model.in_mode(True):
+        return forward_flops(model, inputs)
