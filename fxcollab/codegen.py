@@ -146,7 +146,8 @@ class CollabGraphModule(fx.GraphModule):
             result = super().recompile()
             compiled[training] = (type(self).forward, self._code)
         self._graph = active
-        type(self).forward = _dispatch(compiled[True][0], compiled[False][0])  # type: ignore[method-assign]
+        definition = next(_definitions(compiled[True][1])).split("\n", 1)[0]
+        type(self).forward = _dispatch(definition, compiled[True][0], compiled[False][0])  # type: ignore[method-assign]
         self._code = _merge(compiled[True][1], compiled[False][1])
         return result
 
@@ -221,12 +222,16 @@ def _follow_modes(peers: nn.Module, root: nn.Module) -> None:
                 module.training = origins[name].training
 
 
-def _dispatch(train: Callable[..., Any], evaluation: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return train(self, *args, **kwargs) if self.training else evaluation(self, *args, **kwargs)
+def _dispatch(definition: str, train: Callable[..., Any], evaluation: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that asks ``self.training``, under the very signature of the generated ones.
 
-    forward.__signature__ = inspect.signature(train)  # type: ignore[attr-defined]
-    forward.__annotations__ = train.__annotations__
+    It is made from source: tracers read a forward's parameters off its code object.
+    """
+    arguments = ", ".join(inspect.signature(train).parameters)
+    source = f"{definition}\n    return (_train if self.training else _eval)({arguments})"
+    scope = {**train.__globals__, "_train": train, "_eval": evaluation}
+    exec(compile(source, "<forward of both modes>", "exec", dont_inherit=True), scope)
+    forward: Callable[..., Any] = scope["forward"]
     return forward
 
 

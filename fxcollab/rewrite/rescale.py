@@ -38,7 +38,7 @@ class _Rescale(torch.autograd.Function):
 
     @staticmethod
     def forward(value: Tensor, factor: float) -> Tensor:
-        return value.view_as(value)
+        return value.view_as(value) if value.layout is torch.strided else value.detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
