@@ -147,14 +147,14 @@ class CollabGraphModule(fx.GraphModule):
             compiled[training] = (type(self).forward, self._code)
         self._graph = active
         definition = next(_definitions(compiled[True][1])).split("\n", 1)[0]
-        type(self).forward = _dispatch(definition, compiled[True][0], compiled[False][0])  # type: ignore[method-assign]
+        type(self).forward = _dispatch(definition, compiled[True][0], compiled[False][0])
         self._code = _merge(compiled[True][1], compiled[False][1])
         return result
 
     def train(self, mode: bool = True) -> CollabGraphModule:
         """Set the mode of all modules the way the root does; peers follow the modules they stem from."""
         self.root.train(mode)
-        for name in self._peers:
+        for name in self.__dict__["_peers"]:
             peers = self._modules.get(name)
             if peers is not None:
                 peers.train(mode)
@@ -238,7 +238,8 @@ def _dispatch(definition: str, train: Callable[..., Any], evaluation: Callable[.
 def _merge(train: str, evaluation: str) -> str:
     """Both generated forwards as one text."""
     (head, train_body), (_, eval_body) = (code.split("\n", 1) for code in _definitions(train, evaluation))
-    return f"\n{head}\n    if self.training:\n{textwrap.indent(train_body, '    ')}\n    else:\n{textwrap.indent(eval_body, '    ')}"
+    bodies = [textwrap.indent(body, "    ") for body in (train_body, eval_body)]
+    return f"\n{head}\n    if self.training:\n{bodies[0]}\n    else:\n{bodies[1]}"
 
 
 def _definitions(*codes: str) -> Iterator[str]:
@@ -258,8 +259,8 @@ def _pack(graph: fx.Graph) -> dict[str, Any]:
             node.op,
             node.name,
             _pack_target(node.target),
-            map_aggregate(node.args, _pack_argument),  # type: ignore[arg-type]
-            map_aggregate(node.kwargs, _pack_argument),  # type: ignore[arg-type]
+            map_aggregate(node.args, _pack_argument),
+            map_aggregate(node.kwargs, _pack_argument),
             node.type,
             {key: node.meta[key] for key in (META_KEY, "stack_trace") if key in node.meta},
         )
@@ -287,7 +288,7 @@ class _Operator:
 
 
 def _pack_target(target: Any) -> Any:
-    return _Operator(target.name()) if isinstance(target, torch._ops.OpOverload) else target
+    return _Operator(target.name()) if isinstance(target, torch._ops.OpOverload) else target  # type: ignore[no-untyped-call]
 
 
 def _unpickle(state: dict[str, Any], graphs: list[dict[str, Any]]) -> CollabGraphModule:
@@ -297,7 +298,8 @@ def _unpickle(state: dict[str, Any], graphs: list[dict[str, Any]]) -> CollabGrap
 
 
 def _unpack(packed: dict[str, Any]) -> fx.Graph:
-    graph, values = fx.Graph(), {}
+    graph = fx.Graph()
+    values: dict[str, fx.Node] = {}
 
     def argument(value: Any) -> Any:
         if isinstance(value, _Input):

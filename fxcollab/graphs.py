@@ -14,7 +14,7 @@ def copy_node(
 ) -> fx.Node:
     """Append to ``graph`` a copy of ``node`` under another name and target, its inputs mapped."""
     args, kwargs = map_arg(node.args, argument), map_arg(node.kwargs, argument)
-    new = graph.create_node(node.op, target, args, kwargs, name=name, type_expr=node.type)  # type: ignore[arg-type]
+    new = graph.create_node(node.op, target, args, kwargs, name=name, type_expr=node.type)
     new.meta = dict(node.meta)
     return new
 
@@ -36,8 +36,8 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
 
 def describe_node(node: fx.Node) -> tuple[str, str, Any, Any, Any, Any]:
     """All that makes a node: name, op, target, arguments (inputs by name), keyword arguments and type."""
-    named = lambda value: map_arg(value, lambda n: _InputName(n.name))  # type: ignore[return-value, arg-type]  # noqa: E731
-    return node.name, node.op, node.target, named(node.args), named(node.kwargs), node.type
+    args, kwargs = (map_arg(value, lambda n: _InputName(n.name)) for value in (node.args, node.kwargs))
+    return node.name, node.op, node.target, args, kwargs, node.type
 
 
 class _InputName(str):
@@ -76,4 +76,5 @@ def source_line(node: fx.Node) -> str | None:
 
 def get_output(graph: fx.Graph) -> fx.Node:
     """The output node of ``graph``."""
-    return next(iter(reversed(graph.nodes)))
+    output: fx.Node = next(iter(reversed(graph.nodes)))
+    return output

@@ -56,6 +56,6 @@ def provenance(node: fx.Node) -> Provenance:
             f"Node {node.name!r} was not made by fxcollab.",
             where=f"{node.op} {node.target}",
             why="it carries no provenance, so it belongs to no head",
-            hint="run other graph passes after pruning, or let them copy node.meta['fxcollab'] of the node they replace",
+            hint="run other passes after pruning, or let them copy node.meta['fxcollab'] from the node they replace",
         )
     return found

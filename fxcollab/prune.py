@@ -13,8 +13,8 @@ from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import StateError
 from fxcollab.graphs import get_output, map_inputs
 from fxcollab.plan import plan_of, training_model
-from fxcollab.rewrite.peers import Branch
 from fxcollab.provenance import META_KEY, provenance
+from fxcollab.rewrite.peers import Branch
 from fxcollab.state_dict import prune_state_dict
 from fxcollab.tree import HeadTree, Path, branch_name
 

@@ -134,7 +134,7 @@ def head_tree(
         near = closest(pattern, PATTERNS)
         raise PatternError(
             f"There is no pattern {pattern!r}.",
-            hint=f"choose one of {', '.join(near and [near] or PATTERNS)}",
+            hint=f"choose one of {', '.join((near and [near]) or PATTERNS)}",
         )
     if fanouts is not None and pattern != "hierarchical":
         raise PatternError(

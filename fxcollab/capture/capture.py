@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import fx, nn
@@ -122,8 +122,7 @@ def _belongs_to_the_machinery(file: str) -> bool:
 
 
 def _refuse_lazy_modules(model: nn.Module) -> None:
-    uninitialized: Any = torch.nn.parameter.UninitializedTensorMixin
-    names = [name for name, tensor in model.named_parameters() if isinstance(tensor, uninitialized)]
+    names = [name for name, tensor in model.named_parameters() if torch.nn.parameter.is_lazy(tensor)]
     if names:
         raise CaptureError(
             "The model has parameters without a shape.",

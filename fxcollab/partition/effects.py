@@ -43,10 +43,13 @@ _STORE = {operator.setitem, setattr}
 _SHARING_FUNCTIONS = {operator.getitem, getattr}
 # Operators whose schema declares no alias although their result can be (a view of) their input.
 _SHARING_NAMES = frozenset(
-    "alpha_dropout atleast_1d atleast_2d atleast_3d broadcast_tensors data dropout dropout1d dropout2d dropout3d "
-    "einsum feature_alpha_dropout feature_dropout identity meshgrid pin_memory pixel_shuffle pixel_unshuffle "
-    "requires_grad_ rrelu type_as to_dense cpu cuda float double half bfloat16 type contiguous".split()
-)
+    (
+        "alpha_dropout", "atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "data", "dropout",
+        "dropout1d", "dropout2d", "dropout3d", "einsum", "feature_alpha_dropout", "feature_dropout",
+        "identity", "meshgrid", "pin_memory", "pixel_shuffle", "pixel_unshuffle", "requires_grad_", "rrelu",
+        "type_as", "to_dense", "cpu", "cuda", "float", "double", "half", "bfloat16", "type", "contiguous",
+    )
+)  # fmt: skip
 _FRESH_MODULES = (
     nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase,
     nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention, nn.LSTM,

@@ -40,9 +40,9 @@ def _find_value(name: str, graph: fx.Graph, root: nn.Module) -> fx.Node:
             times = "once" if len(returned) == 1 else f"{len(returned)} times"
             raise SplitError(f"There is no call {name!r}.", why=f"{path} is called {times}")
         return returned[number - 1]
-    for node in graph.nodes:
-        if node.name == name and node.op != "output":
-            return node
+    named: dict[str, fx.Node] = {node.name: node for node in graph.nodes if node.op != "output"}
+    if name in named:
+        return named[name]
     raise _unknown(name, path, graph, root)
 
 

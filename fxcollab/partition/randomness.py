@@ -8,13 +8,19 @@ import torch
 from torch import fx, nn
 
 _FUNCTIONS = frozenset(
-    "alpha_dropout bernoulli dropout dropout1d dropout2d dropout3d drop_path feature_alpha_dropout feature_dropout "
-    "gumbel_softmax multinomial normal poisson rand rand_like randint randint_like randn randn_like randperm rrelu "
-    "stochastic_depth".split()
-)
+    (
+        "alpha_dropout", "bernoulli", "dropout", "dropout1d", "dropout2d", "dropout3d", "drop_path",
+        "feature_alpha_dropout", "feature_dropout", "gumbel_softmax", "multinomial", "normal", "poisson",
+        "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "rrelu",
+        "stochastic_depth",
+    )
+)  # fmt: skip
 _METHODS = frozenset(
-    "bernoulli bernoulli_ cauchy_ exponential_ geometric_ log_normal_ multinomial normal_ random_ uniform_".split()
-)
+    (
+        "bernoulli", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "multinomial",
+        "normal_", "random_", "uniform_",
+    )
+)  # fmt: skip
 _RATES = ("p", "drop_prob", "dropout", "drop_rate", "dropout_p", "attention_dropout")
 
 
@@ -28,8 +34,8 @@ def draws_randomly(node: fx.Node) -> bool:
         return torch.Tag.nondeterministic_seeded in node.target.tags
     name = getattr(node.target, "__name__", "")
     if name in _FUNCTIONS:
-        return _rate_of_call(node) != 0
-    return name == "scaled_dot_product_attention" and node.kwargs.get("dropout_p", 0.0) != 0.0
+        return bool(_rate_of_call(node) != 0)
+    return name == "scaled_dot_product_attention" and bool(node.kwargs.get("dropout_p", 0.0) != 0.0)
 
 
 def module_draws_randomly(module: nn.Module) -> bool:

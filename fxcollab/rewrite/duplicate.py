@@ -15,6 +15,7 @@ import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import fx, nn
@@ -25,8 +26,8 @@ from fxcollab.errors import CaptureError
 from fxcollab.graphs import copy_node, map_inputs
 from fxcollab.partition.effects import Write
 from fxcollab.partition.levels import attribute
-from fxcollab.rewrite.copying import private_copy
 from fxcollab.provenance import META_KEY, Kind, Provenance
+from fxcollab.rewrite.copying import private_copy
 from fxcollab.rewrite.rescale import rescale
 from fxcollab.tree import HeadTree, Path, branch_name
 
@@ -112,10 +113,8 @@ class _Writer:
         self._instances[node, path] = new
 
     def _write_output(self, node: fx.Node) -> None:
-        heads = [
-            map_inputs(node.args[0], lambda source, path=path: self._value(source, path))
-            for path in self._tree.paths(self._tree.depth)
-        ]
+        paths = self._tree.paths(self._tree.depth)
+        heads = [map_inputs(node.args[0], partial(self._value, path=path)) for path in paths]
         codegen = self._cut.graph._codegen
         flat = isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
         new = self._graph.output([leaf for head in heads for leaf in head] if flat else tuple(heads))
@@ -223,11 +222,14 @@ def _branch_of(node: fx.Node) -> Path:
 
 
 _PLAIN_METHODS = frozenset(
-    "size dim numel ndimension element_size stride storage_offset is_contiguous tolist".split()
+    ["size", "dim", "numel", "ndimension", "element_size", "stride", "storage_offset", "is_contiguous", "tolist"]
 )
 _PLAIN_ATTRIBUTES = frozenset(
-    "shape dtype device ndim is_cuda is_sparse is_quantized requires_grad layout names itemsize nbytes".split()
-)
+    (
+        "shape", "dtype", "device", "ndim", "is_cuda", "is_sparse", "is_quantized", "requires_grad",
+        "layout", "names", "itemsize", "nbytes",
+    )
+)  # fmt: skip
 _PLAIN_MODULES = ("_operator", "operator", "builtins", "math")
 
 

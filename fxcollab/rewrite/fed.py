@@ -18,8 +18,9 @@ class Fed(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.__dict__["_module"] = (module,)
+        self.__dict__["_holder"] = (module,)  # in a tuple, or it would be registered
 
     def forward(self, state: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Any:
         """What the module returns for ``args`` and ``kwargs``, its parameters ``state`` replaced by name."""
-        return functional_call(self._module[0], dict(state), args, kwargs)
+        (module,) = self.__dict__["_holder"]
+        return functional_call(module, dict(state), args, kwargs)

@@ -113,5 +113,7 @@ def _in_operators(value: Tensor, factor: float) -> Tensor:
 
     The zero is the difference of two finite numbers, since that of infinities is none.
     """
+    if value.is_complex():
+        return torch.complex(_in_operators(value.real, factor), _in_operators(value.imag, factor))
     finite = value.nan_to_num()
     return value.detach() - (finite.detach() - finite) * factor

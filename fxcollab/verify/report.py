@@ -47,7 +47,7 @@ class Report:
         return iter(self.checks)
 
     def raise_if_failed(self) -> Report:
-        """This report, if all checks hold.
+        """Return the report where all checks hold.
 
         Raises:
             VerificationError: naming those that don't.

@@ -8,8 +8,8 @@ from torch import fx, nn
 
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.graphs import first_difference
-from fxcollab.partition.levels import tensors_of
 from fxcollab.partition import partition
+from fxcollab.partition.levels import tensors_of
 from fxcollab.plan import plan_of
 from fxcollab.prune import prune
 from fxcollab.tree import branch_name

@@ -147,7 +147,7 @@ def _loss(output: Any) -> Any:
 
 
 def _unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    by_identity = {id(tensor): (name, tensor) for name, tensor in reversed(tensors.items())}
+    by_identity = {id(tensor): (name, tensor) for name, tensor in reversed(list(tensors.items()))}
     return dict(pair for pair in by_identity.values() if pair[1].requires_grad)
 
 
