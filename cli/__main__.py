@@ -1,5 +1,5 @@
 """``python -m fxcollab_cli``."""
 
-from fxcollab_cli.app import main
+from .app import main
 
 main()

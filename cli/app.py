@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated
 
 import typer
 
-from fxcollab_cli.commands import prune, transform, verify
-from fxcollab_cli.console import run
+from .commands import prune, transform, verify
+from .console import run
 
 app = typer.Typer(
     name="fxcollab",
-    help="Collaborative learning for PyTorch models: several heads in training, exactly the original afterwards.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(transform.transform)
-app.command()(verify.verify)
-app.command()(prune.prune)
+app.command(short_help="Make the training graph of a model.")(transform.transform)
+app.command(short_help="Prove that a training graph is right.")(verify.verify)
+app.command(short_help="Write one head's weights, by the original's names.")(prune.prune)
 
 
 def _show_version(wanted: bool) -> None:
@@ -41,4 +41,6 @@ def options(
 
 def main() -> None:
     """Run the command line. Exits with 0 when fine, 1 when a check failed, 2 in case of trouble."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `fxcollab verify ... | head` is no failed check
     sys.exit(run(app))

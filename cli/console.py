@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -66,13 +68,14 @@ def run(app: Callable[..., Any]) -> int:
         result = app(standalone_mode=False)
     except CheckFailed:
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         err().print("interrupted")
         return 130
     except BaseException as error:
         code = _exit_code(error)
         if code is None and debug:
-            raise
+            traceback.print_exception(error)
+            return 2
         return _report(error) if code is None else code
     return result if isinstance(result, int) else 0
 
@@ -89,13 +92,19 @@ def _exit_code(error: BaseException) -> int | None:
 def _report(error: BaseException) -> int:
     """Show an error without a traceback."""
     console = err()
-    what, details = getattr(error, "what", None), ("where", "why", "hint")
-    if what is None:
-        console.print(Text("error: ", "bold red").append(f"{type(error).__name__}: {error}", "default"))
-        console.print(Text("  hint: ", "cyan").append("--debug shows the traceback", "default"))
-        return 2
-    console.print(Text("error: ", "bold red").append(what, "default"))
-    for label in details:
-        if text := getattr(error, label):
-            console.print(Text(f"  {label}: ", "cyan" if label == "hint" else "dim").append(text, "default"))
+    console.print(Text("error: ", "bold red").append(getattr(error, "what", None) or _in_short(error), "default"))
+    details = {label: getattr(error, label, None) for label in ("where", "why", "hint")}
+    if not hasattr(error, "what"):
+        details["hint"] = "--debug shows the traceback"
+    for label, text in details.items():
+        if text:
+            console.print(Text(f"  {label}: ", "cyan" if label == "hint" else "dim").append(str(text), "default"))
     return 2
+
+
+def _in_short(error: BaseException) -> str:
+    """The type and the first paragraph: torch adds pages."""
+    return f"{type(error).__name__}: {str(error).partition(_PARAGRAPH)[0]}".removesuffix(": ")
+
+
+_PARAGRAPH = "\n\n"

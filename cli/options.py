@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fxcollab.capture.interface import InputSpec
+    from fxcollab.codegen import CollabGraphModule
     from fxcollab.source import Loaded
 
 Source = Annotated[
@@ -23,7 +25,7 @@ ModelArg = Annotated[
 ]
 Input = Annotated[
     list[str] | None,
-    typer.Option("--input", metavar="1x3x224x224", help="Shape of an input; again for every further one."),
+    typer.Option("--input", metavar="SHAPE", help="1x3x224x224, or 2x16:int64; again for every further input."),
 ]
 Pattern = Annotated[str, typer.Option("--pattern", help="multi-instance, simple or hierarchical.")]
 Splits = Annotated[
@@ -36,20 +38,26 @@ Fanouts = Annotated[
     str | None, typer.Option("--fanouts", metavar="F,F", help="Branches at each split (default 2 each).")
 ]
 Init = Annotated[str, typer.Option("--init", help="How peers start: fresh, copy or copy-anyway.")]
-Seed = Annotated[int, typer.Option("--seed", help="What the peers' initialisation is drawn from.")]
+Seed = Annotated[int, typer.Option("--seed", help="What all first weights are drawn from.")]
 Granularity = Annotated[
     str, typer.Option("--granularity", help="auto opens what the splits need; op down to operations.")
 ]
-NoRescale = Annotated[bool, typer.Option("--no-rescale", help="Leave gradients unscaled where heads meet.")]
+NoRescale = Annotated[bool, typer.Option("--no-rescale", help="Add gradients up where heads meet: no mean.")]
+Peers = Annotated[
+    str, typer.Option("--peers", metavar="NAME", help="The name under which the other heads' state lives.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
-def load_source(text: str, model_args: list[str] | None) -> Loaded:
-    """The model that SOURCE names."""
+def load_source(text: str, model_args: list[str] | None, seed: int) -> Loaded:
+    """The model that SOURCE names; where it draws its weights without a seed of its own, they follow ``seed``."""
+    import torch
+
     from fxcollab.source import Source, parse_argument
 
+    torch.manual_seed(seed)
     return Source.parse(text, dict(parse_argument(argument) for argument in model_args or ())).load()
 
 
@@ -57,10 +65,9 @@ def example_inputs(shapes: list[str] | None) -> tuple[Tensor, ...] | None:
     """Random inputs of the given shapes; None where none are given."""
     if not shapes:
         return None
-    import torch
+    from fxcollab.inputs import example_tensors
 
-    generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(_shape(shape), generator=generator) for shape in shapes)
+    return tuple(example_tensors([input_spec(f"input {i}", text) for i, text in enumerate(shapes)]))
 
 
 def fanouts(text: str | None) -> tuple[int, ...] | None:
@@ -86,7 +93,8 @@ def planned(
     seed: int,
     rescale: bool,
     granularity: str,
-) -> Any:
+    peers: str,
+) -> CollabGraphModule:
     """The training model that the options describe."""
     import fxcollab
 
@@ -103,6 +111,7 @@ def planned(
         granularity=granularity,  # type: ignore[arg-type]
         factory=loaded.factory,
         source=loaded.source,
+        peers=peers,
     )
 
 
@@ -115,10 +124,18 @@ def default_directory(source: str) -> Path:
     return Path(f"{stem}_collab")
 
 
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.lower().split("x"))
-    except ValueError:
-        from fxcollab.errors import CaptureError
+def input_spec(name: str, text: str) -> InputSpec:
+    """An input written as ``1x3x224x224`` or, with a type, ``2x16:int64``."""
+    import torch
 
-        raise CaptureError(f"Input shape {text!r} can't be read.", hint="write it as 1x3x224x224") from None
+    from fxcollab.capture.interface import InputSpec
+    from fxcollab.errors import CaptureError
+
+    shape, _, dtype = text.lower().partition(":")
+    sizes = shape.split("x")
+    known = isinstance(getattr(torch, dtype or "float32", None), torch.dtype)
+    if not (known and all(size.isdecimal() and int(size) > 0 for size in sizes)):
+        raise CaptureError(
+            f"Input {text!r} can't be read.", hint="write sizes as in 1x3x224x224, with a type as in 2x16:int64"
+        )
+    return InputSpec(name, tuple(map(int, sizes)), dtype or "float32")

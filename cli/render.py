@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -13,54 +13,67 @@ if TYPE_CHECKING:
     from fxcollab.verify import Report
 
 _SHOWN = 4
+_INDENT = 12
 
 
 def render_summary(summary: Summary, console: Console) -> None:
     """Heads, levels, what was cloned and rescaled, parameters and FLOPs against the original."""
     console.print(f"{summary.heads} heads, {summary.pattern}, seed {summary.seed}, init {summary.init}")
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("level", "split", "branches", "modules and operations", "parameters"):
-        table.add_column(column, justify="right" if column in ("branches", "parameters") else "left", no_wrap=True)
     for level in summary.levels:
-        table.add_row(*_row(level))
-    console.print(table)
-    console.print(f"parameters  {_ratio(summary.parameters)}")
-    if summary.flops and summary.inputs:
-        console.print(f"FLOPs       {_ratio(summary.flops)}  forward, input {summary.inputs}")
-    else:
-        console.print("FLOPs       unknown: no input shape is given and none could be guessed (--input 1x3x224x224)")
-    for sentence in summary.given_up:
-        console.print(Text("given up: ", "yellow").append(sentence, "default"))
+        _print_entry(console, Text(f"level {level.level}" if level.level else "trunk"), _level(level))
+    _print_entry(console, Text("parameters"), Text(_ratio(summary.parameters)))
+    _print_entry(console, Text("FLOPs"), Text(_flops(summary)))
+    _print_given_up(console, summary.given_up)
+    console.print(_counts(summary))
+
+
+def render_report(report: Report, console: Console) -> None:
+    """One entry a check."""
+    for check in report:
+        mark = Text("ok", "green") if check.ok else Text("FAILED", "bold red")
+        _print_entry(console, mark, Text(f"{check.name}: ").append(check.detail, "dim"))
+    _print_given_up(console, report.given_up)
+    failed, total = sum(not check.ok for check in report), len(report.checks)
+    verdict = Text(f"{failed} of {total} checks failed", "bold red")
+    console.print(verdict if failed else Text(f"all {total} checks hold", "bold green"))
+
+
+def _print_given_up(console: Console, sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        _print_entry(console, Text("given up", "yellow"), Text(sentence))
+
+
+def _print_entry(console: Console, label: Text, text: Text) -> None:
+    """A label, and text that wraps beside it."""
+    for line in text.wrap(console, console.width - _INDENT, overflow="fold"):
+        line.rstrip()
+        label.pad_right(_INDENT - len(label))
+        console.print(label + line)
+        label = Text()
+
+
+def _level(level: Level) -> Text:
+    hidden = len(level.nodes) - _SHOWN
+    nodes = ", ".join(level.nodes[:_SHOWN]) + (f", ... {hidden} more" if hidden > 0 else "")
+    number, size = level.branches, f"{level.parameters:,} parameters"
+    place = f"{number} branches behind {level.split or 'the inputs'}, {size} each" if level.level else f"once, {size}"
+    return Text(f"{place}: ").append(nodes or "nothing", "dim")
+
+
+def _flops(summary: Summary) -> str:
+    if summary.flops is None:
+        return f"unknown: {summary.flops_unknown or 'no input is known'} (set --input)"
+    guessed = ", guessed: set --input" if summary.guessed else ""
+    return f"{_ratio(summary.flops)}  forward, input {summary.inputs}{guessed}"
+
+
+def _counts(summary: Summary) -> Text:
     counts = Text()
     counts.append(f"+ {summary.cloned} cloned", "green").append("  ")
     counts.append(f"~ {summary.rescaled} rescaled", "yellow").append("  ")
     if summary.copied:
         counts.append(f"! {summary.copied} copied before in-place writes", "magenta").append("  ")
-    counts.append(f"= {summary.shared} shared", "dim")
-    console.print(counts)
-
-
-def render_report(report: Report, console: Console) -> None:
-    """One line a check."""
-    for check in report:
-        mark = Text("ok      ", "green") if check.ok else Text("FAILED  ", "bold red")
-        console.print(mark.append(f"{check.name}: ", "default").append(check.detail, "dim"))
-    for sentence in report.given_up:
-        console.print(Text("given up  ", "yellow").append(sentence, "default"))
-    failed = sum(not check.ok for check in report)
-    total = len(report.checks)
-    console.print(
-        Text(f"{failed} of {total} checks failed", "bold red")
-        if failed
-        else Text(f"all {total} checks hold", "bold green")
-    )
-
-
-def _row(level: Level) -> tuple[str, ...]:
-    name = "trunk" if level.level == 0 else str(level.level)
-    hidden = len(level.nodes) - _SHOWN
-    nodes = ", ".join(level.nodes[:_SHOWN]) + (f", ... {hidden} more" if hidden > 0 else "")
-    return name, level.split or "-", str(level.branches), nodes, f"{level.parameters:,}"
+    return counts.append(f"= {summary.shared} shared", "dim")
 
 
 def _ratio(pair: tuple[int, int]) -> str:

@@ -8,33 +8,39 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fxcollab.capture.capture import Granularity
 from fxcollab.capture.interface import InputSpec
 from fxcollab.codegen import CollabGraphModule
-from fxcollab.errors import ArtifactError
+from fxcollab.errors import ArtifactError, CaptureError, FxCollabError, SplitError, StateError
 from fxcollab.graphs import describe_node
-from fxcollab.partition.levels import tensors_of
 from fxcollab.plan import PLAN_KEY, Plan, plan_of, training_model
 from fxcollab.source import Source
+from fxcollab.state_dict import prune_state_dict, unwrapped
 from fxcollab.transform import transform
-from fxcollab.tree import HeadTree
+from fxcollab.tree import HeadTree, branch_name, head_tree
 from fxcollab.version import __version__
 
 FORMAT = 1
 PLAN, WEIGHTS, GRAPH = "plan.json", "weights.safetensors", "graph.py"
-_ALIASES = "fxcollab.aliases"
+FILES = frozenset({PLAN, WEIGHTS, GRAPH, "diff.html"})
+"""What an artifact's folder may hold and ``force`` may replace."""
+_ALIASES, _ORDER = "fxcollab.aliases", "fxcollab.order"
 
 
 def save(train_model: nn.Module, directory: str | os.PathLike[str], *, force: bool = False) -> Path:
@@ -45,17 +51,18 @@ def save(train_model: nn.Module, directory: str | os.PathLike[str], *, force: bo
     Args:
         train_model: what `transform` or `load` returned; wrapped by DDP or ``torch.compile`` is fine.
         directory: the folder to make.
-        force: replace it where it is an artifact already.
+        force: replace it where it is an artifact already, and nothing else lies in it.
 
     Raises:
-        ArtifactError: the folder exists, or the state holds what is no tensor.
+        ArtifactError: the folder exists, or the state holds what is no tensor or has no values.
     """
     model, target = training_model(train_model), Path(directory)
     refuse_existing(target, force)
-    with _replaced(target) as folder:
-        save_state_dict(_named_state(model), folder / WEIGHTS)
-        (folder / GRAPH).write_text(_readable_code(model))
-        (folder / PLAN).write_text(json.dumps(_plan_to_json(model, target), indent=2) + "\n")
+    with _replaced(target.resolve()) as folder:
+        save_state_dict(model.state_dict(keep_vars=True), folder / WEIGHTS, aliases=True)
+        (folder / GRAPH).write_text(_readable_code(model), encoding="utf-8")
+        plan = json.dumps(_plan_to_json(model, target), indent=2)
+        (folder / PLAN).write_text(f"{plan}\n", encoding="utf-8")
     return target
 
 
@@ -73,7 +80,8 @@ def load(
     Args:
         directory: a folder that `save` wrote.
         model: the model (or a factory), where the plan names no source or another one is wanted.
-        weights: a safetensors file to take the state from, by default the folder's own.
+        weights: a safetensors file to take the state from, by default the folder's own; the training model
+            may have been wrapped when it was saved.
 
     Raises:
         ArtifactError: something in the folder is missing or damaged, or the source has changed since.
@@ -90,17 +98,46 @@ def load(
                 why="it was made from a model object, not from a file or an importable factory",
                 hint="give the model: fxcollab.load(directory, model)",
             )
-        model = plan.source.load().model
-    train_model = _transform_again(model, plan)
+        origin, model = f"source {plan.source}", plan.source.load().model
+    else:
+        origin = "the given model"
+    train_model = _transform_again(model, plan, f"{folder / PLAN}, {origin}")
     if fingerprint(train_model) != data["fingerprint"]:
-        raise ArtifactError(
-            "The source no longer makes the graph that was saved.",
-            where=f"{folder / PLAN}, source {plan.source}",
-            why=f"the fingerprints differ (saved with torch {data.get('torch')}, this is {torch.__version__})",
-            hint="load with the code and the versions it was saved with, or transform anew",
-        )
+        versions = f"saved with torch {data.get('torch')}, this is {torch.__version__}"
+        raise _changed(f"{folder / PLAN}, {origin}", f"the graphs' fingerprints differ ({versions})")
     _load_state(train_model, Path(weights) if weights else folder / WEIGHTS)
     return train_model
+
+
+def load_head(
+    directory: str | os.PathLike[str], head: int = 0, *, weights: str | os.PathLike[str] | None = None
+) -> dict[str, Tensor]:
+    """The state dict of one head under the original's names; needs neither the model nor its source.
+
+    Args:
+        directory: a folder that `save` wrote.
+        head: the head to keep.
+        weights: a safetensors checkpoint of the training model, by default the folder's own.
+
+    Raises:
+        ArtifactError: something in the folder is missing or damaged, or the checkpoint is another model's.
+        PatternError: there is no such head.
+        StateError: the checkpoint is not of a training model.
+    """
+    plan = read_plan(directory)
+    plan.tree.head_path(head)
+    file = Path(weights) if weights else Path(directory) / WEIGHTS
+    state = unwrapped(load_state_dict(file), plan.peers)
+    planned = {branch_name(path) for path in plan.tree.peers()}
+    found = {key.split(".")[1] for key in state if key.startswith(f"{plan.peers}.")}
+    if found and found != planned:
+        raise ArtifactError(
+            "The weights are those of another head tree.",
+            where=str(file),
+            why=f"they have the branches {', '.join(sorted(found))}, the plan {', '.join(sorted(planned))}",
+            hint="give the weights of this very training model",
+        )
+    return prune_state_dict(state, head, peers=plan.peers)
 
 
 def read_plan(directory: str | os.PathLike[str]) -> Plan:
@@ -125,30 +162,42 @@ def fingerprint(train_model: CollabGraphModule) -> str:
     return digest.hexdigest()
 
 
-def save_state_dict(state: Mapping[str, Any], file: Path) -> None:
-    """Write tensors to a safetensors file; of tensors that are one, a single copy and the other names.
+def save_state_dict(state: Mapping[str, Any], file: Path, *, aliases: bool = False) -> None:
+    """Write tensors to a safetensors file.
+
+    Args:
+        state: tensors by name.
+        file: the file to write.
+        aliases: keep one copy of tensors that are one and note its other names, which only `load_state_dict`
+            reads; else every name gets a copy, for any reader.
 
     Raises:
-        ArtifactError: a value is no tensor.
+        ArtifactError: a value is no tensor, has no values, or is of a kind that safetensors doesn't know.
     """
     first: dict[tuple[Any, ...], str] = {}
     unique: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
+    other_names: dict[str, str] = {}
+    storages: set[int] = set()
     for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise ArtifactError(
-                f"State {name!r} is a {type(value).__qualname__}, not a tensor.",
-                why="safetensors files hold tensors only, and fxcollab writes no pickle",
-            )
-        key = (value.untyped_storage()._cdata, value.storage_offset(), value.shape, value.stride(), value.dtype)
-        if value.numel() and key in first:
-            aliases[name] = first[key]
+        tensor = _checked(name, value).detach()
+        storage = tensor.untyped_storage()._cdata
+        key = (storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+        if aliases and tensor.numel() and key in first:
+            other_names[name] = first[key]
         else:
             first[key] = name
-            unique[name] = value.detach().clone(memory_format=torch.contiguous_format)
-    metadata = {"format": "pt", **({_ALIASES: json.dumps(aliases)} if aliases else {})}
-    metadata["fxcollab.order"] = json.dumps(list(state))
-    save_file(unique, file, metadata)
+            unique[name] = _alone(tensor, storage in storages)
+            storages.add(storage)
+    metadata = {"format": "pt", _ORDER: json.dumps(list(state))}
+    if other_names:
+        metadata[_ALIASES] = json.dumps(other_names)
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)
+    try:
+        save_file(unique, file, metadata)
+    except (ValueError, KeyError, SafetensorError) as error:
+        raise ArtifactError("The state can't be written as safetensors.", why=str(error)) from error
+    file.chmod(mode)  # the umask's, which the writer does not follow
 
 
 def load_state_dict(file: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -164,10 +213,10 @@ def load_state_dict(file: str | os.PathLike[str]) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        aliases = json.loads(metadata.get(_ALIASES, "{}"))
-        order = json.loads(metadata.get("fxcollab.order", "null")) or list(tensors)
+        aliases = dict(json.loads(metadata.get(_ALIASES, "{}")))
+        order = list(json.loads(metadata.get(_ORDER, "[]"))) or list(tensors)
         return {name: tensors[aliases.get(name, name)] for name in order}
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             "The weights file can't be read.",
             where=str(path),
@@ -177,26 +226,41 @@ def load_state_dict(file: str | os.PathLike[str]) -> dict[str, Tensor]:
         ) from error
 
 
+def refuse_existing_file(file: Path, force: bool) -> None:
+    """Refuse an output file that exists; with ``force``, what is no file.
+
+    Raises:
+        ArtifactError: with the way out.
+    """
+    if file.is_dir():
+        raise ArtifactError(
+            "The output is a directory.", where=str(file), hint=f"name a file: {file}/weights.safetensors"
+        )
+    if file.exists() and not force:
+        raise ArtifactError(
+            "The output file exists.", where=str(file), hint="give another one, or force=True (--force)"
+        )
+
+
 def write_state_dict(state: Mapping[str, Any], file: Path, *, force: bool = False) -> None:
-    """Write a state dict to a file that appears whole or not at all.
+    """Write a state dict to a file that appears whole or not at all and that any safetensors reader reads.
 
     Raises:
         ArtifactError: the file exists and ``force`` is not given, or a value is no tensor.
     """
-    if file.exists() and not force:
-        raise ArtifactError("The file exists.", where=str(file), hint="give --force to replace it")
+    refuse_existing_file(file, force)
+    file = file.resolve()
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    os.close(handle)
+    draft = _beside(file)
     try:
-        save_state_dict(state, Path(name))
-        Path(name).replace(file)
+        save_state_dict(state, draft)
+        draft.replace(file)
     finally:
-        Path(name).unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
 def refuse_existing(target: Path, force: bool) -> None:
-    """Refuse an output directory that exists; with ``force``, one that is no artifact.
+    """Refuse an output directory that exists; with ``force``, one that is more or less than an artifact.
 
     Raises:
         ArtifactError: with the way out.
@@ -211,8 +275,16 @@ def refuse_existing(target: Path, force: bool) -> None:
         raise ArtifactError(
             "The output directory is not an artifact and is not replaced.",
             where=str(target),
-            why=f"it has no {PLAN}",
+            why=f"it has no {PLAN}" if target.is_dir() else "it is a file",
             hint="give a directory that does not exist",
+        )
+    others = sorted(entry.name for entry in target.iterdir() if entry.name not in FILES)
+    if others:
+        raise ArtifactError(
+            "The output directory holds other files and is not replaced.",
+            where=str(target),
+            why=f"{', '.join(others[:4])}{' and more' if len(others) > 4 else ''} would be lost",
+            hint="move them away, or give another directory",
         )
 
 
@@ -220,29 +292,57 @@ def refuse_existing(target: Path, force: bool) -> None:
 def _replaced(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` that takes its place on leaving without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    folder = _beside(target)
+    folder.mkdir()
     try:
         yield folder
-        folder.chmod(0o777 & ~_umask())
-        if target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
-            target.replace(old)
-            folder.replace(target)
-            shutil.rmtree(old)
-        else:
-            folder.replace(target)
+        _swap(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _swap(folder: Path, target: Path) -> None:
+    """Put ``folder`` in the place of ``target``, which stays where that fails."""
+    if not target.exists():
+        folder.replace(target)
+        return
+    old = _beside(target)
+    target.replace(old)
+    try:
+        folder.replace(target)
+    except BaseException:
+        old.replace(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def _named_state(model: nn.Module) -> dict[str, Any]:
-    return dict(model.state_dict(keep_vars=True))
+def _beside(target: Path) -> Path:
+    """A hidden path in the same folder that nothing has."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+
+
+def _checked(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ArtifactError(
+            f"State {name!r} is a {type(value).__qualname__}, not a tensor.",
+            why="safetensors files hold tensors only, and fxcollab writes no pickle",
+        )
+    if value.layout is not torch.strided:
+        raise ArtifactError(
+            f"State {name!r} is a {value.layout} tensor.", why="safetensors files hold dense tensors only"
+        )
+    if value.is_meta:
+        raise ArtifactError(
+            f"State {name!r} has no values.",
+            why="it is on the meta device",
+            hint="give the training model values first, as with train_model.to_empty(device='cpu') and a checkpoint",
+        )
+    return value
+
+
+def _alone(tensor: Tensor, shared: bool) -> Tensor:
+    """The tensor laid out for writing; a copy only where it is strided or its storage is written already."""
+    return tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
 
 
 def _readable_code(model: CollabGraphModule) -> str:
@@ -282,8 +382,8 @@ def _read_plan(folder: Path) -> dict[str, Any]:
             hint="give the directory that fxcollab transform wrote",
         )
     try:
-        data = json.loads(file.read_text())
-    except (ValueError, OSError) as error:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
         raise _damaged(file, str(error)) from error
     if not isinstance(data, dict):
         raise _damaged(file, "it holds no object")
@@ -299,26 +399,58 @@ def _read_plan(folder: Path) -> dict[str, Any]:
 
 def _plan_from_json(data: Mapping[str, Any], folder: Path) -> Plan:
     try:
-        source = None if data["source"] is None else Source.from_json(data["source"], folder)
+        pattern = _typed(data, "pattern", str)
+        _typed(data, "fingerprint", str)
         return Plan(
-            _typed(data, "pattern", str),  # type: ignore[arg-type]
-            HeadTree(tuple(map(str, data["splits"])), tuple(map(int, data["fanouts"]))),
+            pattern,
+            _tree_from_json(pattern, _items(data, "splits", str), _items(data, "fanouts", int)),
             _typed(data, "init", str),
             _typed(data, "seed", int),
             _typed(data, "rescale", bool),
-            _typed(data, "granularity", str),  # type: ignore[arg-type]
+            _one_of(data, "granularity", get_args(Granularity)),
             _typed(data, "peers", str),
-            tuple(InputSpec(i["name"], i["shape"] and tuple(i["shape"]), i["dtype"]) for i in data["inputs"]),
-            source,
+            tuple(map(_input_from_json, _items(data, "inputs", dict))),
+            None if _typed(data, "source", dict | None) is None else Source.from_json(data["source"], folder),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(folder / PLAN, f"{type(error).__name__}: {error}") from error
+    except ValueError as error:
+        raise _damaged(folder / PLAN, str(error)) from error
+    except FxCollabError as error:
+        raise _damaged(folder / PLAN, error.why or error.what) from error
 
 
-def _typed(data: Mapping[str, Any], key: str, kind: type) -> Any:
+def _tree_from_json(pattern: str, splits: tuple[str, ...], fanouts: tuple[int, ...]) -> HeadTree:
+    if pattern == "hierarchical":
+        return head_tree(pattern, splits, None, fanouts)
+    tree = head_tree(pattern, splits, math.prod(fanouts))
+    if tree.fanouts != fanouts:
+        raise ValueError(f"its 'fanouts' are {list(fanouts)}, but pattern {pattern!r} has one")
+    return tree
+
+
+def _input_from_json(data: Mapping[str, Any]) -> InputSpec:
+    shape = None if _typed(data, "shape", list | None) is None else _items(data, "shape", int)
+    return InputSpec(_typed(data, "name", str), shape, _typed(data, "dtype", str | None))
+
+
+def _items(data: Mapping[str, Any], key: str, kind: type) -> tuple[Any, ...]:
+    values = _typed(data, key, list)
+    if not all(isinstance(value, kind) for value in values):
+        raise ValueError(f"its {key!r} are {values!r}")
+    return tuple(values)
+
+
+def _one_of(data: Mapping[str, Any], key: str, values: Sequence[Any]) -> Any:
+    if _typed(data, key, str) not in values:
+        raise ValueError(f"its {key!r} is {data[key]!r}")
+    return data[key]
+
+
+def _typed(data: Mapping[str, Any], key: str, kind: type | UnionType) -> Any:
+    if key not in data:
+        raise ValueError(f"it has no {key!r}")
     value = data[key]
     if not isinstance(value, kind):
-        raise TypeError(f"{key} is {value!r}")
+        raise ValueError(f"its {key!r} is {value!r}")
     return value
 
 
@@ -326,35 +458,60 @@ def _damaged(file: Path, why: str) -> ArtifactError:
     return ArtifactError("The plan is damaged.", where=str(file), why=why, hint="transform anew")
 
 
-def _transform_again(model: nn.Module | Callable[[], nn.Module], plan: Plan) -> CollabGraphModule:
+def _transform_again(model: nn.Module | Callable[[], nn.Module], plan: Plan, where: str) -> CollabGraphModule:
     """The plan's training model, its peers not initialised: their values come from the file."""
     tree, hierarchical = plan.tree, plan.pattern == "hierarchical"
-    train_model = transform(
-        model,
-        plan.pattern,
-        tree.splits,
-        heads=None if hierarchical else tree.heads,
-        fanouts=tree.fanouts if hierarchical else None,
-        init="copy-anyway",
-        seed=plan.seed,
-        rescale=plan.rescale,
-        granularity=plan.granularity,
-        peers=plan.peers,
-        inputs=[spec.name for spec in plan.inputs],
-    )
+    try:
+        train_model = transform(
+            model,
+            plan.pattern,
+            tree.splits,
+            heads=None if hierarchical else tree.heads,
+            fanouts=tree.fanouts if hierarchical else None,
+            init="copy-anyway",
+            seed=plan.seed,
+            rescale=plan.rescale,
+            granularity=plan.granularity,
+            peers=plan.peers,
+            inputs=[spec.name for spec in plan.inputs],
+        )
+    except (CaptureError, SplitError, StateError) as error:
+        raise _changed(where, error.what) from error
     train_model.meta[PLAN_KEY] = plan
     return train_model
 
 
+def _changed(where: str, why: str) -> ArtifactError:
+    return ArtifactError(
+        "The source no longer makes the graph that was saved.",
+        where=where,
+        why=why,
+        hint="load with the code and the versions it was saved with, or transform anew",
+    )
+
+
 def _load_state(train_model: CollabGraphModule, file: Path) -> None:
-    state, own = load_state_dict(file), train_model.state_dict()
+    """Write the file's values into the model's own tensors, which take over their types."""
+    own = train_model.state_dict(keep_vars=True)
+    state = unwrapped(load_state_dict(file), plan_of(train_model).peers)
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     wrong += [key for key in state if key not in own]
     if wrong:
         raise ArtifactError(
             "The weights don't fit the plan.",
-            where=f"{file}: {', '.join(wrong[:4])}",
+            where=f"{file}: {', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}",
             why="these tensors are missing, unknown or of another shape",
-            hint="give the weights of this very training model",
+            hint="are they of another training model, or has the source changed since it was saved?",
         )
-    train_model.load_state_dict(state, assign=any(t.is_meta for t in tensors_of(train_model).values()))
+    born: dict[int, Tensor] = {}
+    for key, tensor in own.items():
+        if tensor.is_meta:
+            state[key] = born.setdefault(id(tensor), _like(tensor, state[key]))
+        elif tensor.dtype != state[key].dtype:
+            tensor.data = state[key].to(tensor.device)
+    train_model.load_state_dict(state, assign=bool(born))
+
+
+def _like(tensor: Tensor, values: Tensor) -> Tensor:
+    """``values`` in the place of ``tensor``: what is one parameter under two names stays one."""
+    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values

@@ -100,6 +100,7 @@ class CollabGraphModule(fx.GraphModule):
         self.__dict__["_modes"] = modes
         self.__dict__["_peers"] = tuple(peers or ())
         self.__dict__["_constants"] = tuple(constants or ())
+        _adopt_extra_state(self)
         self.training = root.training
         self.graph = modes.of(self.training)
 
@@ -200,11 +201,20 @@ _GENERATED = frozenset({"_graph", "_modes", "_code", "_lineno_map", "_prologue_s
 def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule:
     new.__dict__.update(state)
     new.__class__.__name__ = type(new.root).__name__
+    _adopt_extra_state(new)
     for graph in new.modes:
         graph.owning_module = new
     new.__dict__["_graph"] = new.modes.of(new.training)
     new.recompile()
     return new
+
+
+def _adopt_extra_state(module: CollabGraphModule) -> None:
+    """Keep the root's extra state. torch looks for it on the class, of which every module has its own."""
+    if type(module.root).get_extra_state is not nn.Module.get_extra_state:
+        cls: Any = type(module)
+        cls.get_extra_state = lambda self: self.root.get_extra_state()
+        cls.set_extra_state = lambda self, state: self.root.set_extra_state(state)
 
 
 def _plain_attributes(root: nn.Module, modes: Modes) -> set[str]:

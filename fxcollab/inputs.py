@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, fx, nn
@@ -36,7 +37,7 @@ def guess_inputs(model: nn.Module, images: Sequence[int] = SMALL_IMAGES) -> tupl
                 return (spec,)
     raise CaptureError(
         f"No input that {type(model).__qualname__} accepts could be guessed.",
-        why=f"its inputs are {', '.join(names) or 'none'}" if len(names) != 1 else "none of the usual shapes fits",
+        why="none of the usual shapes fits" if len(names) == 1 else f"its inputs are {', '.join(names) or 'none'}",
         hint="give an input shape: example_inputs=(torch.randn(1, 3, 224, 224),) or --input 1x3x224x224",
     )
 
@@ -68,10 +69,11 @@ def run_on_fakes(
 
     Args:
         model: a module on any device.
-        examples: positional inputs.
+        examples: positional inputs; they are put on the model's device.
         observer: a dispatch mode that shall see the operations.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, observer or nullcontext():
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, _without_tracebacks(), observer or nullcontext():
         fakes: dict[int, Tensor] = {}
 
         def fake(tensor: Tensor) -> Tensor:
@@ -84,7 +86,18 @@ def run_on_fakes(
             *model.named_buffers(remove_duplicate=False),
         ]
         state = {name: fake(tensor) for name, tensor in named}
-        return functional_call(model, state, tuple(map(fake, examples)))
+        return functional_call(model, state, tuple(fake(example.to(device)) for example in examples))
+
+
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keep fake tensors from logging pages about an input that doesn't fit: the error says it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
 
 
 def _input_names(model: nn.Module) -> tuple[str, ...]:

@@ -63,6 +63,13 @@ def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path) -> fx.Graph:
     def value(node: fx.Node) -> fx.Node:
         while provenance(node).inserted:
             node = node.all_input_nodes[0]
+        if node not in kept:
+            raise StateError(
+                f"The head at {branch_name(path)} reads {node.name!r}, which belongs to another.",
+                where=f"{node.op} {node.target}",
+                why="the training graph was edited so that its heads are no longer apart",
+                hint="run other graph passes after pruning",
+            )
         return kept[node]
 
     for node in graph.nodes:

@@ -11,6 +11,8 @@ from fxcollab.tree import HeadTree, Path, branch_name, parse_branch_name
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 _INFIXES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 _WRAPPERS_OWN = frozenset({"n_averaged"})
+_EXTRA_STATE = "_extra_state"
+"""Ends the keys under which modules keep state of any type."""
 
 
 def prune_state_dict(checkpoint: Mapping[str, Any], head: int = 0, *, peers: str = "peers") -> dict[str, Any]:
@@ -58,10 +60,12 @@ def prune_names(keys: Iterable[str], head: int, *, peers: str = "peers") -> dict
 
 def unwrapped(checkpoint: Mapping[str, Any], peers: str = "peers") -> dict[str, Any]:
     """The state dict without the prefixes that wrappers put before or into its keys."""
-    if not all(isinstance(key, str) for key in checkpoint) or any(
-        isinstance(value, Mapping) for value in checkpoint.values()
-    ):
-        nested = [str(key) for key, value in checkpoint.items() if isinstance(value, Mapping)]
+    nested = [
+        str(key)
+        for key, value in checkpoint.items()
+        if isinstance(value, Mapping) and not str(key).endswith(_EXTRA_STATE)
+    ]
+    if nested or not all(isinstance(key, str) for key in checkpoint):
         raise StateError(
             "The checkpoint is no state dict.",
             why=f"its values under {', '.join(nested) or 'keys that are no text'} are not tensors",

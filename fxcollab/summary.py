@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from fxcollab.capture.capture import NOTES_KEY
 from fxcollab.capture.interface import InputSpec
@@ -50,8 +50,10 @@ class Summary:
         shared, cloned, rescaled, copied: numbers of nodes: once for all heads; added for peers; inserted
             rescales; inserted copies that guard against in-place writes.
         parameters: of the original and of the training model.
-        flops: of one forward call of both, or None where no input is known.
-        inputs: the input that was counted on, as text, or None.
+        flops: of one forward call of both in train mode, or None where they can't be counted.
+        inputs: the inputs that were counted on, as text, or None.
+        guessed: whether these are a usual shape that fits, as nobody gave any.
+        flops_unknown: why FLOPs can't be counted, or None.
         given_up: what capturing gave up.
     """
 
@@ -67,6 +69,8 @@ class Summary:
     parameters: tuple[int, int]
     flops: tuple[int, int] | None
     inputs: str | None
+    guessed: bool
+    flops_unknown: str | None
     given_up: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +88,7 @@ def summarise(train_model: CollabGraphModule) -> Summary:
     graph = train_model.modes.train
     kinds = [provenance(node).kind for node in graph.nodes]
     clones = [node for node in graph.nodes if provenance(node).kind == "clone"]
-    inputs = _inputs(train_model)
+    counted = _count_flops(train_model)
     return Summary(
         pattern=plan.pattern,
         heads=plan.tree.heads,
@@ -96,8 +100,10 @@ def summarise(train_model: CollabGraphModule) -> Summary:
         rescaled=kinds.count("rescale"),
         copied=kinds.count("copy"),
         parameters=(parameter_count(train_model.root), parameter_count(train_model)),
-        flops=_flops(train_model, inputs),
-        inputs=", ".join("x".join(map(str, spec.shape or ())) for spec in inputs) or None,
+        flops=counted.flops,
+        inputs=", ".join(map(_described, counted.inputs)) or None,
+        guessed=counted.guessed,
+        flops_unknown=counted.unknown,
         given_up=tuple(train_model.meta.get(NOTES_KEY, ())),
     )
 
@@ -130,23 +136,35 @@ def _parameters(train_model: CollabGraphModule, level: int) -> int:
     return owned[level] if level else parameter_count(train_model.root) - sum(owned.values())
 
 
-def _inputs(train_model: CollabGraphModule) -> Sequence[InputSpec]:
-    known = plan_of(train_model).inputs
-    if all(spec.shape for spec in known):
-        return known
+@dataclass(frozen=True)
+class _Counted:
+    flops: tuple[int, int] | None
+    inputs: Sequence[InputSpec]
+    guessed: bool
+    unknown: str | None
+
+
+def _count_flops(train_model: CollabGraphModule) -> _Counted:
+    """Both models at the plan's inputs, or at guessed ones; a model that doesn't run on fake tensors has none."""
+    inputs: Sequence[InputSpec] = plan_of(train_model).inputs
+    guessed = not all(spec.dtype for spec in inputs)
     try:
-        return guess_inputs(train_model.root, USUAL_IMAGES)
-    except CaptureError:
-        return ()
+        if guessed:
+            inputs = guess_inputs(train_model.root, USUAL_IMAGES)
+        with train_model.in_mode(True):
+            flops = forward_flops(train_model.root, inputs), forward_flops(train_model, inputs)
+    except CaptureError as error:
+        return _Counted(None, (), False, error.why)
+    except Exception as error:  # whatever the user's code raises on a wrong shape
+        reason = f"the model fails on this input: {str(error).partition(_NEWLINE)[0]}"
+        return _Counted(None, inputs, guessed, reason)
+    return _Counted(flops, inputs, guessed, None)
 
 
-def _flops(train_model: CollabGraphModule, inputs: Sequence[InputSpec]) -> tuple[int, int] | None:
-    if not inputs:
-        return None
-    counts = [_flops_in_train_mode(model, train_model, inputs) for model in (train_model.root, train_model)]
-    return counts[0], counts[1]
+_NEWLINE = "\n"
 
 
-def _flops_in_train_mode(model: nn.Module, train_model: CollabGraphModule, inputs: Sequence[InputSpec]) -> int:
-    with train_model.in_mode(True):
-        return forward_flops(model, inputs)
+def _described(spec: InputSpec) -> str:
+    """``2x3x224x224``; with the type where it is no floating point."""
+    shape = "x".join(map(str, spec.shape or ())) or "scalar"
+    return shape if spec.dtype is None or "float" in spec.dtype else f"{shape}:{spec.dtype}"

@@ -102,7 +102,7 @@ def _split_names(splits: Sequence[str] | str) -> tuple[str, ...]:
     if names == ["auto"]:
         raise SplitError(
             "Splits can't be chosen automatically by this version.",
-            hint="name the modules after which the heads begin, for example splits=['layer2', 'layer3']",
+            hint="name the modules after which the heads begin, for example splits=['layer2', 'layer3'] (--splits layer2,layer3)",
         )
     return tuple(name for name in names if name)
 

@@ -107,7 +107,7 @@ def hierarchical(splits: Sequence[str], fanouts: Sequence[int] | None = None) ->
         raise PatternError(
             f"{len(splits)} splits need {len(splits)} fan-outs, not {len(fanouts)}.",
             why=f"splits are {_listed(splits)} and fan-outs {_listed(fanouts)}; every split has one fan-out",
-            hint=f"for example fanouts={(2,) * len(splits)}",
+            hint=f"for example fanouts={(2,) * len(splits)} (--fanouts {','.join('2' * len(splits))})",
         )
     return HeadTree(tuple(splits), tuple(_at_least_two(fanout, "a fan-out") for fanout in fanouts))
 
@@ -138,7 +138,7 @@ def head_tree(
         )
     if fanouts is not None and pattern != "hierarchical":
         raise PatternError(
-            f"Pattern {pattern!r} takes no fan-outs.", hint="give heads=..., or use pattern 'hierarchical'"
+            f"Pattern {pattern!r} takes no fan-outs.", hint="give heads=... (--heads), or use pattern 'hierarchical'"
         )
     if pattern == "multi-instance":
         if splits:
@@ -151,7 +151,7 @@ def head_tree(
     if not splits:
         raise PatternError(
             f"Pattern {pattern!r} needs {'one split' if pattern == 'simple' else 'at least one split'}.",
-            hint="name the module after which the heads begin, for example splits=['layer2']",
+            hint="name the module after which the heads begin, for example splits=['layer2'] (--splits layer2)",
         )
     if pattern == "simple":
         if len(splits) > 1:

@@ -129,9 +129,7 @@ class HandNetwork(nn.Module):
             raise KeyError(f"the state dict has unknown keys {unexpected}")
         for name, own_name in expected.items():
             if torch.promote_types(state_dict[name].dtype, own[own_name].dtype) != own[own_name].dtype:
-                raise TypeError(
-                    f"{name} is {state_dict[name].dtype}: convert the hand network first, .double()"
-                )
+                raise TypeError(f"{name} is {state_dict[name].dtype}: convert the hand network first, .double()")
         self.load_state_dict({own_name: state_dict[name] for name, own_name in expected.items()})
 
     def fxcollab_state_dict(self) -> dict[str, Tensor]:
@@ -152,9 +150,7 @@ class HandNetwork(nn.Module):
     def head_state_dict(self, head: int) -> dict[str, Tensor]:
         """The state of one head, under the original's names: what an original of its own would have."""
         path = self.paths[head]
-        return {
-            _original_name(name): value for name, value in self.state_dict().items() if _leads_to(name, path)
-        }
+        return {_original_name(name): value for name, value in self.state_dict().items() if _leads_to(name, path)}
 
 
 def branch(*path: int) -> str:
@@ -269,9 +265,7 @@ class HandTree(HandNetwork):
 
     splits = ("layer1", "layer2")
 
-    def __init__(
-        self, net_factory: NetFactory, fanouts: Sequence[int] = (2, 2), *, rescale: bool = True
-    ) -> None:
+    def __init__(self, net_factory: NetFactory, fanouts: Sequence[int] = (2, 2), *, rescale: bool = True) -> None:
         super().__init__(fanouts, rescale)
         first, second = self.fanouts
         self.trunk = _take(net_factory(), "conv1", "bn1", "layer1")

@@ -52,9 +52,7 @@ def cross_entropy(labels: list[Any], probabilities: list[Any]) -> Any:
     return -sum(y * p.log() for y, p in zip(labels, probabilities, strict=True))
 
 
-def by_the_equations(
-    heads: list[Tensor], labels: Tensor, beta: float, temperature: float, detach: bool
-) -> Tensor:
+def by_the_equations(heads: list[Tensor], labels: Tensor, beta: float, temperature: float, detach: bool) -> Tensor:
     """Equations 3 and 4 over scalars: heads are (N, C), labels are (N, C) and sum to 1."""
     samples = len(labels)
     logits = [[list(row) for row in z] for z in heads]
@@ -90,9 +88,7 @@ def assert_same_value_and_gradients(got: Tensor, expected: Tensor, heads: list[T
 @pytest.mark.parametrize("beta", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 @pytest.mark.parametrize("heads", [2, 3, 4, 5])
-def test_value_and_gradients_follow_the_equations(
-    heads: int, temperature: float, beta: float, detach: bool
-) -> None:
+def test_value_and_gradients_follow_the_equations(heads: int, temperature: float, beta: float, detach: bool) -> None:
     z, y = some_logits(heads), some_indices()
     got = CollaborativeLoss(beta, temperature, detach=detach)(z, y)
     assert_same_value_and_gradients(got, by_the_equations(z, one_hot(y), beta, temperature, detach), z)
@@ -394,9 +390,7 @@ RENAMED = [Named(Z, None), namedtuple("Other", ["logit", "aux"])(Z, None)]
 @pytest.mark.parametrize(
     ("outputs", "target", "messages"),
     [
-        pytest.param(
-            Z, Y, ["one output per head, not a tensor of shape (3, 4) and dtype float32"], id="one tensor"
-        ),
+        pytest.param(Z, Y, ["one output per head, not a tensor of shape (3, 4) and dtype float32"], id="one tensor"),
         pytest.param({"logits": Z}, Y, ["one output per head, not of type dict"], id="one structure"),
         pytest.param((), Y, ["one output per head, not an empty tuple"], id="no heads"),
         pytest.param((Z,), Y, ["at least 2 heads, not 1", "CollaborativeLoss(beta=1)"], id="one head"),
@@ -420,9 +414,7 @@ RENAMED = [Named(Z, None), namedtuple("Other", ["logit", "aux"])(Z, None)]
         pytest.param((Z, Z), Y[:, None], ["of shape (3, 1)", "squeeze(1)"], id="target column"),
         pytest.param((Z, Z), Y.float(), ["dtype float32", "target.long()"], id="float indices"),
         pytest.param((Z, Z), Y.int(), ["dtype int32", "target.long()"], id="int32 indices"),
-        pytest.param(
-            (Z, Z), Z.long(), ["soft labels of shape (3, 4)", "target.float()"], id="integer one-hot"
-        ),
+        pytest.param((Z, Z), Z.long(), ["soft labels of shape (3, 4)", "target.float()"], id="integer one-hot"),
         pytest.param((Z, Z), Z[:, :3], ["of shape (3, 3)", "soft labels of shape (3, 4)"], id="soft classes"),
         pytest.param((DENSE, DENSE), Y[:2], ["class indices of shape (2, 5, 5)"], id="dense target"),
     ],

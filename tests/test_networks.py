@@ -119,9 +119,7 @@ def test_dense_layer_keeps_what_it_was_given() -> None:
     assert block(x).shape == (2, 16 + 2 * 4, 4, 4)
 
 
-@pytest.mark.parametrize(
-    "build", [lambda: resnet_cifar(2), lambda: resnet_cifar(33), lambda: densenet_cifar(41, 12)]
-)
+@pytest.mark.parametrize("build", [lambda: resnet_cifar(2), lambda: resnet_cifar(33), lambda: densenet_cifar(41, 12)])
 def test_depths_that_do_not_exist_are_refused(build: Callable[[], nn.Module]) -> None:
     with pytest.raises(ValueError, match="depth must be"):
         build()

@@ -89,14 +89,10 @@ def line_of(path: Path, text: str) -> str:
 
 
 def test_a_path_that_ends_in_py_is_a_file(tmp_path: Path) -> None:
-    assert Source.parse("nets/model.py", relative_to=tmp_path) == Source(
-        "file", str(tmp_path / "nets" / "model.py")
-    )
+    assert Source.parse("nets/model.py", relative_to=tmp_path) == Source("file", str(tmp_path / "nets" / "model.py"))
 
 
-def test_a_relative_path_starts_in_the_current_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_path_starts_in_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Source.parse("model.py:Net") == Source("file", str(tmp_path / "model.py"), "Net")
 
@@ -119,15 +115,12 @@ def test_str_gives_the_text_form_back(text: str) -> None:
     assert str(Source.parse(text)) == text
 
 
-@pytest.mark.parametrize(
-    "text", ["", "model", "model.py:", "model.py:a-b", "nets/model:Net", ":x", "torchvision:"]
-)
+@pytest.mark.parametrize("text", ["", "model", "model.py:", "model.py:a-b", "nets/model:Net", ":x", "torchvision:"])
 def test_any_other_text_is_refused_with_the_forms(text: str) -> None:
     with pytest.raises(SourceError) as caught:
         Source.parse(text)
     assert str(caught.value) == (
-        f"`{text}` is not a source\n"
-        "  hint: write model.py, model.py:NAME, package.module:NAME or torchvision:NAME"
+        f"`{text}` is not a source\n  hint: write model.py, model.py:NAME, package.module:NAME or torchvision:NAME"
     )
 
 
@@ -165,9 +158,7 @@ def test_an_argument_is_json_or_python_word_or_text(text: str, value: object) ->
 def test_an_argument_without_name_or_value_is_refused(text: str) -> None:
     with pytest.raises(SourceError) as caught:
         parse_argument(text)
-    assert str(caught.value) == (
-        f"`{text}` is not a model argument\n  hint: write NAME=VALUE, as in num_classes=10"
-    )
+    assert str(caught.value) == (f"`{text}` is not a model argument\n  hint: write NAME=VALUE, as in num_classes=10")
 
 
 # What a bare file gives.
@@ -257,9 +248,7 @@ def test_a_name_picks_an_object(write: Write) -> None:
 
 def test_an_unknown_name_gets_close_matches(write: Write) -> None:
     path = write(NET)
-    assert str(refusal(f"{path}:Nett")) == (
-        f"`model.py` has no `Nett`\n  where: {path}\n  hint: did you mean Net?"
-    )
+    assert str(refusal(f"{path}:Nett")) == (f"`model.py` has no `Nett`\n  where: {path}\n  hint: did you mean Net?")
 
 
 def test_something_else_than_a_model_is_refused(write: Write) -> None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fxcollab_cli import options
-from fxcollab_cli.console import err, print_json, working
+from .. import options
+from ..console import err, print_json, working
 
 
 def prune(
@@ -26,12 +26,10 @@ def prune(
 ) -> None:
     """Write the weights of one head under the original model's names. Needs no model."""
     with working("pruning"):
-        from fxcollab.artifact import WEIGHTS, load_state_dict, read_plan, write_state_dict
-        from fxcollab.state_dict import prune_state_dict
+        from fxcollab.artifact import load_head, refuse_existing_file, write_state_dict
 
-        plan = read_plan(directory)
-        plan.tree.head_path(head)
-        state = prune_state_dict(load_state_dict(weights or directory / WEIGHTS), head, peers=plan.peers)
+        refuse_existing_file(output, force)
+        state = load_head(directory, head, weights=weights)
         write_state_dict(state, output, force=force)
     if json:
         print_json({"file": str(output), "head": head, "tensors": len(state)})

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fxcollab_cli import options
-from fxcollab_cli.console import err, out, print_json, working
+from .. import options
+from ..console import err, out, print_json, working
+from ..render import render_summary
 
 
 def transform(
@@ -24,6 +25,7 @@ def transform(
     seed: options.Seed = 0,
     no_rescale: options.NoRescale = False,
     granularity: options.Granularity = "auto",
+    peers: options.Peers = "peers",
     input_shapes: options.Input = None,
     model_arg: options.ModelArg = None,
     force: options.Force = False,
@@ -35,13 +37,12 @@ def transform(
     with working("importing"):
         from fxcollab.artifact import refuse_existing, save
         from fxcollab.summary import summarise
-        from fxcollab_cli.render import render_summary
     refuse_existing(directory, force)
     with working(f"loading {source}"):
-        loaded = options.load_source(source, model_arg)
+        loaded = options.load_source(source, model_arg, seed)
     with working("transforming"):
         train_model = options.planned(
-            loaded, pattern, splits, heads, fanouts, input_shapes, init, seed, not no_rescale, granularity
+            loaded, pattern, splits, heads, fanouts, input_shapes, init, seed, not no_rescale, granularity, peers
         )
         summary = summarise(train_model)
     with working(f"writing {directory}"):
@@ -50,4 +51,4 @@ def transform(
         print_json({"directory": str(directory), **summary.to_json()})
     else:
         render_summary(summary, out())
-    err().print(f"wrote {directory}/")
+    err().print(f"wrote {directory}/, to be loaded by fxcollab.load({str(directory)!r})")

@@ -11,7 +11,7 @@ from torch import fx, nn
 from fxcollab.capture.interface import ExampleInputs, interface_of
 from fxcollab.capture.preflight import given_up
 from fxcollab.capture.preserve import preserved, set_mode
-from fxcollab.capture.tracer import LazyTracer
+from fxcollab.capture.tracer import LazyTracer, belongs_to_the_machinery
 from fxcollab.codegen import CollabGraphModule, Modes
 from fxcollab.errors import CaptureError
 from fxcollab.graphs import copy_graph
@@ -57,12 +57,14 @@ def capture(
     interface = interface_of(model, example_inputs, inputs)
     opened = opened_paths(model, splits)
     traced = model.modules() if granularity == "op" else [model.get_submodule(path) for path in opened]
-    with preserved(traced := list(traced)):
+    traced, operators = list(traced), granularity == "op"
+    with preserved(model.modules()):
         set_mode(traced, True)
-        tracer = LazyTracer(opened, interface, operators=granularity == "op")
+        tracer = LazyTracer(opened, interface, operators=operators)
         train = _trace(tracer, model)
+    with preserved(model.modules()):  # apart: what the forward sets in one mode must not be seen in the other
         set_mode(traced, False)
-        tracer = LazyTracer(opened, interface, operators=granularity == "op", constants=tracer.constants)
+        tracer = LazyTracer(opened, interface, operators=operators, constants=tracer.constants)
         evaluation = _trace(tracer, model)
     captured = CollabGraphModule(model, Modes.merged(train, evaluation), constants=tracer.constants)
     opened_modules = {path: model.get_submodule(path) for path in sorted(opened)}
@@ -108,17 +110,10 @@ def _where(error: BaseException) -> str | None:
     trace, found = error.__traceback__, None
     while trace is not None:
         file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
-        if not _belongs_to_the_machinery(file):
+        if not belongs_to_the_machinery(file):
             found = f"{file}:{line}, in {trace.tb_frame.f_code.co_qualname}"
         trace = trace.tb_next
     return found
-
-
-def _belongs_to_the_machinery(file: str) -> bool:
-    root = torch.__file__.rpartition("__init__")[0]
-    return file.startswith((f"{root}fx", f"{root}nn/modules/module", f"{root}overrides", f"{root}_")) or (
-        __file__.rpartition("capture")[0].rpartition("capture")[0] in file
-    )
 
 
 def _refuse_lazy_modules(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,18 +12,21 @@ from torch import nn
 
 @contextmanager
 def preserved(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Restore every module's attributes and registrations on leaving, also after a failure."""
+    """Restore attributes, registrations and plain containers of modules and their classes, also after a failure."""
+    modules = list(modules)
     saved = [(module, _snapshot(module)) for module in modules]
+    classes = [(cls, dict(vars(cls))) for cls in _own_classes(modules)]
     try:
         yield
     finally:
-        for module, (attributes, registries) in saved:
+        for module, (attributes, containers) in saved:
             module.__dict__.clear()
             module.__dict__.update(attributes)
-            for name, entries in registries.items():
-                registry = module.__dict__[name]
-                registry.clear()
-                registry.update(entries)
+            for container, content in containers:
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(content)
+        for cls, attributes in classes:
+            _restore_class(cls, attributes)
 
 
 def set_mode(modules: Iterable[nn.Module], training: bool) -> None:
@@ -31,6 +35,25 @@ def set_mode(modules: Iterable[nn.Module], training: bool) -> None:
         module.__dict__["training"] = training
 
 
-def _snapshot(module: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _snapshot(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
+    """The attributes, and what is in those that a forward may fill: registries, lists, caches."""
     attributes = dict(module.__dict__)
-    return attributes, {name: dict(attributes[name]) for name in ("_parameters", "_buffers", "_modules")}
+    containers = [value for value in attributes.values() if type(value) in _CONTAINERS]
+    return attributes, [(container, container.copy()) for container in containers]
+
+
+def _own_classes(modules: Iterable[nn.Module]) -> list[type]:
+    """The classes that the modules' authors wrote."""
+    classes = {cls: None for module in modules for cls in type(module).__mro__}
+    return [cls for cls in classes if cls.__module__.partition(".")[0] not in ("torch", "builtins")]
+
+
+def _restore_class(cls: type, attributes: dict[str, Any]) -> None:
+    for name, value in dict(vars(cls)).items():
+        if name not in attributes:
+            delattr(cls, name)
+        elif attributes[name] is not value and not name.startswith("__"):
+            setattr(cls, name, attributes[name])
+
+
+_CONTAINERS = (dict, OrderedDict, list, set)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import operator
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from fxcollab.capture.interface import Interface
+from fxcollab.capture.operators import INPLACE, CustomFunction, stop_gradient
 
 RETURNED_BY = "fxcollab_returned_by"
 """Meta key: the calls (``path`` or ``path@k``) of opened modules that return this node's value."""
@@ -24,12 +30,35 @@ _FACTORIES: frozenset[Callable[..., Any]] = frozenset(
 )  # fmt: skip
 
 
+class UntraceableError(Exception):
+    """The forward does something that a graph can't hold."""
+
+
+class _Proxy(fx.Proxy):
+    """A proxy on which ``x += y`` and ``x[i] = y`` stay the writes that they are."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _record_inplace(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name, _function in INPLACE.items():
+    setattr(_Proxy, f"__{_name}__", _record_inplace(_function))
+
+
 class LazyTracer(fx.Tracer):
     """A symbolic tracer that never writes to the model it traces.
 
     Unlike ``fx.Tracer`` it records tensor factories (``torch.rand``, ``arange``) as nodes instead of freezing
-    what they return, reads buffers as nodes so that counting in place happens at every call, keeps constants
-    to itself instead of setting them on the model, and looks state up in constant time.
+    what they return, reads buffers as nodes so that counting in place happens at every call, keeps in-place
+    operators in place, custom ``autograd.Function``s whole and ``no_grad`` regions without gradient, keeps
+    constants to itself instead of setting them on the model, and looks state up in constant time.
 
     Args:
         opened: paths of the modules to trace into.
@@ -57,8 +86,38 @@ class LazyTracer(fx.Tracer):
         """Trace ``root``; see ``fx.Tracer.trace``."""
         self._state = {id(tensor): name for name, tensor in _state_by_name(root)}
         self._constant_names: dict[int, str] = {}
-        with _RecordFactories(self):
+        self._gradient_free: dict[fx.Node, fx.Proxy] = {}
+        with torch.enable_grad(), _recorded_functions(self), _RecordFactories(self):
+            self._autocast = _autocast_state()
             return super().trace(root, concrete_args)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Proxies on which writes stay writes."""
+        return _Proxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        """Record an operation; inside ``torch.no_grad()``, one without gradient."""
+        if kind not in ("call_function", "call_method", "call_module") or target is stop_gradient:
+            return super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        if _autocast_state() != self._autocast:
+            raise UntraceableError("autocast is switched inside the forward, and a graph would forget that")
+        if torch.is_grad_enabled():
+            return super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        if kind == "call_module":
+            return self._stopped(super().create_proxy(kind, target, args, kwargs, *rest, **more))
+        args, kwargs = pytree.tree_map(
+            lambda leaf: self._stopped(leaf) if isinstance(leaf, fx.Proxy) else leaf, (args, kwargs)
+        )
+        value = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        self._gradient_free[value.node] = value
+        return value
+
+    def _stopped(self, value: fx.Proxy) -> fx.Proxy:
+        """``value`` without its gradient: one node for each value."""
+        if value.node not in self._gradient_free:
+            stopped = self.create_proxy("call_function", stop_gradient, (value,), {})
+            self._gradient_free[value.node] = self._gradient_free[stopped.node] = stopped
+        return self._gradient_free[value.node]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep ``m`` whole unless it is to be opened."""
@@ -121,6 +180,12 @@ class LazyTracer(fx.Tracer):
         forward.__annotations__ = {k: v for k, v in annotations.items() if k == "return"}
         return forward, []
 
+    def _filter_traceback_frames(self, user_stack_summary: traceback.StackSummary) -> traceback.StackSummary:
+        frames = [f for f in user_stack_summary if not belongs_to_the_machinery(f.filename)]
+        inside = [f.filename for f in user_stack_summary].index(__file__)
+        frames = [f for f in frames if list(user_stack_summary).index(f) > inside]
+        return traceback.StackSummary.from_list(frames)
+
     def _name_constant(self, constant: Tensor) -> str:
         used = set(self._constant_names.values())
         for name, known in self.constants.items():
@@ -145,6 +210,36 @@ class _RecordFactories(TorchFunctionMode):
         if func in _FACTORIES:
             return self._tracer.create_proxy("call_function", func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _recorded_functions(tracer: LazyTracer) -> Iterator[None]:
+    """While tracing, a custom ``autograd.Function`` becomes a node: traced through, it loses its backward."""
+    base = torch.autograd.Function
+    original = base.__dict__["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        proxies = any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs)))
+        if not proxies or cls.__module__.partition(".")[0] == "torch":
+            return original.__get__(None, cls)(*args, **kwargs)
+        return tracer.create_proxy("call_function", CustomFunction(cls), args, kwargs)
+
+    base.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        base.apply = original
+
+
+def _autocast_state() -> tuple[Any, ...]:
+    return tuple((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda"))
+
+
+def belongs_to_the_machinery(file: str) -> bool:
+    """Whether ``file`` is of torch.fx, of torch's dispatch, or of this library, and no one's model."""
+    torch_root, own_root = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+    inner = ("fx", "nn/modules/module", "overrides", "_", "autograd", "utils/_")
+    return file.startswith((f"{own_root}/", *(f"{torch_root}/{part}" for part in inner)))
 
 
 def _state_by_name(root: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from fxcollab.capture.interface import Interface
+from fxcollab.capture.operators import INPLACE, CustomFunction
 from fxcollab.capture.preserve import preserved, set_mode
 from fxcollab.capture.tracer import LazyTracer
 from fxcollab.graphs import get_output
@@ -192,6 +193,10 @@ def _of_function(node: fx.Node) -> Effects:
     function, first = node.target, frozenset(_nodes_in(node.args[:1]))
     if function in _STORE:
         return Effects(first)
+    if function in INPLACE.values():
+        return Effects(first, first)
+    if _makes_a_container(function):
+        return Effects(shares=frozenset(node.all_input_nodes))
     if function in _SHARING_FUNCTIONS:
         return Effects(shares=first)
     if isinstance(function, torch._ops.OpOverload):
@@ -206,7 +211,14 @@ def _of_function(node: fx.Node) -> Effects:
     return _of_operator(node, name, first)
 
 
+def _makes_a_container(function: Any) -> bool:
+    """Whether ``function`` is a named tuple or a dataclass, into which the tracer puts what a forward returns."""
+    return isinstance(function, type) and (issubclass(function, tuple) or is_dataclass(function))
+
+
 def _known_to_torch(function: Any) -> bool:
+    if isinstance(function, CustomFunction):
+        return False
     module = getattr(function, "__module__", None) or ""
     return module.split(".")[0] in ("", "torch", "builtins", "math", "fxcollab")
 

@@ -26,7 +26,7 @@ class GraphLevels:
 
     Attributes:
         nodes: the level of every node.
-        writes: in-place writes into storage that crosses into deeper levels.
+        writes: in-place writes into the storage of values that cross into deeper levels.
         floating: nodes that read state behind no user whose level is known yet.
     """
 
@@ -55,7 +55,7 @@ def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects
         deeper = tuple(w for w in storages.writes if any(levels[r] < levels[w.node] for r in w.roots))
         if not _add_dependences(graph, levels, storages.roots, deeper, written):
             _refuse_torn_storage(graph, levels, storages.roots, deeper)
-            return GraphLevels(levels, deeper, floating)
+            return GraphLevels(levels, storages.writes, floating)
 
 
 def _levels(
@@ -82,7 +82,7 @@ def _check_order(masks: Mapping[fx.Node, int], cuts: Cuts, names: Sequence[str])
         for node in cut:
             inside = [j for j in range(len(cuts)) if masks[node] >> j & 1]
             if inside != list(range(k)):
-                raise _out_of_order(k, inside, node, names)
+                raise _out_of_order(k, inside, node, cuts, names)
     for node, mask in masks.items():
         if node.op != "output" and mask & (mask + 1):
             last = names[mask.bit_length() - 1]
@@ -94,7 +94,7 @@ def _check_order(masks: Mapping[fx.Node, int], cuts: Cuts, names: Sequence[str])
             )
 
 
-def _out_of_order(k: int, inside: Sequence[int], node: fx.Node, names: Sequence[str]) -> SplitError:
+def _out_of_order(k: int, inside: Sequence[int], node: fx.Node, cuts: Cuts, names: Sequence[str]) -> SplitError:
     behind = ", ".join(repr(names[j]) for j in inside if j >= k)
     if behind == repr(names[k]):
         return SplitError(
@@ -111,6 +111,13 @@ def _out_of_order(k: int, inside: Sequence[int], node: fx.Node, names: Sequence[
             hint="turn the order round",
         )
     missing = next(names[j] for j in range(k) if j not in inside)
+    if node in cuts[names.index(missing)]:
+        return SplitError(
+            f"Splits {missing!r} and {names[k]!r} are the same value.",
+            where=_place(node),
+            why="a second split at one value would add nothing but a larger fan-out",
+            hint="leave one out",
+        )
     return SplitError(
         f"Split {names[k]!r} doesn't lie behind split {missing!r}.",
         where=_place(node),
@@ -119,16 +126,15 @@ def _out_of_order(k: int, inside: Sequence[int], node: fx.Node, names: Sequence[
     )
 
 
-def check_reaches_output(graph: fx.Graph, cuts: Cuts, names: Sequence[str]) -> None:
+def check_reaches_output(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects: EffectAnalysis) -> None:
     """Refuse a split whose value the output doesn't depend on.
 
     Raises:
         SplitError: with the nodes that do lie on the way.
     """
-    needed = {next(iter(reversed(graph.nodes)))}
-    for node in reversed(graph.nodes):
-        if node in needed:
-            needed.update(node.all_input_nodes)
+    needed = _needed(graph)
+    if any(node not in needed for cut in cuts for node in cut):
+        needed = _needed_through_writes(graph, effects)
     for cut, name in zip(cuts, names, strict=True):
         for node in cut:
             if node not in needed:
@@ -139,6 +145,27 @@ def check_reaches_output(graph: fx.Graph, cuts: Cuts, names: Sequence[str]) -> N
                     why=f"nothing of the output is computed from {node.name!r}",
                     hint="on the path are " + ", ".join(way[-8:] or ["no modules"]),
                 )
+
+
+def _needed(graph: fx.Graph, also: Iterable[fx.Node] = ()) -> set[fx.Node]:
+    needed = {next(iter(reversed(graph.nodes))), *also}
+    for node in reversed(graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return needed
+
+
+def _needed_through_writes(graph: fx.Graph, effects: EffectAnalysis) -> set[fx.Node]:
+    """What the output depends on, also where a value gets there by being written into another's storage."""
+    storages = track_storages(graph, effects, graph.nodes)
+    writes: set[fx.Node] = set()
+    while True:
+        needed = _needed(graph, writes)
+        read = frozenset().union(*(storages.roots.get(node, frozenset()) for node in needed))
+        found = {write.node for write in storages.writes if write.certain and write.roots & read}
+        if found <= writes:
+            return needed
+        writes |= found
 
 
 def _sink(graph: fx.Graph, levels: dict[fx.Node, int], fed: set[fx.Node]) -> frozenset[fx.Node]:

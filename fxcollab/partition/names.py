@@ -50,8 +50,10 @@ def _returned_values(path: str, graph: fx.Graph, root: nn.Module) -> list[fx.Nod
     """What the calls of the module at ``path`` return, in the order of the calls."""
     modules = dict(root.named_modules(remove_duplicate=False))
     module = modules.get(path)
-    if module is None or not path:
+    if not path:
         return []
+    if module is None:  # export drops modules without state, and yet remembers what they did
+        return _returned_by_stack(path, {path}, graph)
     aliases = {alias for alias, other in modules.items() if other is module}
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target in aliases]
     return calls or _returned_by_opened(aliases, graph) or _returned_by_stack(path, aliases, graph)
@@ -97,7 +99,7 @@ def _unknown(name: str, path: str, graph: fx.Graph, root: nn.Module) -> SplitErr
         return SplitError(
             f"Module {path!r} returns no value of the captured graph.",
             why=f"{calling[0]!r} is kept whole and contains it" if calling else "the forward never calls it",
-            hint=f"split at {calling[0]!r}, or capture with granularity='op'"
+            hint=f"split at {calling[0]!r}, or capture with granularity='op' (--granularity op)"
             if calling
             else "split at a module that the forward calls: " + ", ".join(nodes[:8]),
         )

@@ -29,7 +29,7 @@ class Partition:
     Attributes:
         tree: the head tree.
         nodes: for each graph, the level of every node.
-        writes: for each graph, in-place writes into storage that crosses into deeper levels.
+        writes: for each graph, in-place writes into the storage of values that cross into deeper levels.
         modules: the level of each module that is called as one node: the least of its calls.
         state: the level of each parameter and buffer, under every name it has: the least of its uses.
     """
@@ -65,7 +65,7 @@ def _cut_graph(graph: fx.Graph, captured: CollabGraphModule, tree: HeadTree, eff
     if not tree.splits:
         return _independent(graph, effects)
     cuts: Cuts = [find_cut(split, graph, captured.root) for split in tree.splits]
-    check_reaches_output(graph, cuts, tree.splits)
+    check_reaches_output(graph, cuts, tree.splits, effects)
     return dependence_levels(graph, cuts, tree.splits, effects)
 
 

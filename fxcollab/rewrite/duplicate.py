@@ -39,7 +39,7 @@ class Cut:
     Attributes:
         graph: the captured graph.
         levels: the level of every node.
-        writes: in-place writes into storage that crosses.
+        writes: in-place writes into the storage of values that cross.
         modules: level of each module called as one node, by path.
         state: level of each parameter and buffer, by name.
         tree: the head tree.
@@ -83,8 +83,9 @@ class _Writer:
         self._graph = fx.Graph(tracer_cls=cut.graph._tracer_cls)
         self._taken = {node.name for node in cut.graph.nodes}
         self._instances: dict[tuple[fx.Node, Path], fx.Node] = {}
-        self._inserted: dict[tuple[Kind, fx.Node, int], fx.Node] = {}
-        self._names: dict[tuple[Kind, fx.Node, int, int], str] = {}
+        self._inserted: dict[tuple[Kind, fx.Node, int, int], fx.Node] = {}
+        self._names: dict[tuple[Kind, fx.Node, int, int, int], str] = {}
+        self._versions: dict[fx.Node, int] = {}
         self._copied = _copy_levels(cut)
         self._fed: dict[str, str] = {}
 
@@ -95,7 +96,15 @@ class _Writer:
             else:
                 for path in self._tree.paths(self._cut.levels[node]):
                     self._write_instance(node, path)
+                self._note_writes(node)
         return Duplicated(self._graph, self._fed)
+
+    def _note_writes(self, node: fx.Node) -> None:
+        """What is read after a write in place is rescaled anew: autograd forbids the view made before."""
+        for write in self._cut.writes:
+            if write.node is node:
+                for root in write.roots:
+                    self._versions[root] = self._versions.get(root, 0) + 1
 
     def _write_instance(self, node: fx.Node, path: Path) -> None:
         name = node.name if not any(path) else self._fresh(f"{node.name}_{branch_name(path)}")
@@ -117,7 +126,8 @@ class _Writer:
         heads = [map_inputs(node.args[0], partial(self._value, path=path)) for path in paths]
         codegen = self._cut.graph._codegen
         flat = isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
-        new = self._graph.output([leaf for head in heads for leaf in head] if flat else tuple(heads))
+        leaves: Any = type(node.args[0])  # a tuple or a list; pruning gives back the same
+        new = self._graph.output(leaves(leaf for head in heads for leaf in head) if flat else tuple(heads))
         new.meta = {**node.meta, META_KEY: Provenance("output", node.name, (), node.type)}
         self._graph.set_codegen(_codegen_for_heads(codegen, self._tree.heads))
 
@@ -127,7 +137,7 @@ class _Writer:
         value = self._instances[source, path[:level]]
         for home in self._copied.get(source, ()):
             if home <= len(path):
-                value = self._private(source, self._rescaled(source, value, home), path[:home])
+                value = self._private(source, value, path[:home])
         return self._rescaled(source, value, len(path))
 
     def _rescaled(self, source: fx.Node, value: fx.Node, level: int) -> fx.Node:
@@ -139,22 +149,24 @@ class _Writer:
         return self._insert("rescale", source, value, branch, level, rescale, (value, factor))
 
     def _private(self, source: fx.Node, value: fx.Node, path: Path) -> fx.Node:
+        """The copy of ``value`` that belongs to branch ``path``."""
         key: Any = (source, path)
         if key not in self._instances:
+            value = self._rescaled(source, value, len(path))
             self._instances[key] = self._new("copy", source, path, len(path), private_copy, (value,))
         return self._instances[key]
 
     def _insert(
         self, kind: Kind, source: fx.Node, value: fx.Node, branch: Path, level: int, function: Any, args: Any
     ) -> fx.Node:
-        key = (kind, value, level)
+        key = (kind, value, level, self._versions.get(source, 0))
         if key not in self._inserted:
             self._inserted[key] = self._new(kind, source, branch, level, function, args)
         return self._inserted[key]
 
     def _new(self, kind: Kind, source: fx.Node, branch: Path, level: int, function: Any, args: Any) -> fx.Node:
         """Insert a node, named after the one that head 0 has at the same place."""
-        key = (kind, source, len(branch), level)
+        key = (kind, source, len(branch), level, self._versions.get(source, 0))
         if key not in self._names:
             self._names[key] = self._fresh(kind)
             name = self._names[key]
@@ -169,7 +181,7 @@ class _Writer:
         if node.op != "call_module" or not self._cut.rescale or not path:
             return []
         module = self._cut.root.get_submodule(str(node.target))
-        names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+        names = [name for name, _ in module.named_parameters()]  # tied ones once: the call replaces all
         return [name for name in names if self._cut.state[f"{node.target}.{name}"] < len(path)]
 
     def _parameter(self, node: fx.Node, name: str, path: Path) -> fx.Node:

@@ -44,7 +44,7 @@ def check_init(init: Init, stochastic: bool) -> None:
         raise PatternError(
             "Peers that start as copies would never differ from head 0.",
             why="no operation behind the splits draws random numbers, so all heads would stay equal",
-            hint="use init='fresh'; init='copy-anyway' if you make them differ yourself",
+            hint="use init='fresh' (--init fresh), or 'copy-anyway' if you make them differ yourself",
         )
 
 

@@ -48,6 +48,7 @@ def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
             _attach(branch, name, copy.deepcopy(state.root.get_submodule(name), memo))
         for name in _of_level(state.tensors, len(path)):
             _attach_tensor(branch, name, instances[id(tensors[name]), path], state.root)
+        _set_mode_of_holders(branch, state.root.training)
     return branches
 
 
@@ -129,9 +130,17 @@ def _container(branch: Branch, path: str) -> nn.Module:
     return module
 
 
+def _set_mode_of_holders(branch: Branch, training: bool) -> None:
+    """The mode of what holds the peers; these themselves have the modes of their originals."""
+    for module in branch.modules():
+        if isinstance(module, Branch):
+            module.training = training
+
+
 def nest(branches: Mapping[Path, Branch]) -> nn.Module:
     """All branches under one module, each by its name."""
     peers = nn.Module()
     for path, branch in branches.items():
         peers.add_module(branch_name(path), branch)
+        peers.training = branch.training
     return peers

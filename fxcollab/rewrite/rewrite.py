@@ -47,7 +47,7 @@ def rewrite(
             f"The model has an attribute {peers!r} of its own.",
             where=f"{type(captured.root).__qualname__}.{peers}",
             why="the peers of the other heads would live under that name",
-            hint="give another: transform(..., peers='heads')",
+            hint="give another: transform(..., peers='heads') (--peers heads)",
         )
     check_init(init, is_stochastic(captured, partition))
     state = State(captured.root, partition.modules, partition.state)

@@ -10,26 +10,43 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.provenance import provenance
 
 
 class Lockstep(nn.Module):
-    """The training model, interpreted node by node; registered as ``model``, so that its state can be replaced."""
+    """The training model, interpreted node by node; registered as ``model``, so that its state can be replaced.
 
-    def __init__(self, model: CollabGraphModule) -> None:
+    Args:
+        model: the training model.
+        together: whether all instances of a node draw the same numbers; else they draw as they come.
+    """
+
+    def __init__(self, model: CollabGraphModule, *, together: bool = True) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._together = model, together
 
     def forward(self, *inputs: Any) -> Any:
         """The tuple of outputs."""
-        return _Interpreter(self.model).run(*inputs)
+        return (_Interpreter if self._together else _PlainInterpreter)(self.model).run(*inputs)
 
 
-class _Interpreter(fx.Interpreter):
+class _PlainInterpreter(fx.Interpreter):
+    """Hands on lists and dicts as such, as generated code does, not as fx's immutable ones."""
+
     def __init__(self, model: CollabGraphModule) -> None:
         super().__init__(model, graph=model.graph)
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return tuple(map(_mutable, args)), {key: _mutable(value) for key, value in kwargs.items()}
+
+
+class _Interpreter(_PlainInterpreter):
+    def __init__(self, model: CollabGraphModule) -> None:
+        super().__init__(model)
         self._started: dict[str, GeneratorState] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -40,6 +57,16 @@ class _Interpreter(fx.Interpreter):
             else:
                 self._started[origin.origin] = GeneratorState()
         return super().run_node(n)
+
+
+def _mutable(value: Any) -> Any:
+    if type(value) is tuple:
+        return tuple(map(_mutable, value))
+    if isinstance(value, immutable_list):
+        return list(map(_mutable, value))
+    if isinstance(value, immutable_dict):
+        return {key: _mutable(item) for key, item in value.items()}
+    return value
 
 
 class GeneratorState:

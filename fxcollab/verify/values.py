@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.plan import plan_of
@@ -23,6 +24,8 @@ Inputs = Sequence[Any]
 GRADIENT_TOLERANCE = 1e-8
 # Below this share of the largest gradient a parameter's own size is rounding, as of a bias before BatchNorm.
 _NOISE_FLOOR = 1e-4
+_ROUNDINGS = 16
+_DOUBLE = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
@@ -64,50 +67,91 @@ def check_outputs(trial: Trial) -> Iterator[Check]:
                     difference or "bit for bit",
                 )
             if not training:
-                yield _check_generated_code(trial, outputs)
+                yield _check_generated_code(trial)
 
 
-def _check_generated_code(trial: Trial, outputs: Any) -> Check:
+def _check_generated_code(trial: Trial) -> Check:
+    outputs = _run_train_model(trial, _copies(trial.train_model), together=False)
     with _seeded(trial.seed):
-        generated = functional_call(trial.train_model, _copies(trial.train_model), tuple(trial.inputs))
+        generated = functional_call(trial.train_model, _copies(trial.train_model), _fresh(trial.inputs))
     difference = _bits_differ(generated, outputs)
     return Check("the generated forward runs the graph", difference is None, difference or "bit for bit")
 
 
 def check_gradients(trial: Trial) -> Iterator[Check]:
-    """With the loss summed over heads: each gradient is the mean (or sum) of those of separate originals."""
+    """With the loss summed over heads: each gradient is the mean (or sum) of those of separate originals.
+
+    In float64; a model that doesn't run so is compared in its own precision. Where it computes in a lower one
+    inside, as behind ``x.half()``, rounding there bounds what can be asked for.
+    """
     rescaled = plan_of(trial.train_model).rescale
-    name = f"gradients are the {'mean' if rescaled else 'sum'} over separate originals, in float64"
-    try:
-        with trial.train_model.in_mode(True), _undisturbed():
-            worst, where, count = _worst_gradient(trial, rescaled)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        yield Check(name, False, f"the model doesn't run in float64: {error}")
-        return
-    detail = f"{count} tensors, largest relative difference {worst:.1e}"
-    yield Check(name, worst <= GRADIENT_TOLERANCE, f"{detail}{'' if worst <= GRADIENT_TOLERANCE else f' at {where}'}")
+    name = f"gradients are the {'mean' if rescaled else 'sum'} over separate originals"
+    with trial.train_model.in_mode(True), _undisturbed():
+        try:
+            found, where = _worst_gradient(trial, rescaled, double=True), "float64"
+        except (RuntimeError, TypeError, NotImplementedError):
+            try:
+                found, where = _worst_gradient(trial, rescaled, double=False), "the model's own precision"
+            except (RuntimeError, TypeError, NotImplementedError) as error:
+                yield Check(name, False, f"the model doesn't run backward: {error}")
+                return
+    ok = found.worst <= found.tolerance
+    detail = f"{found.count} tensors in {where}, largest relative difference {found.worst:.1e}"
+    yield Check(name, ok, detail if ok else f"{detail} at {found.where}")
 
 
-def _worst_gradient(trial: Trial, rescaled: bool) -> tuple[float, str, int]:
-    leaves = _copies(trial.train_model, torch.float64, gradients=True)
-    inputs = [_double(value) for value in trial.inputs]
-    double = Trial(trial.model, trial.train_model, inputs, trial.seed)
-    wanted = _unique({**leaves, **{f"input {i}": v for i, v in enumerate(inputs) if isinstance(v, Tensor)}})
-    outputs = _run_train_model(double, leaves)
+@dataclass(frozen=True)
+class _Comparison:
+    worst: float
+    where: str
+    count: int
+    tolerance: float
+
+
+def _worst_gradient(trial: Trial, rescaled: bool, *, double: bool) -> _Comparison:
+    leaves = _copies(trial.train_model, double=double, gradients=True)
+    inputs = _differentiable(trial.inputs, double)
+    trial = Trial(trial.model, trial.train_model, inputs, trial.seed)
+    given = {f"input {i}": v for i, v in enumerate(pytree.tree_leaves(inputs)) if isinstance(v, Tensor)}
+    wanted = _unique({**leaves, **given})
+    outputs = _run_train_model(trial, leaves)
     found = _gradients(sum(_loss(outputs[head]) for head in range(trial.tree.heads)), wanted)
     del outputs
     sums: dict[str, Tensor] = {}
     descendants: dict[str, int] = {}
+    precision = _Precision()
     for head in range(trial.tree.heads):
-        state = _state_of_head(double, leaves, head)
-        own = {id(tensor) for tensor in state.values()} | {id(value) for value in inputs}
+        state = _state_of_head(trial, leaves, head)
+        own = {id(tensor) for tensor in state.values()} | {id(value) for value in given.values()}
         mine = {name: tensor for name, tensor in wanted.items() if id(tensor) in own}
-        for name, gradient in _gradients(_loss(_run_original(double, state)), mine).items():
+        with precision:
+            output = _run_original(trial, state)
+        for name, gradient in _gradients(_loss(output), mine).items():
             sums[name] = sums[name] + gradient if name in sums else gradient
         for name in mine:
             descendants[name] = descendants.get(name, 0) + 1
     expected = {name: total / descendants[name] if rescaled else total for name, total in sums.items()}
-    return _largest_difference(found, expected)
+    return _Comparison(*_largest_difference(found, expected), precision.tolerance)
+
+
+class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the coarsest floating type that is computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._epsilon = 0.0
+
+    @property
+    def tolerance(self) -> float:
+        """The relative difference that rounding may make."""
+        return max(GRADIENT_TOLERANCE, _ROUNDINGS * self._epsilon if self._epsilon > _DOUBLE else 0.0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in _tensors(result):
+            if leaf.is_floating_point() or leaf.is_complex():
+                self._epsilon = max(self._epsilon, torch.finfo(leaf.dtype).eps)
+        return result
 
 
 def _largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[float, str, int]:
@@ -151,44 +195,64 @@ def _unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(pair for pair in by_identity.values() if pair[1].requires_grad)
 
 
-def _run_train_model(trial: Trial, state: Mapping[str, Tensor]) -> Any:
-    prefixed = {f"model.{name}": tensor for name, tensor in state.items()}
+def _run_train_model(trial: Trial, state: Mapping[str, Tensor], *, together: bool = True) -> Any:
+    model = Lockstep(trial.train_model, together=together)
+    prefixed = {f"model.{name}": tensor for name, tensor in _with_own_buffers(state).items()}
     with _seeded(trial.seed):
-        return functional_call(Lockstep(trial.train_model), prefixed, tuple(trial.inputs))
+        return functional_call(model, prefixed, _fresh(trial.inputs))
 
 
 def _run_original(trial: Trial, state: Mapping[str, Tensor]) -> Any:
     with _seeded(trial.seed):
-        return functional_call(trial.model, dict(state), tuple(trial.inputs))
+        return functional_call(trial.model, _with_own_buffers(state), _fresh(trial.inputs))
 
 
-def _copies(
-    train_model: CollabGraphModule, dtype: torch.dtype | None = None, *, gradients: bool = False
-) -> dict[str, Tensor]:
+def _fresh(inputs: Inputs) -> tuple[Any, ...]:
+    """The inputs for one run, which may write into them; gradients reach the given ones."""
+    return tuple(pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, list(inputs)))
+
+
+def _with_own_buffers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a run may write into is its own: statistics, counters, the vectors of a spectral norm."""
+    own = {id(tensor): tensor if tensor.requires_grad else tensor.clone() for tensor in state.values()}
+    return {name: own[id(tensor)] for name, tensor in state.items()}
+
+
+def _copies(train_model: CollabGraphModule, *, double: bool = False, gradients: bool = False) -> dict[str, Tensor]:
     """Copies of all state under all names; tensors that were one stay one."""
     copies: dict[int, Tensor] = {}
     state: dict[str, Tensor] = {}
     for kind in (train_model.named_parameters, train_model.named_buffers):
         for name, tensor in kind(remove_duplicate=False):
             if id(tensor) not in copies:
-                copy = tensor.detach().clone()
-                copy = copy.to(dtype) if dtype and copy.is_floating_point() else copy
-                differentiable = copy.is_floating_point() or copy.is_complex()
-                copies[id(tensor)] = copy.requires_grad_(gradients and tensor.requires_grad and differentiable)
+                copy = _widened(tensor.detach().clone(), double)
+                copies[id(tensor)] = copy.requires_grad_(gradients and tensor.requires_grad)
             state[name] = copies[id(tensor)]
     return state
+
+
+def _differentiable(inputs: Inputs, double: bool) -> tuple[Any, ...]:
+    def leaf(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+            return value
+        return _widened(value.detach(), double).requires_grad_()
+
+    return tuple(pytree.tree_map(leaf, list(inputs)))
+
+
+def _widened(tensor: Tensor, double: bool) -> Tensor:
+    """In double precision, if asked for and a floating tensor."""
+    if not double:
+        return tensor
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _state_of_head(trial: Trial, state: Mapping[str, Tensor], head: int) -> dict[str, Tensor]:
     """What the original needs to be this head, by its own names."""
     keys = prune_names(state, head, peers=plan_of(trial.train_model).peers)
     return {name: state[key] for name, key in keys.items()}
-
-
-def _double(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.detach().double().requires_grad_()
-    return value
 
 
 def _bits_differ(one: Any, other: Any) -> str | None:

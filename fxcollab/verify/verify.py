@@ -10,6 +10,7 @@ from torch import nn
 from fxcollab.capture import ExampleInputs, capture
 from fxcollab.capture.capture import NOTES_KEY
 from fxcollab.capture.interface import arguments
+from fxcollab.capture.preserve import preserved
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.inputs import example_tensors, guess_inputs
 from fxcollab.plan import plan_of, training_model
@@ -27,7 +28,8 @@ def verify(
     2. The state dict equals it key for key, and the tensors are the same objects.
     3. Outputs are equal bit for bit in train and eval mode: head 0, and every head h against the original
        that holds head h's weights.
-    4. With the loss summed over heads, gradients follow THE RULE against H separate originals, in float64.
+    4. With the loss summed over heads, gradients follow THE RULE against H separate originals, in float64 where
+       the model runs so.
     5. What capturing gave up is listed.
 
     All runs are on copies of the state: weights, statistics, modes and the random state stay as they are.
@@ -51,12 +53,13 @@ def verify(
     names = [spec.name for spec in plan.inputs]
     captured = capture(model, plan.tree.splits, granularity=plan.granularity, inputs=names)
     trial = Trial(model, trained, _inputs(model, trained, example_inputs, seed), seed)
-    checks = (
-        *check_graphs(captured, trained),
-        *check_state(model, captured, trained),
-        *check_outputs(trial),
-        *check_gradients(trial),
-    )
+    with preserved({*model.modules(), *trained.modules()}):  # forwards set attributes, such as weight norm's
+        checks = (
+            *check_graphs(captured, trained),
+            *check_state(model, captured, trained),
+            *check_outputs(trial),
+            *check_gradients(trial),
+        )
     return Report(checks, tuple(trained.meta.get(NOTES_KEY, ())))
 
 

@@ -140,7 +140,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("proof.jsonl"))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    rows = [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
+    rows = (
+        [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
+    )
     for network, tree in _cases(arguments, {(row["network"], row["tree"]) for row in rows}):
         case = prove(network, tree)
         rows.append({**asdict(case), "ok": case.ok, "torch": torch.__version__, "machine": platform.machine()})

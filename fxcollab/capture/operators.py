@@ -1,0 +1,74 @@
+"""Functions that captured graphs call where ``torch.fx`` has no faithful node of its own.
+
+``x += y`` on a proxy silently becomes ``x = x + y``: a buffer is no longer counted, an alias no longer follows.
+``operator.iadd`` as a node is no way out, for fx prints it as a statement that also rebinds plain numbers.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.utils import _pytree as pytree
+
+_NAMES = (
+    "iadd", "iand", "ifloordiv", "ilshift", "imatmul", "imod", "imul", "ior", "ipow", "irshift", "isub",
+    "itruediv", "ixor",
+)  # fmt: skip
+
+
+def _inplace(name: str) -> Callable[[Any, Any], Any]:
+    operation = getattr(operator, name)
+
+    def inplace(value: Any, other: Any) -> Any:
+        return operation(value, other)
+
+    inplace.__name__ = inplace.__qualname__ = name
+    inplace.__module__ = "fxcollab.capture"
+    inplace.__doc__ = f"``operator.{name}``: writes into a tensor, makes a new number."
+    return inplace
+
+
+INPLACE: dict[str, Callable[[Any, Any], Any]] = {name: _inplace(name) for name in _NAMES}
+"""The in-place operators by their names in `operator`."""
+
+
+@dataclass(frozen=True)
+class CustomFunction:
+    """A custom ``autograd.Function`` as the target of a node; traced through, it would lose its backward.
+
+    Attributes:
+        function: the subclass of ``torch.autograd.Function``.
+    """
+
+    function: Any
+
+    @property
+    def __name__(self) -> str:
+        """What fx names the node after."""
+        name: str = self.function.__name__
+        return name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Apply it."""
+        return self.function.apply(*args, **kwargs)
+
+
+def stop_gradient(value: Any) -> Any:
+    """``value`` as it is under ``torch.no_grad()``: the same storage, no gradient.
+
+    Args:
+        value: a tensor or any pytree; what is no tensor is handed on.
+    """
+    if has_torch_function_unary(value):
+        return handle_torch_function(stop_gradient, (value,), value)
+    if isinstance(value, Tensor):
+        return value.detach() if value.requires_grad else value
+    return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, value)
+
+
+stop_gradient.__module__ = "fxcollab.capture"

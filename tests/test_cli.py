@@ -1,0 +1,744 @@
+"""The command line: what each command writes, says and returns, and what every bad input is answered with."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from fxcollab_cli.app import app
+from fxcollab_cli.console import run
+from fxcollab_cli.options import default_directory
+from safetensors.torch import load_file
+from torch import nn
+
+import fxcollab
+from fxcollab.artifact import load_state_dict, write_state_dict
+from fxcollab.source import Source
+from fxcollab.summary import Summary
+
+NET = """
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self, width=4):
+            super().__init__()
+            self.stem = nn.Linear(3, width)
+            self.probe = nn.Linear(width, 1)
+            self.body = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU())
+            self.head = nn.Linear(width, 2)
+
+        def forward(self, x):
+            x = self.stem(x)
+            self.probe(x)
+            return self.head(self.body(x))
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call of the command line did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.out)
+
+
+Call = Callable[..., Result]
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs the application in this process, in an empty folder, as if its output were piped."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("COLUMNS", "FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE", "TERMINAL_WIDTH"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run_app(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["fxcollab", *map(str, arguments)])
+        capsys.readouterr()
+        code = run(app)
+        return Result(code, *capsys.readouterr())
+
+    return run_app
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_file(*parts: str, name: str = "model.py") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(map(textwrap.dedent, parts)))
+        return path
+
+    return write_file
+
+
+@pytest.fixture
+def model(write: Write) -> Path:
+    """A user's model.py in the current folder."""
+    return write(NET)
+
+
+@pytest.fixture
+def made(call: Call, model: Path) -> Path:
+    """The directory that transform writes for two splits."""
+    assert call("transform", "model.py", "--splits", "stem,body.1").code == 0
+    return Path("model_collab")
+
+
+def net(file: Path | str = "model.py") -> nn.Module:
+    return Source.parse(str(file)).load().model
+
+
+# transform.
+
+
+def test_transform_writes_an_artifact_and_sums_it_up(call: Call, model: Path) -> None:
+    result = call("transform", "model.py", "--pattern", "hierarchical", "--splits", "stem,body.1")
+    assert result.code == 0
+    assert result.err == "wrote model_collab/, to be loaded by fxcollab.load('model_collab')\n"
+    assert result.out == textwrap.dedent("""\
+        4 heads, hierarchical, seed 0, init fresh
+        trunk       once, 16 parameters: x, stem
+        level 1     2 branches behind stem, 33 parameters each: probe, body_0, body_1
+        level 2     4 branches behind body.1, 10 parameters each: body_2, head
+        parameters  59 -> 122  (2.07x)
+        FLOPs       160 -> 336  (2.10x)  forward, input 2x3, guessed: set --input
+        + 9 cloned  ~ 3 rescaled  = 2 shared
+        """)
+    assert sorted(path.name for path in Path("model_collab").iterdir()) == [
+        "graph.py",
+        "plan.json",
+        "weights.safetensors",
+    ]
+    assert len(fxcollab.load("model_collab")(torch.randn(2, 3))) == 4
+
+
+@pytest.mark.parametrize(
+    ("source", "directory"),
+    [
+        ("model.py", "model_collab"),
+        ("nets/model.py", "model_collab"),
+        ("/nets/resnet32.py:build", "resnet32_collab"),
+        ("package.module:Net", "Net_collab"),
+        ("torchvision:resnet50", "resnet50_collab"),
+    ],
+)
+def test_the_default_directory_is_named_after_the_source(source: str, directory: str) -> None:
+    assert default_directory(source) == Path(directory)
+
+
+_numbers = itertools.count()
+
+
+@pytest.mark.parametrize(
+    "form", ["model.py", "model.py:Net", "{tmp}/model.py", "{package}.nets:Net", "{package}.nets:net"]
+)
+def test_every_form_of_a_source_is_taken(call: Call, write: Write, tmp_path: Path, form: str) -> None:
+    package = f"cli_case_{next(_numbers)}"
+    write(NET)
+    write(NET, "\nnet = Net()\n", name=f"{package}/nets.py")
+    write("", name=f"{package}/__init__.py")
+    source = form.format(tmp=tmp_path, package=package)
+    result = call("transform", source, "--splits", "stem", "-o", "out")
+    assert (result.code, result.err) == (0, "wrote out/, to be loaded by fxcollab.load('out')\n")
+    assert call("verify", "out", "--input", "2x3").code == 0
+
+
+def test_a_torchvision_model_is_taken(call: Call) -> None:
+    arguments = ("--model-arg", "num_classes=2", "--pattern", "simple", "--splits", "stage4", "--heads", "3")
+    result = call("transform", "torchvision:shufflenet_v2_x0_5", *arguments, "--json")
+    assert result.code == 0
+    assert result.json["directory"] == "shufflenet_v2_x0_5_collab"
+    assert result.json["levels"][1]["nodes"] == ["conv5", "mean", "fc"]
+    assert result.json["inputs"] == "2x3x224x224"
+    assert fxcollab.load("shufflenet_v2_x0_5_collab").fc.out_features == 2
+
+
+def test_model_arguments_reach_the_factory(call: Call, model: Path) -> None:
+    assert call("transform", "model.py", "--model-arg", "width=6", "--splits", "stem").code == 0
+    assert fxcollab.load("model_collab").stem.out_features == 6
+
+
+def test_json_holds_the_whole_summary(call: Call, model: Path) -> None:
+    result = call("transform", "model.py", "--splits", "stem", "--input", "5x3", "--json")
+    assert result.code == 0
+    assert set(result.json) == {"directory", *(field.name for field in dataclasses.fields(Summary))}
+    assert result.json["directory"] == "model_collab"
+    assert result.json["parameters"] == [59, 59 + 5 + 28 + 10]
+    assert (result.json["inputs"], result.json["guessed"]) == ("5x3", False)
+    assert "wrote model_collab/" in result.err
+
+
+def test_fanouts_heads_and_patterns(call: Call, model: Path) -> None:
+    for heads, arguments in (
+        (6, ("--splits", "stem,body.1", "--fanouts", "2,3")),
+        (3, ("--pattern", "simple", "--splits", "stem", "--heads", "3")),
+        (2, ("--pattern", "multi-instance")),
+    ):
+        result = call("transform", "model.py", *arguments, "--json", "--force")
+        assert (result.code, result.json["heads"]) == (0, heads)
+
+
+def test_without_rescale_there_are_no_rescale_nodes(call: Call, model: Path) -> None:
+    result = call("transform", "model.py", "--splits", "stem", "--no-rescale", "--json")
+    assert (result.code, result.json["rescaled"]) == (0, 0)
+    assert "rescale" not in Path("model_collab/graph.py").read_text()
+    assert call("verify", "model_collab").out.count("gradients are the sum") == 1
+
+
+def test_granularity_op_opens_down_to_operations(call: Call, model: Path) -> None:
+    nodes = {}
+    for granularity in ("auto", "op"):
+        result = call("transform", "model.py", "--splits", "stem", "--granularity", granularity, "--json", "--force")
+        assert result.code == 0
+        nodes[granularity] = result.json["levels"][1]["nodes"]
+    assert nodes == {"auto": ["probe", "body", "head"], "op": ["probe", "body_0", "body_1", "body_2", "head"]}
+
+
+def test_the_seed_decides_the_peers(call: Call, model: Path) -> None:
+    states = []
+    for seed in (1, 1, 2):
+        call("transform", "model.py", "--splits", "stem", "--seed", seed, "--force")
+        states.append(load_state_dict("model_collab/weights.safetensors")["peers.b1.head.weight"])
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+
+
+def test_an_input_may_have_a_type(call: Call, write: Write) -> None:
+    write("""
+        from torch import nn
+
+        model = nn.Sequential(nn.Embedding(2, 3), nn.Linear(3, 2))
+    """)
+    result = call("transform", "model.py", "--splits", "0", "--input", "5x7:int64", "--json")
+    assert (result.code, result.json["inputs"]) == (0, "5x7:int64")
+    assert call("verify", "model_collab", "--input", "5x7:int64").code == 0
+    wrong = call("verify", "model_collab", "--input", "5x7")
+    assert wrong.code == 2 and "The model fails on input 5x7." in wrong.err
+
+
+def test_several_inputs_are_given_one_by_one(call: Call, write: Write) -> None:
+    write("""
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(5, 4), nn.Linear(4, 2)
+
+            def forward(self, x, y):
+                return self.c(self.a(x) + self.b(y))
+    """)
+    unknown = call("transform", "model.py", "--splits", "a+b")
+    assert "FLOPs       unknown: its inputs are x, y (set --input)\n" in unknown.out
+    assert call("verify", "model_collab").code == 2
+    result = call("transform", "model.py", "--splits", "a+b", "--input", "2x3", "--input", "2x5", "--force")
+    assert "forward, input 2x3, 2x5\n" in result.out
+    assert call("verify", "model_collab").code == 0
+
+
+def test_an_input_that_does_not_fit_is_said_and_stops_nothing(call: Call, model: Path) -> None:
+    result = call("transform", "model.py", "--splits", "stem", "--input", "2x4")
+    assert result.code == 0
+    assert "FLOPs       unknown: the model fails on this input: " in result.out
+    verified = call("verify", "model_collab", "--input", "2x4")
+    assert verified.code == 2 and verified.out == ""
+    assert re.match(
+        r"error: The model fails on input 2x4\.\n  why: .*mat1 and mat2 shapes .*\n  hint: ", verified.err
+    )
+
+
+def test_force_replaces_the_directory(call: Call, made: Path) -> None:
+    assert call("transform", "model.py", "--splits", "stem", "--force").code == 0
+    assert json.loads((made / "plan.json").read_text())["splits"] == ["stem"]
+
+
+def test_a_failed_transform_leaves_nothing_behind(call: Call, model: Path) -> None:
+    before = sorted(Path().iterdir())
+    assert call("transform", "model.py", "--splits", "nowhere").code == 2
+    assert [path for path in sorted(Path().iterdir()) if path.name != "__pycache__"] == before
+
+
+# verify.
+
+
+def test_verify_proves_a_directory(call: Call, made: Path) -> None:
+    result = call("verify", made)
+    lines = result.out.splitlines()
+    assert (result.code, result.err) == (0, "")
+    assert lines[0].startswith("ok          graph of head 0 equals the original's: ")
+    assert lines[-1] == "all 18 checks hold"
+    assert "FAILED" not in result.out
+
+
+def test_verify_proves_a_source_without_writing(call: Call, model: Path) -> None:
+    result = call("verify", "model.py", "--pattern", "simple", "--splits", "stem", "--heads", "3", "--json")
+    assert result.code == 0
+    assert set(result.json) == {"ok", "checks", "given_up"} and result.json["ok"] is True
+    assert all(set(check) == {"name", "ok", "detail"} and check["ok"] for check in result.json["checks"])
+    assert [check["name"] for check in result.json["checks"] if "head 2" in check["name"]] == [
+        "graph of head 2 equals the original's",
+        "head 2 in train mode equals the original with head 2's weights",
+        "head 2 in eval mode equals the original with head 2's weights",
+    ]
+    assert sorted(path.name for path in Path().iterdir()) in (["model.py"], ["__pycache__", "model.py"])
+
+
+DRIFTING = """
+    from torch import nn
+
+    class Drift(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            Drift.calls += 1
+            return x * Drift.calls
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(Drift()), nn.Linear(4, 2))
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_verify_exits_with_1_when_a_check_fails(call: Call, write: Write, options: tuple[str, ...]) -> None:
+    write(DRIFTING)
+    result = call("verify", "model.py", "--splits", "0", *options)
+    assert (result.code, result.err) == (1, "")
+    if options:
+        assert result.json["ok"] is False
+        assert any("differs by up to" in check["detail"] for check in result.json["checks"] if not check["ok"])
+    else:
+        assert re.search(r"^FAILED {6}head \d in train mode equals", result.out, re.MULTILINE)
+        assert re.search(r"^\d+ of \d+ checks failed$", result.out, re.MULTILINE)
+
+
+def test_verify_refuses_plan_options_with_a_directory(call: Call, made: Path) -> None:
+    result = call("verify", made, "--splits", "stem", "--seed", "3")
+    assert (result.code, result.out) == (2, "")
+    assert "--splits, --seed can't be given with a directory." in result.err
+
+
+def test_what_was_given_up_is_shown(call: Call, write: Write) -> None:
+    write(NET.replace("forward(self, x)", "forward(self, x, scale=1.0)"))
+    for command in ("transform", "verify"):
+        result = call(command, "model.py", "--splits", "stem")
+        assert result.code == 0
+        assert "given up    optional inputs scale are fixed at their defaults" in result.out
+
+
+# prune.
+
+
+def test_a_pruned_head_loads_into_the_original_and_equals_it(call: Call, made: Path) -> None:
+    x = torch.randn(5, 3)
+    train_model = fxcollab.load(made).eval()
+    for head in range(4):
+        result = call("prune", made, "--head", head, "-o", "heads/one.safetensors", "--force")
+        assert (result.code, result.out) == (0, "")
+        assert result.err == f"wrote heads/one.safetensors: 13 tensors of head {head}\n"
+        original = net().eval()
+        original.load_state_dict(load_file("heads/one.safetensors"), strict=True)
+        assert torch.equal(original(x), train_model(x)[head])
+
+
+def test_prune_keeps_head_0_by_default_and_needs_no_model(call: Call, made: Path, model: Path) -> None:
+    expected = fxcollab.prune(fxcollab.load(made)).state_dict()
+    model.write_text("raise RuntimeError('not to be executed')")
+    result = call("prune", made, "-o", "head0.safetensors", "--json")
+    assert result.json == {"file": "head0.safetensors", "head": 0, "tensors": 13}
+    found = load_file("head0.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_prune_takes_another_checkpoint(call: Call, made: Path) -> None:
+    state = {f"module.{name}": value + 1 for name, value in load_state_dict(made / "weights.safetensors").items()}
+    write_state_dict(state, Path("epoch9.safetensors"))
+    assert call("prune", made, "--weights", "epoch9.safetensors", "--head", 1, "-o", "one.safetensors").code == 0
+    assert torch.equal(load_file("one.safetensors")["head.weight"], state["module.peers.b0_1.head.weight"])
+    assert torch.equal(load_file("one.safetensors")["stem.weight"], state["module.stem.weight"])
+
+
+def test_an_existing_output_needs_force(call: Call, made: Path) -> None:
+    Path("kept.safetensors").write_text("mine")
+    result = call("prune", made, "-o", "kept.safetensors")
+    assert result.code == 2 and Path("kept.safetensors").read_text() == "mine"
+    assert result.err.startswith("error: The output file exists.\n  where: kept.safetensors\n  hint: ")
+    assert "--force" in result.err
+    assert call("prune", made, "-o", "kept.safetensors", "--force").code == 0
+    assert "head.weight" in load_file("kept.safetensors")
+
+
+# Two streams.
+
+
+NOISY = """
+    import sys, warnings
+    print("imported")
+    warnings.warn("mind the gap")
+"""
+
+
+@pytest.mark.parametrize("command", ["transform", "verify"])
+def test_what_the_users_file_prints_does_not_disturb_the_data(call: Call, write: Write, command: str) -> None:
+    write(NOISY, NET.replace("super()", 'print("built"); super()').replace("x = self", 'print("run"); x = self'))
+    result = call(command, "model.py", "--splits", "stem", "--json")
+    assert result.code == 0
+    assert isinstance(result.json, dict)
+    assert {"imported", "built", "run", "note: mind the gap"} <= set(result.err.splitlines())
+
+
+def test_a_warning_is_noted_once(call: Call, write: Write) -> None:
+    write("""
+        import torch
+
+        def build_model():
+            torch.manual_seed(0)
+            return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    """)
+    result = call("transform", "model.py", "--splits", "0")
+    assert result.err.count("note: the factory makes the same weights at every call") == 1
+
+
+@pytest.mark.parametrize("width", [None, 60])
+def test_output_fits_the_width_and_has_no_colour_in_a_pipe(
+    call: Call, write: Write, monkeypatch: pytest.MonkeyPatch, width: int | None
+) -> None:
+    name = "a_rather_long_name_for_the_first_layer"
+    write(NET.replace("stem", name).replace("self.probe", "self.probe_of_a_long_name"))
+    if width:
+        monkeypatch.setenv("COLUMNS", str(width))
+    for arguments in (("transform", "model.py", "--splits", f"{name},body"), ("verify", "model_collab"), ("--help",)):
+        result = call(*arguments)
+        assert result.code == 0
+        assert max(map(len, result.out.splitlines())) <= (width or 80)
+        assert "\x1b" not in result.out + result.err and "…" not in result.out
+        assert not re.search(r" $", result.out, re.MULTILINE)
+        assert name in result.out or arguments[0] != "transform"
+
+
+# Help.
+
+
+@pytest.mark.parametrize("command", ["transform", "verify", "prune"])
+def test_the_help_of_every_command_names_its_options(call: Call, command: str) -> None:
+    result = call(command, "--help")
+    assert (result.code, result.err) == (0, "")
+    options = {
+        "transform": ("--splits", "--fanouts", "--model-arg", "--input", "--force", "torchvision:NAME", "-o,"),
+        "verify": ("--splits", "directory", "Exits with 1", "--json"),
+        "prune": ("--head", "--weights", "-o,", "--force"),
+    }
+    assert all(option in result.out for option in options[command])
+    assert "--debug" in result.out and "Traceback" not in result.out
+
+
+def test_help_lists_the_commands_without_cutting_them_off(call: Call) -> None:
+    result = call("--help")
+    assert result.code == 0
+    assert all(
+        re.search(rf"^  {command}  +\w.*\.$", result.out, re.MULTILINE)
+        for command in ("transform", "verify", "prune")
+    )
+    assert "..." not in result.out.partition("Commands:")[2]
+
+
+def test_no_command_shows_the_help_and_is_trouble(call: Call) -> None:
+    result = call()
+    assert (result.code, result.out) == (2, "")
+    assert "Commands:" in result.err
+
+
+def test_the_version_is_shown(call: Call) -> None:
+    result = call("--version")
+    assert (result.code, result.out) == (0, f"fxcollab {importlib.metadata.version('fxcollab')}\n")
+
+
+# Bad input.
+
+
+def transform(*arguments: str) -> tuple[str, ...]:
+    return ("transform", "model.py", "-o", "out", *arguments)
+
+
+BAD_INPUT = {
+    "unknown split": (
+        transform("--splits", "stern"),
+        ["There is no module and no node named 'stern'.", "hint: did you mean stem?"],
+    ),
+    "unknown inner split": (transform("--splits", "body.9"), ["named 'body.9'", "did you mean body."]),
+    "no call of that number": (
+        transform("--splits", "stem@2"),
+        ["There is no call 'stem@2'.", "stem is called once"],
+    ),
+    "split off the path": (
+        transform("--splits", "probe"),
+        ["Split 'probe' is not on the path to the output.", "node 'probe'", "hint: on the path are stem, body, head"],
+    ),
+    "wrong order": (
+        transform("--splits", "body,stem"),
+        ["'body' lies behind 'stem', which is named after it.", "hint: turn the order round"],
+    ),
+    "split without effect": (
+        transform("--splits", "head"),
+        ["Split 'head' has no effect.", "no parameter lies between it and the output", "towards the input"],
+    ),
+    "first split without effect": (
+        transform("--splits", "body.1,body.2"),
+        ["Split 'body.1' has no effect.", "give 'body.2' a larger fan-out"],
+    ),
+    "no split": (transform(), ["Pattern 'hierarchical' needs at least one split."]),
+    "split twice": (transform("--splits", "stem,stem"), ["Split stem is named twice."]),
+    "automatic splits": (transform("--splits", "auto"), ["Splits can't be chosen automatically by this version."]),
+    "one head": (
+        transform("--pattern", "simple", "--splits", "stem", "--heads", "1"),
+        ["at least 2 heads, but heads is 1", "a head learns from the others"],
+    ),
+    "one branch": (transform("--splits", "stem", "--fanouts", "1"), ["at least 2 heads, but a fan-out is 1"]),
+    "fan-outs that don't match": (
+        transform("--splits", "stem,body", "--fanouts", "2,2,2"),
+        ["2 splits need 2 fan-outs, not 3.", "splits are stem, body and fan-outs 2, 2, 2"],
+    ),
+    "heads that don't match": (
+        transform("--splits", "stem,body", "--heads", "3"),
+        ["2 splits with fan-outs 2, 2 make 4 heads, not 3."],
+    ),
+    "fan-outs that are no numbers": (
+        transform("--splits", "stem", "--fanouts", "two"),
+        ["Fan-outs 'two' can't be read.", "--fanouts 2,3"],
+    ),
+    "unknown pattern": (
+        transform("--pattern", "hierarchy", "--splits", "stem"),
+        ["There is no pattern 'hierarchy'.", "hint: choose one of hierarchical"],
+    ),
+    "splits of independent instances": (
+        transform("--pattern", "multi-instance", "--splits", "stem"),
+        ["'multi-instance' takes no splits, but stem is given."],
+    ),
+    "copies that never differ": (
+        transform("--splits", "stem", "--init", "copy"),
+        ["Peers that start as copies would never differ from head 0.", "init='fresh'"],
+    ),
+    "unknown init": (transform("--splits", "stem", "--init", "zeros"), ["There is no init 'zeros'.", "fresh, copy"]),
+    "unknown granularity": (
+        transform("--splits", "stem", "--granularity", "fine"),
+        ["There is no granularity 'fine'.", "'auto' or 'op'"],
+    ),
+    "input that is no shape": (
+        transform("--splits", "stem", "--input", "2,3"),
+        ["Input '2,3' can't be read.", "1x3x224x224"],
+    ),
+    "input without elements": (transform("--splits", "stem", "--input", "0x3"), ["Input '0x3' can't be read."]),
+    "input of no type": (transform("--splits", "stem", "--input", "2x3:words"), ["Input '2x3:words' can't be read."]),
+    "too many inputs": (
+        transform("--splits", "stem", "--input", "2x3", "--input", "2x3"),
+        ["The example inputs don't fit the model.", "too many positional arguments"],
+    ),
+    "no file": (("transform", "modle.py", "-o", "out"), ["there is no file modle.py", "in that folder: model.py"]),
+    "no name in the file": (
+        ("transform", "model.py:Nett", "-o", "out"),
+        ["`model.py` has no `Nett`", "did you mean Net"],
+    ),
+    "no source": (("transform", "model", "-o", "out"), ["`model` is not a source", "write model.py, model.py:NAME"]),
+    "no torchvision model": (
+        ("transform", "torchvision:resnet51", "-o", "out"),
+        ["torchvision has no model `resnet51`", "did you mean resnet50"],
+    ),
+    "no model argument": (transform("--model-arg", "width"), ["`width` is not a model argument", "NAME=VALUE"]),
+    "unknown model argument": (transform("--model-arg", "with=3"), ["unexpected keyword argument 'with'"]),
+    "no number": (transform("--heads", "two"), ["Invalid value for '--heads'"]),
+    "unknown option": (transform("--split", "stem"), ["No such option: --split", "--splits"]),
+    "unknown command": (("prone",), ["No such command 'prone'"]),
+    "no artifact": (("prune", "nowhere", "-o", "out"), ["There is no artifact here.", "there is no such directory"]),
+    "no artifact to verify": (("verify", "."), ["There is no artifact here.", "it has no plan.json"]),
+    "no output": (("prune", "nowhere"), ["Missing option", "--output"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_answered_with_what_and_why(call: Call, model: Path, case: str) -> None:
+    arguments, expected = BAD_INPUT[case]
+    result = call(*arguments)
+    assert (result.code, result.out) == (2, ""), result.err
+    assert all(text in result.err for text in expected), result.err
+    assert "Traceback" not in result.err
+    assert not Path("out").exists()
+
+
+def test_a_file_without_a_model_lists_what_it_has(call: Call, write: Write) -> None:
+    write("import torch\n\ndef helper(x): return x\n\nclass Plain: ...\n")
+    result = call("transform", "model.py", "--splits", "stem")
+    assert result.code == 2
+    assert result.err.startswith("error: model.py defines no model\n")
+    assert "helper (function, needs x), Plain (class)" in result.err
+    assert "hint: name the one you mean, as in model.py:NAME, or call it `model`" in result.err
+
+
+def test_a_factory_that_raises_is_shown_with_file_and_line(call: Call, write: Write) -> None:
+    path = write("def build_model():\n    return 1 / 0\n")
+    result = call("transform", "model.py", "--splits", "stem")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        "error: `model.py:build_model` failed to build its model\n"
+        f"  where: {path}:2\n"
+        "  why: ZeroDivisionError: division by zero\n"
+    )
+
+
+def test_an_output_directory_that_exists_is_refused_before_the_model_is_built(call: Call, write: Write) -> None:
+    write("raise RuntimeError('not to be executed')")
+    Path("out").mkdir()
+    for options, text in (((), "The output directory exists."), (("--force",), "is not an artifact")):
+        result = call("transform", "model.py", "--splits", "stem", "-o", "out", *options)
+        assert result.code == 2 and text in result.err
+
+
+def test_an_output_that_is_a_directory_is_no_file(call: Call, made: Path) -> None:
+    result = call("prune", made, "-o", "model_collab", "--force")
+    assert result.code == 2 and "The output is a directory." in result.err
+
+
+@pytest.mark.parametrize("command", [("verify", "model_collab"), ("prune", "model_collab", "-o", "out")])
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("plan.json", "{", "The plan is damaged."),
+        ("plan.json", '{"format": 1}', "it has no 'pattern'"),
+        ("plan.json", '{"format": 9}', "The plan has another format."),
+        ("weights.safetensors", "garbage", "The weights file can't be read."),
+    ],
+)
+def test_a_damaged_artifact_is_named(
+    call: Call, made: Path, command: tuple[str, ...], name: str, text: str, expected: str
+) -> None:
+    (made / name).write_text(text)
+    result = call(*command)
+    assert (result.code, result.out) == (2, "")
+    assert expected in result.err and f"where: model_collab/{name}" in result.err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--head", "4"), ["There is no head 4.", "choose one of 0 to 3"]),
+        (("--head", "-1"), ["There is no head -1."]),
+        (("--weights", "none.safetensors"), ["There is no weights file.", "where: none.safetensors"]),
+        (("--weights", "model.py"), ["The weights file can't be read.", "weights are safetensors files"]),
+        (("--weights", "single.safetensors"), ["The checkpoint holds no peers.", "state of a single network"]),
+    ],
+)
+def test_prune_refuses_what_it_cannot_prune(
+    call: Call, made: Path, arguments: tuple[str, ...], expected: list[str]
+) -> None:
+    write_state_dict(net().state_dict(), Path("single.safetensors"))
+    result = call("prune", made, "-o", "out", *arguments)
+    assert result.code == 2 and not Path("out").exists()
+    assert all(text in result.err for text in expected), result.err
+
+
+def test_a_source_that_changed_is_noticed_by_verify(call: Call, made: Path, model: Path) -> None:
+    model.write_text(model.read_text().replace("self.head(", "self.head(1 + "))
+    result = call("verify", made)
+    assert result.code == 2 and "The source no longer makes the graph that was saved." in result.err
+
+
+# Trouble.
+
+
+@pytest.mark.parametrize("text", ["def build_model():\n    return 1 / 0\n", "raise SystemExit(0)"])
+def test_a_traceback_is_shown_with_debug_only(call: Call, write: Write, text: str) -> None:
+    write(text)
+    assert "Traceback" not in call("transform", "model.py").err
+    result = call("transform", "model.py", "--debug")
+    assert result.code == 2
+    assert "Traceback (most recent call last)" in result.err and "model.py" in result.err
+
+
+def test_an_unforeseen_error_is_one_line_and_points_at_debug(
+    call: Call, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("it broke\n\nTraceback of the machinery")
+
+    monkeypatch.setattr(fxcollab, "transform", fail)
+    result = call("transform", "model.py", "--splits", "stem")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "error: RuntimeError: it broke\n  hint: --debug shows the traceback\n"
+    debug = call("transform", "model.py", "--splits", "stem", "--debug")
+    assert debug.code == 2 and "Traceback (most recent call last)" in debug.err
+
+
+def test_an_interruption_is_neither_success_nor_a_failed_check(call: Call, write: Write) -> None:
+    write("raise KeyboardInterrupt")
+    result = call("transform", "model.py", "--splits", "stem")
+    assert (result.code, result.out) == (130, "")
+
+
+# As a process.
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=os.environ | environment, timeout=60
+    )
+
+
+WITHOUT_TORCH = """
+import sys
+from fxcollab_cli.app import main
+sys.argv = ["fxcollab", *sys.argv[1:]]
+try:
+    main()
+finally:
+    heavy = {"torch", "torchvision", "numpy", "networkx", "safetensors"} & set(sys.modules)
+    sys.stderr.write(f"imported: {sorted(heavy)}")
+"""
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("transform", "--help"), ("nonsense",)])
+def test_help_imports_no_torch(arguments: tuple[str, ...]) -> None:
+    result = python("-c", WITHOUT_TORCH, *arguments)
+    assert result.returncode == (2 if arguments == ("nonsense",) else 0)
+    assert result.stderr.endswith("imported: []"), result.stderr
+
+
+def test_completion_imports_no_torch() -> None:
+    result = python("-c", WITHOUT_TORCH, _FXCOLLAB_COMPLETE="complete_bash", COMP_WORDS="fxcollab tr", COMP_CWORD="1")
+    assert "transform" in result.stdout
+    assert result.stderr.endswith("imported: []"), result.stderr
+
+
+def test_the_module_runs_as_a_program() -> None:
+    result = python("-m", "fxcollab_cli", "--version")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("fxcollab ")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="signals of POSIX")
+def test_a_reader_that_goes_away_is_no_failed_check() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.run(
+        [sys.executable, "-m", "fxcollab_cli", "--help"], stdout=write, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(write)
+    assert process.returncode == -signal.SIGPIPE
+    assert b"Traceback" not in process.stderr

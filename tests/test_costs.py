@@ -1,0 +1,356 @@
+"""Costs: FLOPs and parameters against torch's own counts and by hand; inputs that are guessed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import fxcollab
+from fxcollab.capture.interface import InputSpec
+from fxcollab.costs import forward_flops, parameter_count
+from fxcollab.errors import CaptureError, StateError
+from fxcollab.inputs import USUAL_IMAGES, accepts, example_tensors, guess_inputs
+from fxcollab.summary import Level, Summary, summarise
+
+
+class Cifar(nn.Module):
+    """Small enough to count by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.layer1 = nn.Sequential(nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.layer2 = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layer2(self.layer1(self.stem(x))).mean((2, 3)))
+
+
+STEM, LAYER1, LAYER2, FC = 3 * 4 * 9, 4 * 8 * 9 + 8 + 16, 8 * 8 * 9 + 8 + 16, 8 * 10 + 10
+
+
+def conv_flops(batch: int, inputs: int, outputs: int, edge: int) -> int:
+    """Two for every product of a 3x3 convolution."""
+    return 2 * batch * inputs * outputs * 9 * edge * edge
+
+
+class Patches(nn.Module):
+    """As a vision transformer: one image size only."""
+
+    def __init__(self, size: int = 224) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 32, stride=32)
+        self.position = nn.Parameter(torch.zeros(1, (size // 32) ** 2 + 1, 8))
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = nn.functional.pad(self.patch(x).flatten(2).transpose(1, 2), (0, 0, 1, 0)) + self.position
+        return self.fc(self.block(tokens)[:, 0])
+
+
+class Words(nn.Module):
+    """An embedding and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(2, 6)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.fc(self.embed(tokens).mean(1))
+
+
+class Two(nn.Module):
+    """Two inputs, one with a default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 4)
+        self.c = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+        return self.c(self.a(x) * y * scale)
+
+
+class ModeDependent(nn.Module):
+    """An auxiliary head in train mode only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 4)
+        self.aux = nn.Linear(4, 2)
+        self.c = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        return (self.c(x), self.aux(x)) if self.training else self.c(x)
+
+
+class ValueDependent(nn.Module):
+    """Can't run without real values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 4)
+        self.gate = Gate()
+        self.c = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.gate(self.a(x)))
+
+
+class Gate(nn.Module):
+    """Asks for a value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sum().item()
+
+
+# Counting.
+
+
+@pytest.mark.parametrize("pattern", ["multi-instance", "simple", "hierarchical"])
+def test_flops_of_a_built_graph_are_those_of_a_real_run(pattern: Any) -> None:
+    splits = {"multi-instance": (), "simple": ("layer1",), "hierarchical": ("stem", "layer1")}[pattern]
+    train_model = fxcollab.transform(Cifar(), pattern, splits)
+    with FlopCounterMode(display=False) as counter:
+        train_model(torch.randn(2, 3, 32, 32))
+    assert forward_flops(train_model, (InputSpec("x", (2, 3, 32, 32), "float32"),)) == counter.get_total_flops() > 0
+
+
+def test_flops_are_counted_by_hand() -> None:
+    specs = (InputSpec("x", (2, 3, 32, 32), "float32"),)
+    expected = conv_flops(2, 3, 4, 32) + conv_flops(2, 4, 8, 16) + conv_flops(2, 8, 8, 16) + 2 * 2 * 8 * 10
+    assert forward_flops(Cifar(), specs) == expected
+
+
+def test_flops_follow_the_mode() -> None:
+    model, specs = ModeDependent(), (InputSpec("x", (5, 3), "float32"),)
+    assert forward_flops(model, specs) - forward_flops(copy.deepcopy(model).eval(), specs) == 2 * 5 * 4 * 2
+
+
+def test_counting_leaves_the_model_as_it_is() -> None:
+    model = Cifar()
+    before = copy.deepcopy(model.state_dict())
+    random_state = torch.get_rng_state()
+    forward_flops(model, (InputSpec("x", (2, 3, 32, 32), "float32"),))
+    guess_inputs(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.training and torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_model_without_values_is_counted_too() -> None:
+    specs = (InputSpec("x", (2, 3, 32, 32), "float32"),)
+    with torch.device("meta"):
+        model = Cifar()
+    assert forward_flops(model, specs) == forward_flops(Cifar(), specs)
+    assert guess_inputs(model) == guess_inputs(Cifar())
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_shared_parameters_count_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4))
+    assert parameter_count(model) == 16 + 16 + 4
+    model[1].weight = model[0].weight
+    assert parameter_count(model) == 16 + 4
+
+
+# Guessing.
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (Cifar, InputSpec("x", (2, 3, 64, 64), "float32")),
+        (lambda: Cifar().double(), InputSpec("x", (2, 3, 64, 64), "float64")),
+        (Patches, InputSpec("x", (2, 3, 224, 224), "float32")),
+        (lambda: Patches(384), InputSpec("x", (2, 3, 384, 384), "float32")),
+        (lambda: nn.Conv2d(1, 2, 5), InputSpec("input", (2, 1, 64, 64), "float32")),
+        (
+            lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 26 * 26, 3)),
+            InputSpec("input", (2, 1, 28, 28), "float32"),
+        ),
+        (lambda: nn.Conv1d(2, 3, 200), InputSpec("input", (2, 2, 1024), "float32")),
+        (lambda: nn.Conv3d(1, 2, 3), InputSpec("input", (2, 1, 8, 64, 64), "float32")),
+        (lambda: nn.Sequential(nn.Linear(7, 3), nn.ReLU()), InputSpec("input", (2, 7), "float32")),
+        (
+            lambda: nn.Sequential(nn.Linear(7, 4), nn.Conv1d(16, 2, 3)),
+            InputSpec("input", (2, 16, 7), "float32"),
+        ),
+        (Words, InputSpec("tokens", (2, 16), "int64")),
+    ],
+    ids=(
+        "cifar", "double", "vit", "vit-384", "grey", "mnist", "conv1d", "conv3d", "linear", "sequence", "tokens"
+    ),
+)  # fmt: skip
+def test_inputs_are_guessed_from_the_first_layer(make: Callable[[], nn.Module], expected: InputSpec) -> None:
+    model = make()
+    assert guess_inputs(model) == (expected,)
+    model(*example_tensors((expected,)))
+
+
+def test_the_order_of_image_sizes_may_be_given() -> None:
+    [spec] = guess_inputs(Cifar(), USUAL_IMAGES)
+    assert spec.shape == (2, 3, 224, 224)
+
+
+def test_a_recurrent_model_is_guessed() -> None:
+    [spec] = guess_inputs(nn.GRU(5, 3, batch_first=True))
+    assert spec == InputSpec("input", (2, 16, 5), "float32")
+
+
+def test_only_inputs_without_a_default_count() -> None:
+    with pytest.raises(CaptureError) as caught:
+        guess_inputs(Two())
+    assert caught.value.what == "No input that Two accepts could be guessed."
+    assert caught.value.why == "its inputs are x, y"
+    assert "example_inputs=" in str(caught.value.hint) and "--input 1x3x224x224" in str(caught.value.hint)
+
+
+def test_a_model_that_no_usual_shape_fits_is_refused() -> None:
+    with pytest.raises(CaptureError) as caught:
+        guess_inputs(Patches(672))
+    assert caught.value.why == "none of the usual shapes fits"
+
+
+def test_an_input_must_fit_in_both_modes() -> None:
+    class Picky(Cifar):
+        def forward(self, x: Tensor) -> Tensor:
+            assert self.training or x.shape[-1] == 32
+            return super().forward(x)
+
+    [spec] = guess_inputs(Picky())
+    assert spec.shape == (2, 3, 32, 32)
+    assert accepts(Picky(), (spec,)) and not accepts(Picky(), (InputSpec("x", (2, 3, 64, 64), "float32"),))
+
+
+def test_guesses_that_fail_are_not_logged(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    guess_inputs(Patches(384))
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+
+
+def test_guessing_restores_what_a_forward_changes() -> None:
+    class Counting(Cifar):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x)
+
+    model = Counting()
+    guess_inputs(model)
+    assert model.calls == 0 and "calls" not in vars(model)
+
+
+# The summary.
+
+
+def test_the_summary_of_a_small_net_by_hand() -> None:
+    train_model = fxcollab.transform(
+        Cifar(), splits="stem,layer1", example_inputs=(torch.zeros(2, 3, 32, 32),), seed=3
+    )
+    stem, layer1 = conv_flops(2, 3, 4, 32), conv_flops(2, 4, 8, 16)
+    rest = conv_flops(2, 8, 8, 16) + 2 * 2 * 8 * 10
+    assert summarise(train_model) == Summary(
+        pattern="hierarchical",
+        heads=4,
+        seed=3,
+        init="fresh",
+        levels=(
+            Level(0, None, 1, ("x", "stem"), STEM),
+            Level(1, "stem", 2, ("layer1",), LAYER1),
+            Level(2, "layer1", 4, ("layer2", "mean", "fc"), LAYER2 + FC),
+        ),
+        shared=2,
+        cloned=1 + 3 * 3,
+        rescaled=1 + 2,
+        copied=0,
+        parameters=(STEM + LAYER1 + LAYER2 + FC, STEM + 2 * LAYER1 + 4 * (LAYER2 + FC)),
+        flops=(stem + layer1 + rest, stem + 2 * layer1 + 4 * rest),
+        inputs="2x3x32x32",
+        guessed=False,
+        flops_unknown=None,
+        given_up=(),
+    )
+
+
+def test_level_parameters_add_up_to_all_parameters() -> None:
+    for options in (
+        {"pattern": "multi-instance", "heads": 3},
+        {"pattern": "simple", "splits": "layer1", "heads": 3},
+        {"pattern": "hierarchical", "splits": "stem,layer1", "fanouts": (2, 3)},
+    ):
+        summary = summarise(fxcollab.transform(Cifar(), **options))
+        assert sum(level.branches * level.parameters for level in summary.levels) == summary.parameters[1]
+        assert sum(level.parameters for level in summary.levels) == summary.parameters[0]
+
+
+def test_without_rescale_none_is_counted() -> None:
+    assert summarise(fxcollab.transform(Cifar(), splits="stem", rescale=False)).rescaled == 0
+
+
+def test_a_copy_before_an_in_place_write_is_counted() -> None:
+    class InPlace(Cifar):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.layer2(self.layer1(self.stem(x).relu_())).mean((2, 3)))
+
+    copied = summarise(fxcollab.transform(InPlace(), splits="stem")).copied
+    train_model = fxcollab.transform(InPlace(), splits="stem")
+    assert copied == train_model.code.count("private_copy(")
+
+
+def test_a_guessed_input_is_said_to_be_one() -> None:
+    summary = summarise(fxcollab.transform(Cifar(), splits="layer1"))
+    assert summary.inputs == "2x3x224x224" and summary.guessed and summary.flops
+    summary = summarise(fxcollab.transform(Words(), splits="embed"))
+    assert summary.inputs == "2x16:int64" and summary.guessed and summary.flops
+
+
+def test_flops_that_cannot_be_counted_say_why_and_stop_nothing() -> None:
+    several = summarise(fxcollab.transform(Two(), splits="a"))
+    assert (several.flops, several.inputs) == (None, None)
+    assert several.flops_unknown == "its inputs are x, y"
+    wrong = summarise(fxcollab.transform(Cifar(), splits="stem", example_inputs=(torch.zeros(2, 4, 8, 8),)))
+    assert (wrong.flops, wrong.inputs, wrong.guessed) == (None, "2x4x8x8", False)
+    assert "expected input[2, 4, 8, 8] to have 3 channels" in str(wrong.flops_unknown)
+    example = (torch.zeros(2, 3),)
+    values = summarise(fxcollab.transform(ValueDependent(), splits="a", example_inputs=example))
+    assert values.flops is None and "the model fails on this input" in str(values.flops_unknown)
+    assert "\n" not in str(values.flops_unknown)
+
+
+def test_an_input_that_was_given_is_counted_on_with_several_inputs() -> None:
+    example = (torch.zeros(5, 3), torch.zeros(5, 4))
+    summary = summarise(fxcollab.transform(Two(), splits="a", example_inputs=example))
+    assert summary.inputs == "5x3, 5x4" and not summary.guessed
+    assert summary.flops == (2 * 5 * (3 * 4 + 4 * 2), 2 * 5 * (3 * 4 + 2 * 4 * 2))
+
+
+def test_what_capturing_gave_up_is_in_the_summary() -> None:
+    example = (torch.zeros(5, 3), torch.zeros(5, 4))
+    [sentence] = summarise(fxcollab.transform(Two(), splits="a", example_inputs=example)).given_up
+    assert "scale" in sentence
+
+
+def test_the_summary_counts_in_train_mode_and_leaves_the_mode() -> None:
+    train_model = fxcollab.transform(ModeDependent(), splits="a", example_inputs=(torch.zeros(5, 3),)).eval()
+    summary = summarise(train_model)
+    assert summary.flops == (2 * 5 * (12 + 16), 2 * 5 * (12 + 2 * 16))
+    assert not any(module.training for module in train_model.modules())
+
+
+def test_only_a_training_model_has_a_summary() -> None:
+    with pytest.raises(StateError, match="is no training model"):
+        summarise(Cifar())  # type: ignore[arg-type]

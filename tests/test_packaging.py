@@ -1,0 +1,107 @@
+"""What gets installed: `fxcollab` and `fxcollab_cli`, whole, and no module called `cli`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import fxcollab_cli
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {"fxcollab": "fxcollab", "cli": "fxcollab_cli"}
+
+
+def modules() -> Iterator[str]:
+    """Every file of the two packages, by its name when installed."""
+    for folder, package in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix == ".py" or path.name == "py.typed":
+                yield f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
+
+
+def test_every_package_is_listed() -> None:
+    configuration = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {name.rpartition("/")[0].replace("/", ".") for name in modules()}
+    assert set(configuration["packages"]) == found
+
+
+INSTALLED = """
+import importlib.metadata, importlib.util, json
+distribution = importlib.metadata.distribution("fxcollab")
+files = {path.parts[0] for path in distribution.files}
+found = importlib.util.find_spec("cli") is not None
+print(json.dumps([distribution.read_text("top_level.txt").split(), sorted(files), found]))
+"""
+
+
+def test_no_module_called_cli_is_installed() -> None:
+    done = subprocess.run([sys.executable, "-I", "-c", INSTALLED], capture_output=True, text=True, timeout=60)
+    tops, files, found = json.loads(done.stdout)
+    assert set(tops) == {"fxcollab", "fxcollab_cli"}
+    assert not {"cli", "tests", "samples"} & set(files)
+    assert not found
+    assert fxcollab_cli.__name__ == "fxcollab_cli"
+
+
+def test_the_command_is_the_application() -> None:
+    [command] = importlib.metadata.distribution("fxcollab").entry_points.select(group="console_scripts")
+    assert (command.name, command.value) == ("fxcollab", "fxcollab_cli.app:main")
+    assert callable(command.load())
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel, built offline from a copy of the sources by the setuptools at hand."""
+    required = 77
+    if int(_version_of_setuptools().partition(".")[0]) < required:
+        pytest.skip(f"building needs setuptools {required} or later in the environment")
+    source = tmp_path_factory.mktemp("source")
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, source)
+    build = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
+    (source / "dist").mkdir()
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    [built] = (source / "dist").glob("*.whl")
+    return built
+
+
+def _version_of_setuptools() -> str:
+    try:
+        return importlib.metadata.version("setuptools")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"
+
+
+def test_the_wheel_holds_both_packages_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    information = next(name for name in names if name.endswith("/METADATA")).partition("/")[0]
+    packaged = {name for name in names if not name.startswith(information)}
+    assert packaged == set(modules())
+    assert "fxcollab/py.typed" in packaged
+
+
+def test_the_unpacked_wheel_runs_by_itself(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop()); sys.argv[0] = 'fxcollab'; import fxcollab_cli.app as app;"
+        "print(app.__file__); sys.argv.append('--help'); app.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    first, _, text = done.stdout.partition("\n")
+    assert Path(first) == tmp_path / "fxcollab_cli/app.py"
+    assert "transform" in text and "verify" in text and "prune" in text
