@@ -154,7 +154,7 @@ class CollabGraphModule(fx.GraphModule):
 
     def train(self, mode: bool = True) -> CollabGraphModule:
         """Set the mode of all modules the way the root does; peers follow the modules they stem from."""
-        self.root.train(mode)
+        _set_mode(self.root, mode)
         for name in self.__dict__["_peers"]:
             peers = self._modules.get(name)
             if peers is not None:
@@ -222,6 +222,13 @@ def _plain_attributes(root: nn.Module, modes: Modes) -> set[str]:
     heads = {str(node.target).split(".", 1)[0] for graph in modes for node in graph.nodes if node.op == "get_attr"}
     registered = root._parameters.keys() | root._buffers.keys() | root._modules.keys()
     return {name for name in heads - registered if hasattr(root, name)}
+
+
+def _set_mode(root: nn.Module, mode: bool) -> None:
+    try:
+        root.train(mode)
+    except NotImplementedError:  # exported modules refuse: their graph has one mode for good
+        nn.Module.train(root, mode)
 
 
 def _follow_modes(peers: nn.Module, root: nn.Module) -> None:

@@ -15,7 +15,7 @@ from fxcollab.graphs import get_output, map_inputs
 from fxcollab.plan import plan_of, training_model
 from fxcollab.provenance import META_KEY, provenance
 from fxcollab.rewrite.peers import Branch
-from fxcollab.state_dict import prune_state_dict
+from fxcollab.state_dict import prune_state_dict, without_infixes
 from fxcollab.tree import HeadTree, Path, branch_name
 
 M = TypeVar("M", bound=nn.Module)
@@ -51,8 +51,7 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
     modes = model.modes.map(lambda graph: prune_graph(graph, plan_of(model).tree, path))
     root = model.root if not any(path) else _graft(model.root, _branches(model, path))
     constants = {name: getattr(model, name) for name in model.constants}
-    pruned = CollabGraphModule(root, modes, constants=constants)
-    return pruned.train(model.training)
+    return CollabGraphModule(root, modes, constants=constants)
 
 
 def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path) -> fx.Graph:
@@ -162,8 +161,10 @@ def _shallow(module: nn.Module) -> nn.Module:
 
 
 def _load(model: M, state: dict[str, Any]) -> M:
-    """Write ``state`` into ``model``, after it is known to fit."""
+    """Write ``state`` into ``model``, after it is known to fit; parts of it may be compiled since."""
     own = model.state_dict()
+    names = {without_infixes(key): key for key in own}
+    state = {names.get(key, key): value for key, value in state.items()}
     wrong = [key for key in state if key not in own or _shape(own[key]) != _shape(state[key])]
     wrong += [key for key in own if key not in state]
     if wrong:

@@ -71,7 +71,7 @@ def unwrapped(checkpoint: Mapping[str, Any], peers: str = "peers") -> dict[str, 
             why=f"its values under {', '.join(nested) or 'keys that are no text'} are not tensors",
             hint=f"pass the state dict inside it, such as checkpoint[{nested[0]!r}]" if nested else None,
         )
-    state = {_without_infixes(key): value for key, value in checkpoint.items() if key not in _WRAPPERS_OWN}
+    state = {without_infixes(key): value for key, value in checkpoint.items() if key not in _WRAPPERS_OWN}
     while not any(key.startswith(f"{peers}.") for key in state):
         prefix = next((p for p in _WRAPPERS if state and all(key.startswith(p) for key in state)), None)
         if prefix is None:
@@ -105,7 +105,8 @@ def _place(key: str, peers: str) -> tuple[Path | None, str]:
     return None, key
 
 
-def _without_infixes(key: str) -> str:
+def without_infixes(key: str) -> str:
+    """A key without what wrappers of inner modules put into it."""
     for infix in _INFIXES:
         key = key.replace(infix, "")
     return key

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from fxcollab.capture import ExampleInputs, capture
-from fxcollab.capture.capture import Granularity
+from fxcollab.capture.capture import NOTES_KEY, Granularity
 from fxcollab.capture.interface import input_specs
+from fxcollab.capture.preflight import shared_statistics
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import CaptureError, SplitError
 from fxcollab.partition import partition
@@ -81,9 +82,10 @@ def transform(
         model = _made_by(model)
     seed = torch.initial_seed() if seed is None else seed
     captured = capture(model, names, example_inputs, granularity, inputs=inputs)
+    cut = partition(captured, tree)
     train_model = rewrite(
         captured,
-        partition(captured, tree),
+        cut,
         init=init,
         seed=seed,
         factory=factory,
@@ -92,7 +94,8 @@ def transform(
     )
     specs = input_specs(model, example_inputs, inputs)
     named_init = init if isinstance(init, str) else getattr(init, "__qualname__", repr(init))
-    train_model.meta.update(captured.meta)
+    shared = shared_statistics(cut.straddling & dict(captured.named_buffers(remove_duplicate=False)).keys())
+    train_model.meta[NOTES_KEY] = (*captured.meta[NOTES_KEY], *shared)
     train_model.meta[PLAN_KEY] = Plan(pattern, tree, named_init, seed, rescale, granularity, peers, specs, source)
     return train_model
 
@@ -102,7 +105,7 @@ def _split_names(splits: Sequence[str] | str) -> tuple[str, ...]:
     if names == ["auto"]:
         raise SplitError(
             "Splits can't be chosen automatically by this version.",
-            hint="name the modules after which the heads begin, for example splits=['layer2', 'layer3'] (--splits layer2,layer3)",
+            hint="name the modules after which the heads begin: splits=['layer2', 'layer3'] (--splits layer2,layer3)",
         )
     return tuple(name for name in names if name)
 

@@ -808,11 +808,6 @@ def exported(request: pytest.FixtureRequest) -> fx.GraphModule:
     program = torch.export.export(Exported().train(), (X,), dynamic_shapes=({0: batch},))
     module = program.module()
     assert isinstance(module, fx.GraphModule)
-    if request.param == "as exported":
-        # BUG: CollabGraphModule.train calls root.train(mode), which exported modules refuse.
-        request.applymarker(pytest.mark.xfail(raises=NotImplementedError, strict=True))
-    else:
-        del module.train, module.eval
     return module
 
 
@@ -858,3 +853,41 @@ def test_a_functional_value_of_the_opened_root_needs_no_op_granularity() -> None
     assert ("call_module", "body") in operations(fxcollab.prune(train_model).graph)
     with pytest.raises(SplitError):
         fxcollab.transform(model, splits=["add"])
+
+
+class Asserting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 3)
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x)
+        torch._assert(x.dim() == 2, f"expected {{N, 3}}, got {x.shape} of {x.dim():03d} dimensions")
+        return self.head(x)
+
+
+def test_a_message_shows_the_values_of_the_call_and_not_the_proxies() -> None:
+    train_model = fxcollab.transform(Asserting(), splits=["body"], pattern="simple")
+    with pytest.raises(AssertionError, match=r"expected \{N, 3\}, got torch.Size\(\[3\]\) of 001 dimensions"):
+        train_model(torch.ones(3))
+
+
+class PlainlyAsserting(Asserting):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x)
+        torch._assert(x.dim() == 2, f"got {x.shape}")  # without a format, which plain fx can't trace
+        return self.head(x)
+
+
+def test_a_message_traces_again_to_what_plain_fx_traces() -> None:
+    model = PlainlyAsserting()
+    pruned = fxcollab.prune(fxcollab.transform(model, splits=["body"], pattern="simple"))
+    assert fx.symbolic_trace(pruned).code == fx.symbolic_trace(model).code
+
+
+def test_a_message_compiles_into_the_full_graph() -> None:
+    train_model = fxcollab.transform(Asserting(), splits=["body"], pattern="simple")
+    compiled = torch.compile(train_model, fullgraph=True, backend="eager")
+    for one, other in zip(compiled(torch.ones(2, 3)), train_model(torch.ones(2, 3)), strict=True):
+        assert torch.equal(one, other)

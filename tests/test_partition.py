@@ -375,7 +375,7 @@ def test_a_module_inside_one_kept_whole_is_refused_with_that_one() -> None:
     error = refusal(traced, ["layer1.0"])
     assert error.what == "Module 'layer1.0' returns no value of the captured graph."
     assert error.why == "'layer1' is kept whole and contains it"
-    assert error.hint == "split at 'layer1', or capture with granularity='op'"
+    assert error.hint == "split at 'layer1', or capture with granularity='op' (--granularity op)"
 
 
 def test_an_exported_module_that_hands_several_values_on_is_refused_with_their_names() -> None:

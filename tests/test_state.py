@@ -640,7 +640,7 @@ def _noisy_init(module: nn.Module, path: str) -> None:
         parameter.fill_(random.random() + numpy.random.rand()).add_(torch.rand(()))
 
 
-@pytest.mark.parametrize("init", ["fresh", "copy-anyway", _noisy_init], ids=str)
+@pytest.mark.parametrize("init", ["fresh", "copy-anyway", _noisy_init], ids=["fresh", "copy-anyway", "function"])
 @pytest.mark.parametrize("factory", [None, SmallConvNet], ids=["instance", "factory"])
 def test_global_random_states_are_left_alone(init: Any, factory: Callable[[], nn.Module] | None) -> None:
     numpy = pytest.importorskip("numpy")

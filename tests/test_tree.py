@@ -144,7 +144,7 @@ def test_fanouts_that_dont_match_the_splits_are_refused(fanouts: tuple[int, ...]
     error = refusal("hierarchical", ["a", "b"], fanouts=fanouts)
     assert error.what == f"2 splits need 2 fan-outs, not {count}."
     assert "splits are a, b" in str(error.why)
-    assert error.hint == "for example fanouts=(2, 2)"
+    assert error.hint == "for example fanouts=(2, 2) (--fanouts 2,2)"
 
 
 def test_heads_that_arent_the_product_are_refused() -> None:

@@ -11,6 +11,7 @@ from torch import fx, nn
 from fxcollab.capture.interface import ExampleInputs, interface_of
 from fxcollab.capture.preflight import given_up
 from fxcollab.capture.preserve import preserved, set_mode
+from fxcollab.capture.proxy import readable
 from fxcollab.capture.tracer import LazyTracer, belongs_to_the_machinery
 from fxcollab.codegen import CollabGraphModule, Modes
 from fxcollab.errors import CaptureError
@@ -99,7 +100,7 @@ def _trace(tracer: LazyTracer, model: nn.Module) -> fx.Graph:
         raise CaptureError(
             f"The forward of {type(model).__qualname__} can't be captured.",
             where=_where(error),
-            why=f"{type(error).__name__}: {error}",
+            why=readable(f"{type(error).__name__}: {error}"),
             hint="put the splits at modules further out, so that this code stays inside a module kept whole; "
             "or move the code that asks for values into a module of its own",
         ) from error

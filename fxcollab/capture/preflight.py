@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
@@ -24,6 +24,17 @@ def given_up(opened: dict[str, nn.Module], interface: Interface) -> tuple[str, .
         interface: the inputs, and what is fixed.
     """
     return (*_hooks(opened), *_fixed(interface))
+
+
+def shared_statistics(buffers: Iterable[str]) -> tuple[str, ...]:
+    """What is said of buffers that are used before and behind a split, such as a shared BatchNorm's."""
+    names = sorted(buffers)
+    if not names:
+        return ()
+    return (
+        f"buffers {', '.join(names[:4])}{' and more' if len(names) > 4 else ''} are used before and behind a split: "
+        "all branches share them, and each call behind the split updates them",
+    )
 
 
 def _hooks(opened: dict[str, nn.Module]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import operator
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxcollab.capture.interface import Interface
-from fxcollab.capture.operators import INPLACE, CustomFunction, stop_gradient
+from fxcollab.capture.operators import CustomFunction, stop_gradient
+from fxcollab.capture.proxy import CaptureProxy, unformat
 
 RETURNED_BY = "fxcollab_returned_by"
 """Meta key: the calls (``path`` or ``path@k``) of opened modules that return this node's value."""
@@ -32,24 +32,6 @@ _FACTORIES: frozenset[Callable[..., Any]] = frozenset(
 
 class UntraceableError(Exception):
     """The forward does something that a graph can't hold."""
-
-
-class _Proxy(fx.Proxy):
-    """A proxy on which ``x += y`` and ``x[i] = y`` stay the writes that they are."""
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-
-def _record_inplace(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
-    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
-
-
-for _name, _function in INPLACE.items():
-    setattr(_Proxy, f"__{_name}__", _record_inplace(_function))
 
 
 class LazyTracer(fx.Tracer):
@@ -88,19 +70,16 @@ class LazyTracer(fx.Tracer):
         self._constant_names: dict[int, str] = {}
         self._gradient_free: dict[fx.Node, fx.Proxy] = {}
         with torch.enable_grad(), _recorded_functions(self), _RecordFactories(self):
-            self._autocast = _autocast_state()
             return super().trace(root, concrete_args)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Proxies on which writes stay writes."""
-        return _Proxy(node, self)
+        """The proxy of a new node."""
+        return CaptureProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         """Record an operation; inside ``torch.no_grad()``, one without gradient."""
         if kind not in ("call_function", "call_method", "call_module") or target is stop_gradient:
             return super().create_proxy(kind, target, args, kwargs, *rest, **more)
-        if _autocast_state() != self._autocast:
-            raise UntraceableError("autocast is switched inside the forward, and a graph would forget that")
         if torch.is_grad_enabled():
             return super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if kind == "call_module":
@@ -147,7 +126,12 @@ class LazyTracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
     def create_arg(self, a: Any) -> Any:
-        """Tensors become nodes: state under its own name, constants under names kept by the tracer."""
+        """Tensors become nodes: state under its own name, constants under names kept by the tracer.
+
+        So do texts with proxies in them, such as the messages of assertions.
+        """
+        if isinstance(a, str):
+            return self._text(a)
         if not isinstance(a, Tensor):
             return super().create_arg(a)
         name = self._state.get(id(a)) or self._constant_names.get(id(a))
@@ -179,6 +163,13 @@ class LazyTracer(fx.Tracer):
 
         forward.__annotations__ = {k: v for k, v in annotations.items() if k == "return"}
         return forward, []
+
+    def _text(self, text: str) -> Any:
+        template, names = unformat(text)
+        if not names:
+            return text
+        nodes = {node.name: node for node in self.graph.nodes}
+        return self.create_node("call_method", "format", (template, *(nodes[name] for name in names)), {})
 
     def _filter_traceback_frames(self, user_stack_summary: traceback.StackSummary) -> traceback.StackSummary:
         frames = [f for f in user_stack_summary if not belongs_to_the_machinery(f.filename)]
@@ -214,9 +205,10 @@ class _RecordFactories(TorchFunctionMode):
 
 @contextmanager
 def _recorded_functions(tracer: LazyTracer) -> Iterator[None]:
-    """While tracing, a custom ``autograd.Function`` becomes a node: traced through, it loses its backward."""
-    base = torch.autograd.Function
-    original = base.__dict__["apply"]
+    """While tracing, a custom ``autograd.Function`` becomes a node, or loses its backward; autocast is refused."""
+    base: Any = torch.autograd.Function
+    autocast: Any = torch.autocast
+    original, enter = base.__dict__["apply"], autocast.__enter__
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         proxies = any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs)))
@@ -225,14 +217,16 @@ def _recorded_functions(tracer: LazyTracer) -> Iterator[None]:
         return tracer.create_proxy("call_function", CustomFunction(cls), args, kwargs)
 
     base.apply = classmethod(apply)
+    autocast.__enter__ = _refuse_autocast
     try:
         yield
     finally:
         base.apply = original
+        autocast.__enter__ = enter
 
 
-def _autocast_state() -> tuple[Any, ...]:
-    return tuple((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda"))
+def _refuse_autocast(context: torch.autocast) -> None:
+    raise UntraceableError("autocast is switched inside the forward, and a graph would forget that")
 
 
 def belongs_to_the_machinery(file: str) -> bool:

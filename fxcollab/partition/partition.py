@@ -32,6 +32,7 @@ class Partition:
         writes: for each graph, in-place writes into the storage of values that cross into deeper levels.
         modules: the level of each module that is called as one node: the least of its calls.
         state: the level of each parameter and buffer, under every name it has: the least of its uses.
+        straddling: names of state that is also used at deeper levels than its own.
     """
 
     tree: HeadTree
@@ -39,6 +40,7 @@ class Partition:
     writes: Mapping[fx.Graph, tuple[Write, ...]]
     modules: Mapping[str, int]
     state: Mapping[str, int]
+    straddling: frozenset[str]
 
 
 def partition(captured: CollabGraphModule, tree: HeadTree) -> Partition:
@@ -56,6 +58,7 @@ def partition(captured: CollabGraphModule, tree: HeadTree) -> Partition:
         {graph: levels.writes for graph, levels in found.items()},
         uses.modules,
         uses.state_by_name(),
+        uses.straddling(),
     )
     _refuse_split_without_effect(captured, result)
     return result
@@ -87,6 +90,7 @@ class _Uses:
         for path, module in captured.named_modules(remove_duplicate=False):
             self._paths.setdefault(module, []).append(path)
         self._levels: dict[int, int] = {}
+        self._deepest: dict[int, int] = {}
         self.modules: dict[str, int] = {}
         for graph, levels in found.items():
             for node in graph.nodes:
@@ -113,6 +117,12 @@ class _Uses:
         """The level of every tensor under every name; what no node uses stays in the trunk."""
         return {name: self._levels.get(id(tensor), 0) for name, tensor in self._names.items()}
 
+    def straddling(self) -> frozenset[str]:
+        """Names of tensors that are used at more than one level."""
+        return frozenset(
+            name for name, t in self._names.items() if self._levels.get(id(t)) != self._deepest.get(id(t))
+        )
+
     def _use(self, node: fx.Node, level: int) -> None:
         if node.op == "call_module":
             module = self._captured.get_submodule(str(node.target))
@@ -120,6 +130,7 @@ class _Uses:
                 self.modules[alias] = min(level, self.modules.get(alias, level))
         for tensor in state_tensors(node, self._captured).values():
             self._levels[id(tensor)] = min(level, self._levels.get(id(tensor), level))
+            self._deepest[id(tensor)] = max(level, self._deepest.get(id(tensor), level))
 
     def _level_of_owner(self, node: fx.Node) -> int:
         """The level of the nearest other state: counters that nothing reads live with their module."""

@@ -234,8 +234,11 @@ def _branch_of(node: fx.Node) -> Path:
 
 
 _PLAIN_METHODS = frozenset(
-    ["size", "dim", "numel", "ndimension", "element_size", "stride", "storage_offset", "is_contiguous", "tolist"]
-)
+    (
+        "size", "dim", "numel", "ndimension", "element_size", "stride", "storage_offset", "is_contiguous",
+        "tolist", "format",
+    )
+)  # fmt: skip
 _PLAIN_ATTRIBUTES = frozenset(
     (
         "shape", "dtype", "device", "ndim", "is_cuda", "is_sparse", "is_quantized", "requires_grad",

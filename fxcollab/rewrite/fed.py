@@ -19,6 +19,8 @@ class Fed(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.__dict__["_holder"] = (module,)  # in a tuple, or it would be registered
+        self.__dict__["__module__"] = "torch.nn"  # by which plain tracers know what to keep whole
+        self.training = module.training
 
     def forward(self, state: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Any:
         """What the module returns for ``args`` and ``kwargs``, its parameters ``state`` replaced by name."""

@@ -75,7 +75,6 @@ def rewrite(
     train_model = CollabGraphModule(captured.root, modes, constants=constants, peers={peers: nested})
     for result in duplicated.values():
         _add_fed(train_model, result)
-    train_model.train(captured.training)
     return train_model
 
 

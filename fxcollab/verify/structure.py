@@ -9,7 +9,7 @@ from torch import fx, nn
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import StateError
 from fxcollab.graphs import first_difference
-from fxcollab.partition import partition
+from fxcollab.partition import Partition
 from fxcollab.partition.levels import tensors_of
 from fxcollab.plan import plan_of
 from fxcollab.prune import prune
@@ -38,7 +38,7 @@ def check_graphs(captured: CollabGraphModule, train_model: CollabGraphModule) ->
             yield Check(name, True, f"{sizes} nodes, node for node, and the same code")
 
 
-def check_state(model: nn.Module, captured: CollabGraphModule, train_model: CollabGraphModule) -> Iterator[Check]:
+def check_state(model: nn.Module, cut: Partition, train_model: CollabGraphModule) -> Iterator[Check]:
     """Keys, their order, and the identity of tensors; peers that share nothing they should not."""
     own, trained = list(model.state_dict()), list(train_model.state_dict())
     yield _equal_lists("state dict begins with the original's", own, trained[: len(own)])
@@ -49,7 +49,7 @@ def check_state(model: nn.Module, captured: CollabGraphModule, train_model: Coll
     else:
         yield _equal_lists("pruned state dict has the original's keys", own, list(pruned.state_dict()))
         yield _same_objects(model, pruned)
-    yield _separate_branches(captured, train_model)
+    yield _separate_branches(cut, train_model)
 
 
 def _both(module: CollabGraphModule) -> tuple[fx.Graph, fx.Graph]:
@@ -72,11 +72,11 @@ def _same_objects(model: nn.Module, pruned: nn.Module) -> Check:
     return Check(name, True, f"{len(expected)} tensors, the same objects")
 
 
-def _separate_branches(captured: CollabGraphModule, train_model: CollabGraphModule) -> Check:
+def _separate_branches(cut: Partition, train_model: CollabGraphModule) -> Check:
     """No state behind a split is shared between branches: the classical mistake of wiring by hand."""
     plan, tensors = plan_of(train_model), tensors_of(train_model)
     name, counted = "every branch has state of its own", 0
-    for origin, level in partition(captured, plan.tree).state.items():
+    for origin, level in cut.state.items():
         owners: dict[int, str] = {}
         for path in plan.tree.paths(level):
             key = f"{plan.peers}.{branch_name(path)}.{origin}" if any(path) else origin

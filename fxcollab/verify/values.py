@@ -50,28 +50,36 @@ class Trial:
         return plan_of(self.train_model).tree
 
 
-def check_outputs(trial: Trial) -> Iterator[Check]:
-    """Every head against the original that holds this head's weights, in both modes."""
+def check_outputs(trial: Trial, straddling: frozenset[str]) -> Iterator[Check]:
+    """Every head against the original that holds this head's weights, in both modes.
+
+    The statistics that the call leaves in buffers count as output, but for ``straddling`` ones: what trunk and
+    branches share is updated once by each.
+    """
     for training in (True, False):
-        mode = "train" if training else "eval"
         with trial.train_model.in_mode(training), torch.no_grad(), _undisturbed():
-            outputs = _run_train_model(trial, _copies(trial.train_model))
+            run = _run_train_model(trial, _copies(trial.train_model))
             for head in range(trial.tree.heads):
-                states = _copies(trial.train_model)
-                expected = _run_original(trial, _state_of_head(trial, states, head))
-                difference = _bits_differ(outputs[head], expected)
-                what = "the original" if head == 0 else f"the original with head {head}'s weights"
-                yield Check(
-                    f"head {head} in {mode} mode equals {what}",
-                    difference is None,
-                    difference or "bit for bit",
-                )
+                yield _check_head(trial, run, head, training, straddling)
             if not training:
                 yield _check_generated_code(trial)
 
 
+def _check_head(trial: Trial, run: Run, head: int, training: bool, straddling: frozenset[str]) -> Check:
+    expected = _run_original(trial, _state_of_head(trial, _copies(trial.train_model), head))
+    difference = _bits_differ(run.output[head], expected.output)
+    left = _state_of_head(trial, run.state, head)
+    for name, buffer in expected.state.items():
+        if difference is None and name not in straddling:
+            found = _bits_differ(left[name], buffer)
+            difference = found and f"the call leaves another {name}: {found}"
+    what = "the original" if head == 0 else f"the original with head {head}'s weights"
+    mode = "train" if training else "eval"
+    return Check(f"head {head} in {mode} mode equals {what}", difference is None, difference or "bit for bit")
+
+
 def _check_generated_code(trial: Trial) -> Check:
-    outputs = _run_train_model(trial, _copies(trial.train_model), together=False)
+    outputs = _run_train_model(trial, _copies(trial.train_model), together=False).output
     with _seeded(trial.seed):
         generated = functional_call(trial.train_model, _copies(trial.train_model), _fresh(trial.inputs))
     difference = _bits_differ(generated, outputs)
@@ -114,7 +122,7 @@ def _worst_gradient(trial: Trial, rescaled: bool, *, double: bool) -> _Compariso
     trial = Trial(trial.model, trial.train_model, inputs, trial.seed)
     given = {f"input {i}": v for i, v in enumerate(pytree.tree_leaves(inputs)) if isinstance(v, Tensor)}
     wanted = _unique({**leaves, **given})
-    outputs = _run_train_model(trial, leaves)
+    outputs = _run_train_model(trial, leaves).output
     found = _gradients(sum(_loss(outputs[head]) for head in range(trial.tree.heads)), wanted)
     del outputs
     sums: dict[str, Tensor] = {}
@@ -125,7 +133,7 @@ def _worst_gradient(trial: Trial, rescaled: bool, *, double: bool) -> _Compariso
         own = {id(tensor) for tensor in state.values()} | {id(value) for value in given.values()}
         mine = {name: tensor for name, tensor in wanted.items() if id(tensor) in own}
         with precision:
-            output = _run_original(trial, state)
+            output = _run_original(trial, state).output
         for name, gradient in _gradients(_loss(output), mine).items():
             sums[name] = sums[name] + gradient if name in sums else gradient
         for name in mine:
@@ -195,16 +203,25 @@ def _unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(pair for pair in by_identity.values() if pair[1].requires_grad)
 
 
-def _run_train_model(trial: Trial, state: Mapping[str, Tensor], *, together: bool = True) -> Any:
-    model = Lockstep(trial.train_model, together=together)
-    prefixed = {f"model.{name}": tensor for name, tensor in _with_own_buffers(state).items()}
-    with _seeded(trial.seed):
-        return functional_call(model, prefixed, _fresh(trial.inputs))
+@dataclass(frozen=True)
+class Run:
+    """What a call returned, and the state that it left."""
+
+    output: Any
+    state: Mapping[str, Tensor]
 
 
-def _run_original(trial: Trial, state: Mapping[str, Tensor]) -> Any:
+def _run_train_model(trial: Trial, state: Mapping[str, Tensor], *, together: bool = True) -> Run:
+    model, own = Lockstep(trial.train_model, together=together), _with_own_buffers(state)
+    prefixed = {f"model.{name}": tensor for name, tensor in own.items()}
     with _seeded(trial.seed):
-        return functional_call(trial.model, _with_own_buffers(state), _fresh(trial.inputs))
+        return Run(functional_call(model, prefixed, _fresh(trial.inputs)), own)
+
+
+def _run_original(trial: Trial, state: Mapping[str, Tensor]) -> Run:
+    own = _with_own_buffers(state)
+    with _seeded(trial.seed):
+        return Run(functional_call(trial.model, own, _fresh(trial.inputs)), own)
 
 
 def _fresh(inputs: Inputs) -> tuple[Any, ...]:

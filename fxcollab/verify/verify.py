@@ -13,6 +13,7 @@ from fxcollab.capture.interface import arguments
 from fxcollab.capture.preserve import preserved
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.inputs import example_tensors, guess_inputs
+from fxcollab.partition import partition
 from fxcollab.plan import plan_of, training_model
 from fxcollab.verify.report import Report
 from fxcollab.verify.structure import check_graphs, check_state
@@ -53,11 +54,12 @@ def verify(
     names = [spec.name for spec in plan.inputs]
     captured = capture(model, plan.tree.splits, granularity=plan.granularity, inputs=names)
     trial = Trial(model, trained, _inputs(model, trained, example_inputs, seed), seed)
+    cut = partition(captured, plan.tree)
     with preserved({*model.modules(), *trained.modules()}):  # forwards set attributes, such as weight norm's
         checks = (
             *check_graphs(captured, trained),
-            *check_state(model, captured, trained),
-            *check_outputs(trial),
+            *check_state(model, cut, trained),
+            *check_outputs(trial, cut.straddling),
             *check_gradients(trial),
         )
     return Report(checks, tuple(trained.meta.get(NOTES_KEY, ())))

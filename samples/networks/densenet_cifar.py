@@ -43,9 +43,7 @@ class DenseNet(nn.Module):
 
     def __init__(self, layers: int, growth: int, num_classes: int = 10) -> None:
         super().__init__()
-        maps = [
-            16 + block * layers * growth for block in range(4)
-        ]  # in front of, between and behind the blocks
+        maps = [16 + block * layers * growth for block in range(4)]  # in front of, between and behind the blocks
         self.conv = nn.Conv2d(3, maps[0], 3, padding=1, bias=False)
         self.block1 = _block(maps[0], layers, growth)
         self.transition1 = Transition(maps[1])

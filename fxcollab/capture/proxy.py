@@ -1,0 +1,75 @@
+"""Proxies that lose nothing of what a forward does with them.
+
+On plain ``fx.Proxy`` the statement ``x += y`` becomes ``x = x + y``, ``x[i] = y`` is refused, and a message such as
+``f"expected 3, got {x.shape}"`` is frozen with the proxy's name in it. Here each of them is recorded.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+from torch.fx.proxy import Attribute
+
+from fxcollab.capture.operators import INPLACE
+
+# A proxy formatted into a text leaves its node's name between two characters of Unicode's private use area.
+_OPEN, _CLOSE = "\ue000", "\ue001"
+_FORMATTED = re.compile(f"{_OPEN}([^{_CLOSE}:]*)(:[^{_CLOSE}]*)?{_CLOSE}")
+
+
+class CaptureProxy(fx.Proxy):
+    """The proxy of a capture."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def __getattr__(self, k: str) -> Attribute:
+        return _CaptureAttribute(self, k)
+
+    def __str__(self) -> str:
+        return f"{_OPEN}{self.node.name}{_CLOSE}"
+
+    def __format__(self, format_spec: str) -> str:
+        return f"{_OPEN}{self.node.name}{format_spec and f':{format_spec}'}{_CLOSE}"
+
+
+class _CaptureAttribute(CaptureProxy, Attribute):
+    """``x.shape`` and the like: a node only where it is used as a value."""
+
+    def __init__(self, root: fx.Proxy, attr: str) -> None:
+        Attribute.__init__(self, root, attr)
+
+    node = Attribute.node
+    __call__ = Attribute.__call__
+
+
+def _record_inplace(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name, _function in INPLACE.items():
+    setattr(CaptureProxy, f"__{_name}__", _record_inplace(_function))
+
+
+def unformat(text: str) -> tuple[str, list[str]]:
+    """A text with proxies in it as a template for ``str.format``, and the names of their nodes."""
+    names = [match.group(1) for match in _FORMATTED.finditer(text)]
+    if not names:
+        return text, names
+    literals = _FORMATTED.split(text)
+    template = literals[0].replace("{", "{{").replace("}", "}}")
+    for spec, literal in zip(literals[2::3], literals[3::3], strict=True):
+        template += f"{{{spec or ''}}}" + literal.replace("{", "{{").replace("}", "}}")
+    return template, names
+
+
+def readable(text: str) -> str:
+    """A text without the marks of formatted proxies."""
+    return _FORMATTED.sub(r"\1", text)
