@@ -65,9 +65,10 @@ def example_inputs(shapes: list[str] | None) -> tuple[Tensor, ...] | None:
     """Random inputs of the given shapes; None where none are given."""
     if not shapes:
         return None
-    from fxcollab.inputs import example_tensors
+    import torch
 
-    return tuple(example_tensors([input_spec(f"input {i}", text) for i, text in enumerate(shapes)]))
+    generator = torch.Generator().manual_seed(0)
+    return tuple(input_spec(f"input {i}", text).make(generator) for i, text in enumerate(shapes))
 
 
 def fanouts(text: str | None) -> tuple[int, ...] | None:

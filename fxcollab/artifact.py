@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fxcollab.capture.capture import Granularity
-from fxcollab.capture.interface import InputSpec
+from fxcollab.capture.interface import InputSpec, Interface
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import ArtifactError, CaptureError, FxCollabError, SplitError, StateError
 from fxcollab.graphs import describe_node
@@ -367,7 +367,8 @@ def _plan_to_json(model: CollabGraphModule, target: Path) -> dict[str, Any]:
         "rescale": plan.rescale,
         "granularity": plan.granularity,
         "peers": plan.peers,
-        "inputs": [{"name": s.name, "shape": s.shape and list(s.shape), "dtype": s.dtype} for s in plan.inputs],
+        "inputs": [_input_to_json(spec) for spec in plan.interface.inputs],
+        "fixed": dict(plan.interface.fixed),
         "fingerprint": fingerprint(model),
     }
 
@@ -409,7 +410,9 @@ def _plan_from_json(data: Mapping[str, Any], folder: Path) -> Plan:
             _typed(data, "rescale", bool),
             _one_of(data, "granularity", get_args(Granularity)),
             _typed(data, "peers", str),
-            tuple(map(_input_from_json, _items(data, "inputs", dict))),
+            Interface(
+                tuple(map(_input_from_json, _items(data, "inputs", dict))), tuple(_typed(data, "fixed", dict).items())
+            ),
             None if _typed(data, "source", dict | None) is None else Source.from_json(data["source"], folder),
         )
     except ValueError as error:
@@ -425,6 +428,10 @@ def _tree_from_json(pattern: str, splits: tuple[str, ...], fanouts: tuple[int, .
     if tree.fanouts != fanouts:
         raise ValueError(f"its 'fanouts' are {list(fanouts)}, but pattern {pattern!r} has one")
     return tree
+
+
+def _input_to_json(spec: InputSpec) -> dict[str, Any]:
+    return {"name": spec.name, "shape": spec.shape and list(spec.shape), "dtype": spec.dtype}
 
 
 def _input_from_json(data: Mapping[str, Any]) -> InputSpec:
@@ -473,7 +480,7 @@ def _transform_again(model: nn.Module | Callable[[], nn.Module], plan: Plan, whe
             rescale=plan.rescale,
             granularity=plan.granularity,
             peers=plan.peers,
-            inputs=[spec.name for spec in plan.inputs],
+            interface=plan.interface,
         )
     except (CaptureError, SplitError, StateError) as error:
         raise _changed(where, error.what) from error

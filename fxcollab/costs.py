@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxcollab.capture.interface import InputSpec
-from fxcollab.inputs import example_tensors, run_on_fakes
+from fxcollab.capture.examples import run_on_fakes
+from fxcollab.capture.interface import Interface
 
 
-def forward_flops(model: nn.Module, inputs: Sequence[InputSpec]) -> int:
+def forward_flops(model: nn.Module, interface: Interface) -> int:
     """Floating point operations of one forward call in the present mode, as ``FlopCounterMode`` counts them."""
     counter = FlopCounterMode(display=False)
-    run_on_fakes(model, example_tensors(inputs), counter)
+    run_on_fakes(model, interface, counter)
     return int(counter.get_total_flops())
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fxcollab.capture.capture import Granularity
-from fxcollab.capture.interface import InputSpec
+from fxcollab.capture.interface import Interface
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import StateError
 from fxcollab.source import Source
@@ -28,7 +28,7 @@ class Plan:
         rescale: whether crossing values are rescaled.
         granularity: how far the capture opened the model.
         peers: the name under which peers live.
-        inputs: the graph's inputs, with the shapes of the examples.
+        interface: the graph's inputs, with the shapes of the examples, and what is fixed.
         source: where the model came from, if that can be said.
     """
 
@@ -39,7 +39,7 @@ class Plan:
     rescale: bool
     granularity: Granularity
     peers: str
-    inputs: tuple[InputSpec, ...]
+    interface: Interface
     source: Source | None
 
 

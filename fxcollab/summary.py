@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
 from fxcollab.capture.capture import NOTES_KEY
-from fxcollab.capture.interface import InputSpec
+from fxcollab.capture.examples import USUAL_IMAGES, guess_inputs
+from fxcollab.capture.interface import InputSpec, Interface
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.costs import forward_flops, parameter_count
 from fxcollab.errors import CaptureError
-from fxcollab.inputs import USUAL_IMAGES, guess_inputs
 from fxcollab.partition.levels import tensors_of
 from fxcollab.plan import plan_of
 from fxcollab.provenance import provenance
@@ -101,7 +100,7 @@ def summarise(train_model: CollabGraphModule) -> Summary:
         copied=kinds.count("copy"),
         parameters=(parameter_count(train_model.root), parameter_count(train_model)),
         flops=counted.flops,
-        inputs=", ".join(map(_described, counted.inputs)) or None,
+        inputs=", ".join(map(_described, counted.interface.inputs)) or None,
         guessed=counted.guessed,
         flops_unknown=counted.unknown,
         given_up=tuple(train_model.meta.get(NOTES_KEY, ())),
@@ -139,26 +138,26 @@ def _parameters(train_model: CollabGraphModule, level: int) -> int:
 @dataclass(frozen=True)
 class _Counted:
     flops: tuple[int, int] | None
-    inputs: Sequence[InputSpec]
+    interface: Interface
     guessed: bool
     unknown: str | None
 
 
 def _count_flops(train_model: CollabGraphModule) -> _Counted:
     """Both models at the plan's inputs, or at guessed ones; a model that doesn't run on fake tensors has none."""
-    inputs: Sequence[InputSpec] = plan_of(train_model).inputs
-    guessed = not all(spec.dtype for spec in inputs)
+    interface = plan_of(train_model).interface
+    guessed = not interface.known
     try:
         if guessed:
-            inputs = guess_inputs(train_model.root, USUAL_IMAGES)
+            interface = guess_inputs(train_model.root, USUAL_IMAGES)
         with train_model.in_mode(True):
-            flops = forward_flops(train_model.root, inputs), forward_flops(train_model, inputs)
+            flops = forward_flops(train_model.root, interface), forward_flops(train_model, interface)
     except CaptureError as error:
-        return _Counted(None, (), False, error.why)
+        return _Counted(None, Interface(()), False, error.why)
     except Exception as error:  # whatever the user's code raises on a wrong shape
         reason = f"the model fails on this input: {str(error).partition(_NEWLINE)[0]}"
-        return _Counted(None, inputs, guessed, reason)
-    return _Counted(flops, inputs, guessed, None)
+        return _Counted(None, interface, guessed, reason)
+    return _Counted(flops, interface, guessed, None)
 
 
 _NEWLINE = "\n"

@@ -10,7 +10,7 @@ from torch import nn
 
 from fxcollab.capture import ExampleInputs, capture
 from fxcollab.capture.capture import NOTES_KEY, Granularity
-from fxcollab.capture.interface import input_specs
+from fxcollab.capture.interface import Interface, interface_of
 from fxcollab.capture.preflight import shared_statistics
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import CaptureError, SplitError
@@ -36,7 +36,7 @@ def transform(
     factory: Callable[[], nn.Module] | None = None,
     source: Source | None = None,
     peers: str = "peers",
-    inputs: Sequence[str] = (),
+    interface: Interface | None = None,
 ) -> CollabGraphModule:
     """A training model with several heads of ``model`` (paper, section 3.1).
 
@@ -53,7 +53,9 @@ def transform(
             those of nodes.
         heads: H of ``simple`` and ``multi-instance``; 2 unless said.
         fanouts: branches at each split of ``hierarchical``; 2 each unless said.
-        example_inputs: tuple or dict of tensors; tells which optional inputs the graph keeps.
+        example_inputs: tuple or dict. Tensors in it are inputs of the graph, also for optional parameters;
+            other values, such as ``use_cache=False``, are fixed. Needed only where the model has several
+            inputs, or asks for values of an input whose shape can't be guessed.
         init: how peers start. ``fresh``: initialised anew, by the factory where there is one, else by the
             modules' own ``reset_parameters``. ``copy``: as head 0, refused where nothing is random behind the
             splits (``copy-anyway`` insists). Or ``callable(module, path)`` for each branch.
@@ -63,7 +65,7 @@ def transform(
         factory: makes models like ``model``, for ``init="fresh"`` where ``model`` is an instance.
         source: where the model came from, for `save`; found by itself for importable factories.
         peers: the name under which the other heads' state lives.
-        inputs: names of optional parameters of the forward that become inputs without an example.
+        interface: that of an earlier capture, to be used again without examples.
 
     Returns:
         A ``GraphModule`` that trains like any module. `prune` returns the original from it.
@@ -81,7 +83,8 @@ def transform(
         factory, source = factory or model, source or source_of(model)
         model = _made_by(model)
     seed = torch.initial_seed() if seed is None else seed
-    captured = capture(model, names, example_inputs, granularity, inputs=inputs)
+    interface = interface or interface_of(model, example_inputs)
+    captured = capture(model, names, example_inputs, granularity, interface=interface)
     cut = partition(captured, tree)
     train_model = rewrite(
         captured,
@@ -92,11 +95,10 @@ def transform(
         rescale=rescale,
         peers=peers,
     )
-    specs = input_specs(model, example_inputs, inputs)
     named_init = init if isinstance(init, str) else getattr(init, "__qualname__", repr(init))
     shared = shared_statistics(cut.straddling & dict(captured.named_buffers(remove_duplicate=False)).keys())
     train_model.meta[NOTES_KEY] = (*captured.meta[NOTES_KEY], *shared)
-    train_model.meta[PLAN_KEY] = Plan(pattern, tree, named_init, seed, rescale, granularity, peers, specs, source)
+    train_model.meta[PLAN_KEY] = Plan(pattern, tree, named_init, seed, rescale, granularity, peers, interface, source)
     return train_model
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxcollab
-from fxcollab.capture.interface import InputSpec
+from fxcollab.capture.examples import USUAL_IMAGES, accepts, example_tensors, guess_inputs
+from fxcollab.capture.interface import InputSpec, Interface
 from fxcollab.costs import forward_flops, parameter_count
 from fxcollab.errors import CaptureError, StateError
-from fxcollab.inputs import USUAL_IMAGES, accepts, example_tensors, guess_inputs
 from fxcollab.summary import Level, Summary, summarise
 
 
@@ -123,17 +123,21 @@ def test_flops_of_a_built_graph_are_those_of_a_real_run(pattern: Any) -> None:
     train_model = fxcollab.transform(Cifar(), pattern, splits)
     with FlopCounterMode(display=False) as counter:
         train_model(torch.randn(2, 3, 32, 32))
-    assert forward_flops(train_model, (InputSpec("x", (2, 3, 32, 32), "float32"),)) == counter.get_total_flops() > 0
+    assert (
+        forward_flops(train_model, Interface((InputSpec("x", (2, 3, 32, 32), "float32"),)))
+        == counter.get_total_flops()
+        > 0
+    )
 
 
 def test_flops_are_counted_by_hand() -> None:
-    specs = (InputSpec("x", (2, 3, 32, 32), "float32"),)
+    specs = Interface((InputSpec("x", (2, 3, 32, 32), "float32"),))
     expected = conv_flops(2, 3, 4, 32) + conv_flops(2, 4, 8, 16) + conv_flops(2, 8, 8, 16) + 2 * 2 * 8 * 10
     assert forward_flops(Cifar(), specs) == expected
 
 
 def test_flops_follow_the_mode() -> None:
-    model, specs = ModeDependent(), (InputSpec("x", (5, 3), "float32"),)
+    model, specs = ModeDependent(), Interface((InputSpec("x", (5, 3), "float32"),))
     assert forward_flops(model, specs) - forward_flops(copy.deepcopy(model).eval(), specs) == 2 * 5 * 4 * 2
 
 
@@ -141,7 +145,7 @@ def test_counting_leaves_the_model_as_it_is() -> None:
     model = Cifar()
     before = copy.deepcopy(model.state_dict())
     random_state = torch.get_rng_state()
-    forward_flops(model, (InputSpec("x", (2, 3, 32, 32), "float32"),))
+    forward_flops(model, Interface((InputSpec("x", (2, 3, 32, 32), "float32"),)))
     guess_inputs(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -149,7 +153,7 @@ def test_counting_leaves_the_model_as_it_is() -> None:
 
 
 def test_a_model_without_values_is_counted_too() -> None:
-    specs = (InputSpec("x", (2, 3, 32, 32), "float32"),)
+    specs = Interface((InputSpec("x", (2, 3, 32, 32), "float32"),))
     with torch.device("meta"):
         model = Cifar()
     assert forward_flops(model, specs) == forward_flops(Cifar(), specs)
@@ -194,17 +198,17 @@ def test_shared_parameters_count_once() -> None:
 )  # fmt: skip
 def test_inputs_are_guessed_from_the_first_layer(make: Callable[[], nn.Module], expected: InputSpec) -> None:
     model = make()
-    assert guess_inputs(model) == (expected,)
-    model(*example_tensors((expected,)))
+    assert guess_inputs(model) == Interface((expected,))
+    model(*example_tensors(model, Interface((expected,))))
 
 
 def test_the_order_of_image_sizes_may_be_given() -> None:
-    [spec] = guess_inputs(Cifar(), USUAL_IMAGES)
+    [spec] = guess_inputs(Cifar(), USUAL_IMAGES).inputs
     assert spec.shape == (2, 3, 224, 224)
 
 
 def test_a_recurrent_model_is_guessed() -> None:
-    [spec] = guess_inputs(nn.GRU(5, 3, batch_first=True))
+    [spec] = guess_inputs(nn.GRU(5, 3, batch_first=True)).inputs
     assert spec == InputSpec("input", (2, 16, 5), "float32")
 
 
@@ -228,9 +232,10 @@ def test_an_input_must_fit_in_both_modes() -> None:
             assert self.training or x.shape[-1] == 32
             return super().forward(x)
 
-    [spec] = guess_inputs(Picky())
+    [spec] = guess_inputs(Picky()).inputs
     assert spec.shape == (2, 3, 32, 32)
-    assert accepts(Picky(), (spec,)) and not accepts(Picky(), (InputSpec("x", (2, 3, 64, 64), "float32"),))
+    assert accepts(Picky(), Interface((spec,)))
+    assert not accepts(Picky(), Interface((InputSpec("x", (2, 3, 64, 64), "float32"),)))
 
 
 def test_guesses_that_fail_are_not_logged(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from fxcollab.capture.interface import ExampleInputs, interface_of
+from fxcollab.capture.examples import example_tensors, guess_inputs
+from fxcollab.capture.helpers import Helper, innermost_helper
+from fxcollab.capture.interface import ExampleInputs, Interface, interface_of
 from fxcollab.capture.preflight import given_up
 from fxcollab.capture.preserve import preserved, set_mode
 from fxcollab.capture.proxy import readable
@@ -27,7 +30,7 @@ def capture(
     example_inputs: ExampleInputs | None = None,
     granularity: Granularity = "auto",
     *,
-    inputs: Sequence[str] = (),
+    interface: Interface | None = None,
 ) -> CollabGraphModule:
     """The model as a graph over its own modules.
 
@@ -38,9 +41,10 @@ def capture(
     Args:
         model: any module, on any device; a ``GraphModule`` is taken as it is and never traced again.
         splits: split names whose enclosing modules are opened.
-        example_inputs: tuple or dict; tells which optional parameters of the forward become inputs.
+        example_inputs: tuple or dict. Tensors in it become inputs, also for optional parameters; other values
+            are fixed. Questions that a forward asks while it is traced are answered by these examples.
         granularity: ``"auto"`` opens only what the splits need, ``"op"`` down to torch's own layers.
-        inputs: names of optional parameters of the forward that become inputs without an example.
+        interface: that of an earlier capture, to be used again without examples.
 
     Returns:
         A ``GraphModule`` whose state dict is that of ``model``, key for key, with the same tensors.
@@ -55,22 +59,96 @@ def capture(
     if isinstance(model, fx.GraphModule):
         return _adopt(model, Modes(model.graph, model.graph))
     _refuse_lazy_modules(model)
-    interface = interface_of(model, example_inputs, inputs)
+    interface = interface or interface_of(model, example_inputs)
     opened = opened_paths(model, splits)
-    traced = model.modules() if granularity == "op" else [model.get_submodule(path) for path in opened]
-    traced, operators = list(traced), granularity == "op"
-    with preserved(model.modules()):
-        set_mode(traced, True)
-        tracer = LazyTracer(opened, interface, operators=operators)
-        train = _trace(tracer, model)
-    with preserved(model.modules()):  # apart: what the forward sets in one mode must not be seen in the other
-        set_mode(traced, False)
-        tracer = LazyTracer(opened, interface, operators=operators, constants=tracer.constants)
-        evaluation = _trace(tracer, model)
-    captured = CollabGraphModule(model, Modes.merged(train, evaluation), constants=tracer.constants)
+    request = _Request(model, opened, interface, granularity == "op", example_inputs)
+    train = _trace_mode(request, True)
+    evaluation = _trace_mode(request, False, train.constants)
+    captured = CollabGraphModule(model, Modes.merged(train.graph, evaluation.graph), constants=evaluation.constants)
     opened_modules = {path: model.get_submodule(path) for path in sorted(opened)}
-    captured.meta[NOTES_KEY] = given_up(opened_modules, interface)
+    captured.meta[NOTES_KEY] = (*given_up(opened_modules, interface), *_compromises(train, evaluation))
     return captured
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """What is to be traced: the model, what is opened, what are inputs, and examples of them."""
+
+    model: nn.Module
+    opened: frozenset[str]
+    interface: Interface
+    operators: bool
+    example_inputs: ExampleInputs | None
+
+    def examples(self) -> Sequence[Any]:
+        """A value for each input: the given ones, or random ones of the shapes that are known or guessed."""
+        if self.example_inputs is not None:
+            return self.interface.values_of(self.model, self.example_inputs)
+        known = self.interface if self.interface.known else guess_inputs(self.model)
+        return example_tensors(self.model, known)
+
+
+@dataclass(frozen=True, eq=False)
+class _Traced:
+    """One mode's graph, and how it came about."""
+
+    graph: fx.Graph
+    constants: Mapping[str, Tensor]
+    helpers: tuple[Helper, ...]
+    decided: tuple[str, ...]
+
+
+def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tensor] | None = None) -> _Traced:
+    """Trace one mode, giving way where the forward resists.
+
+    A helper function that asks for values becomes one node, and asks at every call. Where a module's own forward
+    asks, an example answers.
+    """
+    model, helpers = request.model, list[Helper]()
+    examples: Sequence[Any] | None = None
+    traced = model.modules() if request.operators else (model.get_submodule(path) for path in request.opened)
+    modules = list(traced)
+    while True:
+        tracer = LazyTracer(
+            request.opened,
+            request.interface,
+            operators=request.operators,
+            constants=constants,
+            helpers=helpers,
+            examples=examples,
+        )
+        try:
+            with preserved(model.modules()):  # what a forward sets in one mode must not be seen in the other
+                set_mode(modules, training)
+                graph = tracer.trace(model)
+        except Exception as error:  # whatever the user's code raises on proxies
+            helper = innermost_helper(error, helpers)
+            if helper is not None:
+                helpers.append(helper)
+            elif examples is None:
+                examples = _examples_after(error, request)
+            else:
+                raise _refusal(model, error) from error
+        else:
+            return _Traced(graph, tracer.constants, tuple(helpers), tuple(tracer.decided))
+
+
+def _examples_after(error: Exception, request: _Request) -> Sequence[Any]:
+    try:
+        return request.examples()
+    except CaptureError as missing:
+        refusal = _refusal(request.model, error)
+        refusal.hint = f"{missing.hint}; or {refusal.hint}"
+        raise refusal from error
+
+
+def _compromises(train: _Traced, evaluation: _Traced) -> tuple[str, ...]:
+    helpers = dict.fromkeys(helper.title for helper in (*train.helpers, *evaluation.helpers))
+    lines = dict.fromkeys((*train.decided, *evaluation.decided))
+    return (
+        *(f"function {title} can't be traced and is kept whole as one node" for title in helpers),
+        *(f"what {line} asks was decided for an example input" for line in lines),
+    )
 
 
 def opened_paths(model: nn.Module, splits: Iterable[str]) -> frozenset[str]:
@@ -93,17 +171,14 @@ def _adopt(model: fx.GraphModule, modes: Modes) -> CollabGraphModule:
     return captured
 
 
-def _trace(tracer: LazyTracer, model: nn.Module) -> fx.Graph:
-    try:
-        return tracer.trace(model)
-    except Exception as error:
-        raise CaptureError(
-            f"The forward of {type(model).__qualname__} can't be captured.",
-            where=_where(error),
-            why=readable(f"{type(error).__name__}: {error}"),
-            hint="put the splits at modules further out, so that this code stays inside a module kept whole; "
-            "or move the code that asks for values into a module of its own",
-        ) from error
+def _refusal(model: nn.Module, error: Exception) -> CaptureError:
+    return CaptureError(
+        f"The forward of {type(model).__qualname__} can't be captured.",
+        where=_where(error),
+        why=readable(f"{type(error).__name__}: {error}"),
+        hint="put the splits at modules further out, so that this code stays inside a module kept whole; "
+        "or move the code that asks for values into a module of its own",
+    )
 
 
 def _where(error: BaseException) -> str | None:

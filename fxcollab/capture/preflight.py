@@ -48,8 +48,10 @@ def _hooks(opened: dict[str, nn.Module]) -> Iterator[str]:
 
 
 def _fixed(interface: Interface) -> Iterator[str]:
-    if interface.fixed:
+    if interface.defaults:
         yield (
-            f"optional inputs {', '.join(interface.fixed)} are fixed at their defaults "
+            f"optional inputs {', '.join(interface.defaults)} are fixed at their defaults "
             "(give them in example_inputs to keep them)"
         )
+    if interface.fixed:
+        yield f"inputs {', '.join(f'{name}={value!r}' for name, value in interface.fixed)} are fixed as given"

@@ -27,6 +27,22 @@ class CaptureProxy(fx.Proxy):
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
+    def __len__(self) -> int:
+        return int(self._ask("len", len))
+
+    def __int__(self) -> int:
+        return int(self._ask("int", int))
+
+    def __index__(self) -> int:
+        return int(self._ask("index", operator.index))
+
+    def __float__(self) -> float:
+        return float(self._ask("float", float))
+
+    def _ask(self, what: str, answer: Callable[[Any], Any]) -> Any:
+        ask: Callable[..., Any] = self.tracer.ask  # type: ignore[attr-defined]
+        return ask(self, what, answer)
+
     def __getattr__(self, k: str) -> Attribute:
         return _CaptureAttribute(self, k)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxcollab.capture.interface import Interface
+from fxcollab.capture.helpers import Helper, kept_whole
+from fxcollab.capture.interface import Interface, as_call
 from fxcollab.capture.operators import CustomFunction, stop_gradient
 from fxcollab.capture.proxy import CaptureProxy, unformat
+from fxcollab.capture.shadows import Shadows
 
 RETURNED_BY = "fxcollab_returned_by"
 """Meta key: the calls (``path`` or ``path@k``) of opened modules that return this node's value."""
@@ -47,6 +50,9 @@ class LazyTracer(fx.Tracer):
         interface: which arguments become placeholders.
         operators: also trace into whatever plain fx would, down to operations and torch's own layers.
         constants: those of the other mode's graph; equal ones keep their names.
+        helpers: functions that become one node each.
+        examples: an example of each input, for questions that the graph can't answer; None refuses them. Lines
+            whose questions were answered so are in ``decided``.
     """
 
     proxy_buffer_attributes = True
@@ -59,25 +65,99 @@ class LazyTracer(fx.Tracer):
         *,
         operators: bool = False,
         constants: Mapping[str, Tensor] | None = None,
+        helpers: Iterable[Helper] = (),
+        examples: Sequence[Any] | None = None,
     ) -> None:
         super().__init__()
         self._opened, self._interface, self._operators = opened, interface, operators
+        self._helpers, self._examples = tuple(helpers), examples
+        self._evaluating = False
+        self._shadows: Shadows | None = None
         self.constants: dict[str, Tensor] = dict(constants or {})
+        self.decided: dict[str, None] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root``; see ``fx.Tracer.trace``."""
         self._state = {id(tensor): name for name, tensor in _state_by_name(root)}
         self._constant_names: dict[int, str] = {}
         self._gradient_free: dict[fx.Node, fx.Proxy] = {}
-        with torch.enable_grad(), _recorded_functions(self), _RecordFactories(self):
+        self._shadows = Shadows(root, self._examples, self.constants) if self._examples is not None else None
+        with (
+            torch.enable_grad(),
+            _recorded_functions(self),
+            _RecordFactories(self),
+            kept_whole(self._helpers, self._record_helper),
+        ):
             return super().trace(root, concrete_args)
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether an example is being computed: nothing is recorded then."""
+        return self._evaluating
+
+    def ask(self, proxy: fx.Proxy, what: str, answer: Callable[[Any], Any]) -> Any:
+        """The answer to a question that only a value can answer, for the example.
+
+        Raises:
+            UntraceableError: there is no example, or the answer depends on the data.
+        """
+        value = self._example_of(proxy, what)
+        try:
+            found = answer(value)
+        except (RuntimeError, TypeError) as error:
+            raise UntraceableError(f"{what} of a value that depends on the data: {error}") from error
+        if not isinstance(value, tuple | list | dict):
+            self.decided[_asking_line()] = None
+        return found
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Whether a proxy is true."""
+        return bool(self.ask(obj, "the truth", bool))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """The parts of a proxy's value."""
+        value = self._example_of(obj, "iteration")
+        if isinstance(value, dict):
+            return iter(list(value))
+        return (operator.getitem(obj, i) for i in range(self.ask(obj, "len", len)))
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        """The keys of a proxy's value."""
+        value = self._example_of(obj, "keys") if self._shadows else None
+        return list(value) if isinstance(value, dict) else super().keys(obj)
+
+    def _example_of(self, proxy: fx.Proxy, what: str) -> Any:
+        if self._shadows is None or self._evaluating:
+            raise UntraceableError(f"{what} of {proxy.node.name!r} can't be known while tracing")
+        self._evaluating = True
+        try:
+            return self._shadows.value(proxy.node)
+        finally:
+            self._evaluating = False
+
+    def _record_helper(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._evaluating:
+            return function(*args, **kwargs)
+        return self.create_proxy("call_function", function, args, kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """The proxy of a new node."""
         return CaptureProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
-        """Record an operation; inside ``torch.no_grad()``, one without gradient."""
+        """Record an operation; inside ``torch.no_grad()``, one without gradient.
+
+        What is None for the example is None: ``if mask is None`` can't be asked of a proxy.
+        """
+        value = self._create_proxy(kind, target, args, kwargs, *rest, **more)
+        return None if self._shadows is not None and self._is_none(value) else value
+
+    def _is_none(self, value: fx.Proxy) -> bool:
+        if value.node.target is not operator.getitem:
+            return False
+        return self._example_of(value, "presence") is None
+
+    def _create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         if kind not in ("call_function", "call_method", "call_module") or target is stop_gradient:
             return super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if torch.is_grad_enabled():
@@ -108,6 +188,8 @@ class LazyTracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Record a call, and for an opened module which value it returned."""
+        if self._evaluating:
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         calls = self.num_calls.get(path, 0) + 1
         value = super().call_module(m, forward, args, kwargs)
@@ -119,7 +201,7 @@ class LazyTracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """Parameters and buffers become nodes, one for each tensor."""
         name = self._state.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
-        if name is None:
+        if name is None or self._evaluating:
             return attr_val
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
@@ -132,6 +214,8 @@ class LazyTracer(fx.Tracer):
         """
         if isinstance(a, str):
             return self._text(a)
+        if isinstance(a, dict) and hasattr(type(a), "__dataclass_fields__"):  # fx would take it for a plain dict
+            return self.create_node("call_function", type(a), (), {k: self.create_arg(v) for k, v in a.items()})
         if not isinstance(a, Tensor):
             return super().create_arg(a)
         name = self._state.get(id(a)) or self._constant_names.get(id(a))
@@ -143,22 +227,22 @@ class LazyTracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """Placeholders for the inputs; what is fixed keeps its default."""
+        """Placeholders for the inputs; what is fixed has its value, and all else its default."""
         signature = inspect.signature(self.root.forward)
         annotations = getattr(inspect.unwrap(root_fn), "__annotations__", {})
         inputs = {
-            name: self.create_proxy(
+            spec.name: self.create_proxy(
                 "placeholder",
-                name,
-                _default(signature.parameters[name]),
+                spec.name,
+                _default(signature.parameters[spec.name]),
                 {},
-                type_expr=annotations.get(name),
+                type_expr=annotations.get(spec.name),
             )
-            for name in self._interface.inputs
+            for spec in self._interface.inputs
         }
 
         def forward() -> Any:
-            positional, keywords = _as_call(signature, inputs)
+            positional, keywords = as_call(signature, {**inputs, **dict(self._interface.fixed)})
             return root_fn(self.root, *positional, **keywords)
 
         forward.__annotations__ = {k: v for k, v in annotations.items() if k == "return"}
@@ -198,7 +282,7 @@ class _RecordFactories(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _FACTORIES:
+        if func in _FACTORIES and not self._tracer.evaluating:
             return self._tracer.create_proxy("call_function", func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
@@ -217,7 +301,13 @@ def _recorded_functions(tracer: LazyTracer) -> Iterator[None]:
         return tracer.create_proxy("call_function", CustomFunction(cls), args, kwargs)
 
     base.apply = classmethod(apply)
-    autocast.__enter__ = _refuse_autocast
+
+    def refuse(context: Any) -> Any:
+        if tracer.evaluating:
+            return enter(context)
+        raise UntraceableError("autocast is switched inside the forward, and a graph would forget that")
+
+    autocast.__enter__ = refuse
     try:
         yield
     finally:
@@ -225,8 +315,10 @@ def _recorded_functions(tracer: LazyTracer) -> Iterator[None]:
         autocast.__enter__ = enter
 
 
-def _refuse_autocast(context: torch.autocast) -> None:
-    raise UntraceableError("autocast is switched inside the forward, and a graph would forget that")
+def _asking_line() -> str:
+    """The line of the user's code that asks."""
+    frames = [f for f in traceback.extract_stack() if not belongs_to_the_machinery(f.filename)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown line"
 
 
 def belongs_to_the_machinery(file: str) -> bool:
@@ -247,20 +339,3 @@ def _state_by_name(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _default(parameter: inspect.Parameter) -> tuple[Any, ...]:
     return () if parameter.default is parameter.empty else (parameter.default,)
-
-
-def _as_call(signature: inspect.Signature, inputs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Positional arguments as far as they go without a gap, the rest by keyword."""
-    positional: list[Any] = []
-    keywords: dict[str, Any] = {}
-    for name, parameter in signature.parameters.items():
-        if name not in inputs:
-            continue
-        if parameter.kind is parameter.POSITIONAL_ONLY or (
-            parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-            and len(positional) == list(signature.parameters).index(name)
-        ):
-            positional.append(inputs[name])
-        else:
-            keywords[name] = inputs[name]
-    return positional, keywords

@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from fxcollab.capture.interface import Interface
+from fxcollab.capture.interface import InputSpec, Interface
 from fxcollab.capture.operators import INPLACE, CustomFunction
 from fxcollab.capture.preserve import preserved, set_mode
 from fxcollab.capture.tracer import LazyTracer
@@ -124,7 +124,9 @@ def _module_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects 
 
 
 def _traced_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects | None:
-    interface = Interface(tuple(name for name in inspect.signature(module.forward).parameters if name in given), ())
+    interface = Interface(
+        tuple(InputSpec(name) for name in inspect.signature(module.forward).parameters if name in given)
+    )
     writes: set[str] = set()
     shares: set[str] = set()
     modules = list(module.modules())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxcollab.capture.interface import Interface
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.plan import plan_of
 from fxcollab.state_dict import prune_names
@@ -35,12 +36,14 @@ class Trial:
     Attributes:
         model: the original.
         train_model: the training model made from it.
-        inputs: positional inputs of a call.
+        interface: the graph's inputs.
+        inputs: a value for each of them.
         seed: for the random operations inside.
     """
 
     model: nn.Module
     train_model: CollabGraphModule
+    interface: Interface
     inputs: Inputs
     seed: int = 0
 
@@ -81,7 +84,7 @@ def _check_head(trial: Trial, run: Run, head: int, training: bool, straddling: f
 def _check_generated_code(trial: Trial) -> Check:
     outputs = _run_train_model(trial, _copies(trial.train_model), together=False).output
     with _seeded(trial.seed):
-        generated = functional_call(trial.train_model, _copies(trial.train_model), _fresh(trial.inputs))
+        generated = _call(trial, trial.train_model, _copies(trial.train_model))
     difference = _bits_differ(generated, outputs)
     return Check("the generated forward runs the graph", difference is None, difference or "bit for bit")
 
@@ -119,7 +122,7 @@ class _Comparison:
 def _worst_gradient(trial: Trial, rescaled: bool, *, double: bool) -> _Comparison:
     leaves = _copies(trial.train_model, double=double, gradients=True)
     inputs = _differentiable(trial.inputs, double)
-    trial = Trial(trial.model, trial.train_model, inputs, trial.seed)
+    trial = replace(trial, inputs=inputs)
     given = {f"input {i}": v for i, v in enumerate(pytree.tree_leaves(inputs)) if isinstance(v, Tensor)}
     wanted = _unique({**leaves, **given})
     outputs = _run_train_model(trial, leaves).output
@@ -221,7 +224,12 @@ def _run_train_model(trial: Trial, state: Mapping[str, Tensor], *, together: boo
 def _run_original(trial: Trial, state: Mapping[str, Tensor]) -> Run:
     own = _with_own_buffers(state)
     with _seeded(trial.seed):
-        return Run(functional_call(trial.model, own, _fresh(trial.inputs)), own)
+        return Run(_call(trial, trial.model, own), own)
+
+
+def _call(trial: Trial, model: nn.Module, state: Mapping[str, Tensor]) -> Any:
+    args, kwargs = trial.interface.call(model, _fresh(trial.inputs))
+    return functional_call(model, dict(state), tuple(args), kwargs)
 
 
 def _fresh(inputs: Inputs) -> tuple[Any, ...]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from fxcollab.capture import ExampleInputs, capture
 from fxcollab.capture.capture import NOTES_KEY
-from fxcollab.capture.interface import arguments
+from fxcollab.capture.examples import example_tensors, guess_inputs
+from fxcollab.capture.interface import Interface
 from fxcollab.capture.preserve import preserved
-from fxcollab.codegen import CollabGraphModule
-from fxcollab.inputs import example_tensors, guess_inputs
 from fxcollab.partition import partition
 from fxcollab.plan import plan_of, training_model
 from fxcollab.verify.report import Report
@@ -51,9 +49,8 @@ def verify(
     """
     trained = training_model(train_model)
     plan = plan_of(trained)
-    names = [spec.name for spec in plan.inputs]
-    captured = capture(model, plan.tree.splits, granularity=plan.granularity, inputs=names)
-    trial = Trial(model, trained, _inputs(model, trained, example_inputs, seed), seed)
+    captured = capture(model, plan.tree.splits, example_inputs, plan.granularity, interface=plan.interface)
+    trial = Trial(model, trained, plan.interface, _values(model, plan.interface, example_inputs, seed), seed)
     cut = partition(captured, plan.tree)
     with preserved({*model.modules(), *trained.modules()}):  # forwards set attributes, such as weight norm's
         checks = (
@@ -65,12 +62,9 @@ def verify(
     return Report(checks, tuple(trained.meta.get(NOTES_KEY, ())))
 
 
-def _inputs(
-    model: nn.Module, train_model: CollabGraphModule, example_inputs: ExampleInputs | None, seed: int
+def _values(
+    model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None, seed: int
 ) -> tuple[Any, ...]:
     if example_inputs is not None:
-        return arguments(model, example_inputs)
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    known = plan_of(train_model).inputs
-    inputs = known if all(spec.shape for spec in known) else guess_inputs(model)
-    return tuple(tensor.to(device) for tensor in example_tensors(inputs, seed))
+        return interface.values_of(model, example_inputs)
+    return tuple(example_tensors(model, interface if interface.known else guess_inputs(model), seed))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from fxcollab.capture.interface import InputSpec, interface_of
+from fxcollab.capture.interface import InputSpec, Interface, interface_of
 from fxcollab.capture.preserve import preserved, set_mode
 from fxcollab.errors import CaptureError
 
@@ -20,7 +21,7 @@ USUAL_IMAGES = (224, 299, 32, 64, 128, 256, 384, 28)
 BATCH = 2
 
 
-def guess_inputs(model: nn.Module, images: Sequence[int] = SMALL_IMAGES) -> tuple[InputSpec, ...]:
+def guess_inputs(model: nn.Module, images: Sequence[int] = SMALL_IMAGES) -> Interface:
     """The first of the usual input shapes that ``model`` accepts in train and in eval mode.
 
     Args:
@@ -30,11 +31,13 @@ def guess_inputs(model: nn.Module, images: Sequence[int] = SMALL_IMAGES) -> tupl
     Raises:
         CaptureError: none fits, or the model needs several inputs.
     """
-    names = _input_names(model)
+    interface = interface_of(model)
+    names = [spec.name for spec in interface.inputs]
     if len(names) == 1:
         for spec in _candidates(model, names[0], images):
-            if accepts(model, (spec,)):
-                return (spec,)
+            guess = replace(interface, inputs=(spec,))
+            if accepts(model, guess):
+                return guess
     raise CaptureError(
         f"No input that {type(model).__qualname__} accepts could be guessed.",
         why="none of the usual shapes fits" if len(names) == 1 else f"its inputs are {', '.join(names) or 'none'}",
@@ -42,43 +45,53 @@ def guess_inputs(model: nn.Module, images: Sequence[int] = SMALL_IMAGES) -> tupl
     )
 
 
-def accepts(model: nn.Module, inputs: Sequence[InputSpec]) -> bool:
+def accepts(model: nn.Module, interface: Interface) -> bool:
     """Whether ``model`` runs on such inputs in both modes, tried on fake tensors."""
-    examples = example_tensors(inputs)
     modules = list(model.modules())
     with preserved(modules), torch.no_grad():
         for training in (False, True):
             set_mode(modules, training)
             try:
-                run_on_fakes(model, examples)
+                run_on_fakes(model, interface)
             except Exception:  # whatever the user's code raises on a wrong shape
                 return False
     return True
 
 
-def example_tensors(inputs: Sequence[InputSpec], seed: int = 0) -> list[Tensor]:
-    """Random tensors for all inputs, a function of ``seed`` alone."""
+def example_tensors(model: nn.Module, interface: Interface, seed: int = 0) -> list[Tensor]:
+    """Random tensors for all inputs, on the model's device; a function of ``seed`` alone.
+
+    Raises:
+        CaptureError: the shapes of the inputs aren't known.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return [spec.make(generator) for spec in inputs]
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    return [spec.make(generator).to(device) for spec in interface.inputs]
 
 
 def run_on_fakes(
-    model: nn.Module, examples: Sequence[Tensor], observer: AbstractContextManager[object] | None = None
+    model: nn.Module, interface: Interface, observer: AbstractContextManager[object] | None = None
 ) -> object:
-    """What ``model`` returns for fake copies of ``examples`` and of its own state, which stays untouched.
+    """What ``model`` returns for fake inputs and fake copies of its own state, which stays untouched.
 
     Args:
-        model: a module on any device.
-        examples: positional inputs; they are put on the model's device.
+        model: a module on any device, or a graph made from one.
+        interface: its inputs, of known shapes.
         observer: a dispatch mode that shall see the operations.
     """
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, _without_tracebacks(), observer or nullcontext():
+    examples = example_tensors(model, interface)
+    modules = list(model.modules())
+    with (
+        preserved(modules),
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        _without_tracebacks(),
+        observer or nullcontext(),
+    ):
         fakes: dict[int, Tensor] = {}
 
         def fake(tensor: Tensor) -> Tensor:
             if id(tensor) not in fakes:
-                fakes[id(tensor)] = mode.from_tensor(tensor.detach())
+                fakes[id(tensor)] = mode.from_tensor(tensor).detach()
             return fakes[id(tensor)]
 
         named = [
@@ -86,7 +99,12 @@ def run_on_fakes(
             *model.named_buffers(remove_duplicate=False),
         ]
         state = {name: fake(tensor) for name, tensor in named}
-        return functional_call(model, state, tuple(fake(example.to(device)) for example in examples))
+        for module in modules:
+            for name, value in module.__dict__.items():
+                if isinstance(value, Tensor):
+                    module.__dict__[name] = fake(value)
+        args, kwargs = interface.call(model, [fake(example) for example in examples])
+        return functional_call(model, state, tuple(args), kwargs)
 
 
 @contextmanager
@@ -100,12 +118,6 @@ def _without_tracebacks() -> Iterator[None]:
         logger.disabled = disabled
 
 
-def _input_names(model: nn.Module) -> tuple[str, ...]:
-    if isinstance(model, fx.GraphModule):
-        return tuple(str(n.target) for n in model.graph.find_nodes(op="placeholder") if not n.args)
-    return interface_of(model).inputs
-
-
 def _candidates(model: nn.Module, name: str, images: Sequence[int]) -> Iterator[InputSpec]:
     dtype = next((str(p.dtype) for p in model.parameters() if p.is_floating_point()), "torch.float32")
     dtype = dtype.removeprefix("torch.")
@@ -117,8 +129,17 @@ def _candidates(model: nn.Module, name: str, images: Sequence[int]) -> Iterator[
 _TOKENS = (BATCH, 16)
 
 
+def _declared(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    """What timm's models say of their input."""
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    size = config.get("input_size") if isinstance(config, dict) else None
+    if isinstance(size, list | tuple) and all(isinstance(edge, int) for edge in size):
+        yield (BATCH, *size)
+
+
 def _shapes(model: nn.Module, images: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Shapes that the first layer with parameters may take."""
+    """The shape that the model declares, and those that the first layer with parameters may take."""
+    yield from _declared(model)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             yield from ((BATCH, module.in_channels, size, size) for size in images)
