@@ -52,8 +52,10 @@ def _warnings_as_notes() -> Iterator[None]:
         try:
             yield
         finally:
-            for message in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
-                note(message)
+            messages = (str(w.message) for w in caught if issubclass(w.category, UserWarning))
+            for message in dict.fromkeys(messages):
+                if not message.startswith("given up: "):  # summaries and reports list these
+                    note(message)
 
 
 def note(message: str) -> None:

@@ -71,6 +71,18 @@ def example_inputs(shapes: list[str] | None) -> tuple[Tensor, ...] | None:
     return tuple(input_spec(f"input {i}", text).make(generator) for i, text in enumerate(shapes))
 
 
+def refuse_input(shapes: list[str] | None, error: str) -> None:
+    """Say that the model fails on the inputs that were given; nothing where none were."""
+    if shapes:
+        from fxcollab.errors import CaptureError
+
+        raise CaptureError(
+            f"The model fails on input {', '.join(shapes)}.",
+            why=error.partition("\n")[0],
+            hint="give what the model takes, one --input for each of its inputs: --input 1x3x224x224",
+        )
+
+
 def fanouts(text: str | None) -> tuple[int, ...] | None:
     """Fan-outs written as ``2,3``."""
     if text is None:

@@ -155,11 +155,11 @@ class CollabGraphModule(fx.GraphModule):
     def train(self, mode: bool = True) -> CollabGraphModule:
         """Set the mode of all modules the way the root does; peers follow the modules they stem from."""
         _set_mode(self.root, mode)
+        for name, child in self._modules.items():
+            if child is not None and child is not self.root._modules.get(name):
+                child.train(mode)  # peers, and what took the place of a child since
         for name in self.__dict__["_peers"]:
-            peers = self._modules.get(name)
-            if peers is not None:
-                peers.train(mode)
-                _follow_modes(peers, self.root)
+            _follow_modes(self._modules[name], dict(self.named_modules(remove_duplicate=False)))
         self.training = self.root.training
         self._graph = self.modes.of(self.training)
         return self
@@ -231,9 +231,8 @@ def _set_mode(root: nn.Module, mode: bool) -> None:
         nn.Module.train(root, mode)
 
 
-def _follow_modes(peers: nn.Module, root: nn.Module) -> None:
-    origins = dict(root.named_modules(remove_duplicate=False))
-    for branch in peers.children():
+def _follow_modes(peers: nn.Module | None, origins: Mapping[str, nn.Module]) -> None:
+    for branch in peers.children() if peers is not None else ():
         for name, module in branch.named_modules():
             if name in origins and type(module) is type(origins[name]):
                 module.training = origins[name].training

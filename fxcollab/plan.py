@@ -67,8 +67,9 @@ def training_model(module: nn.Module) -> CollabGraphModule:
     """
     inner = module
     while not isinstance(inner, CollabGraphModule):
-        wrapped = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
-        if not isinstance(wrapped, nn.Module):
+        found = (getattr(inner, name, None) for name in ("_orig_mod", "module", "model"))
+        wrapped = next((child for child in found if isinstance(child, nn.Module)), None)
+        if wrapped is None:
             break
         inner = wrapped
     plan_of(inner)

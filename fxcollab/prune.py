@@ -49,7 +49,8 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
     if into is not None:
         return _load(into, prune_state_dict(model.state_dict(), head, peers=plan_of(model).peers))
     modes = model.modes.map(lambda graph: prune_graph(graph, plan_of(model).tree, path))
-    root = model.root if not any(path) else _graft(model.root, _branches(model, path))
+    own = _own_root(model)
+    root = own if not any(path) else _graft(own, _branches(model, path))
     constants = {name: getattr(model, name) for name in model.constants}
     return CollabGraphModule(root, modes, constants=constants)
 
@@ -116,6 +117,17 @@ def _codegen_for_one(codegen: CodeGen) -> CodeGen:
 
 def _without_provenance(node: fx.Node) -> dict[str, Any]:
     return {key: value for key, value in node.meta.items() if key != META_KEY}
+
+
+def _own_root(model: CollabGraphModule) -> nn.Module:
+    """The root; a copy of it where children of the training model were replaced, as by SyncBatchNorm."""
+    peers = plan_of(model).peers
+    own = {name: child for name, child in model._modules.items() if name != peers}
+    if all(model.root._modules.get(name) is child for name, child in own.items()):
+        return model.root
+    root = _shallow(model.root)
+    root.__dict__["_modules"] = own
+    return root
 
 
 def _branches(model: CollabGraphModule, path: Path) -> list[nn.Module]:

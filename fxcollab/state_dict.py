@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -72,12 +73,14 @@ def unwrapped(checkpoint: Mapping[str, Any], peers: str = "peers") -> dict[str, 
             hint=f"pass the state dict inside it, such as checkpoint[{nested[0]!r}]" if nested else None,
         )
     state = {without_infixes(key): value for key, value in checkpoint.items() if key not in _WRAPPERS_OWN}
-    while not any(key.startswith(f"{peers}.") for key in state):
-        prefix = next((p for p in _WRAPPERS if state and all(key.startswith(p) for key in state)), None)
-        if prefix is None:
-            break
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    prefix = _prefix_of_peers(state, peers)
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _prefix_of_peers(state: Iterable[str], peers: str) -> str:
+    """What wrappers put before the keys: a training module may hold other state beside the model."""
+    wrapped = re.compile(rf"((?:{'|'.join(map(re.escape, _WRAPPERS))})*){re.escape(peers)}\.b\d")
+    return next((match.group(1) for key in state if (match := wrapped.match(key))), "")
 
 
 def tree_of(branches: Mapping[Path, Any]) -> HeadTree:

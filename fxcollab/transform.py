@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -98,6 +99,8 @@ def transform(
     named_init = init if isinstance(init, str) else getattr(init, "__qualname__", repr(init))
     shared = shared_statistics(cut.straddling & dict(captured.named_buffers(remove_duplicate=False)).keys())
     train_model.meta[NOTES_KEY] = (*captured.meta[NOTES_KEY], *shared)
+    for sentence in train_model.meta[NOTES_KEY]:
+        warnings.warn(f"given up: {sentence}", stacklevel=2)
     train_model.meta[PLAN_KEY] = Plan(pattern, tree, named_init, seed, rescale, granularity, peers, interface, source)
     return train_model
 

@@ -126,15 +126,17 @@ def head_tree(
     Raises:
         PatternError: the arguments don't fit the pattern.
     """
+    if isinstance(fanouts, int):
+        raise PatternError(f"Fan-outs are {fanouts}, not a sequence.", hint=f"give one for each split: ({fanouts},)")
     splits = tuple(splits)
     repeated = sorted({split for split in splits if splits.count(split) > 1})
     if repeated:
         raise PatternError(f"Split {_listed(repeated)} is named twice.", hint="name every split once")
     if pattern not in PATTERNS:
-        near = closest(pattern, PATTERNS)
+        near = closest(pattern, PATTERNS, 1)
         raise PatternError(
             f"There is no pattern {pattern!r}.",
-            hint=f"choose one of {', '.join((near and [near]) or PATTERNS)}",
+            hint=f"{f'did you mean {near}? ' if near else ''}There are {', '.join(PATTERNS)}.",
         )
     if fanouts is not None and pattern != "hierarchical":
         raise PatternError(
@@ -170,6 +172,8 @@ def head_tree(
 
 
 def _at_least_two(count: int, what: str) -> int:
+    if not isinstance(count, int):
+        raise PatternError(f"{what.capitalize()} is {count!r}, not a whole number.", hint="give 2 or more")
     if count < 2:
         raise PatternError(
             f"Collaborative learning needs at least 2 heads, but {what} is {count}.",

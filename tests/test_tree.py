@@ -167,11 +167,11 @@ def test_a_split_named_twice_is_refused(pattern: str) -> None:
 def test_an_unknown_pattern_is_answered_with_the_closest(pattern: str, near: str) -> None:
     error = refusal(pattern, ["a"])
     assert error.what == f"There is no pattern {pattern!r}."
-    assert error.hint == f"choose one of {near}"
+    assert error.hint == f"did you mean {near}? There are multi-instance, simple, hierarchical."
 
 
 def test_a_pattern_like_none_is_answered_with_all() -> None:
-    assert refusal("xyz").hint == "choose one of multi-instance, simple, hierarchical"
+    assert refusal("xyz").hint == "There are multi-instance, simple, hierarchical."
 
 
 @pytest.mark.parametrize(("pattern", "splits"), [("multi-instance", ()), ("simple", ["a"])])

@@ -33,7 +33,7 @@ def transform(
     debug: options.Debug = False,
 ) -> None:
     """Turn a model into a training graph with several heads, and write it to a directory."""
-    directory = output or options.default_directory(source)
+    directory = (output or options.default_directory(source)).absolute()  # the user's code may go elsewhere
     with working("importing"):
         from fxcollab.artifact import refuse_existing, save
         from fxcollab.summary import summarise
@@ -45,6 +45,8 @@ def transform(
             loaded, pattern, splits, heads, fanouts, input_shapes, init, seed, not no_rescale, granularity, peers
         )
         summary = summarise(train_model)
+        if summary.flops_unknown:
+            options.refuse_input(input_shapes, summary.flops_unknown)
     with working(f"writing {directory}"):
         save(train_model, directory, force=force)
     if json:

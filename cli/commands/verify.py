@@ -83,13 +83,8 @@ def _refuse_options_of_the_plan(context: typer.Context) -> None:
 def _verified(train_model: CollabGraphModule, shapes: list[str] | None) -> Report:
     import fxcollab
 
-    try:
-        return fxcollab.verify(train_model.root, train_model, options.example_inputs(shapes))
-    except RuntimeError as error:
-        if not shapes:
-            raise
-        raise fxcollab.VerificationError(
-            f"The model fails on input {', '.join(shapes)}.",
-            why=str(error).partition("\n")[0],
-            hint="give an input that the model takes: --input 1x3x224x224",
-        ) from error
+    if shapes:
+        summary = fxcollab.summarise(train_model)
+        if summary.flops_unknown:
+            options.refuse_input(shapes, summary.flops_unknown)
+    return fxcollab.verify(train_model.root, train_model, options.example_inputs(shapes))

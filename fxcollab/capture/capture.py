@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+import random
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,6 +64,7 @@ def capture(
         return _adopt(model, Modes(model.graph, model.graph))
     _refuse_lazy_modules(model)
     interface = interface or interface_of(model, example_inputs)
+    _refuse_no_inputs(model, interface)
     opened = opened_paths(model, splits)
     request = _Request(model, opened, interface, granularity == "op", example_inputs)
     train = _trace_mode(request, True)
@@ -96,6 +101,8 @@ class _Traced:
     constants: Mapping[str, Tensor]
     helpers: tuple[Helper, ...]
     decided: tuple[str, ...]
+    assigned: tuple[str, ...]
+    drew: bool
 
 
 def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tensor] | None = None) -> _Traced:
@@ -118,10 +125,12 @@ def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tenso
             examples=examples,
         )
         try:
-            with preserved(model.modules()):  # what a forward sets in one mode must not be seen in the other
+            with preserved(model.modules()) as assigned:  # what one mode sets must not be seen in the other
                 set_mode(modules, training)
-                graph = tracer.trace(model)
-        except Exception as error:  # whatever the user's code raises on proxies
+                with _watched_randomness() as drew:
+                    graph = tracer.trace(model)
+                changed = assigned()
+        except (Exception, SystemExit) as error:  # whatever the user's code raises on proxies
             helper = innermost_helper(error, helpers)
             if helper is not None:
                 helpers.append(helper)
@@ -130,10 +139,32 @@ def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tenso
             else:
                 raise _refusal(model, error) from error
         else:
-            return _Traced(graph, tracer.constants, tuple(helpers), tuple(tracer.decided))
+            return _Traced(graph, tracer.constants, tuple(helpers), tuple(tracer.decided), changed, bool(drew))
 
 
-def _examples_after(error: Exception, request: _Request) -> Sequence[Any]:
+@contextmanager
+def _watched_randomness() -> Iterator[list[str]]:
+    """Whether Python's or numpy's generators are drawn from; they are put back."""
+    drew: list[str] = []
+    numpy: Any = sys.modules.get("numpy")
+    before: Any = random.getstate()
+    numpy_before: Any = numpy.random.get_state() if numpy else None
+    try:
+        yield drew
+    finally:
+        if random.getstate() != before:
+            random.setstate(before)
+            drew.append("random")
+        if numpy and any(map(_differ, numpy.random.get_state(), numpy_before)):
+            numpy.random.set_state(numpy_before)
+            drew.append("numpy")
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return bool((one != other).any()) if hasattr(one, "any") else one != other
+
+
+def _examples_after(error: BaseException, request: _Request) -> Sequence[Any]:
     try:
         return request.examples()
     except CaptureError as missing:
@@ -145,7 +176,11 @@ def _examples_after(error: Exception, request: _Request) -> Sequence[Any]:
 def _compromises(train: _Traced, evaluation: _Traced) -> tuple[str, ...]:
     helpers = dict.fromkeys(helper.title for helper in (*train.helpers, *evaluation.helpers))
     lines = dict.fromkeys((*train.decided, *evaluation.decided))
+    assigned = dict.fromkeys((*train.assigned, *evaluation.assigned))
+    drew = train.drew or evaluation.drew
     return (
+        *(f"what the forward assigns to {name} is not kept: the graph reads the value it had" for name in assigned),
+        *["random numbers of Python or numpy were drawn while tracing and are constants of the graph"] * drew,
         *(f"function {title} can't be traced and is kept whole as one node" for title in helpers),
         *(f"what {line} asks was decided for an example input" for line in lines),
     )
@@ -171,7 +206,7 @@ def _adopt(model: fx.GraphModule, modes: Modes) -> CollabGraphModule:
     return captured
 
 
-def _refusal(model: nn.Module, error: Exception) -> CaptureError:
+def _refusal(model: nn.Module, error: BaseException) -> CaptureError:
     return CaptureError(
         f"The forward of {type(model).__qualname__} can't be captured.",
         where=_where(error),
@@ -190,6 +225,15 @@ def _where(error: BaseException) -> str | None:
             found = f"{file}:{line}, in {trace.tb_frame.f_code.co_qualname}"
         trace = trace.tb_next
     return found
+
+
+def _refuse_no_inputs(model: nn.Module, interface: Interface) -> None:
+    if not interface.inputs:
+        raise CaptureError(
+            f"{type(model).__qualname__} has no required input, so nothing says what its graph takes.",
+            where=f"{type(model).__qualname__}.forward{inspect.signature(model.forward)}",
+            hint="give example_inputs: a dict of the keyword inputs you train with",
+        )
 
 
 def _refuse_lazy_modules(model: nn.Module) -> None:

@@ -8,12 +8,8 @@ from torch import nn
 
 from fxcollab.capture.interface import Interface
 
-_HOOKS = {
-    "_forward_hooks": "forward hooks",
-    "_forward_pre_hooks": "forward pre-hooks",
-    "_backward_hooks": "backward hooks",
-    "_backward_pre_hooks": "backward pre-hooks",
-}
+_BACKWARD_HOOKS = {"_backward_hooks": "backward hooks", "_backward_pre_hooks": "backward pre-hooks"}
+_HOOKS = {"_forward_hooks": "forward hooks", "_forward_pre_hooks": "forward pre-hooks", **_BACKWARD_HOOKS}
 
 
 def given_up(opened: dict[str, nn.Module], interface: Interface) -> tuple[str, ...]:
@@ -39,7 +35,8 @@ def shared_statistics(buffers: Iterable[str]) -> tuple[str, ...]:
 
 def _hooks(opened: dict[str, nn.Module]) -> Iterator[str]:
     for path, module in opened.items():
-        found = [label for attribute, label in _HOOKS.items() if getattr(module, attribute, None)]
+        lost = _HOOKS if path == "" else _BACKWARD_HOOKS  # forward hooks of opened children are traced through
+        found = [label for attribute, label in lost.items() if getattr(module, attribute, None)]
         if found:
             yield (
                 f"{' and '.join(found)} of {path or 'the root'} don't run: the module was opened "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointFunction
 
 from fxcollab.capture.helpers import Helper, kept_whole
 from fxcollab.capture.interface import Interface, as_call
@@ -31,6 +34,10 @@ _FACTORIES: frozenset[Callable[..., Any]] = frozenset(
         "randint", "randn", "randperm", "tensor", "tril_indices", "triu_indices", "zeros",
     )
 )  # fmt: skip
+
+
+# Tracing patches torch while it lasts.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class UntraceableError(Exception):
@@ -81,6 +88,10 @@ class LazyTracer(fx.Tracer):
         self._state = {id(tensor): name for name, tensor in _state_by_name(root)}
         self._constant_names: dict[int, str] = {}
         self._gradient_free: dict[fx.Node, fx.Proxy] = {}
+        with _ONE_AT_A_TIME:
+            return self._trace(root, concrete_args)
+
+    def _trace(self, root: Any, concrete_args: dict[str, Any] | None) -> fx.Graph:
         self._shadows = Shadows(root, self._examples, self.constants) if self._examples is not None else None
         with (
             torch.enable_grad(),
@@ -214,8 +225,11 @@ class LazyTracer(fx.Tracer):
         """
         if isinstance(a, str):
             return self._text(a)
-        if isinstance(a, dict) and hasattr(type(a), "__dataclass_fields__"):  # fx would take it for a plain dict
-            return self.create_node("call_function", type(a), (), {k: self.create_arg(v) for k, v in a.items()})
+        if isinstance(a, dict) and type(a) not in (dict, immutable_dict):  # fx would take it for a plain one
+            entries = {k: self.create_arg(v) for k, v in a.items()}
+            if hasattr(type(a), "__dataclass_fields__"):
+                return self.create_node("call_function", type(a), (), entries)
+            return self.create_node("call_function", type(a), (entries,), {})
         if not isinstance(a, Tensor):
             return super().create_arg(a)
         name = self._state.get(id(a)) or self._constant_names.get(id(a))
@@ -296,14 +310,19 @@ def _recorded_functions(tracer: LazyTracer) -> Iterator[None]:
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         proxies = any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs)))
+        if proxies and cls is CheckpointFunction:
+            function, _, *inputs = args
+            return function(*inputs)  # under no_grad, as it would run it, the graph would lose its gradients
         if not proxies or cls.__module__.partition(".")[0] == "torch":
             return original.__get__(None, cls)(*args, **kwargs)
         return tracer.create_proxy("call_function", CustomFunction(cls), args, kwargs)
 
     base.apply = classmethod(apply)
 
+    thread = threading.get_ident()
+
     def refuse(context: Any) -> Any:
-        if tracer.evaluating:
+        if tracer.evaluating or threading.get_ident() != thread:
             return enter(context)
         raise UntraceableError("autocast is switched inside the forward, and a graph would forget that")
 

@@ -121,6 +121,7 @@ class CollaborativeLoss(nn.Module):
         heads = self._logits_of_heads(outputs)
         if type(self.hard) is nn.CrossEntropyLoss:  # what another loss takes is its own affair
             _require_labels(target, heads[0])
+            target = target.long() if target.dtype == torch.uint8 else target  # torch refuses dense uint8 ones
         hard = _total([self._hard(z, target) for z in heads])
         if self.beta == 1:
             return hard

@@ -113,6 +113,8 @@ def _module_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects 
     """What ``module`` does to the ``given`` arguments; None where that can't be seen."""
     if any(getattr(part, hook, None) for part in module.modules() for hook in _HOOKS):
         return None
+    if any("forward" in part.__dict__ for part in module.modules()):  # replaced on the instance
+        return None
     first = next(iter(inspect.signature(module.forward).parameters), "input")
     if getattr(module, "inplace", False) is True and type(module).__module__.startswith("torch.nn"):
         return _ModuleEffects(frozenset({first}), frozenset({first}))

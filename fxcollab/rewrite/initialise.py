@@ -96,18 +96,17 @@ def _from_factory(branches: Mapping[Path, Branch], state: State, tree: HeadTree,
         with isolated_randomness(seed, branch_name(full)):
             made = tensors_of(factory())
         _check_alike(original, made)
+        if _equal((name for path in branches for name in own_tensors(state, path)), original, made):
+            warnings.warn(
+                "the factory makes the same weights at every call (does it set a seed, or load weights?): "
+                "peers are initialised by their modules' own reset_parameters instead",
+                stacklevel=4,
+            )
+            return False
         for path in born:
-            names = own_tensors(state, path)
-            if _equal(names, original, made):
-                warnings.warn(
-                    "the factory makes the same weights at every call (does it set a seed, or load weights?): "
-                    "peers are initialised by their modules' own reset_parameters instead",
-                    stacklevel=4,
-                )
-                return False
             peers = tensors_of(branches[path])
             with torch.no_grad():
-                for name in names:
+                for name in own_tensors(state, path):
                     peers[name].copy_(made[name])
     return True
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import keyword
+
 from torch import fx, nn
 
 from fxcollab.codegen import CollabGraphModule
@@ -42,6 +44,8 @@ def rewrite(
         StateError: the model has something of that name already.
         PatternError: ``init`` would leave all heads equal.
     """
+    if not peers.isidentifier() or keyword.iskeyword(peers):
+        raise StateError(f"{peers!r} can't be the name of the peers.", hint="give a Python name: peers='heads'")
     if hasattr(captured, peers):
         raise StateError(
             f"The model has an attribute {peers!r} of its own.",

@@ -12,9 +12,20 @@ from fxcollab.graphs import first_difference
 from fxcollab.partition import Partition
 from fxcollab.partition.levels import tensors_of
 from fxcollab.plan import plan_of
+from fxcollab.provenance import META_KEY
 from fxcollab.prune import prune
 from fxcollab.tree import branch_name
 from fxcollab.verify.report import Check
+
+
+def check_provenance(train_model: CollabGraphModule) -> Check:
+    """Every node was made by the rewrite; what another pass put in belongs to no head."""
+    name = "every node belongs to a head"
+    for graph in train_model.modes:
+        for node in graph.nodes:
+            if META_KEY not in node.meta:
+                return Check(name, False, f"node {node.name!r} ({node.op} {node.target}) was not made by fxcollab")
+    return Check(name, True, f"{sum(len(graph.nodes) for graph in train_model.modes)} nodes")
 
 
 def check_graphs(captured: CollabGraphModule, train_model: CollabGraphModule) -> Iterator[Check]:
@@ -48,7 +59,7 @@ def check_state(model: nn.Module, cut: Partition, train_model: CollabGraphModule
         yield Check("pruned state dict has the original's keys", False, error.what)
     else:
         yield _equal_lists("pruned state dict has the original's keys", own, list(pruned.state_dict()))
-        yield _same_objects(model, pruned)
+        yield _same_objects(model, train_model)
     yield _separate_branches(cut, train_model)
 
 
@@ -64,8 +75,11 @@ def _equal_lists(name: str, expected: list[str], found: list[str]) -> Check:
     return Check(name, False, where)
 
 
-def _same_objects(model: nn.Module, pruned: nn.Module) -> Check:
-    name, expected, found = "pruned tensors are the original's own", tensors_of(model), tensors_of(pruned)
+def _same_objects(model: nn.Module, train_model: CollabGraphModule) -> Check:
+    """Of the training model and of what is pruned from it: the original must be trained, and come back."""
+    name, expected = "pruned tensors are the original's own", tensors_of(model)
+    trained, found = tensors_of(train_model), tensors_of(prune(train_model))
+    found = {key: tensor for key, tensor in found.items() if trained.get(key) is tensor}
     other = [key for key in expected if found.get(key) is not expected[key]]
     if other:
         return Check(name, False, f"{other[0]} is another tensor (was the model transformed from another object?)")

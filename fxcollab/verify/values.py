@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -64,8 +65,7 @@ def check_outputs(trial: Trial, straddling: frozenset[str]) -> Iterator[Check]:
             run = _run_train_model(trial, _copies(trial.train_model))
             for head in range(trial.tree.heads):
                 yield _check_head(trial, run, head, training, straddling)
-            if not training:
-                yield _check_generated_code(trial)
+            yield _check_generated_code(trial, mode="train" if training else "eval")
 
 
 def _check_head(trial: Trial, run: Run, head: int, training: bool, straddling: frozenset[str]) -> Check:
@@ -81,12 +81,13 @@ def _check_head(trial: Trial, run: Run, head: int, training: bool, straddling: f
     return Check(f"head {head} in {mode} mode equals {what}", difference is None, difference or "bit for bit")
 
 
-def _check_generated_code(trial: Trial) -> Check:
+def _check_generated_code(trial: Trial, mode: str) -> Check:
     outputs = _run_train_model(trial, _copies(trial.train_model), together=False).output
     with _seeded(trial.seed):
         generated = _call(trial, trial.train_model, _copies(trial.train_model))
     difference = _bits_differ(generated, outputs)
-    return Check("the generated forward runs the graph", difference is None, difference or "bit for bit")
+    name = f"the generated forward runs the graph in {mode} mode"
+    return Check(name, difference is None, difference or "bit for bit")
 
 
 def check_gradients(trial: Trial) -> Iterator[Check]:
@@ -125,9 +126,7 @@ def _worst_gradient(trial: Trial, rescaled: bool, *, double: bool) -> _Compariso
     trial = replace(trial, inputs=inputs)
     given = {f"input {i}": v for i, v in enumerate(pytree.tree_leaves(inputs)) if isinstance(v, Tensor)}
     wanted = _unique({**leaves, **given})
-    outputs = _run_train_model(trial, leaves).output
-    found = _gradients(sum(_loss(outputs[head]) for head in range(trial.tree.heads)), wanted)
-    del outputs
+    found = _backward(Lockstep(trial.train_model), "model.", leaves, trial, wanted)
     sums: dict[str, Tensor] = {}
     descendants: dict[str, int] = {}
     precision = _Precision()
@@ -136,8 +135,8 @@ def _worst_gradient(trial: Trial, rescaled: bool, *, double: bool) -> _Compariso
         own = {id(tensor) for tensor in state.values()} | {id(value) for value in given.values()}
         mine = {name: tensor for name, tensor in wanted.items() if id(tensor) in own}
         with precision:
-            output = _run_original(trial, state).output
-        for name, gradient in _gradients(_loss(output), mine).items():
+            alone = _backward(trial.model, "", state, trial, mine)
+        for name, gradient in alone.items():
             sums[name] = sums[name] + gradient if name in sums else gradient
         for name in mine:
             descendants[name] = descendants.get(name, 0) + 1
@@ -181,6 +180,35 @@ def _largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tens
         if not difference <= worst:
             worst, where = difference, name
     return worst, where, len(expected)
+
+
+def _backward(
+    model: nn.Module, prefix: str, state: Mapping[str, Tensor], trial: Trial, wanted: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Gradients of the loss, summed over heads where there are several.
+
+    The backward runs while the state is in place: checkpointed code is computed again then.
+    """
+    runner = _Backward(model, trial, wanted)
+    own = {f"model.{prefix}{name}": tensor for name, tensor in _with_own_buffers(state).items()}
+    with _seeded(trial.seed):
+        gradients: dict[str, Tensor] = functional_call(runner, own, ())
+    return gradients
+
+
+class _Backward(nn.Module):
+    def __init__(self, model: nn.Module, trial: Trial, wanted: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._trial, self._wanted = trial, wanted
+
+    def forward(self) -> dict[str, Tensor]:
+        values = _fresh(self._trial.inputs)
+        if isinstance(self.model, Lockstep):
+            outputs = self.model(*values)
+            return _gradients(sum(map(_loss, outputs)), self._wanted)
+        args, kwargs = self._trial.interface.call(self.model, values)
+        return _gradients(_loss(self.model(*args, **kwargs)), self._wanted)
 
 
 def _gradients(loss: Any, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -229,7 +257,7 @@ def _run_original(trial: Trial, state: Mapping[str, Tensor]) -> Run:
 
 def _call(trial: Trial, model: nn.Module, state: Mapping[str, Tensor]) -> Any:
     args, kwargs = trial.interface.call(model, _fresh(trial.inputs))
-    return functional_call(model, dict(state), tuple(args), kwargs)
+    return functional_call(model, dict(state), tuple(args), kwargs)  # which changes the mapping it is given
 
 
 def _fresh(inputs: Inputs) -> tuple[Any, ...]:
@@ -282,6 +310,7 @@ def _state_of_head(trial: Trial, state: Mapping[str, Tensor], head: int) -> dict
 
 def _bits_differ(one: Any, other: Any) -> str | None:
     """How two output structures differ, in words; None where they are equal bit for bit."""
+    one, other = _opened(one), _opened(other)
     left, right = pytree.tree_flatten(one), pytree.tree_flatten(other)
     if type(one) is not type(other) or left[1] != right[1]:
         return f"{type(one).__qualname__} and {type(other).__qualname__} have different structures"
@@ -301,7 +330,19 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def _tensors(output: Any) -> Iterable[Tensor]:
-    return (leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+    return (leaf for leaf in pytree.tree_leaves(_opened(output)) if isinstance(leaf, Tensor))
+
+
+def _opened(output: Any) -> Any:
+    """The output with its dataclasses, into which pytree doesn't look, as named fields."""
+
+    def fields(value: Any) -> Any:
+        if not dataclasses.is_dataclass(value) or isinstance(value, type | dict):
+            return value
+        named = {field.name: _opened(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {type(value).__qualname__: named}
+
+    return pytree.tree_map(fields, output)
 
 
 @contextmanager

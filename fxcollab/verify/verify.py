@@ -14,7 +14,7 @@ from fxcollab.capture.preserve import preserved
 from fxcollab.partition import partition
 from fxcollab.plan import plan_of, training_model
 from fxcollab.verify.report import Report
-from fxcollab.verify.structure import check_graphs, check_state
+from fxcollab.verify.structure import check_graphs, check_provenance, check_state
 from fxcollab.verify.values import Trial, check_gradients, check_outputs
 
 
@@ -51,9 +51,13 @@ def verify(
     plan = plan_of(trained)
     captured = capture(model, plan.tree.splits, example_inputs, plan.granularity, interface=plan.interface)
     trial = Trial(model, trained, plan.interface, _values(model, plan.interface, example_inputs, seed), seed)
+    intact = check_provenance(trained)
+    if not intact.ok:  # nothing else can be told of such a graph
+        return Report((intact,), tuple(trained.meta.get(NOTES_KEY, ())))
     cut = partition(captured, plan.tree)
     with preserved({*model.modules(), *trained.modules()}):  # forwards set attributes, such as weight norm's
         checks = (
+            intact,
             *check_graphs(captured, trained),
             *check_state(model, cut, trained),
             *check_outputs(trial, cut.straddling),

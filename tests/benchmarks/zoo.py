@@ -54,9 +54,6 @@ def _measure(entry: Entry, values: bool) -> dict[str, Any]:
     keys, before = list(model.state_dict()), _fingerprint(model)
     splits = list(entry.splits(model))
     row: dict[str, Any] = {"splits": splits, "nodes": 0}
-    if not values:
-        row |= {"plain": _attempt(lambda: fx.symbolic_trace(model), keys)}
-        row |= {"extractor": _attempt(lambda: _feature_extractor(model, splits), None)}
     train_model = fxcollab.transform(model, splits=splits, seed=0, init="copy-anyway" if not values else "fresh")
     pruned = fxcollab.prune(train_model)
     captured = fxcollab.capture(model, splits)
@@ -68,6 +65,9 @@ def _measure(entry: Entry, values: bool) -> dict[str, Any]:
         wrong.append("code")
     if _fingerprint(model) != before:
         wrong.append("the model was changed")
+    if not values:  # last, for plain tracing sets its constants on the model
+        row |= {"plain": _attempt(lambda: fx.symbolic_trace(model), keys)}
+        row |= {"extractor": _attempt(lambda: _feature_extractor(model, splits), None)}
     if values:
         report = fxcollab.verify(model, train_model)
         wrong += [f"{check.name}: {check.detail}" for check in report if not check.ok]

@@ -45,7 +45,15 @@ def stages_of(model: nn.Module) -> list[str]:
     if sequences:
         _, _, path = max(sequences, key=lambda s: (s[1], s[0]))
         return [f"{path}.{name}" if path else name for name in modules[path]._modules]
-    return [name for name, child in model.named_children() if any(True for _ in child.parameters())]
+    children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
+    return [_called(name, modules[name]) for name in children]
+
+
+def _called(path: str, module: nn.Module) -> str:
+    """The last module of a list: the list itself is never called."""
+    if isinstance(module, nn.ModuleList) and len(module):
+        return f"{path}.{len(module) - 1}"
+    return path
 
 
 def _timm() -> Iterator[Entry]:
