@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -44,8 +45,9 @@ def _print_given_up(console: Console, sentences: Iterable[str]) -> None:
 
 
 def _print_entry(console: Console, label: Text, text: Text) -> None:
-    """A label, and text that wraps beside it."""
-    for line in text.wrap(console, console.width - _INDENT, overflow="fold"):
+    """A label, and text that wraps beside it; one line an entry in a pipe, for grep."""
+    wraps = console.is_terminal or "COLUMNS" in os.environ
+    for line in text.wrap(console, console.width - _INDENT, overflow="fold") if wraps else [text]:
         line.rstrip()
         label.pad_right(_INDENT - len(label))
         console.print(label + line)

@@ -33,7 +33,8 @@ def transform(
     debug: options.Debug = False,
 ) -> None:
     """Turn a model into a training graph with several heads, and write it to a directory."""
-    directory = (output or options.default_directory(source)).absolute()  # the user's code may go elsewhere
+    shown = output or options.default_directory(source)
+    directory = shown.absolute()  # the user's code may change the working directory
     with working("importing"):
         from fxcollab.artifact import refuse_existing, save
         from fxcollab.summary import summarise
@@ -47,10 +48,10 @@ def transform(
         summary = summarise(train_model)
         if summary.flops_unknown:
             options.refuse_input(input_shapes, summary.flops_unknown)
-    with working(f"writing {directory}"):
+    with working(f"writing {shown}"):
         save(train_model, directory, force=force)
     if json:
-        print_json({"directory": str(directory), **summary.to_json()})
+        print_json({"directory": str(shown), **summary.to_json()})
     else:
         render_summary(summary, out())
-    err().print(f"wrote {directory}/, to be loaded by fxcollab.load({str(directory)!r})")
+    err().print(f"wrote {shown}/, to be loaded by fxcollab.load({str(shown)!r})")

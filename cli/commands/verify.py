@@ -43,7 +43,7 @@ def verify(
     with working("importing"):
         import fxcollab
     with working(f"loading {source}"):
-        if Path(source).is_dir():
+        if Path(source).is_dir() or _looks_like_a_directory(source):
             _refuse_options_of_the_plan(context)
             train_model = fxcollab.load(source)
         else:
@@ -60,6 +60,11 @@ def verify(
         render_report(report, out())
     if not report.ok:
         raise CheckFailed
+
+
+def _looks_like_a_directory(source: str) -> bool:
+    """Whether a mistyped directory is more likely than a source: the error shall speak of one."""
+    return ":" not in source and not source.endswith(".py")
 
 
 def _refuse_options_of_the_plan(context: typer.Context) -> None:
