@@ -71,14 +71,24 @@ def example_inputs(shapes: list[str] | None) -> tuple[Tensor, ...] | None:
     return tuple(input_spec(f"input {i}", text).make(generator) for i, text in enumerate(shapes))
 
 
-def refuse_input(shapes: list[str] | None, error: str) -> None:
-    """Say that the model fails on the inputs that were given; nothing where none were."""
-    if shapes:
-        from fxcollab.errors import CaptureError
+def check_inputs(train_model: CollabGraphModule, shapes: list[str] | None) -> None:
+    """Refuse given inputs on which the model fails; tried on fake tensors."""
+    if not shapes:
+        return
+    from fxcollab.capture.examples import why_not
+    from fxcollab.capture.interface import Interface
+    from fxcollab.errors import CaptureError
+    from fxcollab.plan import plan_of
 
+    planned = plan_of(train_model).interface
+    if len(shapes) != len(planned.inputs):
+        return  # binding them to the forward says so
+    specs = tuple(input_spec(spec.name, text) for spec, text in zip(planned.inputs, shapes, strict=True))
+    reason = why_not(train_model.root, Interface(specs, planned.fixed, planned.defaults))
+    if reason:
         raise CaptureError(
             f"The model fails on input {', '.join(shapes)}.",
-            why=error.partition("\n")[0],
+            why=reason,
             hint="give what the model takes, one --input for each of its inputs: --input 1x3x224x224",
         )
 

@@ -255,15 +255,18 @@ def test_several_inputs_are_given_one_by_one(call: Call, write: Write) -> None:
     assert call("verify", "model_collab").code == 0
 
 
-def test_an_input_that_does_not_fit_is_said_and_stops_nothing(call: Call, model: Path) -> None:
-    result = call("transform", "model.py", "--splits", "stem", "--input", "2x4")
-    assert result.code == 0
-    assert "FLOPs       unknown: the model fails on this input: " in result.out
-    verified = call("verify", "model_collab", "--input", "2x4")
-    assert verified.code == 2 and verified.out == ""
-    assert re.match(
-        r"error: The model fails on input 2x4\.\n  why: .*mat1 and mat2 shapes .*\n  hint: ", verified.err
-    )
+def test_an_input_that_does_not_fit_is_refused_and_nothing_is_written(call: Call, model: Path) -> None:
+    refused = call("transform", "model.py", "--splits", "stem", "--input", "2x4")
+    assert not Path("model_collab").exists()
+    assert call("transform", "model.py", "--splits", "stem").code == 0
+    for result in (refused, call("verify", "model_collab", "--input", "2x4")):
+        assert result.code == 2 and result.out == ""
+        assert re.match(r"error: The model fails on input 2x4\.\n  why: RuntimeError: .*\n  hint: ", result.err)
+
+
+def test_too_many_inputs_are_refused(call: Call, model: Path) -> None:
+    result = call("transform", "model.py", "--splits", "stem", "--input", "2x3", "--input", "2x3")
+    assert result.code == 2 and "The example inputs don't fit the model." in result.err
 
 
 def test_force_replaces_the_directory(call: Call, made: Path) -> None:

@@ -45,9 +45,8 @@ def transform(
         train_model = options.planned(
             loaded, pattern, splits, heads, fanouts, input_shapes, init, seed, not no_rescale, granularity, peers
         )
+        options.check_inputs(train_model, input_shapes)
         summary = summarise(train_model)
-        if summary.flops_unknown:
-            options.refuse_input(input_shapes, summary.flops_unknown)
     with working(f"writing {shown}"):
         save(train_model, directory, force=force)
     if json:

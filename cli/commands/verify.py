@@ -88,8 +88,5 @@ def _refuse_options_of_the_plan(context: typer.Context) -> None:
 def _verified(train_model: CollabGraphModule, shapes: list[str] | None) -> Report:
     import fxcollab
 
-    if shapes:
-        summary = fxcollab.summarise(train_model)
-        if summary.flops_unknown:
-            options.refuse_input(shapes, summary.flops_unknown)
+    options.check_inputs(train_model, shapes)
     return fxcollab.verify(train_model.root, train_model, options.example_inputs(shapes))

@@ -9,7 +9,12 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.func import functional_call
 
 from fxcollab.capture.interface import InputSpec, Interface, interface_of
@@ -56,6 +61,21 @@ def accepts(model: nn.Module, interface: Interface) -> bool:
             except Exception:  # whatever the user's code raises on a wrong shape
                 return False
     return True
+
+
+def why_not(model: nn.Module, interface: Interface) -> str | None:
+    """Why ``model`` fails on such inputs, in a line; None where it runs, or where fake tensors can't tell."""
+    try:
+        run_on_fakes(model, interface)
+    except _UNTOLD:
+        return None
+    except Exception as error:  # whatever the user's code raises on a wrong shape
+        return f"{type(error).__name__}: {str(error).partition(_NEWLINE)[0]}"
+    return None
+
+
+_NEWLINE = "\n"
+_UNTOLD = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 
 def example_tensors(model: nn.Module, interface: Interface, seed: int = 0) -> list[Tensor]:
