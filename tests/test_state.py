@@ -945,3 +945,28 @@ def test_a_failed_transform_leaves_the_model_as_it_was(options: dict[str, Any]) 
     assert {id(value) for value in model.state_dict(keep_vars=True).values()} == tensors
     assert {name: set(module.__dict__) for name, module in model.named_modules()} == attributes
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+class PreTrainedModel(nn.Module):
+    """Stands for transformers' class of this name, whose models initialise their modules by a method."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            module.weight.data.normal_(mean=0.0, std=0.02)
+            module.bias.data.fill_(0.25)
+
+
+class Pretrained(PreTrainedModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+def test_a_model_that_knows_its_modules_initialisation_is_asked() -> None:
+    train_model = fxcollab.transform(Pretrained(), splits=["a"], pattern="simple", seed=0)
+    peer = train_model.get_submodule("peers.b1.b")
+    assert abs(peer.weight.std().item() - 0.02) < 0.002
+    assert (peer.bias == 0.25).all()

@@ -75,9 +75,7 @@ def initialise(
         return
     material = {path: branch for path, branch in branches.items() if _has_values(branch)}
     if not (material and factory is not None and _from_factory(material, state, tree, seed, factory)):
-        for path, branch in material.items():
-            with isolated_randomness(seed, branch_name(path)):
-                _reset(branch, own_tensors(state, path))
+        _reset_all(material, state, seed)
 
 
 def _has_values(branch: nn.Module) -> bool:
@@ -133,55 +131,86 @@ def _equal(names: Iterable[str], original: Mapping[str, Tensor], made: Mapping[s
     )
 
 
-def _reset(branch: nn.Module, own: list[str]) -> None:
-    """Every module's own ``reset_parameters``, inner modules first; what it leaves out is redrawn."""
-    tensors = tensors_of(branch)
-    own_ids = {id(tensors[name]) for name in own}
-    foreign = [(tensor, tensor.detach().clone()) for tensor in tensors.values() if id(tensor) not in own_ids]
-    uncovered: list[str] = []
-    for path, module in reversed(list(branch.named_modules())):
-        prefix = f"{path}." if path else ""
-        uncovered += [prefix + name for name in _reset_module(module, own_ids)]
-    with torch.no_grad():
-        for tensor, values in foreign:
-            tensor.copy_(values)
-    if uncovered:
+def _reset_all(branches: Mapping[Path, Branch], state: State, seed: int) -> None:
+    """Every module's own initialisation; one warning names what had to be redrawn."""
+    originals, library = tensors_of(state.root), _library_initialiser(state.root)
+    redrawn: dict[str, None] = {}
+    for path, branch in branches.items():
+        with isolated_randomness(seed, branch_name(path)):
+            own = {name: originals[name] for name in own_tensors(state, path)}
+            redrawn |= dict.fromkeys(_reset(branch, own, library))
+    if redrawn:
+        names = list(redrawn)
         warnings.warn(
-            f"no module initialises {', '.join(uncovered[:6])}{' and more' if len(uncovered) > 6 else ''}: "
-            "redrawn with the mean and deviation they have in the given model "
+            f"no module initialises {', '.join(names[:6])}{' and more' if len(names) > 6 else ''}: "
+            "redrawn with the mean and deviation they have in the given model, constants kept "
             "(give a factory to initialise them as the model does)",
             stacklevel=5,
         )
 
 
-def _reset_module(module: nn.Module, own: set[int]) -> list[str]:
-    """Initialise one module's direct parameters. Returns the names of those that had to be redrawn."""
-    parameters = {name: p for name, p in module.named_parameters(recurse=False) if id(p) in own}
-    before = {name: p.detach().clone() for name, p in parameters.items()}
-    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-    if callable(reset):
-        with torch.no_grad():
-            for parameter in parameters.values():
-                if parameter.is_floating_point():
-                    parameter.fill_(float("nan"))
-        reset()
-    redrawn = []
+def _library_initialiser(root: nn.Module) -> Callable[[nn.Module], object] | None:
+    """What a library's models do to each of their modules at first: transformers' have it."""
+    of_transformers = any(cls.__name__ == "PreTrainedModel" for cls in type(root).__mro__)
+    found = getattr(root, "_init_weights", None) if of_transformers else None
+    return found if callable(found) else None
+
+
+def _reset(branch: nn.Module, own: Mapping[str, Tensor], library: Callable[[nn.Module], object] | None) -> list[str]:
+    """``reset_parameters`` and the library's initialiser, inner modules first; what they leave out is redrawn.
+
+    Args:
+        branch: the peers.
+        own: for each of the branch's own tensors, the original of the same name.
+        library: initialises one module, after its own ``reset_parameters``.
+
+    Returns:
+        The names of parameters that were redrawn.
+    """
+    tensors = tensors_of(branch)
+    likes = {id(tensors[name]): original for name, original in own.items()}
+    foreign = [(tensor, tensor.detach().clone()) for tensor in tensors.values() if id(tensor) not in likes]
+    redrawn: list[str] = []
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            if not callable(reset) or bool(parameter.isnan().any()):
-                _redraw(parameter, before[name])
-                redrawn.append(name)
+        for path, module in reversed(list(branch.named_modules())):
+            prefix = f"{path}." if path else ""
+            redrawn += [prefix + name for name in _reset_module(module, likes, library)]
+        for tensor, values in foreign:
+            tensor.copy_(values)
     return redrawn
+
+
+def _reset_module(
+    module: nn.Module, likes: Mapping[int, Tensor], library: Callable[[nn.Module], object] | None
+) -> list[str]:
+    """Initialise one module's direct parameters. Returns the names of those that had to be redrawn."""
+    parameters = {name: p for name, p in module.named_parameters(recurse=False) if id(p) in likes}
+    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    for parameter in parameters.values():
+        if parameter.is_floating_point():
+            parameter.fill_(float("nan"))  # to see what is covered
+    if callable(reset):
+        reset()
+    if library is not None:
+        library(module)
+    uncovered = [
+        (name, parameter, likes[id(parameter)])
+        for name, parameter in parameters.items()
+        if not parameter.is_floating_point() or bool(parameter.isnan().any())
+    ]
+    for _, parameter, like in uncovered:
+        _redraw(parameter, like)
+    return [name for name, _, _ in uncovered]
 
 
 def _redraw(parameter: Tensor, like: Tensor) -> None:
     """Normal values with the mean and deviation of ``like``; a constant stays."""
     if like.numel() < 2 or not like.is_floating_point() or bool((like == like.flatten()[0]).all()):
         parameter.copy_(like)
-    else:
-        values = torch.randn(like.shape, dtype=torch.float64)
-        values = values * like.double().std().cpu() + like.double().mean().cpu()
-        parameter.copy_(values.to(like.dtype))
+        return
+    values = torch.randn(like.shape, dtype=torch.float64)
+    values = values * like.double().std().cpu() + like.double().mean().cpu()
+    parameter.copy_(values.to(like.dtype))
 
 
 @contextmanager
