@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,7 +26,8 @@ from torch import Tensor, fx, nn
 
 import fxcollab
 from fxcollab import artifact
-from fxcollab.artifact import load_head, load_state_dict, write_state_dict
+from fxcollab.artifact import artifact as save_module
+from fxcollab.artifact import folder, load_head, load_state_dict, plan_file, weights, write_state_dict
 from fxcollab.errors import ArtifactError, FxCollabError, PatternError, SourceError, StateError
 from fxcollab.plan import plan_of
 from fxcollab.source import Source
@@ -618,20 +620,26 @@ def test_force_through_a_link_replaces_what_it_points_at(saved: Path) -> None:
 # All or nothing.
 
 
-STEPS = ("save_state_dict", "_readable_code", "_plan_to_json", "fingerprint", "_swap")
+STEPS = (
+    (save_module, "save_state_dict"),
+    (save_module, "_readable_code"),
+    (save_module, "plan_to_json"),
+    (plan_file, "fingerprint"),
+    (folder, "_swap"),
+)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("module", "step"), STEPS, ids=[step for _, step in STEPS])
 @pytest.mark.parametrize("error", [RuntimeError("disk full"), KeyboardInterrupt()])
 def test_an_interrupted_save_leaves_the_old_directory_or_none(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
+    saved: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str, error: BaseException
 ) -> None:
     before, train_model = content(saved), made(Net)
 
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(artifact, step, fail)
+    monkeypatch.setattr(module, step, fail)
     for target, force in ((saved, True), (saved.with_name("new"), False)):
         with pytest.raises(type(error)):
             fxcollab.save(train_model, target, force=force)
@@ -666,7 +674,7 @@ def test_an_interrupted_write_of_a_state_dict_leaves_the_old_file(
         Path(draft).write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(artifact, "save_file", fail)
+    monkeypatch.setattr(weights, "save_file", fail)
     with pytest.raises(KeyboardInterrupt):
         write_state_dict({"w": torch.zeros(2)}, file, force=True)
     assert torch.equal(load_file(file)["w"], torch.ones(2))

@@ -13,9 +13,11 @@ from fxcollab.capture.interface import Interface
 from fxcollab.capture.preserve import preserved
 from fxcollab.partition import partition
 from fxcollab.plan import plan_of, training_model
+from fxcollab.verify.gradients import check_gradients
+from fxcollab.verify.outputs import check_outputs
 from fxcollab.verify.report import Report
+from fxcollab.verify.runs import Trial
 from fxcollab.verify.structure import check_graphs, check_provenance, check_state
-from fxcollab.verify.values import Trial, check_gradients, check_outputs
 
 
 def verify(

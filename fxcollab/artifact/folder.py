@@ -1,0 +1,77 @@
+"""The artifact's folder: it appears whole or not at all."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fxcollab.errors import ArtifactError
+
+PLAN, WEIGHTS, GRAPH = "plan.json", "weights.safetensors", "graph.py"
+FILES = frozenset({PLAN, WEIGHTS, GRAPH, "diff.html"})
+"""What an artifact's folder may hold and ``force`` may replace."""
+
+
+def refuse_existing(target: Path, force: bool) -> None:
+    """Refuse an output directory that exists; with ``force``, one that is more or less than an artifact.
+
+    Raises:
+        ArtifactError: with the way out.
+    """
+    if not target.exists():
+        return
+    if not force:
+        raise ArtifactError(
+            "The output directory exists.", where=str(target), hint="give another one, or force=True (--force)"
+        )
+    if not (target / PLAN).is_file():
+        raise ArtifactError(
+            "The output directory is not an artifact and is not replaced.",
+            where=str(target),
+            why=f"it has no {PLAN}" if target.is_dir() else "it is a file",
+            hint="give a directory that does not exist",
+        )
+    others = sorted(entry.name for entry in target.iterdir() if entry.name not in FILES)
+    if others:
+        raise ArtifactError(
+            "The output directory holds other files and is not replaced.",
+            where=str(target),
+            why=f"{', '.join(others[:4])}{' and more' if len(others) > 4 else ''} would be lost",
+            hint="move them away, or give another directory",
+        )
+
+
+@contextmanager
+def replaced(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` that takes its place on leaving without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = beside(target)
+    folder.mkdir()
+    try:
+        yield folder
+        _swap(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _swap(folder: Path, target: Path) -> None:
+    """Put ``folder`` in the place of ``target``, which stays where that fails."""
+    if not target.exists():
+        folder.replace(target)
+        return
+    old = beside(target)
+    target.replace(old)
+    try:
+        folder.replace(target)
+    except BaseException:
+        old.replace(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def beside(target: Path) -> Path:
+    """A hidden path in the same folder that nothing has."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}")
