@@ -77,7 +77,6 @@ def check_inputs(train_model: CollabGraphModule, shapes: list[str] | None) -> No
         return
     from fxcollab.capture.examples import why_not
     from fxcollab.capture.interface import Interface
-    from fxcollab.errors import CaptureError
     from fxcollab.plan import plan_of
 
     planned = plan_of(train_model).interface
@@ -86,11 +85,18 @@ def check_inputs(train_model: CollabGraphModule, shapes: list[str] | None) -> No
     specs = tuple(input_spec(spec.name, text) for spec, text in zip(planned.inputs, shapes, strict=True))
     reason = why_not(train_model.root, Interface(specs, planned.fixed, planned.defaults))
     if reason:
-        raise CaptureError(
-            f"The model fails on input {', '.join(shapes)}.",
-            why=reason,
-            hint="give what the model takes, one --input for each of its inputs: --input 1x3x224x224",
-        )
+        raise failing_on(shapes, reason)
+
+
+def failing_on(shapes: list[str], why: str) -> Exception:
+    """The error for given inputs on which the model fails."""
+    from fxcollab.errors import CaptureError
+
+    return CaptureError(
+        f"The model fails on input {', '.join(shapes)}.",
+        why=why,
+        hint="give what the model takes, one --input for each of its inputs: --input 1x3x224x224",
+    )
 
 
 def fanouts(text: str | None) -> tuple[int, ...] | None:

@@ -89,4 +89,9 @@ def _verified(train_model: CollabGraphModule, shapes: list[str] | None) -> Repor
     import fxcollab
 
     options.check_inputs(train_model, shapes)
-    return fxcollab.verify(train_model.root, train_model, options.example_inputs(shapes))
+    try:
+        return fxcollab.verify(train_model.root, train_model, options.example_inputs(shapes))
+    except RuntimeError as error:
+        if not shapes:
+            raise
+        raise options.failing_on(shapes, str(error).partition("\n")[0]) from error

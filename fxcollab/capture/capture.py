@@ -100,7 +100,7 @@ class _Traced:
     graph: fx.Graph
     constants: Mapping[str, Tensor]
     helpers: tuple[Helper, ...]
-    decided: tuple[str, ...]
+    notes: tuple[str, ...]
     assigned: tuple[str, ...]
     drew: bool
 
@@ -139,7 +139,7 @@ def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tenso
             else:
                 raise _refusal(model, error) from error
         else:
-            return _Traced(graph, tracer.constants, tuple(helpers), tuple(tracer.decided), changed, bool(drew))
+            return _Traced(graph, tracer.constants, tuple(helpers), tuple(tracer.notes), changed, bool(drew))
 
 
 @contextmanager
@@ -175,14 +175,14 @@ def _examples_after(error: BaseException, request: _Request) -> Sequence[Any]:
 
 def _compromises(train: _Traced, evaluation: _Traced) -> tuple[str, ...]:
     helpers = dict.fromkeys(helper.title for helper in (*train.helpers, *evaluation.helpers))
-    lines = dict.fromkeys((*train.decided, *evaluation.decided))
+    notes = dict.fromkeys((*train.notes, *evaluation.notes))
     assigned = dict.fromkeys((*train.assigned, *evaluation.assigned))
     drew = train.drew or evaluation.drew
     return (
         *(f"what the forward assigns to {name} is not kept: the graph reads the value it had" for name in assigned),
         *["random numbers of Python or numpy were drawn while tracing and are constants of the graph"] * drew,
         *(f"function {title} can't be traced and is kept whole as one node" for title in helpers),
-        *(f"what {line} asks was decided for an example input" for line in lines),
+        *notes,
     )
 
 

@@ -7,41 +7,26 @@ import operator
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import CheckpointFunction
 
 from fxcollab.capture.helpers import Helper, kept_whole
 from fxcollab.capture.interface import Interface, as_call
-from fxcollab.capture.operators import CustomFunction, stop_gradient
+from fxcollab.capture.operators import stop_gradient
+from fxcollab.capture.patches import RecordFactories, UntraceableError, patched
 from fxcollab.capture.proxy import CaptureProxy, unformat
 from fxcollab.capture.shadows import Shadows
 
 RETURNED_BY = "fxcollab_returned_by"
 """Meta key: the calls (``path`` or ``path@k``) of opened modules that return this node's value."""
 
-_FACTORIES: frozenset[Callable[..., Any]] = frozenset(
-    getattr(torch, name)
-    for name in (
-        "arange", "bernoulli", "empty", "eye", "full", "linspace", "logspace", "normal", "ones", "rand",
-        "randint", "randn", "randperm", "tensor", "tril_indices", "triu_indices", "zeros",
-    )
-)  # fmt: skip
-
-
 # Tracing patches torch while it lasts.
 _ONE_AT_A_TIME = threading.RLock()
-
-
-class UntraceableError(Exception):
-    """The forward does something that a graph can't hold."""
 
 
 class LazyTracer(fx.Tracer):
@@ -59,7 +44,7 @@ class LazyTracer(fx.Tracer):
         constants: those of the other mode's graph; equal ones keep their names.
         helpers: functions that become one node each.
         examples: an example of each input, for questions that the graph can't answer; None refuses them. Lines
-            whose questions were answered so are in ``decided``.
+            whose questions were answered so are among the ``notes``.
     """
 
     proxy_buffer_attributes = True
@@ -81,7 +66,7 @@ class LazyTracer(fx.Tracer):
         self._evaluating = False
         self._shadows: Shadows | None = None
         self.constants: dict[str, Tensor] = dict(constants or {})
-        self.decided: dict[str, None] = {}
+        self.notes: dict[str, None] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root``; see ``fx.Tracer.trace``."""
@@ -95,8 +80,8 @@ class LazyTracer(fx.Tracer):
         self._shadows = Shadows(root, self._examples, self.constants) if self._examples is not None else None
         with (
             torch.enable_grad(),
-            _recorded_functions(self),
-            _RecordFactories(self),
+            patched(self),
+            RecordFactories(self),
             kept_whole(self._helpers, self._record_helper),
         ):
             return super().trace(root, concrete_args)
@@ -118,7 +103,7 @@ class LazyTracer(fx.Tracer):
         except (RuntimeError, TypeError) as error:
             raise UntraceableError(f"{what} of a value that depends on the data: {error}") from error
         if not isinstance(value, tuple | list | dict):
-            self.decided[_asking_line()] = None
+            self.notes[f"what {_asking_line()} asks was decided for an example input"] = None
         return found
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -284,54 +269,6 @@ class LazyTracer(fx.Tracer):
         while hasattr(self.root, f"_tensor_constant{count}"):
             count += 1
         return f"_tensor_constant{count}"
-
-
-class _RecordFactories(TorchFunctionMode):
-    """While tracing, a call such as ``torch.rand(3)`` becomes a node."""
-
-    def __init__(self, tracer: LazyTracer) -> None:
-        super().__init__()
-        self._tracer = tracer
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in _FACTORIES and not self._tracer.evaluating:
-            return self._tracer.create_proxy("call_function", func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _recorded_functions(tracer: LazyTracer) -> Iterator[None]:
-    """While tracing, a custom ``autograd.Function`` becomes a node, or loses its backward; autocast is refused."""
-    base: Any = torch.autograd.Function
-    autocast: Any = torch.autocast
-    original, enter = base.__dict__["apply"], autocast.__enter__
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        proxies = any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs)))
-        if proxies and cls is CheckpointFunction:
-            function, _, *inputs = args
-            return function(*inputs)  # under no_grad, as it would run it, the graph would lose its gradients
-        if not proxies or cls.__module__.partition(".")[0] == "torch":
-            return original.__get__(None, cls)(*args, **kwargs)
-        return tracer.create_proxy("call_function", CustomFunction(cls), args, kwargs)
-
-    base.apply = classmethod(apply)
-
-    thread = threading.get_ident()
-
-    def refuse(context: Any) -> Any:
-        if tracer.evaluating or threading.get_ident() != thread:
-            return enter(context)
-        raise UntraceableError("autocast is switched inside the forward, and a graph would forget that")
-
-    autocast.__enter__ = refuse
-    try:
-        yield
-    finally:
-        base.apply = original
-        autocast.__enter__ = enter
 
 
 def _asking_line() -> str:

@@ -34,7 +34,7 @@ def stages_of(model: nn.Module) -> list[str]:
     """The stages of a model in order: those it names itself, else the children of its longest sequence."""
     named = [info["module"] for info in getattr(model, "feature_info", None) or () if isinstance(info, dict)]
     modules = dict(model.named_modules())
-    named = [name for name in dict.fromkeys(named) if name in modules]
+    named = [_called(name, modules[name]) for name in dict.fromkeys(named) if name in modules]
     if len(named) >= 3:
         return named
     sequences = [

@@ -1,0 +1,117 @@
+"""What is patched in torch while a trace lasts, so that nothing of a forward is lost.
+
+Tracers of several threads wait for one another (see `LazyTracer`); what other threads do meanwhile is let through.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint as original_checkpoint
+
+from fxcollab.capture.operators import CustomFunction
+
+if TYPE_CHECKING:
+    from fxcollab.capture.tracer import LazyTracer
+
+_FACTORIES: frozenset[Callable[..., Any]] = frozenset(
+    getattr(torch, name)
+    for name in (
+        "arange", "bernoulli", "empty", "eye", "full", "linspace", "logspace", "normal", "ones", "rand",
+        "randint", "randn", "randperm", "tensor", "tril_indices", "triu_indices", "zeros",
+    )
+)  # fmt: skip
+
+
+_CHECKPOINT_OPTIONS = frozenset(
+    ("use_reentrant", "context_fn", "determinism_check", "debug", "early_stop", "preserve_rng_state")
+)
+
+
+class UntraceableError(Exception):
+    """The forward does something that a graph can't hold."""
+
+
+class RecordFactories(TorchFunctionMode):
+    """While tracing, a call such as ``torch.rand(3)`` becomes a node."""
+
+    def __init__(self, tracer: LazyTracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _FACTORIES and not self._tracer.evaluating:
+            return self._tracer.create_proxy("call_function", func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def patched(tracer: LazyTracer) -> Iterator[None]:
+    """Record custom functions, see through checkpointing, refuse a switch of autocast."""
+    function: Any = torch.autograd.Function
+    autocast: Any = torch.autocast
+    apply, enter = function.__dict__["apply"], autocast.__enter__
+    scopes = [vars(module) for module in list(sys.modules.values()) if _holds_checkpoint(module)]
+    function.apply = classmethod(_recording(tracer, apply))
+    autocast.__enter__ = _refusing(tracer, enter)
+    for scope in scopes:
+        scope["checkpoint"] = _seeing_through(tracer)
+    try:
+        yield
+    finally:
+        function.apply, autocast.__enter__ = apply, enter
+        for scope in scopes:
+            scope["checkpoint"] = original_checkpoint
+
+
+def _has_proxies(*values: Any) -> bool:
+    return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves(values))
+
+
+def _recording(tracer: LazyTracer, original: Any) -> Callable[..., Any]:
+    """A custom ``autograd.Function`` becomes a node; traced through, it would lose its backward."""
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _has_proxies(args, kwargs) or cls.__module__.partition(".")[0] == "torch":
+            return original.__get__(None, cls)(*args, **kwargs)
+        return tracer.create_proxy("call_function", CustomFunction(cls), args, kwargs)
+
+    return apply
+
+
+def _refusing(tracer: LazyTracer, enter: Callable[..., Any]) -> Callable[..., Any]:
+    """Autocast leaves no node behind."""
+    thread = threading.get_ident()
+
+    def refuse(context: Any) -> Any:
+        if tracer.evaluating or threading.get_ident() != thread:
+            return enter(context)
+        raise UntraceableError("autocast is switched inside the forward, and a graph would forget that")
+
+    return refuse
+
+
+def _holds_checkpoint(module: Any) -> bool:
+    return getattr(module, "__dict__", {}).get("checkpoint") is original_checkpoint
+
+
+def _seeing_through(tracer: LazyTracer) -> Callable[..., Any]:
+    """Checkpointed code is traced like any other: under ``no_grad``, as it runs, it would lose its gradients."""
+
+    def direct(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not _has_proxies(args, kwargs):
+            return original_checkpoint(function, *args, **kwargs)
+        tracer.notes["activation checkpointing in an opened forward is not kept"] = None
+        return function(*args, **{key: value for key, value in kwargs.items() if key not in _CHECKPOINT_OPTIONS})
+
+    return direct
