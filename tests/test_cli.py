@@ -748,3 +748,17 @@ def test_a_reader_that_goes_away_is_no_failed_check() -> None:
     os.close(write)
     assert process.returncode == -signal.SIGPIPE
     assert b"Traceback" not in process.stderr
+
+
+def test_a_model_file_that_changes_the_directory_changes_nothing(
+    call: Call, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "model.py").write_text(
+        "import os\nfrom torch import nn\nos.chdir('elsewhere')\n"
+        "model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))\n"
+    )
+    assert call("transform", "model.py", "--splits", "0", "--init", "copy-anyway").code == 0
+    assert (tmp_path / "model_collab" / "plan.json").is_file()
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -301,3 +301,28 @@ def test_a_forward_replaced_on_an_instance_may_write_into_its_input() -> None:
     model = Patched()
     train_model = fxcollab.transform(model, splits=["b"], heads=3, pattern="simple")
     fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+
+
+def test_a_split_of_one_mode_is_said_to_be_one() -> None:
+    class InTraining(Net):
+        def forward(self, x: Tensor) -> Any:
+            x = self.a(x)
+            return self.d(self.c(self.b(x) if self.training else x))
+
+    with pytest.raises(fxcollab.SplitError, match="Split 'b' exists in train mode only"):
+        fxcollab.transform(InTraining(), splits=["b"])
+
+
+def test_a_forward_that_exits_is_refused_like_any_other_that_fails() -> None:
+    class Exits(Net):
+        def forward(self, x: Tensor) -> Any:
+            raise SystemExit(0)
+
+    with pytest.raises(fxcollab.CaptureError, match="can't be captured"):
+        fxcollab.transform(Exits(), splits=["b"])
+
+
+def test_dense_labels_of_bytes_are_labels() -> None:
+    logits, labels = [torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)], torch.randint(0, 3, (2, 4, 4))
+    loss = fxcollab.CollaborativeLoss()
+    assert torch.equal(loss(logits, labels.to(torch.uint8)), loss(logits, labels))

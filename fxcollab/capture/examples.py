@@ -58,7 +58,7 @@ def accepts(model: nn.Module, interface: Interface) -> bool:
             set_mode(modules, training)
             try:
                 run_on_fakes(model, interface)
-            except Exception:  # whatever the user's code raises on a wrong shape
+            except (Exception, SystemExit):  # whatever the user's code raises on a wrong shape
                 return False
     return True
 
@@ -69,7 +69,7 @@ def why_not(model: nn.Module, interface: Interface) -> str | None:
         run_on_fakes(model, interface)
     except _UNTOLD:
         return None
-    except Exception as error:  # whatever the user's code raises on a wrong shape
+    except (Exception, SystemExit) as error:  # whatever the user's code raises on a wrong shape
         return f"{type(error).__name__}: {str(error).partition(_NEWLINE)[0]}"
     return None
 

@@ -67,9 +67,32 @@ def partition(captured: CollabGraphModule, tree: HeadTree) -> Partition:
 def _cut_graph(graph: fx.Graph, captured: CollabGraphModule, tree: HeadTree, effects: EffectAnalysis) -> GraphLevels:
     if not tree.splits:
         return _independent(graph, effects)
-    cuts: Cuts = [find_cut(split, graph, captured.root) for split in tree.splits]
+    cuts: Cuts = [_find_cut(split, graph, captured) for split in tree.splits]
     check_reaches_output(graph, cuts, tree.splits, effects)
     return dependence_levels(graph, cuts, tree.splits, effects)
+
+
+def _find_cut(split: str, graph: fx.Graph, captured: CollabGraphModule) -> tuple[fx.Node, ...]:
+    try:
+        return find_cut(split, graph, captured.root)
+    except SplitError:
+        other = captured.modes.eval if graph is captured.modes.train else captured.modes.train
+        if other is graph or not _has_cut(split, other, captured):
+            raise
+    here, there = ("eval", "train") if graph is captured.modes.train else ("train", "eval")
+    raise SplitError(
+        f"Split {split!r} exists in {here} mode only.",
+        why=f"in {there} mode the forward computes no such value",
+        hint="split at a value that both modes compute",
+    )
+
+
+def _has_cut(split: str, graph: fx.Graph, captured: CollabGraphModule) -> bool:
+    try:
+        find_cut(split, graph, captured.root)
+    except SplitError:
+        return False
+    return True
 
 
 def _independent(graph: fx.Graph, effects: EffectAnalysis) -> GraphLevels:
