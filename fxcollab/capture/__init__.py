@@ -2,8 +2,40 @@
 
 from fxcollab.capture.capture import capture
 from fxcollab.capture.interface import ExampleInputs
-from fxcollab.capture.operators import INPLACE, stop_gradient
 
-globals().update(INPLACE)  # generated code and pickled graphs name them fxcollab.capture.iadd and so on
+# Generated code and pickled graphs refer to these by their names here: ``fxcollab.capture.iadd``.
+from fxcollab.capture.operators import (
+    iadd,
+    iand,
+    ifloordiv,
+    ilshift,
+    imatmul,
+    imod,
+    imul,
+    ior,
+    ipow,
+    irshift,
+    isub,
+    itruediv,
+    ixor,
+    stop_gradient,
+)
 
-__all__ = ["ExampleInputs", "capture", "stop_gradient"]
+__all__ = [
+    "ExampleInputs",
+    "capture",
+    "iadd",
+    "iand",
+    "ifloordiv",
+    "ilshift",
+    "imatmul",
+    "imod",
+    "imul",
+    "ior",
+    "ipow",
+    "irshift",
+    "isub",
+    "itruediv",
+    "ixor",
+    "stop_gradient",
+]

@@ -15,11 +15,6 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 from torch.utils import _pytree as pytree
 
-_NAMES = (
-    "iadd", "iand", "ifloordiv", "ilshift", "imatmul", "imod", "imul", "ior", "ipow", "irshift", "isub",
-    "itruediv", "ixor",
-)  # fmt: skip
-
 
 def _inplace(name: str) -> Callable[[Any, Any], Any]:
     operation = getattr(operator, name)
@@ -33,7 +28,24 @@ def _inplace(name: str) -> Callable[[Any, Any], Any]:
     return inplace
 
 
-INPLACE: dict[str, Callable[[Any, Any], Any]] = {name: _inplace(name) for name in _NAMES}
+iadd = _inplace("iadd")
+iand = _inplace("iand")
+ifloordiv = _inplace("ifloordiv")
+ilshift = _inplace("ilshift")
+imatmul = _inplace("imatmul")
+imod = _inplace("imod")
+imul = _inplace("imul")
+ior = _inplace("ior")
+ipow = _inplace("ipow")
+irshift = _inplace("irshift")
+isub = _inplace("isub")
+itruediv = _inplace("itruediv")
+ixor = _inplace("ixor")
+
+INPLACE: dict[str, Callable[[Any, Any], Any]] = {
+    function.__name__: function
+    for function in (iadd, iand, ifloordiv, ilshift, imatmul, imod, imul, ior, ipow, irshift, isub, itruediv, ixor)
+}
 """The in-place operators by their names in `operator`."""
 
 

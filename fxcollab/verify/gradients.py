@@ -159,8 +159,11 @@ class _Backward(nn.Module):
 def _gradients(loss: Any, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         return {}
-    gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-    return {name: g for name, g in zip(wanted, gradients, strict=True) if g is not None}
+    loss.backward()  # type: ignore[no-untyped-call]  # not autograd.grad, which reentrant checkpointing refuses
+    gradients = {name: leaf.grad for name, leaf in wanted.items() if leaf.grad is not None}
+    for leaf in wanted.values():
+        leaf.grad = None
+    return gradients
 
 
 def _loss(output: Any) -> Any:
