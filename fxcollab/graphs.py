@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 from torch.fx.node import Argument, map_arg
 
 
@@ -72,6 +72,12 @@ def source_line(node: fx.Node) -> str | None:
         return None
     lines = [line.strip() for line in trace.strip().splitlines() if line.strip().startswith("File")]
     return lines[-1] if lines else None
+
+
+def attribute(root: nn.Module, path: str) -> object:
+    """The attribute of ``root`` at a dotted path."""
+    owner, _, name = path.rpartition(".")
+    return getattr(root.get_submodule(owner), name)
 
 
 def get_output(graph: fx.Graph) -> fx.Node:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import random
-import sys
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -19,9 +18,11 @@ from fxcollab.capture.interface import ExampleInputs, Interface, interface_of
 from fxcollab.capture.preflight import given_up
 from fxcollab.capture.preserve import preserved, set_mode
 from fxcollab.capture.proxy import readable
+from fxcollab.capture.shadows import Examples, Shadows
 from fxcollab.capture.tracer import LazyTracer, belongs_to_the_machinery
 from fxcollab.codegen import CollabGraphModule, Modes
 from fxcollab.errors import CaptureError
+from fxcollab.generators import undrawn
 from fxcollab.graphs import copy_graph
 
 Granularity = Literal["auto", "op"]
@@ -85,12 +86,22 @@ class _Request:
     operators: bool
     example_inputs: ExampleInputs | None
 
-    def examples(self) -> Sequence[Any]:
-        """A value for each input: the given ones, or random ones of the shapes that are known or guessed."""
-        if self.example_inputs is not None:
-            return self.interface.values_of(self.model, self.example_inputs)
-        known = self.interface if self.interface.known else guess_inputs(self.model)
-        return example_tensors(self.model, known)
+    def examples(self) -> Iterator[Examples]:
+        """A value for each input: the given ones, or random ones of the shapes that are known or guessed.
+
+        Fake tensors first; real ones, given and not guessed, where the answers depend on data.
+        """
+        if self.example_inputs is None:
+            yield Examples(example_tensors(self.model, self._known_interface))
+            return
+        values = self.interface.values_of(self.model, self.example_inputs)
+        yield Examples(values)
+        if not any(tensor.is_meta for tensor in (*self.model.parameters(), *self.model.buffers())):
+            yield Examples(values, real=True)
+
+    @cached_property
+    def _known_interface(self) -> Interface:
+        return self.interface if self.interface.known else guess_inputs(self.model)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +123,8 @@ def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tenso
     asks, an example answers.
     """
     model, helpers = request.model, list[Helper]()
-    examples: Sequence[Any] | None = None
-    traced = model.modules() if request.operators else (model.get_submodule(path) for path in request.opened)
-    modules = list(traced)
+    resorts = request.examples()
+    examples: Examples | None = None
     while True:
         tracer = LazyTracer(
             request.opened,
@@ -126,49 +136,60 @@ def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tenso
         )
         try:
             with preserved(model.modules()) as assigned:  # what one mode sets must not be seen in the other
-                set_mode(modules, training)
-                with _watched_randomness() as drew:
+                set_mode(model.modules(), training)
+                with undrawn() as generators:
                     graph = tracer.trace(model)
+                    drew = generators.foreign_numbers_were_drawn()
                 changed = assigned()
+                deceived = _with_absent_values(model, graph, tracer, resorts) if examples is None else None
         except (Exception, SystemExit) as error:  # whatever the user's code raises on proxies
             helper = innermost_helper(error, helpers)
             if helper is not None:
                 helpers.append(helper)
-            elif examples is None:
-                examples = _examples_after(error, request)
             else:
-                raise _refusal(model, error) from error
+                examples = _next_resort(resorts, error, request)
         else:
-            return _Traced(graph, tracer.constants, tuple(helpers), tuple(tracer.notes), changed, bool(drew))
+            if deceived is not None:
+                examples = deceived
+                continue
+            return _Traced(graph, tracer.constants, tuple(helpers), tuple(tracer.notes), changed, drew)
 
 
-@contextmanager
-def _watched_randomness() -> Iterator[list[str]]:
-    """Whether Python's or numpy's generators are drawn from; they are put back."""
-    drew: list[str] = []
-    numpy: Any = sys.modules.get("numpy")
-    before: Any = random.getstate()
-    numpy_before: Any = numpy.random.get_state() if numpy else None
+def _with_absent_values(
+    model: nn.Module, graph: fx.Graph, tracer: LazyTracer, resorts: Iterator[Examples]
+) -> Examples | None:
+    """Examples for which a module returns None among other values.
+
+    To the forward it looked like a value: ``if mask is None`` was decided wrongly, and needs the examples.
+    """
+    unpacked = [n for n in graph.nodes if n.target is operator.getitem and _is_part_of_a_call(n)]
+    if not unpacked:
+        return None
     try:
-        yield drew
-    finally:
-        if random.getstate() != before:
-            random.setstate(before)
-            drew.append("random")
-        if numpy and any(map(_differ, numpy.random.get_state(), numpy_before)):
-            numpy.random.set_state(numpy_before)
-            drew.append("numpy")
+        examples = next(resorts)
+        shadows = Shadows(model, examples, tracer.constants)
+        return examples if any(shadows.value(node) is None for node in unpacked) else None
+    except Exception as error:  # whatever the user's code raises; without a value there is nothing to see
+        reason = error.what if isinstance(error, CaptureError) else f"{type(error).__name__}: {error}"
+        tracer.notes[f"whether a part of what {unpacked[0].args[0]} returns is None could not be seen ({reason})"] = (
+            None
+        )
+        return None
 
 
-def _differ(one: Any, other: Any) -> bool:
-    return bool((one != other).any()) if hasattr(one, "any") else one != other
+def _is_part_of_a_call(value: Any) -> bool:
+    while isinstance(value, fx.Node) and value.target is operator.getitem:
+        value = value.args[0]
+    return isinstance(value, fx.Node) and value.op == "call_module"
 
 
-def _examples_after(error: BaseException, request: _Request) -> Sequence[Any]:
+def _next_resort(resorts: Iterator[Examples], error: BaseException, request: _Request) -> Examples:
+    refusal = _refusal(request.model, error)
     try:
-        return request.examples()
+        return next(resorts)
+    except StopIteration:
+        raise refusal from error
     except CaptureError as missing:
-        refusal = _refusal(request.model, error)
         refusal.hint = f"{missing.hint}; or {refusal.hint}"
         raise refusal from error
 

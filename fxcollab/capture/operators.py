@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 from torch.utils import _pytree as pytree
 
+from fxcollab.errors import CaptureError
+
 
 def _inplace(name: str) -> Callable[[Any, Any], Any]:
     operation = getattr(operator, name)
@@ -84,3 +86,33 @@ def stop_gradient(value: Any) -> Any:
 
 
 stop_gradient.__module__ = "fxcollab.capture"
+
+
+def assume(question: str, value: Any, answer: Any, where: str) -> None:
+    """Refuse data for which the forward would go another way than it went when it was captured.
+
+    Args:
+        question: ``"bool"``, ``"int"``, ``"float"``, ``"index"`` or ``"len"``.
+        value: what is asked.
+        answer: the answer at capture.
+        where: the line that asks.
+
+    Raises:
+        CaptureError: the answer differs.
+    """
+    found = QUESTIONS[question](value)
+    if found != answer:
+        raise CaptureError(
+            f"The graph was captured where {question}(...) is {answer}; here it is {found}.",
+            where=where,
+            why="the forward goes another way for this input",
+            hint="capture with an example like this input, or keep this code in a module of its own",
+        )
+
+
+assume.__module__ = "fxcollab.capture"
+
+QUESTIONS: dict[str, Callable[[Any], Any]] = {
+    "bool": bool, "int": int, "float": float, "index": operator.index, "len": len,
+}  # fmt: skip
+"""What only a value can answer, by name."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,13 @@ _FACTORIES: frozenset[Callable[..., Any]] = frozenset(
 _CHECKPOINT_OPTIONS = frozenset(
     ("use_reentrant", "context_fn", "determinism_check", "debug", "early_stop", "preserve_rng_state")
 )
+
+
+# What takes no proxy, or not in every form: sizes that are proxies given one by one, the type of a proxy.
+_UNDISPATCHED: dict[str, Any] = {
+    name: getattr(torch, name)
+    for name in ("empty", "finfo", "full", "iinfo", "ones", "rand", "randint", "randn", "zeros")
+}
 
 
 class UntraceableError(Exception):
@@ -74,6 +82,45 @@ def patched(tracer: LazyTracer) -> Iterator[None]:
             scope["checkpoint"] = original_checkpoint
 
 
+@contextmanager
+def rewired(tracer: LazyTracer, scopes: Iterable[dict[str, Any]]) -> Iterator[None]:
+    """In the code of ``scopes`` alone, record and answer what neither torch nor Python hands to a proxy.
+
+    ``isinstance`` of a proxy tells the type of the value it stands for; `_UNDISPATCHED` functions become nodes.
+    """
+
+    def answer(value: Any, kinds: Any) -> bool:
+        if isinstance(value, kinds) or not isinstance(value, fx.Proxy) or tracer.evaluating:
+            return isinstance(value, kinds)
+        return tracer.ask_type(value, kinds)
+
+    facade = _Facade(tracer)
+    saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    try:
+        for scope in scopes:
+            saved.append((scope, {name: scope[name] for name in ("isinstance", "torch") if name in scope}))
+            if scope.get("torch") is torch:
+                scope["torch"] = facade
+            if "isinstance" not in scope:
+                scope["isinstance"] = answer
+        yield
+    finally:
+        for scope, before in reversed(saved):
+            scope.pop("isinstance", None)
+            scope.update(before)
+
+
+class _Facade(ModuleType):
+    """Torch, with functions that record calls on proxies; patching torch itself would outlast the trace in others."""
+
+    def __init__(self, tracer: LazyTracer) -> None:
+        super().__init__("torch", torch.__doc__)
+        vars(self).update({name: _recording_call(tracer, original) for name, original in _UNDISPATCHED.items()})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
 def _has_proxies(*values: Any) -> bool:
     return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves(values))
 
@@ -87,6 +134,15 @@ def _recording(tracer: LazyTracer, original: Any) -> Callable[..., Any]:
         return tracer.create_proxy("call_function", CustomFunction(cls), args, kwargs)
 
     return apply
+
+
+def _recording_call(tracer: LazyTracer, original: Any) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if tracer.evaluating or not _has_proxies(args, kwargs):
+            return original(*args, **kwargs)
+        return tracer.create_proxy("call_function", original, args, kwargs)
+
+    return call
 
 
 def _refusing(tracer: LazyTracer, enter: Callable[..., Any]) -> Callable[..., Any]:

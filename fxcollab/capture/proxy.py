@@ -6,7 +6,6 @@ On plain ``fx.Proxy`` the statement ``x += y`` becomes ``x = x + y``, ``x[i] = y
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable
 from typing import Any
@@ -25,23 +24,24 @@ class CaptureProxy(fx.Proxy):
     """The proxy of a capture."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+        record: Callable[..., None] = self.tracer.set_item  # type: ignore[attr-defined]
+        record(self, key, value)
 
     def __len__(self) -> int:
-        return int(self._ask("len", len))
+        return int(self._ask("len"))
 
     def __int__(self) -> int:
-        return int(self._ask("int", int))
+        return int(self._ask("int"))
 
     def __index__(self) -> int:
-        return int(self._ask("index", operator.index))
+        return int(self._ask("index"))
 
     def __float__(self) -> float:
-        return float(self._ask("float", float))
+        return float(self._ask("float"))
 
-    def _ask(self, what: str, answer: Callable[[Any], Any]) -> Any:
+    def _ask(self, question: str) -> Any:
         ask: Callable[..., Any] = self.tracer.ask  # type: ignore[attr-defined]
-        return ask(self, what, answer)
+        return ask(self, question)
 
     def __getattr__(self, k: str) -> Attribute:
         return _CaptureAttribute(self, k)

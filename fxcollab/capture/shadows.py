@@ -1,47 +1,91 @@
 """Example values for a graph under construction.
 
 An opened forward may ask what a proxy can't tell: whether two sizes are equal, how long a tuple is, what a number is.
-The answer is that of an example input, computed on fake tensors when it is first asked for. Sizes stay symbolic in
-the graph; what was decided by the example is noted.
+The answer is that of an example input, computed when it is first asked for: on fake tensors as far as shapes decide,
+on real ones where data do. Sizes stay symbolic in the graph; what was decided by the example is noted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.utils import _pytree as pytree
 
-from fxcollab.graphs import map_inputs
+from fxcollab.capture.preserve import preserved
+from fxcollab.generators import undrawn
+from fxcollab.graphs import attribute, map_inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """An example of every input, in order, and how its consequences are computed.
+
+    Attributes:
+        values: the examples.
+        real: on copies of the model's real state, not on fake tensors.
+    """
+
+    values: Sequence[Any]
+    real: bool = False
 
 
 class Shadows:
     """The values that the nodes of one graph have for one example.
 
     Args:
-        root: the module that targets refer to; its state is read as fake copies and never written.
-        examples: the example of every placeholder, in order.
+        root: the module that targets refer to; its state is read as copies and never written.
+        examples: the example of every placeholder.
         constants: tensors that ``get_attr`` nodes name and that are no attributes of the root.
     """
 
-    def __init__(self, root: nn.Module, examples: Sequence[Any], constants: dict[str, Tensor]) -> None:
+    def __init__(self, root: nn.Module, examples: Examples, constants: Mapping[str, Tensor]) -> None:
         self._root, self._constants = root, constants
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._fakes: dict[int, Tensor] = {}
+        self._mode = None if examples.real else FakeTensorMode(allow_non_fake_inputs=True)
+        self._copies: dict[int, Tensor] = {}
         self._values: dict[fx.Node, Any] = {}
-        self._inputs = [self._fake(example) for example in examples]
+        self._inputs = [pytree.tree_map(self._copy, value) for value in examples.values]
+
+    @property
+    def real(self) -> bool:
+        """Whether values depend on the example's data, and not on its shapes alone."""
+        return self._mode is None
 
     def value(self, node: fx.Node) -> Any:
         """The example's value of ``node``; every node before it is computed first, in the graph's order."""
-        with self._mode:
+        with self._computing():
             for other in node.graph.nodes:
                 if other not in self._values:
                     self._values[other] = self._evaluate(other)
                 if other is node:
                     break
         return self._values[node]
+
+    def holders(self, node: fx.Node) -> tuple[str, ...] | None:
+        """The nodes so far in whose values the list or dict that ``node`` stands for is found; None for a tensor."""
+        container = self.value(node)
+        if not isinstance(container, list | dict):
+            return None
+        return tuple(
+            holder.name
+            for holder, value in self._values.items()
+            if any(inner is container for inner in _containers(value))
+        )
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        if self._mode is not None:
+            with self._mode:
+                yield
+            return
+        with undrawn(), torch.no_grad():
+            yield
 
     def _evaluate(self, node: fx.Node) -> Any:
         args = map_inputs(node.args, self._values.__getitem__)
@@ -51,29 +95,34 @@ class Shadows:
             case "placeholder":
                 return self._inputs.pop(0)
             case "get_attr":
-                return self._fake(self._attribute(str(target)))
+                constant = self._constants.get(str(target))
+                return self._copy(attribute(self._root, str(target)) if constant is None else constant)
             case "call_function":
                 return target(*args, **kwargs)
             case "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
             case "call_module":
                 module = self._root.get_submodule(str(target))
-                return functional_call(module, self._state(module), args, kwargs)
+                with preserved(module.modules()):  # what it sets now is no assignment of the traced forward
+                    return functional_call(module, self._state(module), args, kwargs)
         return None
-
-    def _attribute(self, path: str) -> Any:
-        if path in self._constants:
-            return self._constants[path]
-        owner, _, name = path.rpartition(".")
-        return getattr(self._root.get_submodule(owner), name)
 
     def _state(self, module: nn.Module) -> dict[str, Tensor]:
         named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-        return {name: self._fake(tensor) for name, tensor in named}
+        return {name: self._copy(tensor) for name, tensor in named}
 
-    def _fake(self, value: Any) -> Any:
+    def _copy(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        if id(value) not in self._fakes:
-            self._fakes[id(value)] = self._mode.from_tensor(value).detach()
-        return self._fakes[id(value)]
+        if id(value) not in self._copies:
+            copy = value.clone() if self._mode is None else self._mode.from_tensor(value)
+            self._copies[id(value)] = copy.detach()
+        return self._copies[id(value)]
+
+
+def _containers(value: Any) -> Iterator[Any]:
+    """The lists and dicts in ``value``."""
+    if isinstance(value, tuple | list | dict):
+        yield from () if isinstance(value, tuple) else (value,)
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _containers(inner)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import operator
+import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -17,13 +19,19 @@ from torch.utils import _pytree as pytree
 
 from fxcollab.capture.helpers import Helper, kept_whole
 from fxcollab.capture.interface import Interface, as_call
-from fxcollab.capture.operators import stop_gradient
-from fxcollab.capture.patches import RecordFactories, UntraceableError, patched
+from fxcollab.capture.operators import QUESTIONS, assume, stop_gradient
+from fxcollab.capture.patches import RecordFactories, UntraceableError, patched, rewired
 from fxcollab.capture.proxy import CaptureProxy, unformat
-from fxcollab.capture.shadows import Shadows
+from fxcollab.capture.shadows import Examples, Shadows
+from fxcollab.graphs import attribute
 
 RETURNED_BY = "fxcollab_returned_by"
 """Meta key: the calls (``path`` or ``path@k``) of opened modules that return this node's value."""
+
+HELD_BY = "fxcollab_held_by"
+"""Meta key of an assignment to an item of a list or dict: the nodes in whose values it is found."""
+
+_A_TENSOR = torch.empty(0, device="meta")
 
 # Tracing patches torch while it lasts.
 _ONE_AT_A_TIME = threading.RLock()
@@ -58,7 +66,7 @@ class LazyTracer(fx.Tracer):
         operators: bool = False,
         constants: Mapping[str, Tensor] | None = None,
         helpers: Iterable[Helper] = (),
-        examples: Sequence[Any] | None = None,
+        examples: Examples | None = None,
     ) -> None:
         super().__init__()
         self._opened, self._interface, self._operators = opened, interface, operators
@@ -81,6 +89,7 @@ class LazyTracer(fx.Tracer):
         with (
             torch.enable_grad(),
             patched(self),
+            rewired(self, _scopes(root)),
             RecordFactories(self),
             kept_whole(self._helpers, self._record_helper),
         ):
@@ -91,43 +100,81 @@ class LazyTracer(fx.Tracer):
         """Whether an example is being computed: nothing is recorded then."""
         return self._evaluating
 
-    def ask(self, proxy: fx.Proxy, what: str, answer: Callable[[Any], Any]) -> Any:
-        """The answer to a question that only a value can answer, for the example.
+    def ask(self, proxy: fx.Proxy, question: str) -> Any:
+        """The answer to one of `QUESTIONS`, for the example.
+
+        Where the example's data were needed, the graph refuses inputs for which the answer is another.
 
         Raises:
             UntraceableError: there is no example, or the answer depends on the data.
         """
-        value = self._example_of(proxy, what)
+        value = self._example_of(proxy, f"{question}({proxy.node.name})")
         try:
-            found = answer(value)
+            answer = QUESTIONS[question](value)
         except (RuntimeError, TypeError) as error:
-            raise UntraceableError(f"{what} of a value that depends on the data: {error}") from error
-        if not isinstance(value, tuple | list | dict):
-            self.notes[f"what {_asking_line()} asks was decided for an example input"] = None
-        return found
+            raise UntraceableError(f"{question}({proxy.node.name}) depends on the data: {error}") from error
+        file, module, line = _asking_line()
+        refuses = self._shadows is not None and self._shadows.real
+        refuses |= isinstance(value, list | dict) and proxy.node.op == "placeholder"  # how many images, say
+        if refuses:
+            self.create_proxy("call_function", assume, (question, proxy, answer, f"{module}:{line}"), {})
+        if refuses or not isinstance(value, tuple | list | dict):
+            consequence = "; others that answer differently are refused" if refuses else ""
+            self.notes[f"what {file}:{line} asks was decided for an example input{consequence}"] = None
+        return answer
+
+    def ask_type(self, proxy: fx.Proxy, kinds: Any) -> bool:
+        """Whether the example's value is an instance of ``kinds``.
+
+        Inputs are tensors where no example says otherwise.
+
+        Raises:
+            UntraceableError: there is no example.
+        """
+        if proxy.node.op == "placeholder" and self._shadows is None:
+            return isinstance(_A_TENSOR, kinds)
+        if proxy.node.op == "get_attr":
+            target = str(proxy.node.target)
+            return isinstance(self.constants.get(target, attribute(self.root, target)), kinds)
+        return isinstance(self._example_of(proxy, f"the type of {proxy.node.name!r}"), kinds)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Whether a proxy is true."""
-        return bool(self.ask(obj, "the truth", bool))
+        return bool(self.ask(obj, "bool"))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """The parts of a proxy's value."""
-        value = self._example_of(obj, "iteration")
+        value = self._example_of(obj, f"iter({obj.node.name})")
         if isinstance(value, dict):
             return iter(list(value))
-        return (operator.getitem(obj, i) for i in range(self.ask(obj, "len", len)))
+        if isinstance(value, KeysView | ValuesView | ItemsView):
+            return iter(self.create_proxy("call_function", list, (obj,), {}))
+        return (operator.getitem(obj, i) for i in range(self.ask(obj, "len")))
 
     def keys(self, obj: fx.Proxy) -> Any:
         """The keys of a proxy's value."""
-        value = self._example_of(obj, "keys") if self._shadows else None
+        value = self._example_of(obj, f"keys of {obj.node.name!r}") if self._shadows else None
         return list(value) if isinstance(value, dict) else super().keys(obj)
+
+    def set_item(self, target: fx.Proxy, key: Any, value: Any) -> None:
+        """Record ``target[key] = value``; of a list or dict, where else it is held."""
+        holders = None
+        if self._shadows is not None and not self._evaluating:
+            holders = self._of_example(lambda shadows: shadows.holders(target.node))
+        node = self.create_proxy("call_function", operator.setitem, (target, key, value), {}).node
+        if holders is not None:
+            node.meta[HELD_BY] = holders
 
     def _example_of(self, proxy: fx.Proxy, what: str) -> Any:
         if self._shadows is None or self._evaluating:
-            raise UntraceableError(f"{what} of {proxy.node.name!r} can't be known while tracing")
+            raise UntraceableError(f"{what} can't be known while tracing")
+        return self._of_example(lambda shadows: shadows.value(proxy.node))
+
+    def _of_example(self, answer: Callable[[Shadows], Any]) -> Any:
+        assert self._shadows is not None
         self._evaluating = True
         try:
-            return self._shadows.value(proxy.node)
+            return answer(self._shadows)
         finally:
             self._evaluating = False
 
@@ -151,7 +198,7 @@ class LazyTracer(fx.Tracer):
     def _is_none(self, value: fx.Proxy) -> bool:
         if value.node.target is not operator.getitem:
             return False
-        return self._example_of(value, "presence") is None
+        return self._example_of(value, f"whether {value.node.name!r} is None") is None
 
     def _create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         if kind not in ("call_function", "call_method", "call_module") or target is stop_gradient:
@@ -186,13 +233,27 @@ class LazyTracer(fx.Tracer):
         """Record a call, and for an opened module which value it returned."""
         if self._evaluating:
             return forward(*args, **kwargs)
-        path = self.path_of_module(m)
+        path = self._path_of(m)
+        if path is None:
+            return forward(*args, **kwargs)
         calls = self.num_calls.get(path, 0) + 1
         value = super().call_module(m, forward, args, kwargs)
         if isinstance(value, fx.Proxy):
             call = path if calls == 1 else f"{path}@{calls}"
             value.node.meta.setdefault(RETURNED_BY, []).append(call)
         return value
+
+    def _path_of(self, module: nn.Module) -> str | None:
+        """The path of a module; None for one without state that the forward has just made."""
+        try:
+            return str(self.path_of_module(module))
+        except NameError:
+            made = next((name for name, _ in [*module.named_parameters(), *module.named_buffers()]), None)
+            if made is None:
+                return None
+            raise UntraceableError(
+                f"a {type(module).__qualname__} with state ({made}) is no submodule: the forward makes or hides it"
+            ) from None
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """Parameters and buffers become nodes, one for each tensor."""
@@ -210,6 +271,8 @@ class LazyTracer(fx.Tracer):
         """
         if isinstance(a, str):
             return self._text(a)
+        if type(a).__module__ == "numpy" and hasattr(a, "item") and not getattr(a, "ndim", 1):
+            return a.item()  # a number of numpy's is written as one of Python's
         if isinstance(a, dict) and type(a) not in (dict, immutable_dict):  # fx would take it for a plain one
             entries = {k: self.create_arg(v) for k, v in a.items()}
             if hasattr(type(a), "__dataclass_fields__"):
@@ -271,10 +334,12 @@ class LazyTracer(fx.Tracer):
         return f"_tensor_constant{count}"
 
 
-def _asking_line() -> str:
-    """The line of the user's code that asks."""
-    frames = [f for f in traceback.extract_stack() if not belongs_to_the_machinery(f.filename)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown line"
+def _asking_line() -> tuple[str, str, int]:
+    """File, module and line of the user's code that asks."""
+    for frame, line in traceback.walk_stack(None):
+        if not belongs_to_the_machinery(frame.f_code.co_filename):
+            return frame.f_code.co_filename, frame.f_globals.get("__name__", "?"), line
+    return "an unknown file", "?", 0
 
 
 def belongs_to_the_machinery(file: str) -> bool:
@@ -291,6 +356,16 @@ def _state_by_name(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield from ((prefix + k, v) for k, v in module.__dict__.items() if isinstance(v, Tensor))
     yield from reversed(list(root.named_buffers()))
     yield from reversed(list(root.named_parameters()))
+
+
+def _scopes(root: nn.Module) -> Iterator[dict[str, Any]]:
+    """The globals of the code that the model's authors wrote: of their packages, as far as they are loaded."""
+    classes = {cls for module in root.modules() for cls in type(module).__mro__}
+    foreign = [cls for cls in classes if cls.__module__.partition(".")[0] not in ("torch", "builtins")]
+    packages = {cls.__module__.partition(".")[0] for cls in foreign}
+    yield from (vars(module) for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages)
+    forwards = (inspect.unwrap(vars(cls)["forward"]) for cls in foreign if "forward" in vars(cls))
+    yield from (function.__globals__ for function in forwards if isinstance(function, FunctionType))
 
 
 def _default(parameter: inspect.Parameter) -> tuple[Any, ...]:

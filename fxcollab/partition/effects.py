@@ -21,7 +21,7 @@ from torch.fx.node import map_arg
 from fxcollab.capture.interface import InputSpec, Interface
 from fxcollab.capture.operators import INPLACE, CustomFunction
 from fxcollab.capture.preserve import preserved, set_mode
-from fxcollab.capture.tracer import LazyTracer
+from fxcollab.capture.tracer import HELD_BY, LazyTracer
 from fxcollab.graphs import get_output
 
 
@@ -180,13 +180,19 @@ def track_storages(graph: fx.Graph, effects: EffectAnalysis, tracked: Iterable[f
         if not any(argument in roots for argument in node.all_input_nodes) or node.op == "output":
             continue
         effect = effects.of(node)
-        hit = _union(roots, effect.writes)
+        hit = _union(roots, effect.writes) & _holders(node, roots)
         if hit:
             writes.append(Write(node, hit, effect.certain))
         shared = _union(roots, effect.shares)
         if shared:
             roots[node] = roots.get(node, frozenset()) | shared
     return Storages(roots, tuple(writes))
+
+
+def _holders(node: fx.Node, roots: Iterable[fx.Node]) -> frozenset[fx.Node]:
+    """What of the tracked values ``node`` can write into: a list or dict only where it was seen to be."""
+    names = node.meta.get(HELD_BY)
+    return frozenset(node for node in roots if names is None or node.name in names)
 
 
 def _union(roots: dict[fx.Node, frozenset[fx.Node]], nodes: Iterable[fx.Node]) -> frozenset[fx.Node]:

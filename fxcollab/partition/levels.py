@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from fxcollab.errors import SplitError
-from fxcollab.graphs import source_line
+from fxcollab.graphs import attribute, source_line
 from fxcollab.partition.effects import EffectAnalysis, Write, track_storages
 from fxcollab.partition.randomness import draws_randomly
 
@@ -260,9 +260,3 @@ def tensors_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     parameters = module.named_parameters(remove_duplicate=False)
     buffers = module.named_buffers(remove_duplicate=False)
     return {prefix + name: tensor for named in (parameters, buffers) for name, tensor in named}
-
-
-def attribute(root: nn.Module, path: str) -> object:
-    """The attribute of ``root`` at a dotted path."""
-    owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)

@@ -95,20 +95,26 @@ def _unknown(name: str, path: str, graph: fx.Graph, root: nn.Module) -> SplitErr
     modules = dict(root.named_modules(remove_duplicate=False))
     nodes = [node.name for node in graph.nodes if node.op not in ("output", "placeholder")]
     if path in modules:
-        calling = sorted(_called_ancestors(path, graph))
-        return SplitError(
-            f"Module {path!r} returns no value of the captured graph.",
-            why=f"{calling[0]!r} is kept whole and contains it" if calling else "the forward never calls it",
-            hint=f"split at {calling[0]!r}, or capture with granularity='op' (--granularity op)"
-            if calling
-            else "split at a module that the forward calls: " + ", ".join(nodes[:8]),
-        )
+        why, hint = _way_out(path, graph, nodes)
+        return SplitError(f"Module {path!r} returns no value of the captured graph.", why=why, hint=hint)
     near = closest(name, [*(p for p in modules if p), *nodes])
     return SplitError(
         f"There is no module and no node named {name!r}.",
         where=f"{type(root).__qualname__}",
         hint=f"did you mean {near}?" if near else "the values at hand are " + ", ".join(nodes[:12]),
     )
+
+
+def _way_out(path: str, graph: fx.Graph, nodes: list[str]) -> tuple[str, str]:
+    """Why the module at ``path`` is no place to split, and what is one."""
+    around = sorted(_called_ancestors(path, graph))
+    if around:
+        hint = f"split at {around[0]!r}, or capture with granularity='op' (--granularity op)"
+        return f"{around[0]!r} is kept whole and contains it", hint
+    inside = [str(n.target) for n in graph.nodes if n.op == "call_module" and str(n.target).startswith(f"{path}.")]
+    if inside:
+        return "the forward calls the modules in it, and never itself", f"split at the last of them: {inside[-1]!r}"
+    return "the forward never calls it", "split at a module that the forward calls: " + ", ".join(nodes[:8])
 
 
 def _called_ancestors(path: str, graph: fx.Graph) -> Iterator[str]:

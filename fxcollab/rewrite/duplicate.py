@@ -23,9 +23,8 @@ from torch.fx.graph import CodeGen, _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
 from fxcollab.errors import CaptureError
-from fxcollab.graphs import copy_node, map_inputs
+from fxcollab.graphs import attribute, copy_node, map_inputs
 from fxcollab.partition.effects import Write
-from fxcollab.partition.levels import attribute
 from fxcollab.provenance import META_KEY, Kind, Provenance
 from fxcollab.rewrite.copying import private_copy
 from fxcollab.rewrite.rescale import rescale

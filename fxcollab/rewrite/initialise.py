@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import random
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fxcollab.errors import PatternError, StateError
+from fxcollab.generators import seeded
 from fxcollab.partition.levels import tensors_of
 from fxcollab.rewrite.peers import Branch, State, own_tensors
 from fxcollab.tree import HeadTree, Path, branch_name
@@ -196,11 +195,16 @@ def _reset_module(
     uncovered = [
         (name, parameter, likes[id(parameter)])
         for name, parameter in parameters.items()
-        if not parameter.is_floating_point() or bool(parameter.isnan().any())
+        if not parameter.is_floating_point() or _uncovered(parameter)
     ]
     for _, parameter, like in uncovered:
         _redraw(parameter, like)
     return [name for name, _, _ in uncovered]
+
+
+def _uncovered(parameter: Tensor) -> bool:
+    """Whether nothing has written to it since; on meta there is nothing to see."""
+    return not parameter.is_meta and bool(parameter.isnan().any())
 
 
 def _redraw(parameter: Tensor, like: Tensor) -> None:
@@ -217,19 +221,5 @@ def _redraw(parameter: Tensor, like: Tensor) -> None:
 def isolated_randomness(seed: int, name: str = "") -> Iterator[None]:
     """Run with generators seeded by ``seed`` and ``name`` alone; restore torch's, numpy's and Python's."""
     derived = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
-    numpy: Any = sys.modules.get("numpy")
-    state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(derived)
-        if devices:
-            torch.cuda.manual_seed_all(derived)
-        random.seed(derived)
-        if numpy:
-            numpy.random.seed(derived % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(state)
-            if numpy:
-                numpy.random.set_state(numpy_state)
+    with seeded(derived):
+        yield

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxcollab.generators import seeded
 from fxcollab.plan import plan_of
 from fxcollab.verify.lockstep import Lockstep
 from fxcollab.verify.report import Check
@@ -21,7 +22,6 @@ from fxcollab.verify.runs import (
     copies,
     fresh,
     opened,
-    seeded,
     state_of_head,
     undisturbed,
     widened,
@@ -33,60 +33,154 @@ GRADIENT_TOLERANCE = 1e-8
 _NOISE_FLOOR = 1e-4
 _ROUNDINGS = 16
 _DOUBLE = torch.finfo(torch.float64).eps
+# What a gradient may differ by, in units of what it changes by where every weight is rounded once more ...
+_REROUNDINGS = 8
+# ... and of the rounding of the largest gradient.
+_LARGEST_ROUNDINGS = 1
+_LARGEST_NOISE = 1e-3
+_RUN_ERRORS = (RuntimeError, TypeError, NotImplementedError)
 
 
 def check_gradients(trial: Trial) -> Iterator[Check]:
     """With the loss summed over heads: each gradient is the mean (or sum) of those of separate originals.
 
-    In float64; a model that doesn't run so is compared in its own precision. Where it computes in a lower one
-    inside, as behind ``x.half()``, rounding there bounds what can be asked for.
+    In float64; a model that doesn't run so, or not to finite gradients, is compared in its own precision. Where it
+    computes in a lower one inside, as behind ``x.half()``, rounding there bounds what can be asked for.
     """
     rescaled = plan_of(trial.train_model).rescale
     name = f"gradients are the {'mean' if rescaled else 'sum'} over separate originals"
     with trial.train_model.in_mode(True), undisturbed():
         try:
-            found, where = _worst_gradient(trial, rescaled, double=True), "float64"
-        except (RuntimeError, TypeError, NotImplementedError):
-            try:
-                found, where = _worst_gradient(trial, rescaled, double=False), "the model's own precision"
-            except (RuntimeError, TypeError, NotImplementedError) as error:
-                yield Check(name, False, f"the model doesn't run backward: {error}")
-                return
-    ok = found.worst <= found.tolerance
-    detail = f"{found.count} tensors in {where}, largest relative difference {found.worst:.1e}"
-    yield Check(name, ok, detail if ok else f"{detail} at {found.where}")
+            comparison, settings = _compared(trial, rescaled)
+        except _RUN_ERRORS as error:
+            yield Check(name, False, f"the model doesn't run backward: {error}")
+            return
+        precision = "float64" if settings.double else "the model's own precision"
+        worst = max(comparison.differences.values(), default=0.0)
+        detail = f"{len(comparison.differences)} tensors in {precision}, largest relative difference {worst:.1e}"
+        where = _beyond(comparison, _Noise(trial, rescaled, settings))
+    yield Check(name, not where, f"{detail} at {where}" if where else detail)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How gradients are computed: in float64 or in the model's own precision, of inputs or of parameters alone."""
+
+    double: bool
+    inputs: bool
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    worst: float
-    where: str
-    count: int
-    tolerance: float
+    """Relative differences by tensor; ``epsilon`` is that of the coarsest type that was computed in."""
+
+    differences: Mapping[str, float]
+    epsilon: float
+    finite: bool
+
+    @property
+    def tolerance(self) -> float:
+        """The relative difference that rounding may make in any model."""
+        return max(GRADIENT_TOLERANCE, _ROUNDINGS * self.epsilon if self.epsilon > _DOUBLE else 0.0)
 
 
-def _worst_gradient(trial: Trial, rescaled: bool, *, double: bool) -> _Comparison:
-    leaves = copies(trial.train_model, double=double, gradients=True)
-    inputs = _differentiable(trial.inputs, double)
-    trial = replace(trial, inputs=inputs)
-    given = {f"input {i}": v for i, v in enumerate(pytree.tree_leaves(inputs)) if isinstance(v, Tensor)}
-    wanted = _unique({**leaves, **given})
-    found = _backward(Lockstep(trial.train_model), "model.", leaves, trial, wanted)
-    sums: dict[str, Tensor] = {}
-    descendants: dict[str, int] = {}
+def _compared(trial: Trial, rescaled: bool) -> tuple[_Comparison, _Settings]:
+    """The comparison in the best way in which the model runs."""
+    problem: Exception | None = None
+    result: tuple[_Comparison, _Settings] | None = None
+    for double in (True, False):
+        for inputs in (True, False):
+            settings = _Settings(double, inputs)
+            try:
+                result = _compare(trial, rescaled, settings), settings
+            except _RUN_ERRORS as error:
+                problem = error
+                continue
+            if result[0].finite:
+                return result
+    if result is None:
+        assert problem is not None
+        raise problem
+    return result
+
+
+def _compare(trial: Trial, rescaled: bool, settings: _Settings) -> _Comparison:
+    setup = _setup(trial, settings)
+    found = _backward(Lockstep(trial.train_model), "model.", setup.leaves, setup.trial, setup.wanted)
     precision = _Precision()
+    with precision:
+        expected = _expected(setup, rescaled)
+    finite = all(bool(gradient.isfinite().all()) for gradient in expected.values())
+    return _Comparison(_differences(found, expected), precision.epsilon, finite)
+
+
+@dataclass(frozen=True)
+class _Setup:
+    trial: Trial
+    leaves: dict[str, Tensor]
+    given: dict[str, Tensor]
+
+    @property
+    def wanted(self) -> dict[str, Tensor]:
+        """The tensors whose gradients are compared, each under its first name."""
+        return _unique({**self.leaves, **self.given})
+
+
+def _setup(trial: Trial, settings: _Settings) -> _Setup:
+    leaves = copies(trial.train_model, double=settings.double, gradients=True)
+    inputs = _widened(trial.inputs, settings)
+    given = {f"input {i}": v for i, v in enumerate(pytree.tree_leaves(inputs)) if isinstance(v, Tensor)}
+    return _Setup(replace(trial, inputs=inputs), leaves, given)
+
+
+def _expected(setup: _Setup, rescaled: bool) -> dict[str, Tensor]:
+    """By THE RULE, from one separate original a head."""
+    trial, sums, descendants = setup.trial, dict[str, Tensor](), dict[str, int]()
+    wanted = setup.wanted
     for head in range(trial.tree.heads):
-        state = state_of_head(trial, leaves, head)
-        own = {id(tensor) for tensor in state.values()} | {id(value) for value in given.values()}
+        state = state_of_head(trial, setup.leaves, head)
+        own = {id(tensor) for tensor in state.values()} | {id(value) for value in setup.given.values()}
         mine = {name: tensor for name, tensor in wanted.items() if id(tensor) in own}
-        with precision:
-            alone = _backward(trial.model, "", state, trial, mine)
-        for name, gradient in alone.items():
+        for name, gradient in _backward(trial.model, "", state, trial, mine).items():
             sums[name] = sums[name] + gradient if name in sums else gradient
         for name in mine:
             descendants[name] = descendants.get(name, 0) + 1
-    expected = {name: total / descendants[name] if rescaled else total for name, total in sums.items()}
-    return _Comparison(*_largest_difference(found, expected), precision.tolerance)
+    return {name: total / descendants[name] if rescaled else total for name, total in sums.items()}
+
+
+def _beyond(comparison: _Comparison, noise: _Noise) -> str | None:
+    """The tensor whose gradient differs by more than rounding explains."""
+    names = {name: size for name, size in comparison.differences.items() if not size <= comparison.tolerance}
+    if not names:
+        return None
+    allowed = noise.sizes(comparison.epsilon)
+    beyond = {name: size for name, size in names.items() if not size <= min(allowed.get(name, 0.0), _LARGEST_NOISE)}
+    return max(beyond, key=lambda name: beyond[name], default=None)
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """How much the originals' own gradients are worth: what one more rounding of all weights does to them."""
+
+    trial: Trial
+    rescaled: bool
+    settings: _Settings
+
+    def sizes(self, epsilon: float) -> dict[str, float]:
+        """The relative difference that may be put down to rounding in a precision, by tensor."""
+        setup = _setup(self.trial, self.settings)
+        expected = _expected(setup, self.rescaled)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for leaf in _unique(setup.leaves).values():
+                signs = torch.randint(0, 2, leaf.shape, generator=generator).to(leaf.device) * 2 - 1
+                leaf.mul_(1 + signs * epsilon)
+        differences, scales = _differences(_expected(setup, self.rescaled), expected), _scales(expected)
+        largest = max(scales.values(), default=0.0)
+        return {
+            name: _REROUNDINGS * size + _LARGEST_ROUNDINGS * epsilon * largest / scales[name]
+            for name, size in differences.items()
+        }
 
 
 class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -94,37 +188,32 @@ class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._epsilon = 0.0
-
-    @property
-    def tolerance(self) -> float:
-        """The relative difference that rounding may make."""
-        return max(GRADIENT_TOLERANCE, _ROUNDINGS * self._epsilon if self._epsilon > _DOUBLE else 0.0)
+        self.epsilon = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in _tensors(result):
             if leaf.is_floating_point() or leaf.is_complex():
-                self._epsilon = max(self._epsilon, torch.finfo(leaf.dtype).eps)
+                self.epsilon = max(self.epsilon, torch.finfo(leaf.dtype).eps)
         return result
 
 
-def _largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[float, str, int]:
-    largest = max((float(g.abs().max()) for g in expected.values() if g.numel()), default=0.0)
-    worst, where = 0.0, ""
-    for name in found.keys() | expected.keys():
-        one, other = found.get(name), expected.get(name)
-        if one is None or other is None:
-            present = one if other is None else other
-            assert present is not None
-            one, other = (torch.zeros_like(present) if g is None else g for g in (one, other))
-        if not one.numel():
-            continue
-        scale = max(float(other.abs().max()), _NOISE_FLOOR * largest) or 1.0
-        difference = float((one - other).abs().max()) / scale
-        if not difference <= worst:
-            worst, where = difference, name
-    return worst, where, len(expected)
+def _differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
+    """Relative to each gradient's own size, where that is more than rounding; no gradient is one of zeros."""
+    absent = {name: torch.zeros_like(gradient) for name, gradient in found.items() if name not in expected}
+    expected = {**expected, **absent}
+    scales = _scales(expected)
+    return {
+        name: float((found[name] - gradient if name in found else gradient).abs().max()) / scales[name]
+        for name, gradient in expected.items()
+        if gradient.numel()
+    }
+
+
+def _scales(gradients: Mapping[str, Tensor]) -> dict[str, float]:
+    sizes = {name: float(gradient.abs().max()) for name, gradient in gradients.items() if gradient.numel()}
+    largest = max(sizes.values(), default=0.0)
+    return {name: max(size, _NOISE_FLOOR * largest) or 1.0 for name, size in sizes.items()}
 
 
 def _backward(
@@ -186,10 +275,10 @@ def _unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(pair for pair in by_identity.values() if pair[1].requires_grad)
 
 
-def _differentiable(inputs: Inputs, double: bool) -> tuple[Any, ...]:
+def _widened(inputs: Inputs, settings: _Settings) -> tuple[Any, ...]:
     def leaf(value: Any) -> Any:
         if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
             return value
-        return widened(value.detach(), double).requires_grad_()
+        return widened(value.detach(), settings.double).requires_grad_(settings.inputs)
 
     return tuple(pytree.tree_map(leaf, list(inputs)))

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from fxcollab.codegen import CollabGraphModule
+from fxcollab.generators import GeneratorState
 from fxcollab.provenance import provenance
 
 
@@ -67,21 +67,3 @@ def _mutable(value: Any) -> Any:
     if isinstance(value, immutable_dict):
         return {key: _mutable(item) for key, item in value.items()}
     return value
-
-
-class GeneratorState:
-    """The state of torch's global generators at this moment."""
-
-    def __init__(self) -> None:
-        self._cpu = torch.get_rng_state()
-        self._cuda = _cuda_states()
-
-    def restore(self) -> None:
-        """Go back to it."""
-        torch.set_rng_state(self._cpu)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
-
-
-def _cuda_states() -> list[torch.Tensor]:
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxcollab.generators import seeded
 from fxcollab.verify.report import Check
 from fxcollab.verify.runs import (
     Run,
@@ -18,7 +19,6 @@ from fxcollab.verify.runs import (
     opened,
     run_original,
     run_train_model,
-    seeded,
     state_of_head,
     undisturbed,
 )

@@ -15,10 +15,11 @@ from torch.utils import _pytree as pytree
 
 from fxcollab.capture.interface import Interface
 from fxcollab.codegen import CollabGraphModule
+from fxcollab.generators import seeded
 from fxcollab.plan import plan_of
 from fxcollab.state_dict import prune_names
 from fxcollab.tree import HeadTree
-from fxcollab.verify.lockstep import GeneratorState, Lockstep
+from fxcollab.verify.lockstep import Lockstep
 
 Inputs = Sequence[Any]
 
@@ -125,17 +126,6 @@ def opened(output: Any) -> Any:
         return {type(value).__qualname__: named}
 
     return pytree.tree_map(fields, output)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw from torch's generators as seeded by ``seed``; they are put back on leaving."""
-    before = GeneratorState()
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        before.restore()
 
 
 @contextmanager
