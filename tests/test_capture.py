@@ -659,7 +659,7 @@ def test_a_refusal_names_the_line_of_the_callers_code() -> None:
     line, error = where_of(Asks(), ["stem"])
     assert line == "if x.sum() > 0:  # asks"
     assert error.what == "The forward of Asks can't be captured."
-    assert "the truth of 'gt' can't be known while tracing" in str(error.why)
+    assert "bool(gt) can't be known while tracing" in str(error.why)
     assert "put the splits at modules further out" in str(error.hint)
 
 

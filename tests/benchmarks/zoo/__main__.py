@@ -1,0 +1,101 @@
+"""Every model of timm, torchvision and transformers' classifiers: ``python -m tests.benchmarks.zoo``.
+
+Each model is captured, transformed (hierarchical, two splits at its own stages) and pruned, on meta tensors. With
+``--values N`` the whole proof of `fxcollab.verify` runs on real weights instead: the smallest model of every module
+of each library, then the next smallest, N in all for each.
+
+One JSON line a model goes to ``zoo.jsonl`` (or ``zoo_values.jsonl``) in ``--results``; models that stand there are
+skipped, so that an interrupted run goes on. ``--summary`` writes ``zoo.md`` beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from rich.progress import track
+
+from tests.benchmarks.zoo.models import entries
+from tests.benchmarks.zoo.summary import Row, library_of, summary
+from tests.benchmarks.zoo.trial import try_structure, try_values
+
+RESULTS = Path(__file__).parents[1] / "results"
+STRUCTURE, VALUES = "zoo.jsonl", "zoo_values.jsonl"
+
+
+def main() -> None:
+    """Run what is missing, or write the summary."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--libraries", nargs="*", default=["timm", "torchvision", "transformers"])
+    parser.add_argument("--only", nargs="*", default=[""], metavar="PART", help="parts of names")
+    parser.add_argument("--values", type=int, metavar="N", help="the proof on real weights, for N models a library")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--summary", action="store_true", help="only write the summary of what is there")
+    arguments = parser.parse_args()
+    if not arguments.summary:
+        _run(arguments)
+    text = "\n".join(summary(_rows(arguments.results / STRUCTURE), _rows(arguments.results / VALUES)))
+    (arguments.results / "zoo.md").write_text(text + "\n")
+    print(text)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    file = arguments.results / (STRUCTURE if arguments.values is None else VALUES)
+    done = {row["name"] for row in _rows(file)}
+    chosen = [
+        name
+        for library in arguments.libraries
+        for name in _chosen(library, arguments.values, _rows(arguments.results / STRUCTURE))
+        if name not in done and any(part in name for part in arguments.only)
+    ]
+    attempt = try_structure if arguments.values is None else try_values
+    with file.open("a") as output:
+        for row in track(_results(attempt, chosen, arguments.processes), total=len(chosen)):
+            output.write(json.dumps(row) + "\n")
+            output.flush()
+    _sort(file)
+
+
+def _results(attempt: Callable[[str], Row], names: Sequence[str], processes: int) -> Iterator[Row]:
+    """As they come. Workers are replaced now and then: libraries keep what they have built in caches."""
+    context = multiprocessing.get_context("spawn")
+    for start in range(0, len(names), _A_WORKERS_SHARE * processes):
+        with ProcessPoolExecutor(processes, context) as pool:
+            jobs = [pool.submit(attempt, name) for name in names[start : start + _A_WORKERS_SHARE * processes]]
+            yield from (job.result() for job in as_completed(jobs))
+
+
+_A_WORKERS_SHARE = 40
+
+
+def _chosen(library: str, count: int | None, structure: Sequence[Row]) -> list[str]:
+    """All models of a library, or the ``count`` smallest, with the smallest of every module first."""
+    if count is None:
+        return [name for name, entry in entries().items() if entry.library == library]
+    rows = sorted((row for row in structure if library_of(row) == library), key=_size)
+    first = list({row["family"]: row["name"] for row in reversed(rows)}.values())
+    others = sorted(rows, key=lambda row: _size(row) * max(row.get("pixels", 0), 1))
+    return list(dict.fromkeys([*first, *(row["name"] for row in others)]))[: max(count, len(first))]
+
+
+def _size(row: Row) -> int:
+    return int(row.get("parameters", 0))
+
+
+def _rows(file: Path) -> list[Row]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _sort(file: Path) -> None:
+    """The order of the results must not be that of the clock."""
+    rows = sorted(_rows(file), key=lambda row: (library_of(row), row["name"]))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What becomes of one model, as one line of the results."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+import fxcollab
+from fxcollab.capture.capture import NOTES_KEY
+from fxcollab.capture.examples import example_tensors, guess_inputs
+from fxcollab.errors import FxCollabError
+from fxcollab.partition import partition
+from fxcollab.plan import plan_of
+from fxcollab.verify.report import Check
+from fxcollab.verify.structure import check_graphs, check_provenance, check_state
+from tests.benchmarks.zoo.models import Entry, entries
+from tests.untouched import Untouched
+
+Row = dict[str, Any]
+
+
+def try_structure(name: str) -> Row:
+    """Capture, transform and prune on meta tensors; graph, keys and the model itself must be as they were.
+
+    Beside it stand plain ``symbolic_trace`` and torchvision's ``create_feature_extractor``.
+    """
+    return _timed(name, "meta", _structure)
+
+
+def try_values(name: str) -> Row:
+    """The whole proof of `fxcollab.verify` on real weights, at another batch size than the captured one."""
+    return _timed(name, "cpu", _values)
+
+
+def _timed(name: str, device: str, attempt: Callable[[Entry, nn.Module, Row], list[str]]) -> Row:
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    entry = entries()[name]
+    row: Row = {"name": name, "family": entry.family}
+    start = time.perf_counter()
+    try:
+        torch.manual_seed(0)
+        model = _built(entry, "cpu" if entry.real else device)
+        row |= {"parameters": sum(p.numel() for p in model.parameters()), "pixels": _pixels(model)}
+        row |= _outcome(entry, model, attempt)
+    except Exception as error:  # whatever a library's constructor raises
+        row |= {"result": "error", "why": _first_line(error)}
+    return row | {"seconds": round(time.perf_counter() - start, 2)}
+
+
+def _built(entry: Entry, device: str) -> nn.Module:
+    try:
+        with torch.device(device):
+            return entry.build()
+    except NotImplementedError:  # a constructor that computes with values
+        return entry.build().to(device)
+
+
+def _outcome(entry: Entry, model: nn.Module, attempt: Callable[[Entry, nn.Module, Row], list[str]]) -> Row:
+    row: Row = {"splits": list(entry.splits(model))}
+    untouched = Untouched(model)
+    try:
+        wrong = attempt(entry, model, row)
+        row |= {"result": "wrong" if wrong else "ok"}
+    except FxCollabError as error:
+        wrong = []
+        row |= {"result": "refused", "error": _told(error)}
+    except Exception as error:  # a line of the results, whatever it is
+        wrong = []
+        row |= {"result": "error", "why": _first_line(error), "trace": _portable(traceback.format_exc()[-2000:])}
+    wrong += [f"{what} was changed" for what in untouched.differences()[:4]]
+    if wrong:
+        row |= {"result": "wrong", "wrong": [_portable(text) for text in wrong]}
+    row |= _others(model, row["splits"]) if attempt is _structure else {}  # last: plain tracing writes to the model
+    return row
+
+
+def _told(error: FxCollabError) -> dict[str, str | None]:
+    told = {"what": error.what, "where": error.where, "why": error.why, "hint": error.hint}
+    return {key: text and _portable(text) for key, text in told.items()}
+
+
+def _structure(entry: Entry, model: nn.Module, row: Row) -> list[str]:
+    inputs = entry.inputs(model)
+    train_model = fxcollab.transform(model, splits=row["splits"], example_inputs=inputs, seed=0)
+    interface = plan_of(train_model).interface
+    captured = fxcollab.capture(model, row["splits"], inputs, interface=interface)
+    cut = partition(captured, plan_of(train_model).tree)
+    row |= {"nodes": len(captured.graph.nodes), "given_up": _given_up(train_model)}
+    checks = [check_provenance(train_model), *check_graphs(captured, train_model)]
+    return _failed([*checks, *check_state(model, cut, train_model)])
+
+
+def _values(entry: Entry, model: nn.Module, row: Row) -> list[str]:
+    inputs = entry.inputs(model)
+    train_model = fxcollab.transform(model, splits=row["splits"], example_inputs=inputs, seed=0)
+    row |= {"given_up": _given_up(train_model)}
+    report = fxcollab.verify(model, train_model, _one_more(inputs or _guessed(model)))
+    row |= {"checks": len(report.checks)}
+    return _failed(report)
+
+
+def _failed(checks: Iterable[Check]) -> list[str]:
+    return [f"{check.name}: {check.detail}" for check in checks if not check.ok]
+
+
+def _guessed(model: nn.Module) -> Mapping[str, Any]:
+    interface = guess_inputs(model)
+    return {spec.name: v for spec, v in zip(interface.inputs, example_tensors(model, interface), strict=True)}
+
+
+def _one_more(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A larger batch."""
+    return {k: torch.cat([v, v[:1]]) if isinstance(v, Tensor) and v.ndim else v for k, v in inputs.items()}
+
+
+def _given_up(train_model: nn.Module) -> list[str]:
+    notes: Any = train_model.meta[NOTES_KEY]
+    return [_portable(note) for note in notes]
+
+
+def _others(model: nn.Module, splits: list[str]) -> Row:
+    keys = list(model.state_dict())
+    return {
+        "plain": _attempt(lambda: fx.symbolic_trace(model), keys),
+        "extractor": _attempt(lambda: _feature_extractor(model, splits), None),
+    }
+
+
+def _attempt(make: Callable[[], nn.Module], keys: list[str] | None) -> str:
+    try:
+        made = make()
+    except Exception as error:
+        return type(error).__name__
+    return "ok" if keys is None or list(made.state_dict()) == keys else "keys differ"
+
+
+def _feature_extractor(model: nn.Module, splits: list[str]) -> nn.Module:
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    return create_feature_extractor(model, splits)
+
+
+def _pixels(model: nn.Module) -> int:
+    """Of the input that a timm model declares."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    size = config.get("input_size") if isinstance(config, dict) else None
+    return int(size[-1] * size[-2]) if size else 0
+
+
+def _first_line(error: BaseException) -> str:
+    return _portable(f"{type(error).__name__}: {error}".partition("\n")[0][:400])
+
+
+def _portable(text: str) -> str:
+    """Without the folder in which libraries happen to be installed."""
+    return re.sub(r"[^\s\"']*/site-packages/", "", text)

@@ -1,0 +1,19 @@
+"""Random networks under random splits: the whole proof, on new ones at every run.
+
+The seed stands in the header of the run; ``FXCOLLAB_SEED=... pytest tests/test_random_networks.py`` repeats it.
+"""
+
+import os
+
+import pytest
+
+from tests.benchmarks.random_networks import run
+
+BATCHES, EACH = 6, 50
+SEED = int(os.environ["FXCOLLAB_SEED"])
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_random_networks_are_proved_or_refused_with_a_reason(batch: int) -> None:
+    results = run(SEED + batch, EACH)
+    assert results["proved"] > EACH / 2, results
