@@ -419,7 +419,7 @@ def test_storage_written_behind_a_split_and_read_through_a_view_is_refused() -> 
 
     error = refusal(Torn(), ["layer1"])
     assert error.what == "'mul_' writes in place into storage that crosses the split twice."
-    assert error.why == "'view' is a view of stem and is read after the write"
+    assert error.why == "'view' may share the storage of stem and is read after the write"
     assert "out-of-place" in str(error.hint)
 
 

@@ -162,12 +162,12 @@ def _with_absent_values(
 
     To the forward it looked like a value: ``if mask is None`` was decided wrongly, and needs the examples.
     """
-    unpacked = [n for n in graph.nodes if n.target is operator.getitem and _is_part_of_a_call(n)]
+    unpacked = [node for node in graph.nodes if _is_part_of_a_call(node)]
     if not unpacked:
         return None
     try:
         examples = next(resorts)
-        shadows = Shadows(model, examples, tracer.constants)
+        shadows = Shadows(model, examples, tracer.tensors)
         return examples if any(shadows.value(node) is None for node in unpacked) else None
     except Exception as error:  # whatever the user's code raises; without a value there is nothing to see
         reason = error.what if isinstance(error, CaptureError) else f"{type(error).__name__}: {error}"
@@ -177,10 +177,14 @@ def _with_absent_values(
         return None
 
 
-def _is_part_of_a_call(value: Any) -> bool:
+def _is_part_of_a_call(node: fx.Node) -> bool:
+    """``outputs[1]`` or ``outputs[:2][1]`` of what a module returned; ``x[:, 0]`` is no part but an operation."""
+    value: Any = node
     while isinstance(value, fx.Node) and value.target is operator.getitem:
+        if not isinstance(value.args[1], int | str | slice):
+            return False
         value = value.args[0]
-    return isinstance(value, fx.Node) and value.op == "call_module"
+    return value is not node and isinstance(value, fx.Node) and value.op == "call_module"
 
 
 def _next_resort(resorts: Iterator[Examples], error: BaseException, request: _Request) -> Examples:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 from torch.fx.proxy import Attribute
 
@@ -58,8 +59,15 @@ class _CaptureAttribute(CaptureProxy, Attribute):
 
     def __init__(self, root: fx.Proxy, attr: str) -> None:
         Attribute.__init__(self, root, attr)
+        self._recorded = torch.is_grad_enabled()
 
-    node = Attribute.node
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        """Made when it is first used, as if where the attribute was read: ``x.real`` under ``no_grad``, say."""
+        with torch.set_grad_enabled(self._recorded):
+            node: fx.Node = Attribute.node.fget(self)  # type: ignore[attr-defined]
+        return node
+
     __call__ = Attribute.__call__
 
 

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxcollab.capture.preserve import preserved
 from fxcollab.generators import undrawn
-from fxcollab.graphs import attribute, map_inputs
+from fxcollab.graphs import map_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +42,11 @@ class Shadows:
     Args:
         root: the module that targets refer to; its state is read as copies and never written.
         examples: the example of every placeholder.
-        constants: tensors that ``get_attr`` nodes name and that are no attributes of the root.
+        tensors: those that ``get_attr`` nodes name, as they were when the forward began.
     """
 
-    def __init__(self, root: nn.Module, examples: Examples, constants: Mapping[str, Tensor]) -> None:
-        self._root, self._constants = root, constants
+    def __init__(self, root: nn.Module, examples: Examples, tensors: Mapping[str, Tensor]) -> None:
+        self._root, self._tensors = root, tensors
         self._mode = None if examples.real else FakeTensorMode(allow_non_fake_inputs=True)
         self._copies: dict[int, Tensor] = {}
         self._values: dict[fx.Node, Any] = {}
@@ -95,8 +95,7 @@ class Shadows:
             case "placeholder":
                 return self._inputs.pop(0)
             case "get_attr":
-                constant = self._constants.get(str(target))
-                return self._copy(attribute(self._root, str(target)) if constant is None else constant)
+                return self._copy(self._tensors[str(target)])
             case "call_function":
                 return target(*args, **kwargs)
             case "call_method":

@@ -7,6 +7,7 @@ import operator
 import sys
 import threading
 import traceback
+from collections import ChainMap
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from pathlib import Path
 from types import FunctionType
@@ -23,7 +24,6 @@ from fxcollab.capture.operators import QUESTIONS, assume, stop_gradient
 from fxcollab.capture.patches import RecordFactories, UntraceableError, patched, rewired
 from fxcollab.capture.proxy import CaptureProxy, unformat
 from fxcollab.capture.shadows import Examples, Shadows
-from fxcollab.graphs import attribute
 
 RETURNED_BY = "fxcollab_returned_by"
 """Meta key: the calls (``path`` or ``path@k``) of opened modules that return this node's value."""
@@ -73,19 +73,24 @@ class LazyTracer(fx.Tracer):
         self._helpers, self._examples = tuple(helpers), examples
         self._evaluating = False
         self._shadows: Shadows | None = None
-        self.constants: dict[str, Tensor] = dict(constants or {})
+        self._given = dict(constants or {})
+        self.constants: dict[str, Tensor] = {}
+        self.tensors: Mapping[str, Tensor] = {}
         self.notes: dict[str, None] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root``; see ``fx.Tracer.trace``."""
-        self._state = {id(tensor): name for name, tensor in _state_by_name(root)}
+        self.constants = dict(self._given)
+        named = dict(_state_by_name(root))
+        self._state = {id(tensor): name for name, tensor in named.items()}
+        self.tensors = ChainMap(self.constants, named)
         self._constant_names: dict[int, str] = {}
         self._gradient_free: dict[fx.Node, fx.Proxy] = {}
         with _ONE_AT_A_TIME:
             return self._trace(root, concrete_args)
 
     def _trace(self, root: Any, concrete_args: dict[str, Any] | None) -> fx.Graph:
-        self._shadows = Shadows(root, self._examples, self.constants) if self._examples is not None else None
+        self._shadows = Shadows(root, self._examples, self.tensors) if self._examples is not None else None
         with (
             torch.enable_grad(),
             patched(self),
@@ -134,8 +139,7 @@ class LazyTracer(fx.Tracer):
         if proxy.node.op == "placeholder" and self._shadows is None:
             return isinstance(_A_TENSOR, kinds)
         if proxy.node.op == "get_attr":
-            target = str(proxy.node.target)
-            return isinstance(self.constants.get(target, attribute(self.root, target)), kinds)
+            return isinstance(self.tensors[str(proxy.node.target)], kinds)
         return isinstance(self._example_of(proxy, f"the type of {proxy.node.name!r}"), kinds)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -279,7 +283,12 @@ class LazyTracer(fx.Tracer):
                 return self.create_node("call_function", type(a), (), entries)
             return self.create_node("call_function", type(a), (entries,), {})
         if not isinstance(a, Tensor):
-            return super().create_arg(a)
+            try:
+                return super().create_arg(a)
+            except NotImplementedError:
+                raise UntraceableError(
+                    f"an object of type {type(a).__qualname__} is handed on, which a graph can't hold"
+                ) from None
         name = self._state.get(id(a)) or self._constant_names.get(id(a))
         if name is None:
             name = self._constant_names[id(a)] = self._name_constant(a)

@@ -172,14 +172,18 @@ class Storages:
     writes: tuple[Write, ...]
 
 
-def track_storages(graph: fx.Graph, effects: EffectAnalysis, tracked: Iterable[fx.Node]) -> Storages:
-    """Follow the storage of ``tracked`` values through ``graph``."""
+def track_storages(
+    graph: fx.Graph, effects: EffectAnalysis, tracked: Iterable[fx.Node], *, certain: bool = False
+) -> Storages:
+    """Follow the storage of ``tracked`` values through ``graph``; ``certain``: only through what could be seen."""
     roots = {node: frozenset({node}) for node in tracked}
     writes = []
     for node in graph.nodes:
         if not any(argument in roots for argument in node.all_input_nodes) or node.op == "output":
             continue
         effect = effects.of(node)
+        if certain and not effect.certain:
+            continue
         hit = _union(roots, effect.writes) & _holders(node, roots)
         if hit:
             writes.append(Write(node, hit, effect.certain))
@@ -187,6 +191,16 @@ def track_storages(graph: fx.Graph, effects: EffectAnalysis, tracked: Iterable[f
         if shared:
             roots[node] = roots.get(node, frozenset()) | shared
     return Storages(roots, tuple(writes))
+
+
+def with_aliases(graph: fx.Graph, effects: EffectAnalysis, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """``nodes``, and the values before them whose storage they share."""
+    found = set(nodes)
+    for node in reversed(graph.nodes):
+        if node in found:
+            effect = effects.of(node)
+            found |= effect.shares if effect.certain else frozenset()
+    return found
 
 
 def _holders(node: fx.Node, roots: Iterable[fx.Node]) -> frozenset[fx.Node]:

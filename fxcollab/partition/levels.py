@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from fxcollab.errors import SplitError
 from fxcollab.graphs import attribute, source_line
-from fxcollab.partition.effects import EffectAnalysis, Write, track_storages
+from fxcollab.partition.effects import EffectAnalysis, Storages, Write, track_storages, with_aliases
 from fxcollab.partition.randomness import draws_randomly
 
 Cuts = Sequence[tuple[fx.Node, ...]]
@@ -51,11 +51,21 @@ def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects
     while True:
         levels, floating = _levels(graph, cuts, names, written)
         crossing = {u for node in graph.nodes for u in node.all_input_nodes if levels[u] < levels[node]}
-        storages = track_storages(graph, effects, (node for node in graph.nodes if node in crossing))
-        deeper = tuple(w for w in storages.writes if any(levels[r] < levels[w.node] for r in w.roots))
-        if not _add_dependences(graph, levels, storages.roots, deeper, written):
-            _refuse_torn_storage(graph, levels, storages.roots, deeper)
+        storages = track_storages(graph, effects, crossing)
+        if not _deeper(storages, levels):
             return GraphLevels(levels, storages.writes, floating)
+        tracked = with_aliases(graph, effects, crossing)
+        storages = track_storages(graph, effects, tracked)
+        deeper = _deeper(storages, levels)
+        if not _add_dependences(graph, levels, storages.roots, deeper, written):
+            seen = track_storages(graph, effects, tracked, certain=True)
+            _refuse_torn_storage(graph, levels, (storages, seen), deeper, _entries(graph, levels, effects))
+            return GraphLevels(levels, storages.writes, floating)
+
+
+def _deeper(storages: Storages, levels: Mapping[fx.Node, int]) -> tuple[Write, ...]:
+    """The writes of branches into what belongs to a shallower level."""
+    return tuple(w for w in storages.writes if any(levels[root] < levels[w.node] for root in w.roots))
 
 
 def _levels(
@@ -215,13 +225,38 @@ def _add_dependences(
     return added
 
 
+def _entries(
+    graph: fx.Graph, levels: Mapping[fx.Node, int], effects: EffectAnalysis
+) -> dict[fx.Node, frozenset[fx.Node]]:
+    """For every node, the crossing values through which it got the storage that it writes, or that it shares."""
+    shared: dict[fx.Node, frozenset[fx.Node]] = {}
+    written: dict[fx.Node, frozenset[fx.Node]] = {}
+    for node in graph.nodes:
+        effect = effects.of(node)
+        for found, sources in ((shared, effect.shares), (written, effect.writes)):
+            own = (frozenset({s}) if levels[s] < levels[node] else shared.get(s, frozenset()) for s in sources)
+            found[node] = frozenset().union(*own)
+    return written
+
+
 def _refuse_torn_storage(
     graph: fx.Graph,
     levels: Mapping[fx.Node, int],
-    roots: Mapping[fx.Node, frozenset[fx.Node]],
+    storages: tuple[Storages, Storages],
     writes: Iterable[Write],
+    entries: Mapping[fx.Node, frozenset[fx.Node]],
 ) -> None:
-    """Each branch writes into a copy of its own; another crossing view of the same storage would miss it."""
+    """Each branch writes into a copy of its own; another crossing view of the same storage would miss it.
+
+    Args:
+        graph: a captured graph.
+        levels: of its nodes.
+        storages: what may share storage, and what of it was seen to.
+        writes: those of branches into storage of shallower levels.
+        entries: for each write, the crossing values through which it reaches that storage.
+    """
+    possible, seen = storages
+    hit = {write.node: write.roots for write in seen.writes}
     for write in writes:
         behind = False
         for node in graph.nodes:
@@ -230,12 +265,14 @@ def _refuse_torn_storage(
                 continue
             for source in node.all_input_nodes:
                 crosses = levels[source] < levels[write.node] and source.op != "get_attr"
-                if crosses and source not in write.roots and roots.get(source, frozenset()) & write.roots:
-                    written = ", ".join(sorted(root.name for root in write.roots))
+                views = source not in write.roots and possible.roots.get(source, frozenset()) & write.roots
+                views = views or seen.roots.get(source, frozenset()) & hit.get(write.node, frozenset())
+                if crosses and source not in entries[write.node] and views:
+                    written = ", ".join(sorted(root.name for root in entries[write.node]))
                     raise SplitError(
                         f"{write.node.name!r} writes in place into storage that crosses the split twice.",
                         where=_place(write.node),
-                        why=f"{source.name!r} is a view of {written} and is read after the write",
+                        why=f"{source.name!r} may share the storage of {written} and is read after the write",
                         hint="make the operation out-of-place, or clone the value before the split",
                     )
 

@@ -122,6 +122,8 @@ class _Uses:
         for levels in found.values():
             for node in levels.floating:
                 self._use(node, self._level_of_owner(node))
+            for write in levels.writes:
+                self._write(write, levels.nodes[write.node])
 
     def settle(self, graph: fx.Graph) -> dict[fx.Node, int]:
         """Node levels, with state drawn to the least level of its uses, and what floats next to its state."""
@@ -154,6 +156,13 @@ class _Uses:
         for tensor in state_tensors(node, self._captured).values():
             self._levels[id(tensor)] = min(level, self._levels.get(id(tensor), level))
             self._deepest[id(tensor)] = max(level, self._deepest.get(id(tensor), level))
+
+    def _write(self, write: Write, level: int) -> None:
+        """State that is read as a value, and written behind a split."""
+        for root in write.roots:
+            if root.op == "get_attr":
+                for tensor in state_tensors(root, self._captured).values():
+                    self._deepest[id(tensor)] = max(level, self._deepest[id(tensor)])
 
     def _level_of_owner(self, node: fx.Node) -> int:
         """The level of the nearest other state: counters that nothing reads live with their module."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxcollab.errors import PatternError, StateError
 from fxcollab.generators import seeded
 from fxcollab.partition.levels import tensors_of
-from fxcollab.rewrite.peers import Branch, State, own_tensors
+from fxcollab.rewrite.peers import Branch, State, clone_tensor, own_tensors
 from fxcollab.tree import HeadTree, Path, branch_name
 
 Factory = Callable[[], nn.Module]
@@ -168,15 +168,27 @@ def _reset(branch: nn.Module, own: Mapping[str, Tensor], library: Callable[[nn.M
     """
     tensors = tensors_of(branch)
     likes = {id(tensors[name]): original for name, original in own.items()}
-    foreign = [(tensor, tensor.detach().clone()) for tensor in tensors.values() if id(tensor) not in likes]
     redrawn: list[str] = []
-    with torch.no_grad():
+    with torch.no_grad(), _standing_in(branch, {id(tensor) for tensor in tensors.values()} - likes.keys()):
         for path, module in reversed(list(branch.named_modules())):
             prefix = f"{path}." if path else ""
             redrawn += [prefix + name for name in _reset_module(module, likes, library)]
-        for tensor, values in foreign:
-            tensor.copy_(values)
     return redrawn
+
+
+@contextmanager
+def _standing_in(branch: nn.Module, foreign: Container[int]) -> Iterator[None]:
+    """Copies for tensors that belong to shallower levels, while modules initialise all that they hold."""
+    registries: list[dict[str, Any]] = [r for m in branch.modules() for r in (m._parameters, m._buffers)]
+    held = [(registry, key, t) for registry in registries for key, t in registry.items() if id(t) in foreign]
+    copies: dict[int, Tensor] = {}
+    try:
+        for registry, key, tensor in held:
+            registry[key] = copies.setdefault(id(tensor), clone_tensor(tensor))
+        yield
+    finally:
+        for registry, key, tensor in held:
+            registry[key] = tensor
 
 
 def _reset_module(

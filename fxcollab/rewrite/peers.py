@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor, nn
@@ -76,20 +77,28 @@ def _shared(
         else:
             key = (id(tensor), owner)
             if key not in instances:
-                instances[key] = _clone(tensor)
+                instances[key] = clone_tensor(tensor)
             memo[id(tensor)] = instances[key]
     for module in state.root.modules():
         for value in module.__dict__.values():
             if isinstance(value, Tensor) and id(value) not in memo and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()  # such as old weight_norm's, made anew by its hook
-    opened = {name.rpartition(".")[0] for name in state.modules}
-    for name in {"", *opened}:
+    for name in {"", *_opened(state.modules)}:
         module = state.root.get_submodule(name)
         memo[id(module)] = module  # a child that refers to its parent must not take it along
     return memo
 
 
-def _clone(tensor: Tensor) -> Tensor:
+def _opened(called: Iterable[str]) -> Iterator[str]:
+    """The modules around those that are called, which themselves are not, nor lie in one that is."""
+    kept = set(called)
+    for name in kept:
+        around = list(accumulate(name.split(".")[:-1], "{}.{}".format))
+        if kept.isdisjoint(around):
+            yield from around
+
+
+def clone_tensor(tensor: Tensor) -> Tensor:
     """A tensor like ``tensor`` with storage of its own; works for real, meta and fake ones."""
     values = tensor.detach().clone()
     if isinstance(tensor, nn.Parameter):

@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from rich.progress import track
 
@@ -36,7 +36,13 @@ def run(batch_seed: int, count: int = BATCH) -> Counter[str]:
     results: Counter[str] = Counter()
 
     @seed(batch_seed)
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
     @given(networks(), st.data())
     def prove(network: Network, data: st.DataObject) -> None:
         results[proof_of(network, data)] += 1

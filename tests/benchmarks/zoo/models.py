@@ -75,9 +75,9 @@ def _rows_of_siblings(modules: Mapping[str, nn.Module]) -> Iterator[list[str]]:
     for path, module in modules.items():
         rows: dict[str, list[str]] = {}
         for name in module._modules:
-            match = _NUMBERED.fullmatch(name)
-            if match:
-                rows.setdefault(match[1], []).append(f"{path}.{name}" if path else name)
+            match, child = _NUMBERED.fullmatch(name), f"{path}.{name}" if path else name
+            if match and child in modules:  # and not there under another name already
+                rows.setdefault(match[1], []).append(child)
         yield from (row for row in rows.values() if len(row) >= 3)
 
 
@@ -115,7 +115,8 @@ def _torchvision() -> Iterator[Entry]:
         if "weights_backbone" in inspect.signature(builder).parameters:
             arguments["weights_backbone"] = None
         build = functools.partial(builder, **arguments)
-        yield Entry(f"torchvision:{name}", build, _torchvision_inputs(family), family, "detection" in family)
+        inputs = _torchvision_inputs(family)
+        yield Entry(f"torchvision:{name}", build, inputs, family, real=inputs is not _no_inputs)
 
 
 def _torchvision_inputs(family: str) -> Callable[[nn.Module], Mapping[str, Any] | None]:

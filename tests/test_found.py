@@ -1,0 +1,164 @@
+"""What random networks and the zoo have found, each shrunk to a small network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxcollab
+from fxcollab.errors import SplitError
+from tests.test_hazards import X, proven
+from tests.untouched import Untouched
+
+
+class Chain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+
+class WrittenBehindDropout(Chain):
+    """In eval mode dropout returns its input, so that the write reaches what is returned beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout, self.relu = nn.Dropout(0.3), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Any:
+        first = self.first(x)
+        return self.head(self.relu(self.dropout(first))), first
+
+
+class ReadAgainUnderAnotherName(Chain):
+    """The activation in place and the value before it are one tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.first(x)
+        after = F.relu(before, inplace=True)
+        return self.head(after.mul_(0.5)) + before.detach().sum()
+
+
+@pytest.mark.parametrize(
+    "model, split",
+    [(WrittenBehindDropout(), "dropout"), (ReadAgainUnderAnotherName(), "relu")],
+    ids=["dropout", "relu"],
+)
+def test_a_write_behind_a_split_that_another_name_of_the_value_would_miss_is_refused(
+    model: nn.Module, split: str
+) -> None:
+    with pytest.raises(SplitError) as caught:
+        fxcollab.transform(model, splits=[split])
+    assert "storage that crosses the split twice" in caught.value.what
+    assert "may share the storage of" in str(caught.value.why)
+    assert caught.value.where and caught.value.hint
+
+
+def test_the_same_write_in_front_of_the_split_is_no_reason_to_refuse() -> None:
+    class WritesBefore(Chain):
+        def forward(self, x: Tensor) -> Any:
+            before = self.first(x)
+            after = F.relu(before, inplace=True)
+            return self.head(self.second(after)), before
+
+    proven(WritesBefore(), ["second"])
+
+
+def test_an_attribute_read_under_no_grad_carries_no_gradient() -> None:
+    class RealPart(Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            value = torch.complex(x, self.first(x))
+            with torch.no_grad():
+                imaginary = value.imag
+            return self.head(self.second(imaginary))
+
+    model = RealPart()
+    train_model = proven(model, ["second"])
+    sum(output.sum() for output in train_model(X)).backward()
+    assert model.first.weight.grad is None
+    assert model.second.weight.grad is not None
+
+
+class Decoder(nn.Module):
+    """Its query is asked for in front of the split, and it is called behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.inner = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, query: Tensor) -> Tensor:
+        return self.inner(x * query)
+
+
+def test_a_part_that_is_called_in_the_trunk_doesnt_share_the_rest_of_its_module() -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = nn.Linear(4, 4), nn.Sequential(Decoder())
+
+        def forward(self, x: Tensor) -> Tensor:
+            query = self.decoder[0].query(x)
+            return self.decoder[0](self.encoder(x), query)
+
+    train_model = proven(Asks(), ["encoder"])
+    own, peer = (train_model.get_submodule(f"{prefix}decoder.0").inner for prefix in ("", "peers.b1."))
+    assert own.weight is not peer.weight
+
+
+def test_initialising_peers_doesnt_write_to_weights_that_they_share() -> None:
+    class Tied(Chain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.second(self.first(x)))
+
+    model = Tied()
+    untouched = Untouched(model)
+    fxcollab.transform(model, splits=["first"], seed=0)
+    assert untouched.differences() == []
+    proven(model, ["first"])
+
+
+def test_a_buffer_that_is_read_in_the_trunk_and_written_by_branches_is_given_up_aloud() -> None:
+    class RunningMean(Chain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean: Tensor
+            self.register_buffer("mean", torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.first(x - self.mean)
+            second = self.second(first)
+            self.mean.mul_(0.9).add_(second.detach().mean(0))
+            return self.head(second)
+
+    with pytest.warns(UserWarning, match="buffers mean are used before and behind a split"):
+        fxcollab.transform(RunningMean(), splits=["first"], seed=0)
+
+
+def test_an_example_sees_the_attributes_that_the_forward_began_with() -> None:
+    class Moves(Chain):
+        """Sets a plain attribute to a proxy, and asks afterwards."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = torch.arange(4.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.positions = self.positions.to(x.device)
+            x = x + self.positions[: x.shape[1]]
+            if x.shape[1] != 4:
+                raise ValueError("four features are needed")
+            return self.head(self.second(self.first(x)))
+
+    model = Moves()
+    positions = model.positions
+    with pytest.warns(UserWarning, match="positions is not kept"):
+        train_model = fxcollab.transform(model, splits=["second"], example_inputs=(X,), seed=0)
+    assert fxcollab.verify(model, train_model, (X,))
+    assert model.positions is positions
