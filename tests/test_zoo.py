@@ -1,0 +1,49 @@
+"""A sample of the zoo: ``python -m tests.benchmarks.zoo`` runs the whole of it."""
+
+import pytest
+
+from tests.benchmarks.zoo.models import entries
+from tests.benchmarks.zoo.summary import summary
+from tests.benchmarks.zoo.trial import try_structure, try_values
+
+# One of each kind of trouble: shape checks, iteration, finfo, parts that are None, numpy's random numbers, shared
+# modules, lists of images, questions about data.
+STRUCTURE = [
+    "timm:crossvit_9_240", "timm:naflexvit_base_patch16_gap", "timm:twins_pcpvt_small", "timm:test_vit",
+    "timm:resnet18", "torchvision:raft_small", "torchvision:googlenet", "torchvision:fcn_resnet50",
+    "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn",
+]  # fmt: skip
+VALUES = [
+    "timm:test_resnet", "timm:test_vit", "timm:test_efficientnet", "torchvision:squeezenet1_1",
+    "transformers:BertForSequenceClassification", "transformers:BloomForTokenClassification",
+    "transformers:XLNetForSequenceClassification", "transformers:Wav2Vec2ForSequenceClassification",
+    "transformers:PerceiverForSequenceClassification", "transformers:Zamba2ForSequenceClassification",
+    "transformers:CTRLForSequenceClassification", "transformers:T5ForSequenceClassification",
+]  # fmt: skip
+
+
+def _known(name: str) -> str:
+    pytest.importorskip(name.partition(":")[0])
+    assert name in entries()
+    return name
+
+
+@pytest.mark.parametrize("name", STRUCTURE)
+def test_a_model_goes_in_and_comes_back_exactly(name: str) -> None:
+    row = try_structure(_known(name))
+    assert row["result"] == "ok", row
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_the_whole_proof_holds_on_real_weights(name: str) -> None:
+    row = try_values(_known(name))
+    assert row["result"] == "ok", row
+    assert row["checks"] > 15
+
+
+def test_a_refusal_is_a_line_with_its_reason_and_the_model_is_untouched() -> None:
+    row = try_structure(_known("transformers:XLMForSequenceClassification"))
+    assert row["result"] == "refused"
+    assert all(row["error"][part] for part in ("what", "where", "why", "hint"))
+    assert "site-packages" not in str(row)
+    assert any("XLMForSequenceClassification" in line and "refused" in line for line in summary([row], []))
