@@ -316,9 +316,6 @@ def test_a_dropped_factor_is_found_where_precision_is_low(make: type[PassesThrou
 @pytest.mark.parametrize(
     ("dtype", "factor"), [(torch.float16, 1.01), (torch.bfloat16, 1.1)], ids=["half", "bfloat16"]
 )
-@pytest.mark.xfail(
-    strict=True, reason="a mask of low precision makes every gradient pass that is within 16 of its roundings"
-)
 def test_a_mask_of_low_precision_hides_no_wrong_factor(dtype: torch.dtype, factor: float) -> None:
     model = Masks(dtype)
     train_model = transformed(model)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fxcollab.artifact.folder import GRAPH, PLAN, WEIGHTS, refuse_existing, replaced
 from fxcollab.artifact.plan_file import fingerprint, plan_from_json, plan_to_json, read_plan, read_plan_data
 from fxcollab.artifact.weights import load_state_dict, save_state_dict
+from fxcollab.capture import ExampleInputs
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import ArtifactError, CaptureError, SplitError, StateError
 from fxcollab.plan import PLAN_KEY, Plan, plan_of, training_model
@@ -53,6 +54,7 @@ def load(
     model: nn.Module | Callable[[], nn.Module] | None = None,
     *,
     weights: str | os.PathLike[str] | None = None,
+    example_inputs: ExampleInputs | None = None,
 ) -> CollabGraphModule:
     """Make a saved training model again.
 
@@ -64,6 +66,7 @@ def load(
         model: the model (or a factory), where the plan names no source or another one is wanted.
         weights: a safetensors file to take the state from, by default the folder's own; the training model
             may have been wrapped when it was saved.
+        example_inputs: like those that were given to `transform`, where the forward asks for more than shapes.
 
     Raises:
         ArtifactError: something in the folder is missing or damaged, or the source has changed since.
@@ -83,7 +86,7 @@ def load(
         origin, model = f"source {plan.source}", plan.source.load().model
     else:
         origin = "the given model"
-    train_model = _transform_again(model, plan, f"{folder / PLAN}, {origin}")
+    train_model = _transform_again(model, plan, f"{folder / PLAN}, {origin}", example_inputs)
     if fingerprint(train_model) != data["fingerprint"]:
         versions = f"saved with torch {data.get('torch')}, this is {torch.__version__}"
         raise _changed(f"{folder / PLAN}, {origin}", f"the graphs' fingerprints differ ({versions})")
@@ -129,7 +132,9 @@ def _readable_code(model: CollabGraphModule) -> str:
     return f'"""The generated forward; for reading only, fxcollab.load makes it anew."""\n\n{newline.join(lines)}\n'
 
 
-def _transform_again(model: nn.Module | Callable[[], nn.Module], plan: Plan, where: str) -> CollabGraphModule:
+def _transform_again(
+    model: nn.Module | Callable[[], nn.Module], plan: Plan, where: str, example_inputs: ExampleInputs | None
+) -> CollabGraphModule:
     """The plan's training model, its peers not initialised: their values come from the file."""
     tree, hierarchical = plan.tree, plan.pattern == "hierarchical"
     try:
@@ -145,19 +150,21 @@ def _transform_again(model: nn.Module | Callable[[], nn.Module], plan: Plan, whe
             granularity=plan.granularity,
             peers=plan.peers,
             interface=plan.interface,
+            example_inputs=example_inputs,
         )
     except (CaptureError, SplitError, StateError) as error:
-        raise _changed(where, error.what) from error
+        raise _changed(where, error.what, examples=isinstance(error, CaptureError)) from error
     train_model.meta[PLAN_KEY] = plan
     return train_model
 
 
-def _changed(where: str, why: str) -> ArtifactError:
+def _changed(where: str, why: str, *, examples: bool = False) -> ArtifactError:
     return ArtifactError(
         "The source no longer makes the graph that was saved.",
         where=where,
         why=why,
-        hint="load with the code and the versions it was saved with, or transform anew",
+        hint="load with the code and the versions it was saved with, or transform anew"
+        + ("; if transform was given example_inputs, give them to load as well" if examples else ""),
     )
 
 

@@ -139,12 +139,14 @@ def _tree_from_json(pattern: str, splits: tuple[str, ...], fanouts: tuple[int, .
 
 
 def _input_to_json(spec: InputSpec) -> dict[str, Any]:
-    return {"name": spec.name, "shape": spec.shape and list(spec.shape), "dtype": spec.dtype}
+    shape = None if spec.shape is None else list(spec.shape)
+    return {"name": spec.name, "shape": shape, "dtype": spec.dtype, "structured": spec.structured}
 
 
 def _input_from_json(data: Mapping[str, Any]) -> InputSpec:
     shape = None if _typed(data, "shape", list | None) is None else _items(data, "shape", int)
-    return InputSpec(_typed(data, "name", str), shape, _typed(data, "dtype", str | None))
+    structured = _typed(data, "structured", bool) if "structured" in data else False
+    return InputSpec(_typed(data, "name", str), shape, _typed(data, "dtype", str | None), structured)
 
 
 def _items(data: Mapping[str, Any], key: str, kind: type) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from fxcollab.capture.interface import ExampleInputs
 
 # Generated code and pickled graphs refer to these by their names here: ``fxcollab.capture.iadd``.
 from fxcollab.capture.operators import (
+    assume,
     iadd,
     iand,
     ifloordiv,
@@ -23,6 +24,7 @@ from fxcollab.capture.operators import (
 
 __all__ = [
     "ExampleInputs",
+    "assume",
     "capture",
     "iadd",
     "iand",

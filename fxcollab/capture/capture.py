@@ -19,7 +19,7 @@ from fxcollab.capture.preflight import given_up
 from fxcollab.capture.preserve import preserved, set_mode
 from fxcollab.capture.proxy import readable
 from fxcollab.capture.shadows import Examples, Shadows
-from fxcollab.capture.tracer import LazyTracer, belongs_to_the_machinery
+from fxcollab.capture.tracer import LazyTracer, belongs_to_the_machinery, may_be_none
 from fxcollab.codegen import CollabGraphModule, Modes
 from fxcollab.errors import CaptureError
 from fxcollab.generators import undrawn
@@ -101,7 +101,7 @@ class _Request:
 
     @cached_property
     def _known_interface(self) -> Interface:
-        return self.interface if self.interface.known else guess_inputs(self.model)
+        return self.interface if self.interface.known else guess_inputs(self.model, known=self.interface)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,8 @@ def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tenso
     """
     model, helpers = request.model, list[Helper]()
     resorts = request.examples()
-    examples: Examples | None = None
+    structured = any(spec.structured for spec in request.interface.inputs)  # of what? only an example tells
+    examples = next(resorts) if structured else None
     while True:
         tracer = LazyTracer(
             request.opened,
@@ -135,11 +136,13 @@ def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tenso
             examples=examples,
         )
         try:
-            with preserved(model.modules()) as assigned:  # what one mode sets must not be seen in the other
+            with (
+                undrawn() as generators,
+                preserved(model.modules()) as assigned,
+            ):  # what one mode sets must not be seen in the other
                 set_mode(model.modules(), training)
-                with undrawn() as generators:
-                    graph = tracer.trace(model)
-                    drew = generators.foreign_numbers_were_drawn()
+                graph = tracer.trace(model)
+                drew = generators.foreign_numbers_were_drawn()
                 changed = assigned()
                 deceived = _with_absent_values(model, graph, tracer, resorts) if examples is None else None
         except (Exception, SystemExit) as error:  # whatever the user's code raises on proxies
@@ -165,26 +168,38 @@ def _with_absent_values(
     unpacked = [node for node in graph.nodes if _is_part_of_a_call(node)]
     if not unpacked:
         return None
-    try:
-        examples = next(resorts)
-        shadows = Shadows(model, examples, tracer.tensors)
-        return examples if any(shadows.value(node) is None for node in unpacked) else None
-    except Exception as error:  # whatever the user's code raises; without a value there is nothing to see
-        reason = error.what if isinstance(error, CaptureError) else f"{type(error).__name__}: {error}"
-        tracer.notes[f"whether a part of what {unpacked[0].args[0]} returns is None could not be seen ({reason})"] = (
-            None
-        )
-        return None
+    reason = "there is no example"
+    while True:
+        try:
+            examples = next(resorts)
+            shadows = Shadows(model, examples, tracer.tensors)
+            return examples if any(shadows.value(node) is None for node in unpacked) else None
+        except StopIteration:
+            break
+        except CaptureError as error:
+            reason = error.what
+            break
+        except Exception as error:  # whatever the user's code raises on fake tensors, or on real ones
+            reason = f"{type(error).__name__}: {error}"
+    called = unpacked[0].args[0]
+    tracer.notes[f"whether a part of what {called} returns is None could not be seen ({reason})"] = None
+    return None
 
 
 def _is_part_of_a_call(node: fx.Node) -> bool:
-    """``outputs[1]`` or ``outputs[:2][1]`` of what a module returned; ``x[:, 0]`` is no part but an operation."""
+    """``outputs[1]``, ``outputs[:2][1]`` or ``outputs.aux`` of what a module returned, and what a helper returns.
+
+    ``x[:, 0]`` is no part but an operation, and so are a tensor's attributes.
+    """
     value: Any = node
-    while isinstance(value, fx.Node) and value.target is operator.getitem:
-        if not isinstance(value.args[1], int | str | slice):
+    while isinstance(value, fx.Node) and value.target in (operator.getitem, getattr, "get"):
+        key = value.args[1]
+        if not isinstance(key, int | str | slice) or hasattr(Tensor, str(key)):
             return False
         value = value.args[0]
-    return value is not node and isinstance(value, fx.Node) and value.op == "call_module"
+    if value is node:
+        return node.target is not operator.getitem and may_be_none(node)
+    return isinstance(value, fx.Node) and (value.op == "call_module" or may_be_none(value))
 
 
 def _next_resort(resorts: Iterator[Examples], error: BaseException, request: _Request) -> Examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,24 +21,36 @@ from torch.func import functional_call
 from fxcollab.capture.interface import InputSpec, Interface, interface_of
 from fxcollab.capture.preserve import preserved, set_mode
 from fxcollab.errors import CaptureError
+from fxcollab.generators import undrawn
 
 SMALL_IMAGES = (64, 224, 32, 299, 128, 256, 384, 28)
 USUAL_IMAGES = (224, 299, 32, 64, 128, 256, 384, 28)
 BATCH = 2
 
 
-def guess_inputs(model: nn.Module, images: Sequence[int] = SMALL_IMAGES) -> Interface:
+def guess_inputs(
+    model: nn.Module, images: Sequence[int] = SMALL_IMAGES, *, known: Interface | None = None
+) -> Interface:
     """The first of the usual input shapes that ``model`` accepts in train and in eval mode.
 
     Args:
         model: a module with one required input; it is not run on real values and stays as it is.
         images: edge lengths to try for images, in this order.
+        known: what an earlier capture saw of the inputs; a structure of tensors can't be guessed.
 
     Raises:
         CaptureError: none fits, or the model needs several inputs.
     """
     interface = interface_of(model)
     names = [spec.name for spec in interface.inputs]
+    structured = [spec.name for spec in (known or interface).inputs if spec.structured]
+    if structured:
+        raise CaptureError(
+            f"No input that {type(model).__qualname__} accepts can be guessed.",
+            where=f"{type(model).__qualname__}.forward{inspect.signature(model.forward)}",
+            why=f"{', '.join(structured)} is a list, a dict or the like",
+            hint="give example_inputs",
+        )
     if len(names) == 1:
         for spec in _candidates(model, names[0], images):
             guess = replace(interface, inputs=(spec,))
@@ -102,6 +115,7 @@ def run_on_fakes(
     examples = example_tensors(model, interface)
     modules = list(model.modules())
     with (
+        undrawn(),
         preserved(modules),
         FakeTensorMode(allow_non_fake_inputs=True) as mode,
         _without_tracebacks(),

@@ -21,17 +21,25 @@ FIXABLE = (type(None), bool, int, float, str)
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input of a graph; shape and dtype are None where no example tensor was given for it."""
+    """One input of a graph.
+
+    Attributes:
+        name: that of the forward's parameter.
+        shape: of the example tensor; None where none was given.
+        dtype: of the example tensor, such as ``"float32"``.
+        structured: whether the example was a list, a dict or another structure of tensors.
+    """
 
     name: str
     shape: tuple[int, ...] | None = None
     dtype: str | None = None
+    structured: bool = False
 
     @classmethod
     def of(cls, name: str, example: Any) -> InputSpec:
         """What is known of an input from an example of it."""
         if not isinstance(example, Tensor):
-            return cls(name)
+            return cls(name, structured=example is not None)
         return cls(name, tuple(example.shape), str(example.dtype).removeprefix("torch."))
 
     def make(self, generator: torch.Generator) -> Tensor:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,7 @@ def assume(question: str, value: Any, answer: Any, where: str) -> None:
     """Refuse data for which the forward would go another way than it went when it was captured.
 
     Args:
-        question: ``"bool"``, ``"int"``, ``"float"``, ``"index"`` or ``"len"``.
+        question: ``"bool"``, ``"int"``, ``"index"``, ``"len"`` or ``"keys"``.
         value: what is asked.
         answer: the answer at capture.
         where: the line that asks.
@@ -112,7 +112,12 @@ def assume(question: str, value: Any, answer: Any, where: str) -> None:
 
 assume.__module__ = "fxcollab.capture"
 
+
+def _keys(value: Any) -> list[Any]:
+    return [key for key, _ in value] if isinstance(value, ItemsView) else list(value)
+
+
 QUESTIONS: dict[str, Callable[[Any], Any]] = {
-    "bool": bool, "int": int, "float": float, "index": operator.index, "len": len,
+    "bool": bool, "int": int, "float": float, "index": operator.index, "len": len, "keys": _keys,
 }  # fmt: skip
 """What only a value can answer, by name."""

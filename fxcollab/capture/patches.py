@@ -86,28 +86,42 @@ def patched(tracer: LazyTracer) -> Iterator[None]:
 def rewired(tracer: LazyTracer, scopes: Iterable[dict[str, Any]]) -> Iterator[None]:
     """In the code of ``scopes`` alone, record and answer what neither torch nor Python hands to a proxy.
 
-    ``isinstance`` of a proxy tells the type of the value it stands for; `_UNDISPATCHED` functions become nodes.
+    ``isinstance`` and ``hasattr`` of a proxy tell of the value it stands for; `_UNDISPATCHED` functions become nodes.
     """
+    facade, answers = _Facade(tracer), _answers(tracer)
+    given: list[dict[str, Any]] = []
+    try:
+        for scope in scopes:
+            given.append(scope)
+            if scope.get("torch") is torch:
+                scope["torch"] = facade
+            for name, answer in answers.items():
+                scope.setdefault(name, answer)
+        yield
+    finally:
+        loaded_since = (vars(module) for module in list(sys.modules.values()) if isinstance(module, ModuleType))
+        for scope in (*given, *loaded_since):  # a module that was loaded meanwhile may have taken names over
+            if scope.get("torch") is facade:
+                scope["torch"] = torch
+            for name, answer in answers.items():
+                if scope.get(name) is answer:
+                    del scope[name]
 
-    def answer(value: Any, kinds: Any) -> bool:
+
+def _answers(tracer: LazyTracer) -> dict[str, Callable[..., Any]]:
+    """By the names of the builtins that they stand in for."""
+
+    def is_instance(value: Any, kinds: Any) -> bool:
         if isinstance(value, kinds) or not isinstance(value, fx.Proxy) or tracer.evaluating:
             return isinstance(value, kinds)
         return tracer.ask_type(value, kinds)
 
-    facade = _Facade(tracer)
-    saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    try:
-        for scope in scopes:
-            saved.append((scope, {name: scope[name] for name in ("isinstance", "torch") if name in scope}))
-            if scope.get("torch") is torch:
-                scope["torch"] = facade
-            if "isinstance" not in scope:
-                scope["isinstance"] = answer
-        yield
-    finally:
-        for scope, before in reversed(saved):
-            scope.pop("isinstance", None)
-            scope.update(before)
+    def has_attribute(value: Any, name: str) -> bool:
+        if not isinstance(value, fx.Proxy) or tracer.evaluating:
+            return hasattr(value, name)
+        return tracer.ask_attribute(value, name)
+
+    return {"isinstance": is_instance, "hasattr": has_attribute}
 
 
 class _Facade(ModuleType):
@@ -116,6 +130,8 @@ class _Facade(ModuleType):
     def __init__(self, tracer: LazyTracer) -> None:
         super().__init__("torch", torch.__doc__)
         vars(self).update({name: _recording_call(tracer, original) for name, original in _UNDISPATCHED.items()})
+        is_instance = _answers(tracer)["isinstance"]
+        self.is_tensor = lambda value: is_instance(value, torch.Tensor)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)

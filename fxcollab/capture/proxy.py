@@ -44,8 +44,9 @@ class CaptureProxy(fx.Proxy):
         ask: Callable[..., Any] = self.tracer.ask  # type: ignore[attr-defined]
         return ask(self, question)
 
-    def __getattr__(self, k: str) -> Attribute:
-        return _CaptureAttribute(self, k)
+    def __getattr__(self, k: str) -> Any:
+        is_absent: Callable[[fx.Proxy, str], bool] = self.tracer.is_absent  # type: ignore[attr-defined]
+        return None if is_absent(self, k) else _CaptureAttribute(self, k)
 
     def __str__(self) -> str:
         return f"{_OPEN}{self.node.name}{_CLOSE}"

@@ -80,11 +80,7 @@ class Shadows:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        if self._mode is not None:
-            with self._mode:
-                yield
-            return
-        with undrawn(), torch.no_grad():
+        with undrawn(), self._mode or torch.no_grad():
             yield
 
     def _evaluate(self, node: fx.Node) -> Any:

@@ -31,6 +31,9 @@ RETURNED_BY = "fxcollab_returned_by"
 HELD_BY = "fxcollab_held_by"
 """Meta key of an assignment to an item of a list or dict: the nodes in whose values it is found."""
 
+_CONTAINERS = (tuple, list, dict, KeysView, ValuesView, ItemsView)
+_PARTS = (operator.getitem, getattr, list)
+
 _A_TENSOR = torch.empty(0, device="meta")
 
 # Tracing patches torch while it lasts.
@@ -120,13 +123,24 @@ class LazyTracer(fx.Tracer):
             raise UntraceableError(f"{question}({proxy.node.name}) depends on the data: {error}") from error
         file, module, line = _asking_line()
         refuses = self._shadows is not None and self._shadows.real
-        refuses |= isinstance(value, list | dict) and proxy.node.op == "placeholder"  # how many images, say
+        if refuses and isinstance(answer, float):
+            raise UntraceableError(f"float({proxy.node.name}) depends on the data, and every input has another")
+        refuses |= isinstance(value, _CONTAINERS) and self._is_of_a_structured_input(
+            proxy.node
+        )  # how many images, say
         if refuses:
             self.create_proxy("call_function", assume, (question, proxy, answer, f"{module}:{line}"), {})
-        if refuses or not isinstance(value, tuple | list | dict):
+        if refuses or not isinstance(value, _CONTAINERS):
             consequence = "; others that answer differently are refused" if refuses else ""
             self.notes[f"what {file}:{line} asks was decided for an example input{consequence}"] = None
         return answer
+
+    def _is_of_a_structured_input(self, node: fx.Node) -> bool:
+        """Whether it is a part of an input that is a list, a dict or the like."""
+        structured = {spec.name for spec in self._interface.inputs if spec.structured}
+        while node.op != "placeholder" and (node.target in _PARTS or node.op == "call_method"):
+            node = node.all_input_nodes[0]
+        return node.op == "placeholder" and node.target in structured
 
     def ask_type(self, proxy: fx.Proxy, kinds: Any) -> bool:
         """Whether the example's value is an instance of ``kinds``.
@@ -149,16 +163,20 @@ class LazyTracer(fx.Tracer):
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """The parts of a proxy's value."""
         value = self._example_of(obj, f"iter({obj.node.name})")
-        if isinstance(value, dict):
-            return iter(list(value))
-        if isinstance(value, KeysView | ValuesView | ItemsView):
+        if isinstance(value, dict | KeysView):
+            return iter(self.ask(obj, "keys"))
+        if isinstance(value, ItemsView):
+            keys = self.ask(obj, "keys")
+            listed = self.create_proxy("call_function", list, (obj,), {})
+            return ((key, listed[i][1]) for i, key in enumerate(keys))
+        if isinstance(value, ValuesView):
             return iter(self.create_proxy("call_function", list, (obj,), {}))
         return (operator.getitem(obj, i) for i in range(self.ask(obj, "len")))
 
     def keys(self, obj: fx.Proxy) -> Any:
         """The keys of a proxy's value."""
         value = self._example_of(obj, f"keys of {obj.node.name!r}") if self._shadows else None
-        return list(value) if isinstance(value, dict) else super().keys(obj)
+        return self.ask(obj, "keys") if isinstance(value, dict) else super().keys(obj)
 
     def set_item(self, target: fx.Proxy, key: Any, value: Any) -> None:
         """Record ``target[key] = value``; of a list or dict, where else it is held."""
@@ -200,9 +218,22 @@ class LazyTracer(fx.Tracer):
         return None if self._shadows is not None and self._is_none(value) else value
 
     def _is_none(self, value: fx.Proxy) -> bool:
-        if value.node.target is not operator.getitem:
+        if not may_be_none(value.node):
             return False
         return self._example_of(value, f"whether {value.node.name!r} is None") is None
+
+    def is_absent(self, owner: fx.Proxy, name: str) -> bool:
+        """Whether an attribute of the example's value is None, as a field of what a module returns may be."""
+        if self._shadows is None or self._evaluating:
+            return False
+        value = self._example_of(owner, f"{owner.node.name}.{name}")
+        return not isinstance(value, Tensor) and hasattr(value, name) and getattr(value, name) is None
+
+    def ask_attribute(self, proxy: fx.Proxy, name: str) -> bool:
+        """Whether the example's value has an attribute of that name."""
+        if proxy.node.op == "placeholder" and self._shadows is None:
+            return hasattr(_A_TENSOR, name)
+        return hasattr(self._example_of(proxy, f"whether {proxy.node.name!r} has {name!r}"), name)
 
     def _create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         if kind not in ("call_function", "call_method", "call_module") or target is stop_gradient:
@@ -314,7 +345,7 @@ class LazyTracer(fx.Tracer):
 
         def forward() -> Any:
             positional, keywords = as_call(signature, {**inputs, **dict(self._interface.fixed)})
-            return root_fn(self.root, *positional, **keywords)
+            return self.root.forward(*positional, **keywords)  # its own, where one was set on the object
 
         forward.__annotations__ = {k: v for k, v in annotations.items() if k == "return"}
         return forward, []
@@ -343,6 +374,17 @@ class LazyTracer(fx.Tracer):
         return f"_tensor_constant{count}"
 
 
+def may_be_none(node: fx.Node) -> bool:
+    """Whether a node's value can be None where that of a tensor operation can't: a part, or what a helper returns."""
+    if node.op == "call_method":
+        return node.target in ("get", "pop")
+    is_helper = isinstance(node.target, FunctionType) and node.target.__module__.partition(".")[0] not in _OURS
+    return node.op == "call_function" and (node.target is operator.getitem or is_helper)
+
+
+_OURS = ("torch", "fxcollab")
+
+
 def _asking_line() -> tuple[str, str, int]:
     """File, module and line of the user's code that asks."""
     for frame, line in traceback.walk_stack(None):
@@ -368,13 +410,19 @@ def _state_by_name(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _scopes(root: nn.Module) -> Iterator[dict[str, Any]]:
-    """The globals of the code that the model's authors wrote: of their packages, as far as they are loaded."""
-    classes = {cls for module in root.modules() for cls in type(module).__mro__}
-    foreign = [cls for cls in classes if cls.__module__.partition(".")[0] not in ("torch", "builtins")]
-    packages = {cls.__module__.partition(".")[0] for cls in foreign}
-    yield from (vars(module) for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages)
+    """The globals of all code that is neither Python's nor torch's, and of the forwards in no loaded module."""
+    foreign = {cls for module in root.modules() for cls in type(module).__mro__ if not _is_standard(cls.__module__)}
+    yield from (vars(module) for name, module in list(sys.modules.items()) if not _is_standard(name))
     forwards = (inspect.unwrap(vars(cls)["forward"]) for cls in foreign if "forward" in vars(cls))
     yield from (function.__globals__ for function in forwards if isinstance(function, FunctionType))
+
+
+def _is_standard(name: str) -> bool:
+    package = name.partition(".")[0]
+    return package in _STANDARD and package != "__main__"
+
+
+_STANDARD = sys.stdlib_module_names | {"torch", "fxcollab", "fxcollab_cli", "numpy", "functorch", "triton", "sympy"}
 
 
 def _default(parameter: inspect.Parameter) -> tuple[Any, ...]:

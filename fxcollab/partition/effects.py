@@ -22,6 +22,7 @@ from fxcollab.capture.interface import InputSpec, Interface
 from fxcollab.capture.operators import INPLACE, CustomFunction
 from fxcollab.capture.preserve import preserved, set_mode
 from fxcollab.capture.tracer import HELD_BY, LazyTracer
+from fxcollab.generators import undrawn
 from fxcollab.graphs import get_output
 
 
@@ -132,7 +133,7 @@ def _traced_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects 
     writes: set[str] = set()
     shares: set[str] = set()
     modules = list(module.modules())
-    with preserved(modules):
+    with undrawn(), preserved(modules):
         for training in (True, False):
             set_mode(modules, training)
             try:

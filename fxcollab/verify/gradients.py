@@ -109,7 +109,7 @@ def _compare(trial: Trial, rescaled: bool, settings: _Settings) -> _Comparison:
     found = _backward(Lockstep(trial.train_model), "model.", setup.leaves, setup.trial, setup.wanted)
     precision = _Precision()
     with precision:
-        expected = _expected(setup, rescaled)
+        expected = _expected(setup, rescaled, precision)
     finite = all(bool(gradient.isfinite().all()) for gradient in expected.values())
     return _Comparison(_differences(found, expected), precision.epsilon, finite)
 
@@ -133,7 +133,7 @@ def _setup(trial: Trial, settings: _Settings) -> _Setup:
     return _Setup(replace(trial, inputs=inputs), leaves, given)
 
 
-def _expected(setup: _Setup, rescaled: bool) -> dict[str, Tensor]:
+def _expected(setup: _Setup, rescaled: bool, precision: _Precision | None = None) -> dict[str, Tensor]:
     """By THE RULE, from one separate original a head."""
     trial, sums, descendants = setup.trial, dict[str, Tensor](), dict[str, int]()
     wanted = setup.wanted
@@ -141,7 +141,7 @@ def _expected(setup: _Setup, rescaled: bool) -> dict[str, Tensor]:
         state = state_of_head(trial, setup.leaves, head)
         own = {id(tensor) for tensor in state.values()} | {id(value) for value in setup.given.values()}
         mine = {name: tensor for name, tensor in wanted.items() if id(tensor) in own}
-        for name, gradient in _backward(trial.model, "", state, trial, mine).items():
+        for name, gradient in _backward(trial.model, "", state, trial, mine, precision).items():
             sums[name] = sums[name] + gradient if name in sums else gradient
         for name in mine:
             descendants[name] = descendants.get(name, 0) + 1
@@ -184,18 +184,40 @@ class _Noise:
 
 
 class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the coarsest floating type that is computed in."""
+    """Finds the coarsest floating type on the way of the gradients."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.epsilon = 0.0
+        self._computed = self._on_the_way = 0.0
+        self._hidden = False
+
+    @property
+    def epsilon(self) -> float:
+        """Of all that was computed, where a part of the way can't be seen."""
+        return self._computed if self._hidden else self._on_the_way
+
+    def look_at(self, loss: Any) -> None:
+        """Follow the way back from a loss: a mask of low precision carries no gradient."""
+        waiting = [loss.grad_fn] if isinstance(loss, Tensor) and loss.grad_fn is not None else []
+        seen = set(waiting)
+        while waiting:
+            node: Any = waiting.pop()
+            self._hidden |= isinstance(node, torch.autograd.function.BackwardCFunction)
+            for meta in node._input_metadata:
+                self._on_the_way = max(self._on_the_way, _epsilon(meta.dtype))
+            following = {source for source, _ in node.next_functions if source is not None} - seen
+            seen |= following
+            waiting += following
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in _tensors(result):
-            if leaf.is_floating_point() or leaf.is_complex():
-                self.epsilon = max(self.epsilon, torch.finfo(leaf.dtype).eps)
+            self._computed = max(self._computed, _epsilon(leaf.dtype))
         return result
+
+
+def _epsilon(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else 0.0
 
 
 def _differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
@@ -217,13 +239,18 @@ def _scales(gradients: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _backward(
-    model: nn.Module, prefix: str, state: Mapping[str, Tensor], trial: Trial, wanted: Mapping[str, Tensor]
+    model: nn.Module,
+    prefix: str,
+    state: Mapping[str, Tensor],
+    trial: Trial,
+    wanted: Mapping[str, Tensor],
+    precision: _Precision | None = None,
 ) -> dict[str, Tensor]:
     """Gradients of the loss, summed over heads where there are several.
 
     The backward runs while the state is in place: checkpointed code is computed again then.
     """
-    runner = _Backward(model, trial, wanted)
+    runner = _Backward(model, trial, wanted, precision)
     own = {f"model.{prefix}{name}": tensor for name, tensor in with_own_buffers(state).items()}
     with seeded(trial.seed):
         gradients: dict[str, Tensor] = functional_call(runner, own, ())
@@ -231,10 +258,12 @@ def _backward(
 
 
 class _Backward(nn.Module):
-    def __init__(self, model: nn.Module, trial: Trial, wanted: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, trial: Trial, wanted: Mapping[str, Tensor], precision: _Precision | None
+    ) -> None:
         super().__init__()
         self.model = model
-        self._trial, self._wanted = trial, wanted
+        self._trial, self._wanted, self._precision = trial, wanted, precision
 
     def forward(self) -> dict[str, Tensor]:
         values = fresh(self._trial.inputs)
@@ -242,7 +271,10 @@ class _Backward(nn.Module):
             outputs = self.model(*values)
             return _gradients(sum(map(_loss, outputs)), self._wanted)
         args, kwargs = self._trial.interface.call(self.model, values)
-        return _gradients(_loss(self.model(*args, **kwargs)), self._wanted)
+        loss = _loss(self.model(*args, **kwargs))
+        if self._precision is not None:
+            self._precision.look_at(loss)
+        return _gradients(loss, self._wanted)
 
 
 def _gradients(loss: Any, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ def fresh(inputs: Inputs) -> tuple[Any, ...]:
 
 def with_own_buffers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a run may write into is its own: statistics, counters, the vectors of a spectral norm."""
-    own = {id(tensor): tensor if tensor.requires_grad else tensor.clone() for tensor in state.values()}
+    own = {id(tensor): tensor if tensor.requires_grad else _like(tensor, tensor.clone()) for tensor in state.values()}
     return {name: own[id(tensor)] for name, tensor in state.items()}
 
 
@@ -95,10 +95,15 @@ def copies(train_model: CollabGraphModule, *, double: bool = False, gradients: b
     for kind in (train_model.named_parameters, train_model.named_buffers):
         for name, tensor in kind(remove_duplicate=False):
             if id(tensor) not in copies:
-                copy = widened(tensor.detach().clone(), double)
+                copy = _like(tensor, widened(tensor.detach().clone(), double))
                 copies[id(tensor)] = copy.requires_grad_(gradients and tensor.requires_grad)
             state[name] = copies[id(tensor)]
     return state
+
+
+def _like(tensor: Tensor, copy: Tensor) -> Tensor:
+    """A copy of a parameter is a parameter: forwards may ask."""
+    return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
 
 
 def widened(tensor: Tensor, double: bool) -> Tensor:

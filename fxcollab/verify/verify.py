@@ -73,4 +73,4 @@ def _values(
 ) -> tuple[Any, ...]:
     if example_inputs is not None:
         return interface.values_of(model, example_inputs)
-    return tuple(example_tensors(model, interface if interface.known else guess_inputs(model), seed))
+    return tuple(example_tensors(model, interface if interface.known else guess_inputs(model, known=interface), seed))
