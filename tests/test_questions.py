@@ -320,7 +320,6 @@ class HandsOnAPair(Net):
         return self.d(self.writes(self.part(x)))
 
 
-@bug("what a module writes is found by tracing it with tensors for arguments: behind isinstance(x, tuple) it isn't")
 def test_a_write_behind_a_question_for_the_type_is_seen() -> None:
     proven_or_refused(HandsOnAPair(), splits=["part"])
 
@@ -1754,7 +1753,6 @@ class Around(nn.Module):
         (Around, "stack.blocks", "stack.blocks.2"),
         pytest.param(
             lambda: Stack((0, 1, 2, 0)), "blocks", "blocks.0@2",
-            marks=bug("the last of them is called twice, and its bare name means its first call"),
         ),
     ],
     ids=["all", "backwards", "some", "dict", "nested", "again"],

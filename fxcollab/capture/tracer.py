@@ -145,16 +145,21 @@ class LazyTracer(fx.Tracer):
     def ask_type(self, proxy: fx.Proxy, kinds: Any) -> bool:
         """Whether the example's value is an instance of ``kinds``.
 
-        Inputs are tensors where no example says otherwise.
+        Inputs are tensors where nothing says otherwise.
 
         Raises:
             UntraceableError: there is no example.
         """
-        if proxy.node.op == "placeholder" and self._shadows is None:
+        if self._is_surely_a_tensor(proxy.node):
             return isinstance(_A_TENSOR, kinds)
         if proxy.node.op == "get_attr":
             return isinstance(self.tensors[str(proxy.node.target)], kinds)
         return isinstance(self._example_of(proxy, f"the type of {proxy.node.name!r}"), kinds)
+
+    def _is_surely_a_tensor(self, node: fx.Node) -> bool:
+        """Whether it is an input, of which no example is at hand and no structure known."""
+        structured = {spec.name for spec in self._interface.inputs if spec.structured}
+        return self._shadows is None and node.op == "placeholder" and node.target not in structured
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Whether a proxy is true."""
@@ -231,7 +236,7 @@ class LazyTracer(fx.Tracer):
 
     def ask_attribute(self, proxy: fx.Proxy, name: str) -> bool:
         """Whether the example's value has an attribute of that name."""
-        if proxy.node.op == "placeholder" and self._shadows is None:
+        if self._is_surely_a_tensor(proxy.node):
             return hasattr(_A_TENSOR, name)
         return hasattr(self._example_of(proxy, f"whether {proxy.node.name!r} has {name!r}"), name)
 

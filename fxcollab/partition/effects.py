@@ -127,9 +127,8 @@ def _module_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects 
 
 
 def _traced_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects | None:
-    interface = Interface(
-        tuple(InputSpec(name) for name in inspect.signature(module.forward).parameters if name in given)
-    )
+    parameters = inspect.signature(module.forward).parameters
+    interface = Interface(tuple(InputSpec(name, structured=True) for name in parameters if name in given))  # or not
     writes: set[str] = set()
     shares: set[str] = set()
     modules = list(module.modules())

@@ -113,7 +113,9 @@ def _way_out(path: str, graph: fx.Graph, nodes: list[str]) -> tuple[str, str]:
         return f"{around[0]!r} is kept whole and contains it", hint
     inside = [str(n.target) for n in graph.nodes if n.op == "call_module" and str(n.target).startswith(f"{path}.")]
     if inside:
-        return "the forward calls the modules in it, and never itself", f"split at the last of them: {inside[-1]!r}"
+        last, calls = inside[-1], inside.count(inside[-1])
+        last = last if calls == 1 else f"{last}@{calls}"
+        return "the forward calls the modules in it, and never itself", f"split at the last of them: {last!r}"
     return "the forward never calls it", "split at a module that the forward calls: " + ", ".join(nodes[:8])
 
 
