@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from fxcollab.capture.answers import may_be_none
+from fxcollab.capture.callers import belongs_to_the_machinery
 from fxcollab.capture.examples import example_tensors, guess_inputs
 from fxcollab.capture.helpers import Helper, innermost_helper
 from fxcollab.capture.interface import ExampleInputs, Interface, interface_of
@@ -19,7 +21,7 @@ from fxcollab.capture.preflight import given_up
 from fxcollab.capture.preserve import preserved, set_mode
 from fxcollab.capture.proxy import readable
 from fxcollab.capture.shadows import Examples, Shadows
-from fxcollab.capture.tracer import LazyTracer, belongs_to_the_machinery, may_be_none
+from fxcollab.capture.tracer import LazyTracer
 from fxcollab.codegen import CollabGraphModule, Modes
 from fxcollab.errors import CaptureError
 from fxcollab.generators import undrawn

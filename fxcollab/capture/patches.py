@@ -58,7 +58,7 @@ class RecordFactories(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _FACTORIES and not self._tracer.evaluating:
+        if func in _FACTORIES and not self._tracer.answers.evaluating:
             return self._tracer.create_proxy("call_function", func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
@@ -112,14 +112,14 @@ def _answers(tracer: LazyTracer) -> dict[str, Callable[..., Any]]:
     """By the names of the builtins that they stand in for."""
 
     def is_instance(value: Any, kinds: Any) -> bool:
-        if isinstance(value, kinds) or not isinstance(value, fx.Proxy) or tracer.evaluating:
+        if isinstance(value, kinds) or not isinstance(value, fx.Proxy) or tracer.answers.evaluating:
             return isinstance(value, kinds)
-        return tracer.ask_type(value, kinds)
+        return tracer.answers.type_is(value, kinds)
 
     def has_attribute(value: Any, name: str) -> bool:
-        if not isinstance(value, fx.Proxy) or tracer.evaluating:
+        if not isinstance(value, fx.Proxy) or tracer.answers.evaluating:
             return hasattr(value, name)
-        return tracer.ask_attribute(value, name)
+        return tracer.answers.has_attribute(value, name)
 
     return {"isinstance": is_instance, "hasattr": has_attribute}
 
@@ -154,7 +154,7 @@ def _recording(tracer: LazyTracer, original: Any) -> Callable[..., Any]:
 
 def _recording_call(tracer: LazyTracer, original: Any) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        if tracer.evaluating or not _has_proxies(args, kwargs):
+        if tracer.answers.evaluating or not _has_proxies(args, kwargs):
             return original(*args, **kwargs)
         return tracer.create_proxy("call_function", original, args, kwargs)
 
@@ -166,7 +166,7 @@ def _refusing(tracer: LazyTracer, enter: Callable[..., Any]) -> Callable[..., An
     thread = threading.get_ident()
 
     def refuse(context: Any) -> Any:
-        if tracer.evaluating or threading.get_ident() != thread:
+        if tracer.answers.evaluating or threading.get_ident() != thread:
             return enter(context)
         raise UntraceableError("autocast is switched inside the forward, and a graph would forget that")
 

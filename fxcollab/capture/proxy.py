@@ -14,6 +14,7 @@ import torch
 from torch import fx
 from torch.fx.proxy import Attribute
 
+from fxcollab.capture.answers import Answers
 from fxcollab.capture.operators import INPLACE
 
 # A proxy formatted into a text leaves its node's name between two characters of Unicode's private use area.
@@ -41,12 +42,10 @@ class CaptureProxy(fx.Proxy):
         return float(self._ask("float"))
 
     def _ask(self, question: str) -> Any:
-        ask: Callable[..., Any] = self.tracer.ask  # type: ignore[attr-defined]
-        return ask(self, question)
+        return _answers(self).ask(self, question)
 
     def __getattr__(self, k: str) -> Any:
-        is_absent: Callable[[fx.Proxy, str], bool] = self.tracer.is_absent  # type: ignore[attr-defined]
-        return None if is_absent(self, k) else _CaptureAttribute(self, k)
+        return None if _answers(self).attribute_is_none(self, k) else _CaptureAttribute(self, k)
 
     def __str__(self) -> str:
         return f"{_OPEN}{self.node.name}{_CLOSE}"
@@ -70,6 +69,11 @@ class _CaptureAttribute(CaptureProxy, Attribute):
         return node
 
     __call__ = Attribute.__call__
+
+
+def _answers(proxy: fx.Proxy) -> Answers:
+    answers: Answers = proxy.tracer.answers  # type: ignore[attr-defined]
+    return answers
 
 
 def _record_inplace(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:

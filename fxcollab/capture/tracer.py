@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import inspect
 import operator
-import sys
 import threading
 import traceback
 from collections import ChainMap
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
-from pathlib import Path
-from types import FunctionType
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,9 +15,11 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict
 from torch.utils import _pytree as pytree
 
+from fxcollab.capture.answers import Answers
+from fxcollab.capture.callers import belongs_to_the_machinery, scopes
 from fxcollab.capture.helpers import Helper, kept_whole
 from fxcollab.capture.interface import Interface, as_call
-from fxcollab.capture.operators import QUESTIONS, assume, stop_gradient
+from fxcollab.capture.operators import stop_gradient
 from fxcollab.capture.patches import RecordFactories, UntraceableError, patched, rewired
 from fxcollab.capture.proxy import CaptureProxy, unformat
 from fxcollab.capture.shadows import Examples, Shadows
@@ -30,11 +29,6 @@ RETURNED_BY = "fxcollab_returned_by"
 
 HELD_BY = "fxcollab_held_by"
 """Meta key of an assignment to an item of a list or dict: the nodes in whose values it is found."""
-
-_CONTAINERS = (tuple, list, dict, KeysView, ValuesView, ItemsView)
-_PARTS = (operator.getitem, getattr, list)
-
-_A_TENSOR = torch.empty(0, device="meta")
 
 # Tracing patches torch while it lasts.
 _ONE_AT_A_TIME = threading.RLock()
@@ -74,8 +68,6 @@ class LazyTracer(fx.Tracer):
         super().__init__()
         self._opened, self._interface, self._operators = opened, interface, operators
         self._helpers, self._examples = tuple(helpers), examples
-        self._evaluating = False
-        self._shadows: Shadows | None = None
         self._given = dict(constants or {})
         self.constants: dict[str, Tensor] = {}
         self.tensors: Mapping[str, Tensor] = {}
@@ -93,120 +85,42 @@ class LazyTracer(fx.Tracer):
             return self._trace(root, concrete_args)
 
     def _trace(self, root: Any, concrete_args: dict[str, Any] | None) -> fx.Graph:
-        self._shadows = Shadows(root, self._examples, self.tensors) if self._examples is not None else None
+        shadows = Shadows(root, self._examples, self.tensors) if self._examples is not None else None
+        self.answers = Answers(self._interface, shadows, self.tensors, self._record, self.notes)
         with (
             torch.enable_grad(),
             patched(self),
-            rewired(self, _scopes(root)),
+            rewired(self, scopes(root)),
             RecordFactories(self),
             kept_whole(self._helpers, self._record_helper),
         ):
             return super().trace(root, concrete_args)
 
-    @property
-    def evaluating(self) -> bool:
-        """Whether an example is being computed: nothing is recorded then."""
-        return self._evaluating
-
-    def ask(self, proxy: fx.Proxy, question: str) -> Any:
-        """The answer to one of `QUESTIONS`, for the example.
-
-        Where the example's data were needed, the graph refuses inputs for which the answer is another.
-
-        Raises:
-            UntraceableError: there is no example, or the answer depends on the data.
-        """
-        value = self._example_of(proxy, f"{question}({proxy.node.name})")
-        try:
-            answer = QUESTIONS[question](value)
-        except (RuntimeError, TypeError) as error:
-            raise UntraceableError(f"{question}({proxy.node.name}) depends on the data: {error}") from error
-        file, module, line = _asking_line()
-        refuses = self._shadows is not None and self._shadows.real
-        if refuses and isinstance(answer, float):
-            raise UntraceableError(f"float({proxy.node.name}) depends on the data, and every input has another")
-        refuses |= isinstance(value, _CONTAINERS) and self._is_of_a_structured_input(
-            proxy.node
-        )  # how many images, say
-        if refuses:
-            self.create_proxy("call_function", assume, (question, proxy, answer, f"{module}:{line}"), {})
-        if refuses or not isinstance(value, _CONTAINERS):
-            consequence = "; others that answer differently are refused" if refuses else ""
-            self.notes[f"what {file}:{line} asks was decided for an example input{consequence}"] = None
-        return answer
-
-    def _is_of_a_structured_input(self, node: fx.Node) -> bool:
-        """Whether it is a part of an input that is a list, a dict or the like."""
-        structured = {spec.name for spec in self._interface.inputs if spec.structured}
-        while node.op != "placeholder" and (node.target in _PARTS or node.op == "call_method"):
-            node = node.all_input_nodes[0]
-        return node.op == "placeholder" and node.target in structured
-
-    def ask_type(self, proxy: fx.Proxy, kinds: Any) -> bool:
-        """Whether the example's value is an instance of ``kinds``.
-
-        Inputs are tensors where nothing says otherwise.
-
-        Raises:
-            UntraceableError: there is no example.
-        """
-        if self._is_surely_a_tensor(proxy.node):
-            return isinstance(_A_TENSOR, kinds)
-        if proxy.node.op == "get_attr":
-            return isinstance(self.tensors[str(proxy.node.target)], kinds)
-        return isinstance(self._example_of(proxy, f"the type of {proxy.node.name!r}"), kinds)
-
-    def _is_surely_a_tensor(self, node: fx.Node) -> bool:
-        """Whether it is an input, of which no example is at hand and no structure known."""
-        structured = {spec.name for spec in self._interface.inputs if spec.structured}
-        return self._shadows is None and node.op == "placeholder" and node.target not in structured
-
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Whether a proxy is true."""
-        return bool(self.ask(obj, "bool"))
+        return bool(self.answers.ask(obj, "bool"))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """The parts of a proxy's value."""
-        value = self._example_of(obj, f"iter({obj.node.name})")
-        if isinstance(value, dict | KeysView):
-            return iter(self.ask(obj, "keys"))
-        if isinstance(value, ItemsView):
-            keys = self.ask(obj, "keys")
-            listed = self.create_proxy("call_function", list, (obj,), {})
-            return ((key, listed[i][1]) for i, key in enumerate(keys))
-        if isinstance(value, ValuesView):
-            return iter(self.create_proxy("call_function", list, (obj,), {}))
-        return (operator.getitem(obj, i) for i in range(self.ask(obj, "len")))
+        return self.answers.iterate(obj)
 
     def keys(self, obj: fx.Proxy) -> Any:
         """The keys of a proxy's value."""
-        value = self._example_of(obj, f"keys of {obj.node.name!r}") if self._shadows else None
-        return self.ask(obj, "keys") if isinstance(value, dict) else super().keys(obj)
+        keys = self.answers.keys(obj)
+        return super().keys(obj) if keys is None else keys
 
     def set_item(self, target: fx.Proxy, key: Any, value: Any) -> None:
         """Record ``target[key] = value``; of a list or dict, where else it is held."""
-        holders = None
-        if self._shadows is not None and not self._evaluating:
-            holders = self._of_example(lambda shadows: shadows.holders(target.node))
-        node = self.create_proxy("call_function", operator.setitem, (target, key, value), {}).node
+        holders = self.answers.holders(target)
+        node = self._record(operator.setitem, (target, key, value)).node
         if holders is not None:
             node.meta[HELD_BY] = holders
 
-    def _example_of(self, proxy: fx.Proxy, what: str) -> Any:
-        if self._shadows is None or self._evaluating:
-            raise UntraceableError(f"{what} can't be known while tracing")
-        return self._of_example(lambda shadows: shadows.value(proxy.node))
-
-    def _of_example(self, answer: Callable[[Shadows], Any]) -> Any:
-        assert self._shadows is not None
-        self._evaluating = True
-        try:
-            return answer(self._shadows)
-        finally:
-            self._evaluating = False
+    def _record(self, function: Any, args: tuple[Any, ...]) -> Any:
+        return self.create_proxy("call_function", function, args, {})
 
     def _record_helper(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self._evaluating:
+        if self.answers.evaluating:
             return function(*args, **kwargs)
         return self.create_proxy("call_function", function, args, kwargs)
 
@@ -220,25 +134,7 @@ class LazyTracer(fx.Tracer):
         What is None for the example is None: ``if mask is None`` can't be asked of a proxy.
         """
         value = self._create_proxy(kind, target, args, kwargs, *rest, **more)
-        return None if self._shadows is not None and self._is_none(value) else value
-
-    def _is_none(self, value: fx.Proxy) -> bool:
-        if not may_be_none(value.node):
-            return False
-        return self._example_of(value, f"whether {value.node.name!r} is None") is None
-
-    def is_absent(self, owner: fx.Proxy, name: str) -> bool:
-        """Whether an attribute of the example's value is None, as a field of what a module returns may be."""
-        if self._shadows is None or self._evaluating:
-            return False
-        value = self._example_of(owner, f"{owner.node.name}.{name}")
-        return not isinstance(value, Tensor) and hasattr(value, name) and getattr(value, name) is None
-
-    def ask_attribute(self, proxy: fx.Proxy, name: str) -> bool:
-        """Whether the example's value has an attribute of that name."""
-        if self._is_surely_a_tensor(proxy.node):
-            return hasattr(_A_TENSOR, name)
-        return hasattr(self._example_of(proxy, f"whether {proxy.node.name!r} has {name!r}"), name)
+        return None if self.answers.is_none(value) else value
 
     def _create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         if kind not in ("call_function", "call_method", "call_module") or target is stop_gradient:
@@ -271,7 +167,7 @@ class LazyTracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Record a call, and for an opened module which value it returned."""
-        if self._evaluating:
+        if self.answers.evaluating:
             return forward(*args, **kwargs)
         path = self._path_of(m)
         if path is None:
@@ -298,7 +194,7 @@ class LazyTracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """Parameters and buffers become nodes, one for each tensor."""
         name = self._state.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
-        if name is None or self._evaluating:
+        if name is None or self.answers.evaluating:
             return attr_val
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
@@ -379,32 +275,6 @@ class LazyTracer(fx.Tracer):
         return f"_tensor_constant{count}"
 
 
-def may_be_none(node: fx.Node) -> bool:
-    """Whether a node's value can be None where that of a tensor operation can't: a part, or what a helper returns."""
-    if node.op == "call_method":
-        return node.target in ("get", "pop")
-    is_helper = isinstance(node.target, FunctionType) and node.target.__module__.partition(".")[0] not in _OURS
-    return node.op == "call_function" and (node.target is operator.getitem or is_helper)
-
-
-_OURS = ("torch", "fxcollab")
-
-
-def _asking_line() -> tuple[str, str, int]:
-    """File, module and line of the user's code that asks."""
-    for frame, line in traceback.walk_stack(None):
-        if not belongs_to_the_machinery(frame.f_code.co_filename):
-            return frame.f_code.co_filename, frame.f_globals.get("__name__", "?"), line
-    return "an unknown file", "?", 0
-
-
-def belongs_to_the_machinery(file: str) -> bool:
-    """Whether ``file`` is of torch.fx, of torch's dispatch, or of this library, and no one's model."""
-    torch_root, own_root = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
-    inner = ("fx", "nn/modules/module", "overrides", "_", "autograd", "utils/_")
-    return file.startswith((f"{own_root}/", *(f"{torch_root}/{part}" for part in inner)))
-
-
 def _state_by_name(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every tensor reachable as an attribute; registered state last, so that its names win."""
     for path, module in root.named_modules():
@@ -412,22 +282,6 @@ def _state_by_name(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield from ((prefix + k, v) for k, v in module.__dict__.items() if isinstance(v, Tensor))
     yield from reversed(list(root.named_buffers()))
     yield from reversed(list(root.named_parameters()))
-
-
-def _scopes(root: nn.Module) -> Iterator[dict[str, Any]]:
-    """The globals of all code that is neither Python's nor torch's, and of the forwards in no loaded module."""
-    foreign = {cls for module in root.modules() for cls in type(module).__mro__ if not _is_standard(cls.__module__)}
-    yield from (vars(module) for name, module in list(sys.modules.items()) if not _is_standard(name))
-    forwards = (inspect.unwrap(vars(cls)["forward"]) for cls in foreign if "forward" in vars(cls))
-    yield from (function.__globals__ for function in forwards if isinstance(function, FunctionType))
-
-
-def _is_standard(name: str) -> bool:
-    package = name.partition(".")[0]
-    return package in _STANDARD and package != "__main__"
-
-
-_STANDARD = sys.stdlib_module_names | {"torch", "fxcollab", "fxcollab_cli", "numpy", "functorch", "triton", "sympy"}
 
 
 def _default(parameter: inspect.Parameter) -> tuple[Any, ...]:

@@ -1,0 +1,172 @@
+"""Answers to what a forward asks of a proxy: what only the value that it stands for can tell."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxcollab.capture.callers import calling_line, is_helper
+from fxcollab.capture.interface import Interface
+from fxcollab.capture.operators import QUESTIONS, assume
+from fxcollab.capture.patches import UntraceableError
+from fxcollab.capture.shadows import Shadows
+
+Record = Callable[[Any, tuple[Any, ...]], fx.Proxy]
+
+_CONTAINERS = (tuple, list, dict, KeysView, ValuesView, ItemsView)
+_PARTS = (operator.getitem, getattr, list)
+_A_TENSOR = torch.empty(0, device="meta")
+
+
+class Answers:
+    """Answers by an example, for one trace.
+
+    Args:
+        interface: the inputs of the graph.
+        shadows: what its nodes are for the example; None where there is no example, or none is needed yet.
+        tensors: those that ``get_attr`` nodes name.
+        record: adds a call of a function to the graph.
+        notes: gets a sentence for every line that asked for more than a type.
+    """
+
+    def __init__(
+        self,
+        interface: Interface,
+        shadows: Shadows | None,
+        tensors: Mapping[str, Tensor],
+        record: Record,
+        notes: dict[str, None],
+    ) -> None:
+        self._structured = {spec.name for spec in interface.inputs if spec.structured}
+        self._shadows, self._tensors, self._record, self._notes = shadows, tensors, record, notes
+        self._evaluating = False
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether an example is being computed: nothing is recorded then."""
+        return self._evaluating
+
+    def ask(self, proxy: fx.Proxy, question: str) -> Any:
+        """The answer to one of `QUESTIONS`, for the example.
+
+        Where the example's data were needed, the graph refuses inputs for which the answer is another.
+
+        Raises:
+            UntraceableError: there is no example, or every input has an answer of its own.
+        """
+        asked = f"{question}({proxy.node.name})"
+        value = self._example_of(proxy, asked)
+        try:
+            answer = QUESTIONS[question](value)
+        except (RuntimeError, TypeError) as error:
+            raise UntraceableError(f"{asked} depends on the data: {error}") from error
+        by_data = self._shadows is not None and self._shadows.real
+        if by_data and isinstance(answer, float):
+            raise UntraceableError(f"{asked} depends on the data, and every input has another")
+        is_container = isinstance(value, _CONTAINERS)
+        refuses = by_data or (is_container and self._is_of_a_structured_input(proxy.node))  # how many images, say
+        file, module, line = calling_line()
+        if refuses:
+            self._record(assume, (question, proxy, answer, f"{module}:{line}"))
+        if refuses or not is_container:
+            consequence = "; others that answer differently are refused" if refuses else ""
+            self._notes[f"what {file}:{line} asks was decided for an example input{consequence}"] = None
+        return answer
+
+    def type_is(self, proxy: fx.Proxy, kinds: Any) -> bool:
+        """Whether the example's value is an instance of ``kinds``; inputs are tensors where nothing says otherwise.
+
+        Raises:
+            UntraceableError: there is no example.
+        """
+        if self._is_surely_a_tensor(proxy.node):
+            return isinstance(_A_TENSOR, kinds)
+        if proxy.node.op == "get_attr":
+            return isinstance(self._tensors[str(proxy.node.target)], kinds)
+        return isinstance(self._example_of(proxy, f"the type of {proxy.node.name!r}"), kinds)
+
+    def has_attribute(self, proxy: fx.Proxy, name: str) -> bool:
+        """Whether the example's value has an attribute of that name.
+
+        Raises:
+            UntraceableError: there is no example.
+        """
+        if self._is_surely_a_tensor(proxy.node):
+            return hasattr(_A_TENSOR, name)
+        return hasattr(self._example_of(proxy, f"whether {proxy.node.name!r} has {name!r}"), name)
+
+    def iterate(self, proxy: fx.Proxy) -> Iterator[Any]:
+        """The parts of the example's value, as proxies; keys as they are.
+
+        Raises:
+            UntraceableError: there is no example.
+        """
+        value = self._example_of(proxy, f"iter({proxy.node.name})")
+        if isinstance(value, dict | KeysView):
+            return iter(self.ask(proxy, "keys"))
+        if isinstance(value, ItemsView):
+            keys = self.ask(proxy, "keys")
+            listed: Any = self._record(list, (proxy,))
+            return ((key, listed[i][1]) for i, key in enumerate(keys))
+        if isinstance(value, ValuesView):
+            return iter(self._record(list, (proxy,)))
+        return (operator.getitem(proxy, i) for i in range(self.ask(proxy, "len")))
+
+    def keys(self, proxy: fx.Proxy) -> list[Any] | None:
+        """The keys of the example's value; None where it is no dict, or not known."""
+        value = self._example_of(proxy, f"keys of {proxy.node.name!r}") if self._shadows else None
+        return list(self.ask(proxy, "keys")) if isinstance(value, dict) else None
+
+    def is_none(self, proxy: fx.Proxy) -> bool:
+        """Whether the example's value is None: ``if mask is None`` can't be asked of a proxy."""
+        if self._shadows is None or not may_be_none(proxy.node):
+            return False
+        return self._example_of(proxy, f"whether {proxy.node.name!r} is None") is None
+
+    def attribute_is_none(self, owner: fx.Proxy, name: str) -> bool:
+        """Whether an attribute of the example's value is None, as a field of what a module returns may be."""
+        if self._shadows is None or self._evaluating:
+            return False
+        value = self._example_of(owner, f"{owner.node.name}.{name}")
+        return not isinstance(value, Tensor) and hasattr(value, name) and getattr(value, name) is None
+
+    def holders(self, proxy: fx.Proxy) -> tuple[str, ...] | None:
+        """The nodes in whose values the example's list or dict is found; None for a tensor, or if not known."""
+        if self._shadows is None or self._evaluating:
+            return None
+        found: tuple[str, ...] | None = self._computed(lambda shadows: shadows.holders(proxy.node))
+        return found
+
+    def _is_of_a_structured_input(self, node: fx.Node) -> bool:
+        """Whether it is a part of an input that is a list, a dict or the like."""
+        while node.op != "placeholder" and (node.target in _PARTS or node.op == "call_method"):
+            node = node.all_input_nodes[0]
+        return node.op == "placeholder" and node.target in self._structured
+
+    def _is_surely_a_tensor(self, node: fx.Node) -> bool:
+        """Whether it is an input, of which no example is at hand and no structure known."""
+        return self._shadows is None and node.op == "placeholder" and node.target not in self._structured
+
+    def _example_of(self, proxy: fx.Proxy, what: str) -> Any:
+        if self._shadows is None or self._evaluating:
+            raise UntraceableError(f"{what} can't be known while tracing")
+        return self._computed(lambda shadows: shadows.value(proxy.node))
+
+    def _computed(self, answer: Callable[[Shadows], Any]) -> Any:
+        assert self._shadows is not None
+        self._evaluating = True
+        try:
+            return answer(self._shadows)
+        finally:
+            self._evaluating = False
+
+
+def may_be_none(node: fx.Node) -> bool:
+    """Whether a node's value can be None where that of a tensor operation can't: a part, or what a helper returns."""
+    if node.op == "call_method":
+        return node.target in ("get", "pop")
+    return node.op == "call_function" and (node.target is operator.getitem or is_helper(node.target))

@@ -1,0 +1,51 @@
+"""Whose code is running: the author's of a model, or that of Python, torch and this library."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+_STANDARD = sys.stdlib_module_names | {"torch", "fxcollab", "fxcollab_cli", "numpy", "functorch", "triton", "sympy"}
+
+
+def calling_line() -> tuple[str, str, int]:
+    """File, module and line of the author's code that is running."""
+    for frame, line in traceback.walk_stack(None):
+        if not belongs_to_the_machinery(frame.f_code.co_filename):
+            return frame.f_code.co_filename, frame.f_globals.get("__name__", "?"), line
+    return "an unknown file", "?", 0
+
+
+def belongs_to_the_machinery(file: str) -> bool:
+    """Whether ``file`` is of torch.fx, of torch's dispatch, or of this library, and no one's model."""
+    torch_root, own_root = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
+    inner = ("fx", "nn/modules/module", "overrides", "_", "autograd", "utils/_")
+    return file.startswith((f"{own_root}/", *(f"{torch_root}/{part}" for part in inner)))
+
+
+def scopes(root: nn.Module) -> Iterator[dict[str, Any]]:
+    """The globals of all code that is neither Python's nor torch's, and of the forwards in no loaded module."""
+    foreign = {cls for module in root.modules() for cls in type(module).__mro__ if not _is_standard(cls.__module__)}
+    loaded = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
+    yield from (vars(module) for name, module in loaded if not _is_standard(name))
+    forwards = (inspect.unwrap(vars(cls)["forward"]) for cls in foreign if "forward" in vars(cls))
+    yield from (function.__globals__ for function in forwards if isinstance(function, FunctionType))
+
+
+def is_helper(function: Any) -> bool:
+    """Whether it is a plain function of an author's."""
+    ours = ("torch", "fxcollab")
+    return isinstance(function, FunctionType) and function.__module__.partition(".")[0] not in ours
+
+
+def _is_standard(name: str) -> bool:
+    package = name.partition(".")[0]
+    return package in _STANDARD and package != "__main__"
