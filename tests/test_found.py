@@ -67,6 +67,21 @@ def test_the_same_write_in_front_of_the_split_is_no_reason_to_refuse() -> None:
     proven(WritesBefore(), ["second"])
 
 
+def test_an_item_that_is_copied_is_no_view() -> None:
+    class TakesRows(Chain):
+        def forward(self, x: Tensor) -> Any:
+            first = self.first(x)
+            rows = first[[1, 0, 2]]
+            places = self.second(first).argmax(0)
+            more = first[places]
+            rows[:, 0] = 0.5
+            more.mul_(self.second(rows).mean())
+            return self.head(rows), more, first
+
+    proven(TakesRows(), ["first"])
+    proven(TakesRows(), ["first"], granularity="op")
+
+
 def test_an_attribute_read_under_no_grad_carries_no_gradient() -> None:
     class RealPart(Chain):
         def forward(self, x: Tensor) -> Tensor:

@@ -141,6 +141,17 @@ class Answers:
         found: tuple[str, ...] | None = self._computed(lambda shadows: shadows.holders(proxy.node))
         return found
 
+    def copies(self, index: Any) -> bool:
+        """Whether ``x[index]`` is seen to be new storage: a tensor of several places among the index, or a list."""
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(isinstance(part, list) for part in parts):
+            return True
+        if self._shadows is None or self._evaluating:
+            return False
+        proxies = [part for part in parts if isinstance(part, fx.Proxy)]
+        values = [self._example_of(proxy, proxy.node.name) for proxy in proxies]
+        return any(isinstance(value, Tensor) and (value.ndim or value.dtype == torch.bool) for value in values)
+
     def _is_of_a_structured_input(self, node: fx.Node) -> bool:
         """Whether it is a part of an input that is a list, a dict or the like."""
         while node.op != "placeholder" and (node.target in _PARTS or node.op == "call_method"):

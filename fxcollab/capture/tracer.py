@@ -30,6 +30,9 @@ RETURNED_BY = "fxcollab_returned_by"
 HELD_BY = "fxcollab_held_by"
 """Meta key of an assignment to an item of a list or dict: the nodes in whose values it is found."""
 
+COPIES = "fxcollab_copies"
+"""Meta key of an item that is no view: ``x[mask]``."""
+
 # Tracing patches torch while it lasts.
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -134,6 +137,8 @@ class LazyTracer(fx.Tracer):
         What is None for the example is None: ``if mask is None`` can't be asked of a proxy.
         """
         value = self._create_proxy(kind, target, args, kwargs, *rest, **more)
+        if target is operator.getitem and self.answers.copies(args[1]):
+            value.node.meta[COPIES] = True
         return None if self.answers.is_none(value) else value
 
     def _create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:

@@ -21,7 +21,7 @@ from torch.fx.node import map_arg
 from fxcollab.capture.interface import InputSpec, Interface
 from fxcollab.capture.operators import INPLACE, CustomFunction
 from fxcollab.capture.preserve import preserved, set_mode
-from fxcollab.capture.tracer import HELD_BY, LazyTracer
+from fxcollab.capture.tracer import COPIES, HELD_BY, LazyTracer
 from fxcollab.generators import undrawn
 from fxcollab.graphs import get_output
 
@@ -222,7 +222,7 @@ def _of_function(node: fx.Node) -> Effects:
     if _makes_a_container(function):
         return Effects(shares=frozenset(node.all_input_nodes))
     if function in _SHARING_FUNCTIONS:
-        return Effects(shares=first)
+        return Effects(shares=frozenset() if COPIES in node.meta else first)
     if isinstance(function, torch._ops.OpOverload):
         return _of_schemas(node, [function._schema])
     name = getattr(function, "__name__", "")
