@@ -67,6 +67,45 @@ def test_the_same_write_in_front_of_the_split_is_no_reason_to_refuse() -> None:
     proven(WritesBefore(), ["second"])
 
 
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda net, x: x.contiguous(),
+        lambda net, x: x.to(torch.complex64).real,
+        lambda net, x: x.to(x.dtype),
+        lambda net, x: F.dropout(x, 0.5, net.training),
+        lambda net, x: net.unchanged(x),
+        lambda net, x: net.second(x),
+        lambda net, x: x.mul_(0.5),
+        lambda net, x: F.relu(x, inplace=True),
+        lambda net, x: x.detach().clone(),
+    ],
+    ids=["contiguous", "converted", "to", "dropout", "identity", "module", "mul_", "relu", "clone"],
+)
+def test_what_returns_its_input_under_no_grad_keeps_its_gradient(operation: Any) -> None:
+    class Without(Chain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unchanged = nn.Identity()
+
+        def forward(self, x: Tensor) -> Any:
+            first = self.first(x)
+            with torch.no_grad():
+                first = operation(self, first)
+            return self.head(first)
+
+    model = Without()
+    train_model = proven(model, ["first"])
+    for training in (True, False):
+        model.zero_grad()
+        sum(output.sum() for output in train_model.train(training)(X)).backward()
+        gradient = model.first.weight.grad
+        model.zero_grad()
+        model.train(training)(X).sum().backward()
+        assert (gradient is None) == (model.first.weight.grad is None)
+    model.train()
+
+
 def test_an_item_that_is_copied_is_no_view() -> None:
     class TakesRows(Chain):
         def forward(self, x: Tensor) -> Any:

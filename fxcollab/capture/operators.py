@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, ItemsView
+from collections.abc import Callable, ItemsView, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,22 @@ INPLACE: dict[str, Callable[[Any, Any], Any]] = {
 """The in-place operators by their names in `operator`."""
 
 
+RETURN_THEIR_INPUT = frozenset(
+    (
+        "alpha_dropout", "bfloat16", "contiguous", "cpu", "cuda", "dropout", "dropout1d", "dropout2d", "dropout3d",
+        "double", "feature_alpha_dropout", "float", "half", "rrelu", "to", "type", "type_as",
+    )
+)  # fmt: skip
+"""Names of operations that may return their very input, which keeps its gradient then, under ``no_grad`` as well."""
+
+
+def writes_in_place(target: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of ``target``, a function or the name of a method, returns its first argument, written to."""
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    by_name = name.endswith("_") and not name.endswith("__")
+    return by_name or target in INPLACE.values() or kwargs.get("inplace") is True
+
+
 @dataclass(frozen=True)
 class CustomFunction:
     """A custom ``autograd.Function`` as the target of a node; traced through, it would lose its backward.
@@ -72,17 +88,21 @@ class CustomFunction:
         return self.function.apply(*args, **kwargs)
 
 
-def stop_gradient(value: Any) -> Any:
+def stop_gradient(value: Any, kept: Sequence[Any] = ()) -> Any:
     """``value`` as it is under ``torch.no_grad()``: the same storage, no gradient.
 
     Args:
         value: a tensor or any pytree; what is no tensor is handed on.
+        kept: the arguments of the operation that gave ``value``: one that it returns keeps its gradient.
     """
     if has_torch_function_unary(value):
-        return handle_torch_function(stop_gradient, (value,), value)
-    if isinstance(value, Tensor):
-        return value.detach() if value.requires_grad else value
-    return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, value)
+        return handle_torch_function(stop_gradient, (value,), value, kept)
+
+    def stopped(leaf: Any) -> Any:
+        keeps = not isinstance(leaf, Tensor) or not leaf.requires_grad or any(leaf is one for one in kept)
+        return leaf if keeps else leaf.detach()
+
+    return pytree.tree_map(stopped, value)
 
 
 stop_gradient.__module__ = "fxcollab.capture"

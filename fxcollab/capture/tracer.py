@@ -19,7 +19,7 @@ from fxcollab.capture.answers import Answers
 from fxcollab.capture.callers import belongs_to_the_machinery, scopes
 from fxcollab.capture.helpers import Helper, kept_whole
 from fxcollab.capture.interface import Interface, as_call
-from fxcollab.capture.operators import stop_gradient
+from fxcollab.capture.operators import RETURN_THEIR_INPUT, stop_gradient, writes_in_place
 from fxcollab.capture.patches import RecordFactories, UntraceableError, patched, rewired
 from fxcollab.capture.proxy import CaptureProxy, unformat
 from fxcollab.capture.shadows import Examples, Shadows
@@ -146,14 +146,18 @@ class LazyTracer(fx.Tracer):
             return super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if torch.is_grad_enabled():
             return super().create_proxy(kind, target, args, kwargs, *rest, **more)
-        if kind == "call_module":
-            return self._stopped(super().create_proxy(kind, target, args, kwargs, *rest, **more))
+        name = target if isinstance(target, str) else getattr(target, "__name__", "")
+        if kind == "call_module" or name in RETURN_THEIR_INPUT:
+            value = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+            given = tuple(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy))
+            return self.create_proxy("call_function", stop_gradient, (value, given), {})
+        written = args[0] if writes_in_place(target, kwargs) else None
         args, kwargs = pytree.tree_map(
             lambda leaf: self._stopped(leaf) if isinstance(leaf, fx.Proxy) else leaf, (args, kwargs)
         )
         value = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         self._gradient_free[value.node] = value
-        return value
+        return value if written is None else written
 
     def _stopped(self, value: fx.Proxy) -> fx.Proxy:
         """``value`` without its gradient: one node for each value."""
