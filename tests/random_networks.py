@@ -41,6 +41,7 @@ STATEMENTS = (
     "{a} += {b}", "{a}.mul_(0.5)", "{a}.view(-1).add_(1.0)", "{a}[:, 0] = 0.5", "{a}[:, :2] += {b}[:, 2:]",
     "F.relu({a}, inplace=True)", "F.leaky_relu_({a}, 0.1)", "{a}.masked_fill_({m}, 0.0)", "{i}.add_(1).remainder_(4)",
     "self.calls += 1", "self.mean.mul_(0.9).add_({a}.detach().mean(0))", "torch.add({a}, {b}, out={a}.detach())",
+    "with torch.no_grad(): {a}.clamp_(-1, 1)", "with torch.no_grad(): {a}[:, 0] = {b}[:, 1]",
 )  # fmt: skip
 MODULES = (
     "nn.Linear(4, 4)", "nn.BatchNorm1d(4)", "nn.LayerNorm(4)", "nn.ReLU(inplace=True)", "nn.Dropout(0.3)",
