@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.node import Argument, map_arg
 
 
@@ -22,6 +23,17 @@ def copy_node(
 def map_inputs(value: Any, function: Callable[[fx.Node], Argument]) -> Any:
     """Nested arguments with every node replaced by ``function`` of it."""
     return map_arg(value, function)
+
+
+def mutable(value: Any) -> Any:
+    """Nested arguments with lists and dicts as generated code makes them, not fx's immutable ones."""
+    if type(value) is tuple:
+        return tuple(map(mutable, value))
+    if isinstance(value, immutable_list):
+        return list(map(mutable, value))
+    if isinstance(value, immutable_dict):
+        return {key: mutable(item) for key, item in value.items()}
+    return value
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

@@ -106,6 +106,34 @@ def test_what_returns_its_input_under_no_grad_keeps_its_gradient(operation: Any)
     model.train()
 
 
+def test_an_example_is_computed_on_lists_that_can_be_written_to() -> None:
+    class Exchanges(nn.Module):
+        """Kept whole; writes into the list it is given."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+        def forward(self, values: list[Tensor]) -> list[Tensor]:
+            for i, layer in enumerate(self.layers):
+                values[i] = layer(values[i])
+            return values
+
+    class Exchanging(Chain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.exchange = Exchanges()
+
+        def forward(self, x: Tensor) -> Tensor:
+            values = self.exchange([self.first(x), x])
+            if isinstance(values, list) and len(values) == 2:
+                values = [values[0] + values[1]]
+            return self.head(self.second(values[0]))
+
+    proven(Exchanging(), ["second"])
+    proven(Exchanging(), ["first"])
+
+
 def test_an_item_that_is_copied_is_no_view() -> None:
     class TakesRows(Chain):
         def forward(self, x: Tensor) -> Any:

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxcollab.capture.preserve import preserved
 from fxcollab.generators import undrawn
-from fxcollab.graphs import map_inputs
+from fxcollab.graphs import map_inputs, mutable
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +84,8 @@ class Shadows:
             yield
 
     def _evaluate(self, node: fx.Node) -> Any:
-        args = map_inputs(node.args, self._values.__getitem__)
-        kwargs = map_inputs(node.kwargs, self._values.__getitem__)
+        args = mutable(map_inputs(node.args, self._values.__getitem__))
+        kwargs = mutable(map_inputs(node.kwargs, self._values.__getitem__))
         target: Any = node.target
         match node.op:
             case "placeholder":

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import fx, nn
-from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.generators import GeneratorState
+from fxcollab.graphs import mutable
 from fxcollab.provenance import provenance
 
 
@@ -41,7 +41,7 @@ class _PlainInterpreter(fx.Interpreter):
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
         args, kwargs = super().fetch_args_kwargs_from_env(n)
-        return tuple(map(_mutable, args)), {key: _mutable(value) for key, value in kwargs.items()}
+        return tuple(map(mutable, args)), {key: mutable(value) for key, value in kwargs.items()}
 
 
 class _Interpreter(_PlainInterpreter):
@@ -57,13 +57,3 @@ class _Interpreter(_PlainInterpreter):
             else:
                 self._started[origin.origin] = GeneratorState()
         return super().run_node(n)
-
-
-def _mutable(value: Any) -> Any:
-    if type(value) is tuple:
-        return tuple(map(_mutable, value))
-    if isinstance(value, immutable_list):
-        return list(map(_mutable, value))
-    if isinstance(value, immutable_dict):
-        return {key: _mutable(item) for key, item in value.items()}
-    return value
