@@ -29,15 +29,19 @@ def library_of(row: Row) -> str:
 
 
 def _structure_table(rows: Sequence[Row]) -> Iterator[str]:
-    yield "| library | models | recovered exactly | refused | symbolic_trace: all keys | traced | feature extractor |"
-    yield "|---|---|---|---|---|---|---|"
+    yield (
+        "| library | models | recovered exactly | refused | symbolic_trace: keys in order | all keys | traced "
+        "| feature extractor |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
     for library, mine in _by_library(rows):
         plain = Counter(row.get("plain") for row in mine)
         extractor = sum(row.get("extractor") == "ok" for row in mine)
         results = Counter(row["result"] for row in mine)
         yield (
             f"| {library} | {len(mine)} | {results['ok']} | {results['refused']} | {plain['ok']} "
-            f"| {plain['ok'] + plain['keys differ']} | {extractor} |"
+            f"| {plain['ok'] + plain['order differs']} "
+            f"| {plain['ok'] + plain['order differs'] + plain['keys differ']} | {extractor} |"
         )
 
 

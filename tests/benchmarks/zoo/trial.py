@@ -141,7 +141,10 @@ def _attempt(make: Callable[[], nn.Module], keys: list[str] | None) -> str:
         made = make()
     except Exception as error:
         return type(error).__name__
-    return "ok" if keys is None or list(made.state_dict()) == keys else "keys differ"
+    found = list(made.state_dict())
+    if keys is None or found == keys:
+        return "ok"
+    return "order differs" if set(found) == set(keys) else "keys differ"
 
 
 def _feature_extractor(model: nn.Module, splits: list[str]) -> nn.Module:
