@@ -138,10 +138,8 @@ def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tenso
             examples=examples,
         )
         try:
-            with (
-                undrawn() as generators,
-                preserved(model.modules()) as assigned,
-            ):  # what one mode sets must not be seen in the other
+            # what one mode sets or draws must not be seen in the other
+            with undrawn() as generators, preserved(model.modules()) as assigned:
                 set_mode(model.modules(), training)
                 graph = tracer.trace(model)
                 drew = generators.foreign_numbers_were_drawn()

@@ -1,4 +1,4 @@
-"""What is patched in torch while a trace lasts, so that nothing of a forward is lost.
+"""What is patched while a trace lasts, in torch and in the globals of models' code, so that nothing is lost.
 
 Tracers of several threads wait for one another (see `LazyTracer`); what other threads do meanwhile is let through.
 """
@@ -35,7 +35,6 @@ _FACTORIES: frozenset[Callable[..., Any]] = frozenset(
 _CHECKPOINT_OPTIONS = frozenset(
     ("use_reentrant", "context_fn", "determinism_check", "debug", "early_stop", "preserve_rng_state")
 )
-
 
 # What takes no proxy, or not in every form: sizes that are proxies given one by one, the type of a proxy.
 _UNDISPATCHED: dict[str, Any] = {
