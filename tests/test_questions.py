@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import functools
 import linecache
 import pickle
 import random
@@ -14,6 +15,7 @@ import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -149,7 +151,6 @@ def test_an_input_is_a_list_where_the_example_is_one(inputs: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["FloatTensor", "LongTensor"])
-@bug("isinstance of an input is answered for a float tensor on the meta device, whatever the example is")
 def test_an_input_has_the_type_of_the_examples_elements(kind: str) -> None:
     class Typed(Net):
         def forward(self, x: Any) -> Any:
@@ -265,7 +266,14 @@ class AsksOtherwise(Net):
         return super().forward(x * 2 if self.ask(x) else x * 3)
 
 
-_SILENT = bug("a proxy answers for itself, silently, what isn't asked by isinstance, hasattr or is_tensor")
+@functools.singledispatch
+def _dispatched(x: Any) -> bool:
+    return False
+
+
+@_dispatched.register
+def _(x: Tensor) -> bool:
+    return True
 
 
 def _matches(x: Any) -> bool:
@@ -281,12 +289,32 @@ def _matches(x: Any) -> bool:
         lambda x: torch.is_tensor(x),
         lambda x: hasattr(x, "logits"),
         lambda x: hasattr(x, "shape"),
-        pytest.param(lambda x: type(x) is Tensor, marks=_SILENT),
-        pytest.param(lambda x: issubclass(type(x), Tensor), marks=_SILENT),
-        pytest.param(lambda x: callable(x), marks=_SILENT),
-        pytest.param(_matches, marks=_SILENT),
+        lambda x: type(x) is Tensor,
+        lambda x: issubclass(type(x), Tensor),
+        lambda x: callable(x),
+        lambda x: x.__class__ is Tensor,
+        lambda x: isinstance(type(x), type),
+        lambda x: type(x) is type(torch.ones(1)) and type(type(x)) is not Tensor,
+        _matches,
+        _dispatched,
+        lambda x: isinstance(x, Callable),  # type: ignore[arg-type]
+        lambda x: isinstance(x.shape[0], Number) or isinstance(x, Number),
     ],
-    ids=["is_tensor", "hasattr", "has shape", "type is", "issubclass", "callable", "match"],
+    ids=[
+        "is_tensor",
+        "hasattr",
+        "has shape",
+        "type is",
+        "issubclass",
+        "callable",
+        "class is",
+        "type of type",
+        "type is type of",
+        "match",
+        "singledispatch",
+        "abstract class",
+        "number",
+    ],
 )
 def test_a_type_that_is_asked_for_otherwise_is_told_or_refused(ask: Callable[[Any], bool]) -> None:
     proven_or_refused(AsksOtherwise(ask))
@@ -1530,9 +1558,29 @@ def test_numpys_numbers_are_numbers(compute: str) -> None:
     assert "numpy" not in found and "np." not in train_model.code
 
 
-@bug("a product over a shape is recorded as a method that shapes don't have: the training model can't run")
-def test_a_product_over_a_shape_is_computed_or_refused() -> None:
-    proven_or_refused(Computes(lambda x: x / np.prod(x.shape)))
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda x: x / np.prod(x.shape),
+        lambda x: x * np.sqrt(x.shape[-1]),
+        lambda x: x / np.sqrt(x.size(1)),
+        lambda x: np.float64(0.5) * x + np.array(x.shape).sum(),
+        lambda x: x * np.maximum(x.shape[0], 3),
+    ],
+)
+def test_what_numpy_computes_of_sizes_is_decided_for_the_example(compute: Callable[[Tensor], Tensor]) -> None:
+    train_model = proven(Computes(compute))
+    assert any("was decided for an example input" in note for note in train_model.meta[NOTES])
+
+
+def test_what_numpy_computes_of_a_tensor_is_refused() -> None:
+    class Uses(Net):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x * np.linalg.norm(x))  # asks
+
+    error = refused(lambda: made(Uses(), (X,)))
+    assert "numpy computes with" in str(error.why)
+    assert line_at(error.where).endswith("# asks")
 
 
 # ------------------------------------------------------------------- 9. numpy's and Python's random numbers

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fxcollab.capture.callers import calling_line, is_helper
 from fxcollab.capture.interface import Interface
@@ -83,11 +85,32 @@ class Answers:
         Raises:
             UntraceableError: there is no example.
         """
-        if self._is_surely_a_tensor(proxy.node):
+        if self._is_surely_a_tensor(proxy.node) and not _tells_element_types(kinds):
             return isinstance(_A_TENSOR, kinds)
-        if proxy.node.op == "get_attr":
-            return isinstance(self._tensors[str(proxy.node.target)], kinds)
-        return isinstance(self._example_of(proxy, f"the type of {proxy.node.name!r}"), kinds)
+        value = self._instance(proxy)
+        if isinstance(value, Tensor) and _tells_element_types(kinds):
+            with self._unrecorded():
+                value = torch.empty(0, dtype=value.dtype, device=value.device)  # fake ones have no such type
+        return isinstance(value, kinds)
+
+    def type_of(self, proxy: fx.Proxy) -> type:
+        """The type of the example's value.
+
+        Raises:
+            UntraceableError: there is no example.
+        """
+        if self._is_surely_a_tensor(proxy.node):
+            return Tensor
+        value = self._instance(proxy)
+        return Tensor if isinstance(value, FakeTensor) else type(value)
+
+    def is_callable(self, proxy: fx.Proxy) -> bool:
+        """Whether the example's value can be called.
+
+        Raises:
+            UntraceableError: there is no example.
+        """
+        return not self._is_surely_a_tensor(proxy.node) and callable(self._instance(proxy))
 
     def has_attribute(self, proxy: fx.Proxy, name: str) -> bool:
         """Whether the example's value has an attribute of that name.
@@ -98,6 +121,19 @@ class Answers:
         if self._is_surely_a_tensor(proxy.node):
             return hasattr(_A_TENSOR, name)
         return hasattr(self._example_of(proxy, f"whether {proxy.node.name!r} has {name!r}"), name)
+
+    def numbers(self, proxy: fx.Proxy) -> Any:
+        """The example's size or sizes, for numpy.
+
+        Raises:
+            UntraceableError: there is no example, or the value is no number.
+        """
+        value = self._example_of(proxy, f"what numpy asks of {proxy.node.name!r}")
+        if not isinstance(value, int | float | torch.Size):
+            raise UntraceableError(f"numpy computes with {proxy.node.name!r}, which a graph can't hold")
+        file, _, line = calling_line()
+        self._notes[f"what {file}:{line} asks was decided for an example input"] = None
+        return value
 
     def iterate(self, proxy: fx.Proxy) -> Iterator[Any]:
         """The parts of the example's value, as proxies; keys as they are.
@@ -162,6 +198,12 @@ class Answers:
         """Whether it is an input, of which no example is at hand and no structure known."""
         return self._shadows is None and node.op == "placeholder" and node.target not in self._structured
 
+    def _instance(self, proxy: fx.Proxy) -> Any:
+        """A value of the type that ``proxy`` stands for."""
+        if proxy.node.op == "get_attr":
+            return self._tensors[str(proxy.node.target)]
+        return self._example_of(proxy, f"the type of {proxy.node.name!r}")
+
     def _example_of(self, proxy: fx.Proxy, what: str) -> Any:
         if self._shadows is None or self._evaluating:
             raise UntraceableError(f"{what} can't be known while tracing")
@@ -169,11 +211,23 @@ class Answers:
 
     def _computed(self, answer: Callable[[Shadows], Any]) -> Any:
         assert self._shadows is not None
+        with self._unrecorded():
+            return answer(self._shadows)
+
+    @contextmanager
+    def _unrecorded(self) -> Iterator[None]:
         self._evaluating = True
         try:
-            return answer(self._shadows)
+            yield
         finally:
             self._evaluating = False
+
+
+def _tells_element_types(kinds: Any) -> bool:
+    """Whether ``torch.FloatTensor`` or one like it is among ``kinds``."""
+    return any(
+        isinstance(kind, type(torch.FloatTensor)) for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
+    )
 
 
 def may_be_none(node: fx.Node) -> bool:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 _STANDARD = sys.stdlib_module_names | {"torch", "fxcollab", "fxcollab_cli", "numpy", "functorch", "triton", "sympy"}
+
+_ASK_FOR_OTHERS = frozenset(("abc", "_py_abc", "functools", "typing"))
 
 
 def calling_line() -> tuple[str, str, int]:
@@ -24,11 +27,22 @@ def calling_line() -> tuple[str, str, int]:
     return "an unknown file", "?", 0
 
 
+def author_asks() -> bool:
+    """Whether an author's code reads the attribute, two calls up, be it through Python's own ``abc`` and such."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") in _ASK_FOR_OTHERS:
+        frame = frame.f_back
+    return frame is not None and not _is_standard(frame.f_globals.get("__name__", "builtins"))
+
+
+@functools.cache
 def belongs_to_the_machinery(file: str) -> bool:
-    """Whether ``file`` is of torch.fx, of torch's dispatch, or of this library, and no one's model."""
+    """Whether ``file`` is of torch.fx, of torch's dispatch, of numpy, or of this library, and no one's model."""
     torch_root, own_root = str(Path(torch.__file__).parent), str(Path(__file__).parents[1])
     inner = ("fx", "nn/modules/module", "overrides", "_", "autograd", "utils/_")
-    return file.startswith((f"{own_root}/", *(f"{torch_root}/{part}" for part in inner)))
+    numpy = getattr(sys.modules.get("numpy"), "__file__", None)
+    others = [f"{Path(numpy).parent}/"] if numpy else []
+    return file.startswith((f"{own_root}/", *others, *(f"{torch_root}/{part}" for part in inner)))
 
 
 def scopes(root: nn.Module) -> Iterator[dict[str, Any]]:

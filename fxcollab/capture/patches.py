@@ -85,7 +85,8 @@ def patched(tracer: LazyTracer) -> Iterator[None]:
 def rewired(tracer: LazyTracer, scopes: Iterable[dict[str, Any]]) -> Iterator[None]:
     """In the code of ``scopes`` alone, record and answer what neither torch nor Python hands to a proxy.
 
-    ``isinstance`` and ``hasattr`` of a proxy tell of the value it stands for; `_UNDISPATCHED` functions become nodes.
+    ``isinstance``, ``type``, ``callable`` and ``hasattr`` of a proxy tell of the value it stands for; `_UNDISPATCHED`
+    functions become nodes.
     """
     facade, answers = _Facade(tracer), _answers(tracer)
     given: list[dict[str, Any]] = []
@@ -110,17 +111,41 @@ def rewired(tracer: LazyTracer, scopes: Iterable[dict[str, Any]]) -> Iterator[No
 def _answers(tracer: LazyTracer) -> dict[str, Callable[..., Any]]:
     """By the names of the builtins that they stand in for."""
 
+    def answered(value: Any) -> bool:
+        return isinstance(value, fx.Proxy) and not tracer.answers.evaluating
+
     def is_instance(value: Any, kinds: Any) -> bool:
-        if isinstance(value, kinds) or not isinstance(value, fx.Proxy) or tracer.answers.evaluating:
+        if not answered(value) or _asks_for_proxies(kinds):
             return isinstance(value, kinds)
         return tracer.answers.type_is(value, kinds)
 
     def has_attribute(value: Any, name: str) -> bool:
-        if not isinstance(value, fx.Proxy) or tracer.answers.evaluating:
-            return hasattr(value, name)
-        return tracer.answers.has_attribute(value, name)
+        return tracer.answers.has_attribute(value, name) if answered(value) else hasattr(value, name)
 
-    return {"isinstance": is_instance, "hasattr": has_attribute}
+    def is_callable(value: Any) -> bool:
+        return tracer.answers.is_callable(value) if answered(value) else callable(value)
+
+    class Asked(type):
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            asks = cls is Type and len(args) == 1
+            if asks:
+                return tracer.answers.type_of(args[0]) if answered(args[0]) else type(args[0])
+            return super().__call__(*args, **kwargs) if cls is not Type else type(*args, **kwargs)
+
+        def __instancecheck__(cls, value: Any) -> bool:
+            return isinstance(value, type) if cls is Type else super().__instancecheck__(value)
+
+    class Type(type, metaclass=Asked):
+        """``type`` itself, but for proxies."""
+
+    return {"isinstance": is_instance, "hasattr": has_attribute, "callable": is_callable, "type": Type}
+
+
+def _asks_for_proxies(kinds: Any) -> bool:
+    return any(
+        isinstance(kind, type) and kind.__module__ == fx.Proxy.__module__
+        for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
+    )
 
 
 class _Facade(ModuleType):

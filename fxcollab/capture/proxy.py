@@ -15,6 +15,7 @@ from torch import fx
 from torch.fx.proxy import Attribute
 
 from fxcollab.capture.answers import Answers
+from fxcollab.capture.callers import author_asks
 from fxcollab.capture.operators import INPLACE
 
 # A proxy formatted into a text leaves its node's name between two characters of Unicode's private use area.
@@ -29,6 +30,13 @@ class CaptureProxy(fx.Proxy):
         record: Callable[..., None] = self.tracer.set_item  # type: ignore[attr-defined]
         record(self, key, value)
 
+    __array_priority__ = 1000  # as tensors have it: numpy's numbers leave operations to them
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        import numpy as np  # no dependency of ours: who asks has it
+
+        return np.asarray(_answers(self).numbers(self), dtype)
+
     def __len__(self) -> int:
         return int(self._ask("len"))
 
@@ -41,10 +49,19 @@ class CaptureProxy(fx.Proxy):
     def __float__(self) -> float:
         return float(self._ask("float"))
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """For authors' code what it stands for: ``match``, ``x.__class__`` and ``singledispatch`` ask here."""
+        answers = _answers(self)
+        return type(self) if answers.evaluating or not author_asks() else answers.type_of(self)
+
     def _ask(self, question: str) -> Any:
         return _answers(self).ask(self, question)
 
     def __getattr__(self, k: str) -> Any:
+        of_a_shape = isinstance(self, Attribute) and self.attr == "shape"
+        if k.startswith("__array_") or (of_a_shape and not hasattr(torch.Size, k)):
+            raise AttributeError(f"{self.node.name} has no {k!r}")  # numpy asks for them, and goes on without
         return None if _answers(self).attribute_is_none(self, k) else _CaptureAttribute(self, k)
 
     def __str__(self) -> str:
