@@ -15,11 +15,12 @@ from fxcollab.capture.interface import Interface, interface_of
 from fxcollab.capture.preflight import shared_statistics
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import CaptureError, SplitError
+from fxcollab.nearest import with_nearest_splits
 from fxcollab.partition import partition
 from fxcollab.plan import PLAN_KEY, Plan
 from fxcollab.rewrite import Init, rewrite
 from fxcollab.source import Source, source_of
-from fxcollab.tree import Pattern, head_tree
+from fxcollab.tree import HeadTree, Pattern, head_tree
 
 
 def transform(
@@ -85,7 +86,15 @@ def transform(
         model = _made_by(model)
     seed = torch.initial_seed() if seed is None else seed
     interface = interface or interface_of(model, example_inputs)
-    captured = capture(model, names, example_inputs, granularity, interface=interface)
+
+    def attempt(*splits: str) -> None:
+        captured = capture(model, splits, example_inputs, granularity, interface=interface)
+        partition(captured, HeadTree(splits, (2,)))
+
+    try:
+        captured = capture(model, names, example_inputs, granularity, interface=interface)
+    except CaptureError as error:
+        raise with_nearest_splits(error, names, attempt) from error.__cause__
     cut = partition(captured, tree)
     train_model = rewrite(
         captured,
