@@ -4,6 +4,7 @@ import random
 import threading
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fxcollab
+from fxcollab import CaptureError
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
@@ -347,3 +349,69 @@ def test_dense_labels_of_bytes_are_labels() -> None:
     logits, labels = [torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)], torch.randint(0, 3, (2, 4, 4))
     loss = fxcollab.CollaborativeLoss()
     assert torch.equal(loss(logits, labels.to(torch.uint8)), loss(logits, labels))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x).relu() + x
+
+
+class Blocks(nn.Module):
+    def __init__(self, change: Callable[[nn.Module], Any] = lambda block: None) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = Block(), Block(), Block(), nn.Linear(8, 4)
+        changed = change(self.b)
+        if isinstance(changed, nn.Module):
+            self.b = changed
+
+    def forward(self, x: Tensor) -> Any:
+        return self.d(self.c(self.b(self.a(x))))
+
+
+def notes_of(model: nn.Module, split: str, granularity: Any = "auto") -> tuple[str, ...]:
+    """What is given up by a training model that is proved."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "given up")
+        train_model = fxcollab.transform(model, "simple", [split], granularity=granularity, example_inputs=(X,))
+    report = fxcollab.verify(model, train_model, (X,))
+    report.raise_if_failed()
+    return report.given_up
+
+
+@pytest.mark.parametrize(("split", "granularity"), [("b.linear", "auto"), ("a", "op")])
+def test_hooks_of_opened_modules_are_listed_however_they_were_opened(split: str, granularity: str) -> None:
+    backward = Blocks(lambda block: block.register_full_backward_hook(lambda *_: None))
+    assert any("backward hooks of b don't run" in note for note in notes_of(backward, split, granularity))
+    seen: list[Any] = []
+    forward = Blocks(lambda block: block.register_forward_hook(lambda _, __, output: seen.append(type(output))))
+    assert any("forward hooks of b ran once" in note for note in notes_of(forward, split, granularity))
+    assert notes_of(backward, "a") == notes_of(forward, "a") == ()
+
+
+def test_hooks_of_torch_that_only_compute_are_not_listed() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = Blocks(lambda block: nn.utils.weight_norm(block.linear))
+    assert notes_of(model, "a", "op") == ()
+
+
+COMPILERS: dict[str, Callable[[nn.Module], Any]] = {
+    "compile in place": lambda block: block.compile(backend="eager"),
+    "compile": lambda block: torch.compile(block, backend="eager"),
+    "script": torch.jit.script,
+}
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_compiled_module_is_kept_whole_at_any_granularity(compiler: str) -> None:
+    model = Blocks(COMPILERS[compiler])
+    assert notes_of(model, "a", "op") == notes_of(model, "a") == ()
+    inside = "b._orig_mod.linear" if compiler == "compile" else "b.linear"
+    with pytest.raises(CaptureError, match="can only be kept whole") as caught:
+        fxcollab.transform(model, "simple", [inside], example_inputs=(X,))
+    assert "that works is 'b'" in str(caught.value.hint)

@@ -73,8 +73,10 @@ def capture(
     train = _trace_mode(request, True)
     evaluation = _trace_mode(request, False, train.constants)
     captured = CollabGraphModule(model, Modes.merged(train.graph, evaluation.graph), constants=evaluation.constants)
-    opened_modules = {path: model.get_submodule(path) for path in sorted(opened)}
-    captured.meta[NOTES_KEY] = (*given_up(opened_modules, interface), *_compromises(train, evaluation))
+    captured.meta[NOTES_KEY] = (
+        *given_up({**train.opened, **evaluation.opened}, interface),
+        *_compromises(train, evaluation),
+    )
     return captured
 
 
@@ -112,6 +114,7 @@ class _Traced:
 
     graph: fx.Graph
     constants: Mapping[str, Tensor]
+    opened: Mapping[str, nn.Module]
     helpers: tuple[Helper, ...]
     notes: tuple[str, ...]
     assigned: tuple[str, ...]
@@ -155,7 +158,7 @@ def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tenso
             if deceived is not None:
                 examples = deceived
                 continue
-            return _Traced(graph, tracer.constants, tuple(helpers), tuple(tracer.notes), changed, drew)
+            return _Traced(graph, tracer.constants, tracer.opened, tuple(helpers), tuple(tracer.notes), changed, drew)
 
 
 def _with_absent_values(

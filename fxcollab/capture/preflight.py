@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import nn
 
 from fxcollab.capture.interface import Interface
 
 _BACKWARD_HOOKS = {"_backward_hooks": "backward hooks", "_backward_pre_hooks": "backward pre-hooks"}
-_HOOKS = {"_forward_hooks": "forward hooks", "_forward_pre_hooks": "forward pre-hooks", **_BACKWARD_HOOKS}
+_FORWARD_HOOKS = {"_forward_hooks": "forward hooks", "_forward_pre_hooks": "forward pre-hooks"}
+_HOOKS = {**_FORWARD_HOOKS, **_BACKWARD_HOOKS}
 
 
 def given_up(opened: dict[str, nn.Module], interface: Interface) -> tuple[str, ...]:
@@ -34,14 +36,25 @@ def shared_statistics(buffers: Iterable[str]) -> tuple[str, ...]:
 
 
 def _hooks(opened: dict[str, nn.Module]) -> Iterator[str]:
-    for path, module in opened.items():
-        lost = _HOOKS if path == "" else _BACKWARD_HOOKS  # forward hooks of opened children are traced through
+    """Of the root none run; those of modules inside are traced through, except backwards."""
+    for path, module in sorted(opened.items()):
+        lost = _HOOKS if path == "" else _BACKWARD_HOOKS
         found = [label for attribute, label in lost.items() if getattr(module, attribute, None)]
         if found:
             yield (
                 f"{' and '.join(found)} of {path or 'the root'} don't run: the module was opened "
                 "(hooks of modules that are kept whole do run)"
             )
+        if path and any(not _is_of_torch(hook) for name in _FORWARD_HOOKS for hook in getattr(module, name).values()):
+            yield (
+                f"forward hooks of {path} ran once, while it was captured: what they compute is in the graph, what "
+                "else they do (store, print) is not"
+            )
+
+
+def _is_of_torch(hook: Any) -> bool:
+    """Such as that of ``weight_norm``, which computes and does nothing else."""
+    return type(hook).__module__.startswith("torch.") or getattr(hook, "__module__", "").startswith("torch.")
 
 
 def _fixed(interface: Interface) -> Iterator[str]:

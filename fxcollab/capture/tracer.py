@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import sys
 import threading
 import traceback
 from collections import ChainMap
@@ -53,6 +54,9 @@ class LazyTracer(fx.Tracer):
         helpers: functions that become one node each.
         examples: an example of each input, for questions that the graph can't answer; None refuses them. Lines
             whose questions were answered so are among the ``notes``.
+
+    After a trace, ``opened`` holds the modules that were traced into, by path, and ``constants`` the tensors that are
+    none of the model's state.
     """
 
     proxy_buffer_attributes = True
@@ -69,16 +73,17 @@ class LazyTracer(fx.Tracer):
         examples: Examples | None = None,
     ) -> None:
         super().__init__()
-        self._opened, self._interface, self._operators = opened, interface, operators
+        self._opened_paths, self._interface, self._operators = opened, interface, operators
         self._helpers, self._examples = tuple(helpers), examples
         self._given = dict(constants or {})
         self.constants: dict[str, Tensor] = {}
         self.tensors: Mapping[str, Tensor] = {}
         self.notes: dict[str, None] = {}
+        self.opened: dict[str, nn.Module] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root``; see ``fx.Tracer.trace``."""
-        self.constants = dict(self._given)
+        self.constants, self.opened = dict(self._given), {"": root}
         named = dict(_state_by_name(root))
         self._state = {id(tensor): name for name, tensor in named.items()}
         self.tensors = ChainMap(self.constants, named)
@@ -168,9 +173,11 @@ class LazyTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep ``m`` whole unless it is to be opened."""
-        if module_qualified_name in self._opened:
+        if module_qualified_name in self._opened_paths:
             return False
-        return super().is_leaf_module(m, module_qualified_name) if self._operators else True
+        if not self._operators or _compiler_of(m) is not None:
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -181,12 +188,20 @@ class LazyTracer(fx.Tracer):
         path = self._path_of(m)
         if path is None:
             return forward(*args, **kwargs)
+        if not self.is_leaf_module(m, path):
+            self._open(m, path)
         calls = self.num_calls.get(path, 0) + 1
         value = super().call_module(m, forward, args, kwargs)
         if isinstance(value, fx.Proxy):
             call = path if calls == 1 else f"{path}@{calls}"
             value.node.meta.setdefault(RETURNED_BY, []).append(call)
         return value
+
+    def _open(self, module: nn.Module, path: str) -> None:
+        compiler = _compiler_of(module)
+        if compiler is not None:
+            raise UntraceableError(f"{path} is compiled by {compiler}, and can only be kept whole")
+        self.opened[path] = module
 
     def _path_of(self, module: nn.Module) -> str | None:
         """The path of a module; None for one without state that the forward has just made."""
@@ -282,6 +297,15 @@ class LazyTracer(fx.Tracer):
         while hasattr(self.root, f"_tensor_constant{count}"):
             count += 1
         return f"_tensor_constant{count}"
+
+
+def _compiler_of(module: nn.Module) -> str | None:
+    """What has compiled a module; its forward is no longer there to be traced."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "TorchScript"
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # slow to import, and loaded where a module is compiled
+    compiled = module._compiled_call_impl is not None or (dynamo and isinstance(module, dynamo.OptimizedModule))
+    return "torch.compile" if compiled else None
 
 
 def _state_by_name(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
