@@ -31,6 +31,10 @@ class CaptureError(FxCollabError):
     """The model could not be captured as a graph."""
 
 
+class ForwardError(CaptureError):
+    """A forward that had to be opened can't be traced."""
+
+
 class SplitError(FxCollabError):
     """A split names nothing, or cuts the graph where it can't be cut."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from fxcollab.errors import CaptureError, FxCollabError
+from fxcollab.errors import ForwardError, FxCollabError
 
 
-def with_nearest_splits(error: CaptureError, splits: Sequence[str], attempt: Callable[..., object]) -> CaptureError:
+def with_nearest_splits(error: ForwardError, splits: Sequence[str], attempt: Callable[..., object]) -> ForwardError:
     """``error``, with a hint that names for each split that fails alone the nearest enclosing module that works.
 
     Args:

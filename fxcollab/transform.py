@@ -14,7 +14,7 @@ from fxcollab.capture.capture import NOTES_KEY, Granularity
 from fxcollab.capture.interface import Interface, interface_of
 from fxcollab.capture.preflight import shared_statistics
 from fxcollab.codegen import CollabGraphModule
-from fxcollab.errors import CaptureError, SplitError
+from fxcollab.errors import CaptureError, ForwardError, SplitError
 from fxcollab.nearest import with_nearest_splits
 from fxcollab.partition import partition
 from fxcollab.plan import PLAN_KEY, Plan
@@ -75,7 +75,7 @@ def transform(
     Raises:
         PatternError: pattern, splits, heads and fan-outs don't fit together.
         SplitError: a split can't be found or cut.
-        CaptureError: an opened forward can't be traced.
+        CaptureError: an opened forward can't be traced; the hint names the nearest splits that work.
         StateError: the model has something named ``peers``.
         The model is never changed by a failure.
     """
@@ -93,7 +93,7 @@ def transform(
 
     try:
         captured = capture(model, names, example_inputs, granularity, interface=interface)
-    except CaptureError as error:
+    except ForwardError as error:
         raise with_nearest_splits(error, names, attempt) from error.__cause__
     cut = partition(captured, tree)
     train_model = rewrite(

@@ -23,7 +23,7 @@ from fxcollab.capture.proxy import readable
 from fxcollab.capture.shadows import Examples, Shadows
 from fxcollab.capture.tracer import LazyTracer
 from fxcollab.codegen import CollabGraphModule, Modes
-from fxcollab.errors import CaptureError
+from fxcollab.errors import CaptureError, ForwardError
 from fxcollab.generators import undrawn
 from fxcollab.graphs import copy_graph
 
@@ -57,7 +57,8 @@ def capture(
         A ``GraphModule`` whose state dict is that of ``model``, key for key, with the same tensors.
 
     Raises:
-        CaptureError: the forward of an opened module can't be traced; the model is as it was.
+        ForwardError: that of an opened module can't be traced; the model is as it was.
+        CaptureError: it has no inputs, or parameters without a shape.
     """
     if granularity not in ("auto", "op"):
         raise CaptureError(f"There is no granularity {granularity!r}.", hint="use 'auto' or 'op'")
@@ -249,8 +250,8 @@ def _adopt(model: fx.GraphModule, modes: Modes) -> CollabGraphModule:
     return captured
 
 
-def _refusal(model: nn.Module, error: BaseException) -> CaptureError:
-    return CaptureError(
+def _refusal(model: nn.Module, error: BaseException) -> ForwardError:
+    return ForwardError(
         f"The forward of {type(model).__qualname__} can't be captured.",
         where=_where(error),
         why=readable(f"{type(error).__name__}: {error}"),
