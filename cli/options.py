@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 Source = Annotated[
     str,
     typer.Argument(
-        metavar="SOURCE", help="model.py, model.py:NAME, package.module:NAME or torchvision:NAME", show_default=False
+        metavar="SOURCE",
+        help="model.py, model.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME or hf:NAME_OR_PATH",
+        show_default=False,
     ),
 ]
 ModelArg = Annotated[

@@ -120,19 +120,22 @@ def test_any_other_text_is_refused_with_the_forms(text: str) -> None:
     with pytest.raises(SourceError) as caught:
         Source.parse(text)
     assert str(caught.value) == (
-        f"`{text}` is not a source\n  hint: write model.py, model.py:NAME, package.module:NAME or torchvision:NAME"
+        f"`{text}` is not a source\n  hint: write model.py, model.py:NAME, package.module:NAME, torchvision:NAME, "
+        "timm:NAME or hf:NAME_OR_PATH"
     )
 
 
-@pytest.mark.parametrize("text", ["timm:resnet18", "hf:google/vit-base"])
-def test_forms_of_later_versions_are_refused_as_such(text: str) -> None:
-    with pytest.raises(SourceError) as caught:
-        Source.parse(text)
-    assert str(caught.value) == (
-        f"`{text}` can't be loaded\n"
-        f"  why: this version of fxcollab doesn't support the form {text.split(':')[0]}:NAME\n"
-        "  hint: build the model in a model.py"
-    )
+def test_a_folder_of_transformers_is_a_path_and_any_other_name_is_one_of_its_hub(tmp_path: Path) -> None:
+    (tmp_path / "bert").mkdir()
+    for text in ("bert", "./bert", str(tmp_path / "bert")):
+        source = Source.parse(f"hf:{text}", relative_to=tmp_path)
+        assert source == Source("hf", str(tmp_path / "bert"))
+        assert source.to_json(tmp_path)["location"] == "./bert"
+        assert source.to_json(tmp_path / "run")["location"] == "../bert"
+        assert Source.from_json(source.to_json(tmp_path), tmp_path) == source
+    named = Source.parse("hf:google/vit-base", relative_to=tmp_path)
+    assert named == Source("hf", "google/vit-base")
+    assert Source.from_json(named.to_json(tmp_path), tmp_path) == named
 
 
 @pytest.mark.parametrize(
@@ -519,9 +522,75 @@ def test_an_argument_that_a_torchvision_model_does_not_take_is_refused() -> None
     assert "num_clases" in str(error.why)
 
 
-def test_torchvision_is_imported_by_its_sources_alone() -> None:
-    code = "import sys, fxcollab.source; sys.exit('torchvision' in sys.modules)"
+def test_libraries_are_imported_by_their_sources_alone() -> None:
+    code = "import sys, fxcollab.source; sys.exit(bool({'torchvision', 'timm', 'transformers'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# timm and transformers.
+
+
+def test_a_timm_model_has_random_weights_and_a_factory() -> None:
+    loaded = load("timm:resnet18", num_classes=7)
+    assert loaded.model.fc.out_features == 7
+    assert loaded.factory is not None
+    assert not torch.equal(loaded.factory().fc.weight, loaded.model.fc.weight)
+
+
+def test_an_unknown_timm_model_gets_close_matches() -> None:
+    error = refusal("timm:resnet51")
+    assert error.what == "timm has no model `resnet51`"
+    assert "did you mean resnet" in str(error.hint)
+
+
+def test_an_argument_that_a_timm_model_does_not_take_is_refused() -> None:
+    assert "num_clases" in str(refusal("timm:resnet18", num_clases=3).why)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model as transformers saves it."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"vocab_size": 11, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    folder = tmp_path_factory.mktemp("models") / "bert"
+    BertForSequenceClassification(BertConfig(**sizes, num_hidden_layers=2)).save_pretrained(folder)
+    return folder
+
+
+def test_a_saved_model_of_transformers_has_its_weights_and_new_ones_have_random_ones(bert: Path) -> None:
+    first, second = load(f"hf:{bert}"), load(f"hf:{bert}")
+    assert type(first.model).__name__ == "BertForSequenceClassification"
+    assert torch.equal(first.model.classifier.weight, second.model.classifier.weight)
+    assert first.factory is not None
+    assert not torch.equal(first.factory().classifier.weight, first.model.classifier.weight)
+    assert first.model.training
+
+
+def test_a_saved_model_of_transformers_may_be_built_anew_and_as_another_class(bert: Path) -> None:
+    loaded = load(f"hf:{bert}", pretrained=False, architecture="BertForTokenClassification", num_labels=5)
+    assert type(loaded.model).__name__ == "BertForTokenClassification"
+    assert loaded.model.classifier.out_features == 5
+
+
+def test_what_transformers_does_not_know_is_refused(bert: Path, tmp_path: Path) -> None:
+    assert "BertForNothing" in refusal(f"hf:{bert}", architecture="BertForNothing").what
+    assert "takes no num_lables" in refusal(f"hf:{bert}", num_lables=3).what
+    assert refusal(f"hf:{tmp_path}").why
+
+
+def test_pickled_weights_of_transformers_are_not_read(bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((bert / "config.json").read_text())
+    torch.save(load(f"hf:{bert}").model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert "safetensors" in str(refusal(f"hf:{tmp_path}").why)
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_a_library_that_is_not_installed_is_named(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    error = refusal(f"{'hf' if library == 'transformers' else library}:resnet18")
+    assert error.what == f"{library} can't be imported"
+    assert error.hint == f"pip install {library}"
 
 
 # Written down and read again.
