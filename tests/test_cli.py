@@ -173,6 +173,22 @@ def test_a_torchvision_model_is_taken(call: Call) -> None:
     assert fxcollab.load("shufflenet_v2_x0_5_collab").fc.out_features == 2
 
 
+def test_a_timm_model_is_taken_and_proved(call: Call) -> None:
+    arguments = ("--model-arg", "num_classes=3", "--input", "2x3x64x64", "--splits", "layer3", "--pattern", "simple")
+    assert call("transform", "timm:resnet10t", *arguments).code == 0
+    assert call("verify", "resnet10t_collab", "--input", "3x3x64x64").code == 0
+
+
+def test_a_model_that_transformers_saved_is_taken_and_proved(call: Call, tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "image_size": 16, "patch_size": 8}
+    ViTForImageClassification(ViTConfig(**sizes, num_hidden_layers=3)).save_pretrained(tmp_path / "vit")
+    assert call("transform", "hf:vit", "--splits", "vit.layers.0,vit.layers.1").code == 0
+    assert json.loads(Path("vit_collab/plan.json").read_text())["source"]["location"] == "../vit"
+    assert call("verify", "vit_collab").code == 0
+
+
 def test_model_arguments_reach_the_factory(call: Call, model: Path) -> None:
     assert call("transform", "model.py", "--model-arg", "width=6", "--splits", "stem").code == 0
     assert fxcollab.load("model_collab").stem.out_features == 6

@@ -189,6 +189,20 @@ def test_a_model_without_required_inputs_needs_examples() -> None:
     fxcollab.verify(model, train_model, {"x": X}).raise_if_failed()
 
 
+def test_a_main_input_that_a_model_declares_is_its_input_all_the_same() -> None:
+    class Declares(Net):
+        main_input_name = "values"
+
+        def forward(self, mask: Tensor | None = None, values: Tensor | None = None) -> Any:
+            assert values is not None
+            return super().forward(values if mask is None else values * mask)
+
+    with pytest.warns(UserWarning, match="optional inputs mask are fixed"):
+        train_model = fxcollab.transform(model := Declares(), splits=["b"], pattern="simple")
+    assert [node.target for node in train_model.graph.find_nodes(op="placeholder")] == ["values"]
+    fxcollab.verify(model, train_model, {"values": X}).raise_if_failed()
+
+
 class Options(Net):
     def forward(self, x: Tensor, scale: float = 2.0, *, mask: Tensor | None = None) -> Any:
         a = self.a(x)

@@ -164,11 +164,15 @@ _TOKENS = (BATCH, 16)
 
 
 def _declared(model: nn.Module) -> Iterator[tuple[int, ...]]:
-    """What timm's models say of their input."""
+    """What timm's models say of their input, and those of transformers that take images."""
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     size = config.get("input_size") if isinstance(config, dict) else None
     if isinstance(size, list | tuple) and all(isinstance(edge, int) for edge in size):
         yield (BATCH, *size)
+    config = getattr(model, "config", None)
+    edge, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    if isinstance(edge, int) and isinstance(channels, int):
+        yield (BATCH, channels, edge, edge)
 
 
 def _shapes(model: nn.Module, images: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -93,9 +93,9 @@ class Interface:
 def interface_of(model: nn.Module, example_inputs: ExampleInputs | None = None) -> Interface:
     """The interface under which ``model`` is captured.
 
-    What has no default is an input. An optional parameter is an input only where ``example_inputs`` gives a
-    tensor for it: as a proxy it would answer ``if mask is None`` wrongly, and for good. Given values that are no
-    tensors are fixed.
+    What has no default is an input, or, where all have defaults, what a model of transformers declares to be its main
+    one. Any other optional parameter is an input only where ``example_inputs`` gives a tensor for it: as a proxy it
+    would answer ``if mask is None`` wrongly, and for good. Given values that are no tensors are fixed.
 
     Raises:
         CaptureError: the example inputs don't fit the signature.
@@ -110,6 +110,8 @@ def interface_of(model: nn.Module, example_inputs: ExampleInputs | None = None) 
     _refuse_unnamed(given.keys() - named.keys(), model)
     fixed = {name: value for name, value in given.items() if _is_fixed(value)}
     required = {name for name, parameter in named.items() if parameter.default is parameter.empty}
+    if not required and not given:
+        required = {str(getattr(model, "main_input_name", ""))} & named.keys()
     inputs = [name for name in named if name in (given.keys() | required) - fixed.keys()]
     defaults = tuple(name for name in named if name not in inputs and name not in fixed)
     return Interface(tuple(InputSpec.of(name, given.get(name)) for name in inputs), tuple(fixed.items()), defaults)
