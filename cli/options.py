@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -147,12 +148,11 @@ def planned(
 
 
 def default_directory(source: str) -> Path:
-    """``model_collab`` for ``model.py``, ``resnet50_collab`` for ``torchvision:resnet50``."""
+    """In the current one: ``model_collab`` for ``a/model.py``, ``bert_collab`` for ``hf:google/bert/``."""
     location, _, name = source.rpartition(":")
-    stem = name if not name.endswith(".py") else Path(name).stem
-    if location.endswith(".py"):
-        stem = Path(location).stem
-    return Path(f"{stem}_collab")
+    place = location if location.endswith(".py") else name
+    path = Path(os.path.normpath(Path.cwd() / place))  # `.` and `dir/` are named as their folders are
+    return Path(f"{path.stem if path.suffix == '.py' else path.name}_collab")
 
 
 def input_spec(name: str, text: str) -> InputSpec:

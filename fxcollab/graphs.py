@@ -96,3 +96,15 @@ def get_output(graph: fx.Graph) -> fx.Node:
     """The output node of ``graph``."""
     output: fx.Node = next(iter(reversed(graph.nodes)))
     return output
+
+
+class Interpreter(fx.Interpreter):
+    """Runs a module's graph node by node; hands on lists and dicts as such, as generated code does."""
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        super().__init__(model, graph=model.graph)
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        """The arguments of a node; fx's own are immutable."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return tuple(map(mutable, args)), {key: mutable(value) for key, value in kwargs.items()}

@@ -22,21 +22,20 @@ def with_nearest_splits(error: ForwardError, splits: Sequence[str], attempt: Cal
             "train and in eval mode, or move the code that asks for values into a module of its own"
         )
         return error
-    error.hint = "; ".join(
-        [sentence for split in splits for sentence in _advice(split, attempt)] or [error.hint or ""]
-    )
+    nearest: dict[str | None, list[str]] = {}
+    for split in splits:
+        if not _works(attempt, split):
+            found = next((outer for outer in _enclosing(split) if _works(attempt, outer)), None)
+            nearest.setdefault(found, []).append(repr(split))
+    error.hint = "; ".join([_advice(found, failing) for found, failing in nearest.items()] or [error.hint or ""])
     return error
 
 
-def _advice(split: str, attempt: Callable[..., object]) -> Iterator[str]:
-    if _works(attempt, split):
-        return
-    nearest = next((outer for outer in _enclosing(split) if _works(attempt, outer)), None)
-    yield (
-        f"no module around {split!r} can be split at, so split elsewhere"
-        if nearest is None
-        else f"the nearest split to {split!r} that works is {nearest!r}, which stays whole"
-    )
+def _advice(found: str | None, failing: Sequence[str]) -> str:
+    named = " and ".join(failing)
+    if found is None:
+        return f"no module around {named} can be split at, so split elsewhere"
+    return f"the nearest split to {named} that works is {found!r}, which stays whole"
 
 
 def _enclosing(split: str) -> Iterator[str]:

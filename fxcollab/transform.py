@@ -11,6 +11,7 @@ from torch import nn
 
 from fxcollab.capture import ExampleInputs, capture
 from fxcollab.capture.capture import NOTES_KEY, Granularity
+from fxcollab.capture.examples import why_not_on
 from fxcollab.capture.interface import Interface, interface_of
 from fxcollab.capture.preflight import shared_statistics
 from fxcollab.codegen import CollabGraphModule
@@ -94,6 +95,10 @@ def transform(
     try:
         captured = capture(model, names, example_inputs, granularity, interface=interface)
     except ForwardError as error:
+        _refuse_wrong_inputs(model, interface, example_inputs)
+        if granularity == "op":
+            error.hint = f"granularity 'auto' keeps modules whole that no split lies in; or {error.hint}"
+            raise
         raise with_nearest_splits(error, names, attempt) from error.__cause__
     cut = partition(captured, tree)
     train_model = rewrite(
@@ -112,6 +117,21 @@ def transform(
         warnings.warn(f"given up: {sentence}", stacklevel=2)
     train_model.meta[PLAN_KEY] = Plan(pattern, tree, named_init, seed, rescale, granularity, peers, interface, source)
     return train_model
+
+
+def _refuse_wrong_inputs(model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None) -> None:
+    """Say it where it is not the capture that fails but the model itself."""
+    if example_inputs is None:
+        return
+    values = interface.values_of(model, example_inputs)
+    reason = why_not_on(model, interface, values)
+    if reason:
+        raise CaptureError(
+            "The model fails on the example inputs.",
+            where=f"{type(model).__qualname__}.forward",
+            why=reason,
+            hint="give example_inputs (--input 1x3x224x224) that the model takes in train and in eval mode",
+        )
 
 
 def _split_names(splits: Sequence[str] | str) -> tuple[str, ...]:

@@ -139,7 +139,16 @@ def test_transform_writes_an_artifact_and_sums_it_up(call: Call, model: Path) ->
         ("nets/model.py", "model_collab"),
         ("/nets/resnet32.py:build", "resnet32_collab"),
         ("package.module:Net", "Net_collab"),
+        ("package.module:Outer.Inner", "Outer.Inner_collab"),
         ("torchvision:resnet50", "resnet50_collab"),
+        ("timm:resnet18.a1_in1k", "resnet18.a1_in1k_collab"),
+        ("hf:gpt2", "gpt2_collab"),
+        ("hf:gpt2/", "gpt2_collab"),
+        ("hf:google/vit-base", "vit-base_collab"),
+        ("hf:./some/dir/", "dir_collab"),
+        ("hf:/some/dir", "dir_collab"),
+        ("hf:.", f"{Path.cwd().name}_collab"),
+        ("hf:dir/..", f"{Path.cwd().name}_collab"),
     ],
 )
 def test_the_default_directory_is_named_after_the_source(source: str, directory: str) -> None:
@@ -187,6 +196,37 @@ def test_a_model_that_transformers_saved_is_taken_and_proved(call: Call, tmp_pat
     assert call("transform", "hf:vit", "--splits", "vit.layers.0,vit.layers.1").code == 0
     assert json.loads(Path("vit_collab/plan.json").read_text())["source"]["location"] == "../vit"
     assert call("verify", "vit_collab").code == 0
+    assert (
+        call("transform", "hf:vit/", "--splits", "vit.layers.0", "--force", "--json").json["directory"]
+        == "vit_collab"
+    )
+
+
+ASKING = """
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = self.a(x)
+            if x.abs().max() > 100:
+                h = h * 2
+            return self.c(self.b(h))
+"""
+
+
+def test_a_directory_of_a_model_that_asks_for_data_can_be_read_again_and_again(call: Call, write: Write) -> None:
+    file = write(ASKING)
+    assert call("transform", "model.py", "--splits", "a,b", "--input", "4x8").code == 0
+    for _ in range(2):
+        assert call("verify", "model_collab").code == 0
+        assert call("verify", "model_collab", "--input", "5x8").code == 0
+    file.write_text("# a line more\n" + file.read_text())
+    assert call("verify", "model_collab").code == 0
 
 
 def test_model_arguments_reach_the_factory(call: Call, model: Path) -> None:

@@ -244,3 +244,22 @@ def test_an_example_sees_the_attributes_that_the_forward_began_with() -> None:
         train_model = fxcollab.transform(model, splits=["second"], example_inputs=(X,), seed=0)
     assert fxcollab.verify(model, train_model, (X,))
     assert model.positions is positions
+
+
+class WrittenInTheTrunkAfterIt(Chain):
+    """What crosses is another name of what the trunk writes into afterwards."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.dropout, self.relu = way, nn.Dropout(0.3), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1
+        crossing = self.dropout(x) if self.way == "dropout" else x.view(-1, 4)
+        self.relu(x)
+        return self.head(crossing)
+
+
+@pytest.mark.parametrize("way", ["dropout", "view"])
+def test_a_write_in_the_trunk_reaches_what_crosses_under_another_name(way: str) -> None:
+    proven(WrittenInTheTrunkAfterIt(way), [way], pattern="simple")

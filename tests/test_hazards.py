@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import types
 import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
@@ -476,6 +478,107 @@ def test_a_functional_use_of_a_trunk_weight_behind_the_split() -> None:
             return self.head(F.linear(self.stem(x), self.stem.weight.t()))
 
     proven(Functional(), ["stem"])
+
+
+class Reaches(nn.Module):
+    """Computes with what it reaches; ``reach`` sets how."""
+
+    def __init__(self, reach: Callable[[Any], Any] = lambda own: own.inner) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.__dict__["reached"] = reach(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        [reached] = self.reached if isinstance(self.reached, list) else [self.reached]
+        return self.inner(x) + reached(x)
+
+
+HELD: dict[str, Callable[[Any], Any]] = {
+    "attribute": lambda own: own.inner,
+    "list": lambda own: [own.inner],
+    "partial": lambda own: functools.partial(own.inner),
+    "bound method": lambda own: own.inner.forward,
+    "method of its own": lambda own: types.MethodType(lambda self, x: self.inner(x), own),
+}
+
+
+@pytest.mark.parametrize("reach", HELD.values(), ids=HELD.keys())
+def test_what_a_module_reaches_of_its_own_unregistered_goes_along_with_its_peer(reach: Callable[[Any], Any]) -> None:
+    train_model = proven(Stem(Reaches(reach)), ["stem"])
+    assert train_model.peers.b1.behind.inner is not train_model.behind.inner
+    proven(Called(Reaches(reach)), ["mix"])
+
+
+def test_what_a_module_reaches_of_its_branch_unregistered_is_its_branchs() -> None:
+    model = Skips()
+    model.d = Reaches(lambda own: [model.c])
+    train_model = proven(model, ["a"])
+    assert train_model.peers.b1.d.reached[0] is train_model.peers.b1.c
+    with pytest.raises(fxcollab.SplitError, match="'d' reaches 'c' without registering it"):
+        fxcollab.transform(model, splits=["a", "c"])
+
+
+class Trunks(Stem):
+    """Its ``behind`` computes with the weight of ``stem`` too, which ``reach`` sets."""
+
+    def __init__(self, reach: Callable[[Any, Any], Any]) -> None:
+        super().__init__(Reaches())
+        self.top = nn.Linear(3, 3)
+        reach(self.behind, self.stem)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.top(super().forward(x))
+
+
+def as_a_parameter(behind: Any, stem: Any) -> None:
+    behind.weight = stem.weight
+    behind.reached = types.MethodType(lambda self, x: F.linear(x, self.weight), behind)
+
+
+def as_a_module(behind: Any, stem: Any) -> None:
+    behind.reached = stem
+
+
+def as_a_parameter_of_another_module(behind: Any, stem: Any) -> None:
+    behind.inner.weight = stem.weight
+
+
+@pytest.mark.parametrize("reach", [as_a_parameter, as_a_module, as_a_parameter_of_another_module])
+def test_what_a_head_registers_of_the_trunk_is_rescaled(reach: Callable[[Any, Any], Any]) -> None:
+    train_model = proven(Trunks(reach), ["stem"])
+    assert any(parameter is train_model.stem.weight for parameter in train_model.peers.b1.behind.parameters())
+
+
+def in_a_tuple(behind: Any, stem: Any) -> None:
+    weights = (stem.weight,)
+    behind.reached = functools.partial(lambda weights, x: F.linear(x, weights[0]), weights)
+
+
+def in_a_dictionary(behind: Any, stem: Any) -> None:
+    behind.__dict__["reached"] = stem
+
+
+def in_a_function(behind: Any, stem: Any) -> None:
+    behind.reached = lambda x: stem(x)
+
+
+@pytest.mark.parametrize("reach", [in_a_tuple, in_a_dictionary, in_a_function])
+def test_what_a_head_reaches_of_the_trunk_unregistered_is_refused_unless_both_lie_on_one_side(
+    reach: Callable[[Any, Any], Any],
+) -> None:
+    with pytest.raises(fxcollab.SplitError, match=r"'behind' reaches 'stem(.weight)?' without registering it"):
+        fxcollab.transform(Trunks(reach), splits=["stem"])
+    proven(Trunks(reach), ["behind"])
+
+
+def test_a_forward_that_was_replaced_is_the_peers_own_as_a_method_and_refused_as_a_function() -> None:
+    model = Stem(Reaches())
+    model.behind.forward = lambda x: model.behind.inner(x) * 2  # type: ignore[method-assign]
+    with pytest.raises(fxcollab.SplitError, match="'behind' reaches the model around it") as caught:
+        fxcollab.transform(model, splits=["stem"])
+    assert "types.MethodType(function, module)" in str(caught.value.hint)
+    model.behind.forward = types.MethodType(lambda self, x: self.inner(x) * 2, model.behind)  # type: ignore[method-assign]
+    proven(model, ["stem"])
 
 
 def test_a_module_called_twice_inside_a_head_is_one_peer() -> None:

@@ -113,6 +113,82 @@ def targets(train_model: CollabGraphModule) -> list[Any]:
 # ----------------------------------------------------------------------------------------- 1. types
 
 
+class AsksItsSize(Net):
+    def forward(self, x: Any) -> Any:
+        return super().forward(x * 2 if x.shape[0] > 5 else x)
+
+
+class StacksItsRows(Net):
+    def forward(self, x: Any) -> Any:
+        return super().forward(torch.stack([row * 2 for row in x]))
+
+
+class CountsItsRows(Net):
+    def forward(self, x: Any) -> Any:
+        return super().forward(x / int(x.shape[0]))
+
+
+@pytest.mark.parametrize("make", [AsksItsSize, StacksItsRows, CountsItsRows])
+def test_sizes_for_which_the_forward_goes_another_way_are_refused(make: type[Net]) -> None:
+    model = make()
+    train_model = proven(model)
+    error = refused(lambda: train_model(MORE))
+    assert "was captured where" in error.what
+    refused(lambda: fxcollab.prune(train_model)(MORE))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda x: x.shape[-1] in {8, 16},
+        lambda x: x.dtype in {torch.float32},
+        lambda x: {8: 1}.get(x.shape[-1], 0) == 1,
+        lambda x: {(4, 8): 1}.get(tuple(x.shape), 0) == 1,
+        lambda x: str(x.dtype) == "torch.float32",
+        lambda x: "cpu" in str(x.device),
+        lambda x: getattr(x, "mask", None) is None,
+        lambda x: getattr(x, "shape", None) is not None,
+    ],
+    ids=["size in a set", "dtype in a set", "key", "shape as key", "text", "device", "no attribute", "attribute"],
+)
+def test_what_python_asks_of_sizes_and_types_is_answered(ask: Callable[[Any], bool]) -> None:
+    model = AsksOtherwise(ask)
+    assert model.ask(X)
+    train_model = proven(model)
+    assert agrees(train_model, model, X)
+
+
+def test_a_forwards_own_handler_takes_no_question_for_an_answer() -> None:
+    class Handles(Net):
+        def forward(self, x: Any) -> Any:
+            try:
+                count = len(x)
+            except Exception:
+                count = 0
+            return super().forward(x * count)
+
+    proven(Handles())
+    proven(Handles(), None)
+
+
+@torch.jit.script
+def _scripted(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@pytest.mark.parametrize(
+    "call",
+    [_scripted, lambda x: torch.Tensor(x), lambda x: torch.Tensor._make_subclass(Tensor, x)],
+    ids=["scripted", "Tensor", "_make_subclass"],
+)
+def test_what_asks_from_c_is_refused_and_does_not_crash(call: Callable[[Any], Any]) -> None:
+    class Calls(Net):
+        def forward(self, x: Any) -> Any:
+            return super().forward(call(self.a(x)))
+
+    refused(lambda: made(Calls(), (X,)))
+
+
 class TensorOrList(Net):
     def forward(self, x: Any) -> Any:
         return super().forward(x * 2 if isinstance(x, torch.Tensor) else torch.stack(list(x)).mean(0))
@@ -708,19 +784,34 @@ def test_a_part_of_an_input_that_is_none_is_none(example: Any) -> None:
     proven_or_refused(MaybeMasked(1), (example,))
 
 
-@pytest.mark.parametrize(
-    ("make", "inputs"), [(AddsImages, ([X, X],)), (AsksTheSum, (X,))], ids=["a list", "a question of data"]
-)
-def test_what_can_be_saved_can_be_loaded(make: Any, inputs: Any, tmp_path: Any) -> None:
-    train_model = made(make, inputs)
-    try:
-        fxcollab.save(train_model, tmp_path / "saved")
-    except fxcollab.FxCollabError as error:
-        assert error.hint
-        return
+def test_what_takes_a_list_is_loaded_with_an_example(tmp_path: Any) -> None:
+    inputs = ([X, X],)
+    train_model = made(AddsImages, inputs)
+    fxcollab.save(train_model, tmp_path / "saved")
     with pytest.raises(fxcollab.FxCollabError) as caught:
         fxcollab.load(tmp_path / "saved")
     assert "example_inputs" in str(caught.value.hint)
+    loaded = fxcollab.load(tmp_path / "saved", example_inputs=inputs)
+    assert torch.equal(loaded(*inputs)[1], train_model(*inputs)[1])
+
+
+class AsksWhetherAllArePositive(Net):
+    def forward(self, x: Tensor) -> Any:
+        h = self.a(x)
+        return self.tail(h * 2 if (x > 0).all() else h)
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_what_asks_for_data_is_loaded_where_others_of_that_shape_answer_alike(positive: bool, tmp_path: Any) -> None:
+    inputs = (X if positive else X - 0.5,)  # no random normal numbers are all positive
+    train_model = made(AsksWhetherAllArePositive, inputs)
+    fxcollab.save(train_model, tmp_path / "saved")
+    if positive:
+        with pytest.raises(fxcollab.FxCollabError) as caught:
+            fxcollab.load(tmp_path / "saved")
+        assert "example_inputs" in str(caught.value.hint)
+    else:
+        assert torch.equal(fxcollab.load(tmp_path / "saved")(*inputs)[1], train_model(*inputs)[1])
     loaded = fxcollab.load(tmp_path / "saved", example_inputs=inputs)
     assert torch.equal(loaded(*inputs)[1], train_model(*inputs)[1])
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +19,10 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 import fxcollab
 from fxcollab.errors import FxCollabError, PatternError, StateError
+from fxcollab.rewrite.copying import private_copy
 from fxcollab.rewrite.initialise import isolated_randomness
 from tests.references import SkipNet, SmallConvNet
+from tests.untouched import Untouched
 
 CHAIN = {"splits": ["layer1", "layer2"]}
 
@@ -970,3 +974,127 @@ def test_a_model_that_knows_its_modules_initialisation_is_asked() -> None:
     peer = train_model.get_submodule("peers.b1.b")
     assert abs(peer.weight.std().item() - 0.02) < 0.002
     assert (peer.bias == 0.25).all()
+
+
+def loaded_bert(folder: Path) -> tuple[nn.Module, str]:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 8}
+    BertForSequenceClassification(BertConfig(**sizes, num_hidden_layers=2)).save_pretrained(folder)
+    return BertForSequenceClassification.from_pretrained(folder), "bert.encoder.layer.0"
+
+
+def loaded_gpt2(folder: Path) -> tuple[nn.Module, str]:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(n_embd=64, n_head=2, n_layer=2, vocab_size=8, n_positions=8)).save_pretrained(folder)
+    return GPT2LMHeadModel.from_pretrained(folder, use_cache=False), "transformer.h.0"
+
+
+def peers_of_a_loaded_model(load: Callable[[Path], Any], folder: Path, **options: Any) -> tuple[nn.Module, nn.Module]:
+    """A model that was trained and loaded, and the peer of all behind its split."""
+    model, split = load(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)  # trained, since it was born
+    marked = Untouched(model)
+    ids = torch.randint(0, 8, (2, 8), generator=torch.Generator().manual_seed(0))
+    train_model = fxcollab.transform(model, "simple", [split], example_inputs=(ids,), seed=0, **options)
+    assert marked.differences() == []
+    return model, train_model.get_submodule("peers.b1")
+
+
+def test_peers_of_a_loaded_bert_start_as_the_library_would_start_them(tmp_path: Path) -> None:
+    _, peer = peers_of_a_loaded_model(loaded_bert, tmp_path)
+    dense = peer.get_submodule("bert.encoder.layer.1.intermediate.dense")
+    norm = peer.get_submodule("bert.encoder.layer.1.output.LayerNorm")
+    assert abs(dense.weight.std().item() - 0.02) < 0.002 and abs(dense.weight.mean().item()) < 0.002
+    assert (dense.bias == 0).all() and (norm.weight == 1).all() and (norm.bias == 0).all()
+
+
+def test_peers_of_a_loaded_gpt2_start_as_the_library_would_start_them(tmp_path: Path) -> None:
+    _, peer = peers_of_a_loaded_model(loaded_gpt2, tmp_path)
+    block = peer.get_submodule("transformer.h.1")
+    assert abs(block.mlp.c_fc.weight.std().item() - 0.02) < 0.002 and (block.mlp.c_fc.bias == 0).all()
+    assert abs(block.mlp.c_proj.weight.std().item() - 0.01) < 0.001  # 0.02 / sqrt(2 layers): by the block around it
+
+
+def test_an_init_of_the_callers_may_use_the_librarys(tmp_path: Path) -> None:
+    model, _ = loaded_bert(tmp_path)
+    _, peer = peers_of_a_loaded_model(
+        loaded_bert, tmp_path, init=lambda branch, path: branch.apply(model._initialize_weights) and None
+    )
+    dense = peer.get_submodule("bert.encoder.layer.1.intermediate.dense")
+    assert abs(dense.weight.std().item() - 0.02) < 0.002 and (dense.bias == 0).all()
+
+
+def test_other_attributes_of_tensors_and_copies_marks_are_kept() -> None:
+    model = Mlp()
+    model.second.weight.purpose, model.second.weight._is_hf_initialized = "decayed", True
+    model.second._is_hf_initialized = True
+    fresh = fxcollab.transform(model, "simple", ["first"], seed=0).get_submodule("peers.b1.second")
+    assert vars(fresh.weight) == {"purpose": "decayed"} and not hasattr(fresh, "_is_hf_initialized")
+    same = fxcollab.transform(model, "simple", ["first"], init="copy-anyway").get_submodule("peers.b1.second")
+    assert vars(same.weight) == vars(model.second.weight) and same._is_hf_initialized
+
+
+# ------------------------------------------------------------------------------------- what can't be copied or read
+
+
+class Uncopyable(nn.Linear):
+    """Says itself that it can't be copied."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        raise NotImplementedError("one of a kind")
+
+
+def holding(value: Callable[[nn.Module], Any]) -> nn.Module:
+    model = Mlp()
+    model.second = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    model.second[1].held = value(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("hold", "where", "why"),
+    [
+        (lambda model: threading.Lock(), "second.1.held (lock)", "cannot pickle '_thread.lock' object"),
+        (lambda model: [model(torch.ones(1, 4))], "second.1.held (list)", "graph leaves"),
+        (lambda model: {"key": iter(())}.values(), "second.1.held (dict_values)", "dict_values"),
+    ],
+    ids=["lock", "last output", "view"],
+)
+def test_a_module_with_something_that_cant_be_copied_is_named(hold: Any, where: str, why: str) -> None:
+    model = holding(hold)
+    before = Untouched(model)
+    with pytest.raises(StateError, match="can't be copied") as caught:
+        fxcollab.transform(model, "simple", ["first"], seed=0)
+    assert caught.value.where == where and why in str(caught.value.why)
+    assert "before the transform" in str(caught.value.hint) and "__deepcopy__" in str(caught.value.hint)
+    assert before.differences() == []
+
+
+def test_a_module_that_refuses_to_be_copied_is_named() -> None:
+    model = holding(lambda model: None)
+    model.second[1] = Uncopyable(6, 6)
+    with pytest.raises(StateError, match="can't be copied") as caught:
+        fxcollab.transform(model, "simple", ["first"], seed=0)
+    assert caught.value.where == "second.1" and caught.value.why == "NotImplementedError: one of a kind"
+
+
+def test_what_cant_be_copied_may_lie_before_the_split() -> None:
+    model = Mlp()
+    model.first.lock = threading.Lock()
+    fxcollab.transform(model, "simple", ["first"], seed=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning", "ignore:no module initialises")
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_traced_module_behind_a_split_may_do_anything_to_its_input(inside: bool) -> None:
+    traced = torch.jit.trace(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4)), torch.ones(1, 4))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(traced) if inside else traced)
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    expected = model(x)
+    train_model = fxcollab.transform(model, "simple", ["0"], seed=0)
+    assert any(node.target is private_copy for node in train_model.graph.nodes)
+    assert torch.equal(train_model(x)[0], expected)

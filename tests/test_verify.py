@@ -13,6 +13,9 @@ from torch import Tensor, fx, nn
 
 import fxcollab
 from fxcollab import CaptureError, CollabGraphModule, Report, StateError, VerificationError
+from fxcollab.plan import plan_of
+from fxcollab.verify.runs import Trial, copies, run_original, run_train_model, state_of_head
+from tests.untouched import Untouched
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 
@@ -433,3 +436,86 @@ def test_examples_may_be_named(model: nn.Module, train_model: CollabGraphModule)
 def test_a_peer_that_counts_otherwise_is_found(model: nn.Module, train_model: CollabGraphModule) -> None:
     train_model.peers.b1_0.norm.momentum = 0.5
     assert failed(fxcollab.verify(model, train_model, (X,)))
+
+
+# ------------------------------------------------------------------------------------- what models also do
+
+
+class Twice(nn.Module):
+    """One module is registered on both sides of the split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shared = nn.Linear(4, 4)
+        self.a, self.b = nn.Sequential(nn.Linear(4, 4), shared), nn.Sequential(shared, nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+def test_a_module_with_two_parents_around_the_split_is_proven_and_left_alone() -> None:
+    model = Twice()
+    train_model = fxcollab.transform(model, splits=["a"], seed=0)
+    before = Untouched(model), Untouched(train_model)
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+    assert [one.differences() for one in before] == [[], []]
+
+
+def test_a_run_puts_back_every_tensor_of_a_module_with_two_parents() -> None:
+    model = Twice()
+    train_model = fxcollab.transform(model, splits=["a"], seed=0)
+    before = Untouched(train_model)
+    trial = Trial(model, train_model, plan_of(train_model).interface, (X,))
+    run_train_model(trial, copies(train_model))
+    assert before.differences() == []
+    run_original(trial, state_of_head(trial, copies(train_model), 1))
+    assert before.differences() == []
+
+
+class Behind(nn.Module):
+    """Does ``last`` to two values behind the split ``a``."""
+
+    def __init__(self, last: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.last = last
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        return self.last(self.b(x), self.c(x))
+
+
+@pytest.mark.parametrize(
+    "last",
+    [lambda x, y: torch.complex(x, y).conj(), lambda x, y: torch.complex(x, y).conj().imag],
+    ids=["conjugate", "negative"],
+)
+def test_outputs_that_torch_conjugates_or_negates_lazily_are_compared(last: Callable[[Tensor, Tensor], Any]) -> None:
+    model = Behind(last)
+    train_model = fxcollab.transform(model, splits=["a"], seed=0)
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+    train_model.peers.b1.c.register_forward_hook(lambda module, args, output: output + 1)
+    assert "head 1 in eval mode equals the original with head 1's weights" in failed(
+        fxcollab.verify(model, train_model, (X,))
+    )
+
+
+def test_a_model_that_computes_something_else_without_gradients_is_found() -> None:
+    model = Behind(lambda x, y: x if torch.is_grad_enabled() else y)
+    train_model = fxcollab.transform(model, splits=["a"], seed=0)
+    for enabled in (True, False):  # the caller's own mode decides nothing
+        with torch.set_grad_enabled(enabled):
+            assert failed(fxcollab.verify(model, train_model, (X,))) == [
+                "head 0 in eval mode equals the original",
+                "head 1 in eval mode equals the original with head 1's weights",
+            ]
+
+
+def test_boolean_outputs_that_differ_are_found() -> None:
+    model = Behind(lambda x, y: (x, y > 0))
+    train_model = fxcollab.transform(model, splits=["a"], seed=0)
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+    train_model.peers.b1.c.register_forward_hook(lambda module, args, output: -output)
+    assert "head 1 in eval mode equals the original with head 1's weights" in failed(
+        fxcollab.verify(model, train_model, (X,))
+    )

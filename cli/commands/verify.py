@@ -45,7 +45,7 @@ def verify(
     with working(f"loading {source}"):
         if Path(source).is_dir() or _looks_like_a_directory(source):
             _refuse_options_of_the_plan(context)
-            train_model = fxcollab.load(source)
+            train_model = fxcollab.load(source, example_inputs=options.example_inputs(input_shapes))
         else:
             train_model = options.planned(
                 options.load_source(source, model_arg, seed),

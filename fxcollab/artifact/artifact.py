@@ -18,6 +18,7 @@ from fxcollab.artifact.folder import GRAPH, PLAN, WEIGHTS, refuse_existing, repl
 from fxcollab.artifact.plan_file import fingerprint, plan_from_json, plan_to_json, read_plan, read_plan_data
 from fxcollab.artifact.weights import load_state_dict, save_state_dict
 from fxcollab.capture import ExampleInputs
+from fxcollab.capture.operators import assume
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import ArtifactError, CaptureError, SplitError, StateError
 from fxcollab.plan import PLAN_KEY, Plan, plan_of, training_model
@@ -89,7 +90,8 @@ def load(
     train_model = _transform_again(model, plan, f"{folder / PLAN}, {origin}", example_inputs)
     if fingerprint(train_model) != data["fingerprint"]:
         versions = f"saved with torch {data.get('torch')}, this is {torch.__version__}"
-        raise _changed(f"{folder / PLAN}, {origin}", f"the graphs' fingerprints differ ({versions})")
+        asks = any(node.target is assume for graph in train_model.modes for node in graph.nodes)
+        raise _changed(f"{folder / PLAN}, {origin}", f"the graphs' fingerprints differ ({versions})", examples=asks)
     _load_state(train_model, Path(weights) if weights else folder / WEIGHTS)
     return train_model
 

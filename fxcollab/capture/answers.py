@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from fxcollab.capture.callers import calling_line, is_helper
 from fxcollab.capture.interface import Interface
 from fxcollab.capture.operators import QUESTIONS, assume
-from fxcollab.capture.patches import UntraceableError
+from fxcollab.capture.patches import NoExampleError, UntraceableError
 from fxcollab.capture.shadows import Shadows
 
 Record = Callable[[Any, tuple[Any, ...]], fx.Proxy]
@@ -55,13 +55,13 @@ class Answers:
     def ask(self, proxy: fx.Proxy, question: str) -> Any:
         """The answer to one of `QUESTIONS`, for the example.
 
-        Where the example's data were needed, the graph refuses inputs for which the answer is another.
+        The graph refuses inputs for which the answer is another.
 
         Raises:
             UntraceableError: there is no example, or every input has an answer of its own.
         """
         asked = f"{question}({proxy.node.name})"
-        value = self._example_of(proxy, asked)
+        value = self._example_of(proxy, asked, UntraceableError)
         try:
             answer = QUESTIONS[question](value)
         except (RuntimeError, TypeError) as error:
@@ -69,14 +69,17 @@ class Answers:
         by_data = self._shadows is not None and self._shadows.real
         if by_data and isinstance(answer, float):
             raise UntraceableError(f"{asked} depends on the data, and every input has another")
-        is_container = isinstance(value, _CONTAINERS)
-        refuses = by_data or (is_container and self._is_of_a_structured_input(proxy.node))  # how many images, say
+        if (
+            question in ("len", "keys", "bool")
+            and isinstance(value, _CONTAINERS)
+            and not by_data
+            and not self._is_of_a_structured_input(proxy.node)
+        ):
+            return answer  # how many values a module returns, say
         file, module, line = calling_line()
-        if refuses:
-            self._record(assume, (question, proxy, answer, f"{module}:{line}"))
-        if refuses or not is_container:
-            consequence = "; others that answer differently are refused" if refuses else ""
-            self._notes[f"what {file}:{line} asks was decided for an example input{consequence}"] = None
+        self._record(assume, (question, proxy, answer, f"{module}:{line}"))
+        asked_at = f"what {file}:{line} asks was decided for an example input"
+        self._notes[f"{asked_at}; others that answer differently are refused"] = None
         return answer
 
     def type_is(self, proxy: fx.Proxy, kinds: Any) -> bool:
@@ -128,12 +131,20 @@ class Answers:
         Raises:
             UntraceableError: there is no example, or the value is no number.
         """
-        value = self._example_of(proxy, f"what numpy asks of {proxy.node.name!r}")
+        value = self._example_of(proxy, f"what numpy asks of {proxy.node.name!r}", UntraceableError)
         if not isinstance(value, int | float | torch.Size):
             raise UntraceableError(f"numpy computes with {proxy.node.name!r}, which a graph can't hold")
-        file, _, line = calling_line()
-        self._notes[f"what {file}:{line} asks was decided for an example input"] = None
-        return value
+        return self.ask(proxy, "value")
+
+    def plain_value(self, proxy: fx.Proxy, what: str) -> Any:
+        """The example's value of what is no tensor, such as a size or a dtype; None for a tensor.
+
+        Raises:
+            UntraceableError: there is no example.
+        """
+        if self._is_surely_a_tensor(proxy.node) or isinstance(self._example_of(proxy, what), Tensor):
+            return None
+        return self.ask(proxy, "value")
 
     def iterate(self, proxy: fx.Proxy) -> Iterator[Any]:
         """The parts of the example's value, as proxies; keys as they are.
@@ -141,7 +152,7 @@ class Answers:
         Raises:
             UntraceableError: there is no example.
         """
-        value = self._example_of(proxy, f"iter({proxy.node.name})")
+        value = self._example_of(proxy, f"iter({proxy.node.name})", UntraceableError)
         if isinstance(value, dict | KeysView):
             return iter(self.ask(proxy, "keys"))
         if isinstance(value, ItemsView):
@@ -204,9 +215,9 @@ class Answers:
             return self._tensors[str(proxy.node.target)]
         return self._example_of(proxy, f"the type of {proxy.node.name!r}")
 
-    def _example_of(self, proxy: fx.Proxy, what: str) -> Any:
+    def _example_of(self, proxy: fx.Proxy, what: str, refusal: type[UntraceableError] = NoExampleError) -> Any:
         if self._shadows is None or self._evaluating:
-            raise UntraceableError(f"{what} can't be known while tracing")
+            raise refusal(f"{what} can't be known while tracing")
         return self._computed(lambda shadows: shadows.value(proxy.node))
 
     def _computed(self, answer: Callable[[Shadows], Any]) -> Any:

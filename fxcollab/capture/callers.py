@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType, FunctionType, ModuleType
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 _STANDARD = sys.stdlib_module_names | {"torch", "fxcollab", "fxcollab_cli", "numpy", "functorch", "triton", "sympy"}
-
-_ASK_FOR_OTHERS = frozenset(("abc", "_py_abc", "functools", "typing"))
 
 
 def calling_line() -> tuple[str, str, int]:
@@ -27,12 +26,37 @@ def calling_line() -> tuple[str, str, int]:
     return "an unknown file", "?", 0
 
 
-def author_asks() -> bool:
-    """Whether an author's code reads the attribute, two calls up, be it through Python's own ``abc`` and such."""
+def author_asks_for_the_class() -> bool:
+    """Whether an author's code, or ``singledispatch`` for it, reads ``x.__class__`` or matches a class, two calls up.
+
+    C code asks as well, and would take what it is told for the truth.
+    """
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__") in _ASK_FOR_OTHERS:
+    assert frame is not None
+    asks_for_others = frame.f_globals.get("__name__") == "functools"
+    if not asks_for_others and _is_standard_frame(frame):
+        return False
+    if _instruction(frame.f_code, frame.f_lasti) not in (("MATCH_CLASS", None), ("LOAD_ATTR", "__class__")):
+        return False
+    while frame is not None and frame.f_globals.get("__name__") == "functools":
         frame = frame.f_back
-    return frame is not None and not _is_standard(frame.f_globals.get("__name__", "builtins"))
+    return frame is not None and not _is_standard_frame(frame)
+
+
+def author_asks() -> bool:
+    """Whether an author's code, and no machinery, runs two calls up."""
+    return not _is_standard_frame(sys._getframe(2))
+
+
+def _is_standard_frame(frame: FrameType) -> bool:
+    return _is_standard(frame.f_globals.get("__name__", "builtins"))
+
+
+@functools.lru_cache(1024)
+def _instruction(code: CodeType, offset: int) -> tuple[str, str | None]:
+    """Name and, of an attribute's, argument of the instruction that runs."""
+    found = next(i for i in dis.get_instructions(code) if i.offset == offset)
+    return found.opname, found.argval if found.opname == "LOAD_ATTR" else None
 
 
 @functools.cache

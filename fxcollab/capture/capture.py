@@ -17,8 +17,10 @@ from fxcollab.capture.callers import belongs_to_the_machinery
 from fxcollab.capture.examples import example_tensors, guess_inputs
 from fxcollab.capture.helpers import Helper, innermost_helper
 from fxcollab.capture.interface import ExampleInputs, Interface, interface_of
+from fxcollab.capture.leaks import proxies_taken_out
+from fxcollab.capture.patches import NoExampleError, UntraceableError
 from fxcollab.capture.preflight import given_up
-from fxcollab.capture.preserve import preserved, set_mode
+from fxcollab.capture.preserve import preserved, put_in_mode
 from fxcollab.capture.proxy import readable
 from fxcollab.capture.shadows import Examples, Shadows
 from fxcollab.capture.tracer import LazyTracer
@@ -94,13 +96,15 @@ class _Request:
     def examples(self) -> Iterator[Examples]:
         """A value for each input: the given ones, or random ones of the shapes that are known or guessed.
 
-        Fake tensors first; real ones, given and not guessed, where the answers depend on data.
+        Fake tensors first; real ones, given or of given shapes and not guessed, where the answers depend on data.
         """
-        if self.example_inputs is None:
-            yield Examples(example_tensors(self.model, self._known_interface))
-            return
-        values = self.interface.values_of(self.model, self.example_inputs)
+        if self.example_inputs is not None:
+            values = self.interface.values_of(self.model, self.example_inputs)
+        else:
+            values = tuple(example_tensors(self.model, self._known_interface))
         yield Examples(values)
+        if self.example_inputs is None and not self.interface.known:
+            return
         if not any(tensor.is_meta for tensor in (*self.model.parameters(), *self.model.buffers())):
             yield Examples(values, real=True)
 
@@ -133,25 +137,28 @@ def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tenso
     structured = any(spec.structured for spec in request.interface.inputs)  # of what? only an example tells
     examples = next(resorts) if structured else None
     while True:
-        tracer = LazyTracer(
-            request.opened,
-            request.interface,
-            operators=request.operators,
-            constants=constants,
-            helpers=helpers,
-            examples=examples,
-        )
         try:
             # what one mode sets or draws must not be seen in the other
-            with undrawn() as generators, preserved(model.modules()) as assigned:
-                set_mode(model.modules(), training)
+            with proxies_taken_out() as proxies, undrawn() as generators, preserved(model.modules()) as assigned:
+                tracer = LazyTracer(
+                    request.opened,
+                    request.interface,
+                    operators=request.operators,
+                    constants=constants,
+                    helpers=helpers,
+                    examples=examples,
+                    proxies=proxies,
+                )
+                put_in_mode(model, training)
                 graph = tracer.trace(model)
                 drew = generators.foreign_numbers_were_drawn()
                 changed = assigned()
                 deceived = _with_absent_values(model, graph, tracer, resorts) if examples is None else None
-        except (Exception, SystemExit) as error:  # whatever the user's code raises on proxies
+        except (Exception, SystemExit, UntraceableError) as error:  # whatever the user's code raises on proxies
             helper = innermost_helper(error, helpers)
-            if helper is not None:
+            if isinstance(error, NoExampleError) and examples is None and (found := _first(resorts)) is not None:
+                examples = found
+            elif helper is not None:
                 helpers.append(helper)
             else:
                 examples = _next_resort(resorts, error, request)
@@ -160,6 +167,13 @@ def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tenso
                 examples = deceived
                 continue
             return _Traced(graph, tracer.constants, tracer.opened, tuple(helpers), tuple(tracer.notes), changed, drew)
+
+
+def _first(resorts: Iterator[Examples]) -> Examples | None:
+    try:
+        return next(resorts, None)
+    except CaptureError:  # none can be guessed
+        return None
 
 
 def _with_absent_values(
@@ -183,7 +197,7 @@ def _with_absent_values(
         except CaptureError as error:
             reason = error.what
             break
-        except Exception as error:  # whatever the user's code raises on fake tensors, or on real ones
+        except (Exception, UntraceableError) as error:  # whatever the user's code raises on examples
             reason = f"{type(error).__name__}: {error}"
     called = unpacked[0].args[0]
     tracer.notes[f"whether a part of what {called} returns is None could not be seen ({reason})"] = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +18,11 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     UnsupportedOperatorException,
 )
-from torch.func import functional_call
 
 from fxcollab.capture.interface import InputSpec, Interface, interface_of
-from fxcollab.capture.preserve import preserved, set_mode
+from fxcollab.capture.preserve import preserved, put_in_mode, replace_plain_tensors
 from fxcollab.errors import CaptureError
+from fxcollab.functional import call_with
 from fxcollab.generators import undrawn
 
 SMALL_IMAGES = (64, 224, 32, 299, 128, 256, 384, 28)
@@ -68,7 +70,7 @@ def accepts(model: nn.Module, interface: Interface) -> bool:
     modules = list(model.modules())
     with preserved(modules), torch.no_grad():
         for training in (False, True):
-            set_mode(modules, training)
+            put_in_mode(model, training)
             try:
                 run_on_fakes(model, interface)
             except (Exception, SystemExit):  # whatever the user's code raises on a wrong shape
@@ -84,6 +86,26 @@ def why_not(model: nn.Module, interface: Interface) -> str | None:
         return None
     except (Exception, SystemExit) as error:  # whatever the user's code raises on a wrong shape
         return f"{type(error).__name__}: {str(error).partition(_NEWLINE)[0]}"
+    return None
+
+
+def why_not_on(model: nn.Module, interface: Interface, values: Sequence[Any]) -> str | None:
+    """Why ``model`` fails on these very inputs, in a line; None where it runs in both modes, or has no data."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.is_meta for tensor in tensors):
+        return None
+    modules = list(model.modules())
+    with preserved(modules), undrawn(), torch.no_grad():
+        for training in (True, False):
+            put_in_mode(model, training)
+            for module in modules:
+                replace_plain_tensors(module, Tensor.clone)
+            state = {name: tensor.clone() for name, tensor in _state(model)}
+            args, kwargs = interface.call(model, copy.deepcopy(list(values)))
+            try:
+                call_with(model, state, args, kwargs)
+            except (Exception, SystemExit) as error:  # whatever the user's code raises on a wrong shape
+                return f"{type(error).__name__}: {str(error).partition(_NEWLINE)[0]}"
     return None
 
 
@@ -103,7 +125,10 @@ def example_tensors(model: nn.Module, interface: Interface, seed: int = 0) -> li
 
 
 def run_on_fakes(
-    model: nn.Module, interface: Interface, observer: AbstractContextManager[object] | None = None
+    model: nn.Module,
+    interface: Interface,
+    observer: AbstractContextManager[object] | None = None,
+    run: Callable[..., object] | None = None,
 ) -> object:
     """What ``model`` returns for fake inputs and fake copies of its own state, which stays untouched.
 
@@ -111,6 +136,8 @@ def run_on_fakes(
         model: a module on any device, or a graph made from one.
         interface: its inputs, of known shapes.
         observer: a dispatch mode that shall see the operations.
+        run: what to do with the model, called on it and the inputs while parameters take gradients as usual; a call
+            of the model unless said.
     """
     examples = example_tensors(model, interface)
     modules = list(model.modules())
@@ -118,7 +145,7 @@ def run_on_fakes(
         undrawn(),
         preserved(modules),
         FakeTensorMode(allow_non_fake_inputs=True) as mode,
-        _without_tracebacks(),
+        without_tracebacks(),
         observer or nullcontext(),
     ):
         fakes: dict[int, Tensor] = {}
@@ -126,23 +153,40 @@ def run_on_fakes(
         def fake(tensor: Tensor) -> Tensor:
             if id(tensor) not in fakes:
                 fakes[id(tensor)] = mode.from_tensor(tensor).detach()
+                fakes[id(tensor)].requires_grad_(run is not None and tensor.requires_grad)
             return fakes[id(tensor)]
 
-        named = [
-            *model.named_parameters(remove_duplicate=False),
-            *model.named_buffers(remove_duplicate=False),
-        ]
-        state = {name: fake(tensor) for name, tensor in named}
+        state = {name: fake(tensor) for name, tensor in _state(model)}
         for module in modules:
-            for name, value in module.__dict__.items():
-                if isinstance(value, Tensor):
-                    module.__dict__[name] = fake(value)
-        args, kwargs = interface.call(model, [fake(example) for example in examples])
-        return functional_call(model, state, tuple(args), kwargs)
+            replace_plain_tensors(module, fake)
+        call = _Call(model, run or (lambda model, *values: _called(model, interface, values)))
+        named_in_call = {f"model.{name}": tensor for name, tensor in state.items()}
+        return call_with(call, named_in_call, tuple(map(fake, examples)))
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+class _Call(nn.Module):
+    """What is done with a model, as a module over its state."""
+
+    def __init__(self, model: nn.Module, run: Callable[..., object]) -> None:
+        super().__init__()
+        self.model, self._run = model, run
+
+    def forward(self, *inputs: Tensor) -> object:
+        return self._run(self.model, *inputs)
+
+
+def _called(model: nn.Module, interface: Interface, values: Sequence[Tensor]) -> object:
+    args, kwargs = interface.call(model, values)
+    return model(*args, **kwargs)
 
 
 @contextmanager
-def _without_tracebacks() -> Iterator[None]:
+def without_tracebacks() -> Iterator[None]:
     """Keep fake tensors from logging pages about an input that doesn't fit: the error says it."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, logger.disabled = logger.disabled, True

@@ -11,6 +11,7 @@ from collections.abc import Callable, ItemsView, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 from torch.utils import _pytree as pytree
@@ -112,7 +113,7 @@ def assume(question: str, value: Any, answer: Any, where: str) -> None:
     """Refuse data for which the forward would go another way than it went when it was captured.
 
     Args:
-        question: ``"bool"``, ``"int"``, ``"index"``, ``"len"`` or ``"keys"``.
+        question: one of `QUESTIONS`.
         value: what is asked.
         answer: the answer at capture.
         where: the line that asks.
@@ -123,11 +124,15 @@ def assume(question: str, value: Any, answer: Any, where: str) -> None:
     found = QUESTIONS[question](value)
     if found != answer:
         raise CaptureError(
-            f"The graph was captured where {question}(...) is {answer}; here it is {found}.",
+            f"The graph was captured where {_asked(question)} is {answer}; here it is {found}.",
             where=where,
             why="the forward goes another way for this input",
             hint="capture with an example like this input, or keep this code in a module of its own",
         )
+
+
+def _asked(question: str) -> str:
+    return f"'... {question}'" if " " in question else f"{question}(...)"
 
 
 assume.__module__ = "fxcollab.capture"
@@ -137,7 +142,16 @@ def _keys(value: Any) -> list[Any]:
     return [key for key, _ in value] if isinstance(value, ItemsView) else list(value)
 
 
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, torch.Size) else value
+
+
 QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "bool": bool, "int": int, "float": float, "index": operator.index, "len": len, "keys": _keys,
+    "value": _plain, "is None": _is_none,
 }  # fmt: skip
 """What only a value can answer, by name."""

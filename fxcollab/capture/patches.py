@@ -13,12 +13,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint as original_checkpoint
 
-from fxcollab.capture.operators import CustomFunction
+from fxcollab.capture.operators import INPLACE, CustomFunction, writes_in_place
 
 if TYPE_CHECKING:
     from fxcollab.capture.tracer import LazyTracer
@@ -43,23 +43,84 @@ _UNDISPATCHED: dict[str, Any] = {
 }
 
 
-class UntraceableError(Exception):
-    """The forward does something that a graph can't hold."""
+class UntraceableError(BaseException):
+    """The forward does something that a graph can't hold.
+
+    No ``Exception``: a forward's own ``except Exception`` must not take it for an answer.
+    """
+
+
+class NoExampleError(UntraceableError):
+    """What any example would tell, such as a type, was asked where there is none."""
 
 
 class RecordFactories(TorchFunctionMode):
-    """While tracing, a call such as ``torch.rand(3)`` becomes a node."""
+    """While tracing, a call such as ``torch.rand(3)`` becomes a node, and so does a write into the model's state.
+
+    Parameters that a forward finds by ``self.parameters()``, and plain tensor attributes, are no proxies: writing to
+    them would change the model that is captured.
+    """
 
     def __init__(self, tracer: LazyTracer) -> None:
         super().__init__()
         self._tracer = tracer
+        self._made: dict[int, Any] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _FACTORIES and not self._tracer.answers.evaluating:
-            return self._tracer.create_proxy("call_function", func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if self._tracer.answers.evaluating:
+            return func(*args, **kwargs)
+        if func in _FACTORIES:
+            return self._tracer.create_proxy("call_function", func, args, kwargs)
+        if _has_proxies(args, kwargs):
+            return func(*args, **kwargs)
+        writes = func.__name__ == "__set__" or writes_in_place(func.__name__, kwargs) or func in _ITEM_WRITES
+        if writes or func is _DATA:
+            return self._written(func, args, kwargs)
+        result = func(*args, **kwargs)
+        self._note_made(result, args, kwargs)
+        return result
+
+    def _written(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A write into a tensor of the forward's own is made, one into state is recorded, any other is refused."""
+        target = kwargs.get("out", args[0])
+        proxy = self._tracer.proxy_of_state(target)
+        if proxy is not None and func.__name__ != "__set__":
+            return self._recorded(func, proxy, args, kwargs)
+        if func is not _DATA and isinstance(target, Tensor) and _storage(target) not in self._made:
+            raise UntraceableError(
+                f"{func.__name__} writes into a tensor of shape {tuple(target.shape)} that no graph can name: it is "
+                "no parameter, buffer or attribute of a module"
+            )
+        return func(*args, **kwargs)
+
+    def _recorded(self, func: Any, proxy: fx.Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = func.__name__.strip("_")
+        if func is _DATA:
+            return proxy.data
+        if func is Tensor.__setitem__:
+            return self._tracer.set_item(proxy, *args[1:])
+        if func in _ITEM_WRITES:
+            return self._tracer.create_proxy("call_function", INPLACE[name], (proxy, *args[1:]), {})
+        return self._tracer.create_proxy("call_method", func.__name__, (proxy, *args[1:]), kwargs)
+
+    def _note_made(self, result: Any, *arguments: Any) -> None:
+        given = {_storage(leaf) for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)}
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor) and _storage(leaf) not in given:
+                self._made[_storage(leaf)] = leaf  # kept, for its storage's address must not be given away
+
+
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+_ITEM_WRITES = frozenset(
+    (Tensor.__setitem__, *(getattr(Tensor, f"__{name}__") for name in INPLACE if hasattr(Tensor, f"__{name}__")))
+)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
 
 
 @contextmanager
@@ -125,6 +186,11 @@ def _answers(tracer: LazyTracer) -> dict[str, Callable[..., Any]]:
     def is_callable(value: Any) -> bool:
         return tracer.answers.is_callable(value) if answered(value) else callable(value)
 
+    def attribute(value: Any, name: str, *default: Any) -> Any:
+        if default and answered(value) and not tracer.answers.has_attribute(value, name):
+            return default[0]
+        return getattr(value, name, *default)
+
     class Asked(type):
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:
             asks = cls is Type and len(args) == 1
@@ -138,7 +204,13 @@ def _answers(tracer: LazyTracer) -> dict[str, Callable[..., Any]]:
     class Type(type, metaclass=Asked):
         """``type`` itself, but for proxies."""
 
-    return {"isinstance": is_instance, "hasattr": has_attribute, "callable": is_callable, "type": Type}
+    return {
+        "isinstance": is_instance,
+        "hasattr": has_attribute,
+        "getattr": attribute,
+        "callable": is_callable,
+        "type": Type,
+    }
 
 
 def _asks_for_proxies(kinds: Any) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import copy
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
+from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -25,11 +28,30 @@ def preserved(modules: Iterable[nn.Module]) -> Iterator[Callable[[], tuple[str, 
         for module, (attributes, containers) in saved:
             module.__dict__.clear()
             module.__dict__.update(attributes)
-            for container, content in containers:
+            for _, container, content in containers:
                 container.clear()
-                (container.extend if isinstance(container, list) else container.update)(content)
+                (container.extend if isinstance(container, list | deque) else container.update)(content)
         for cls, attributes in classes:
             _restore_class(cls, attributes)
+
+
+def replace_plain_tensors(module: nn.Module, replacement: Callable[[Tensor], Tensor]) -> None:
+    """Put others in the place of a module's tensors that are no state; `preserved` takes that back."""
+    for container in _containers([module.__dict__], set()):
+        if any(container is own for own in (module._parameters, module._buffers)):
+            continue
+        items = container.items() if isinstance(container, dict) else enumerate(container)
+        for key, value in list(items) if not isinstance(container, set) else ():
+            if isinstance(value, Tensor):
+                container[key] = replacement(value)
+
+
+def put_in_mode(model: nn.Module, training: bool) -> None:
+    """As the model's own ``train()`` does, which may keep a part in eval mode."""
+    try:
+        model.train(training)
+    except NotImplementedError:  # exported modules refuse: their graph has one mode for good
+        nn.Module.train(model, training)
 
 
 def set_mode(modules: Iterable[nn.Module], training: bool) -> None:
@@ -38,27 +60,47 @@ def set_mode(modules: Iterable[nn.Module], training: bool) -> None:
         module.__dict__["training"] = training
 
 
-def _snapshot(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
-    """The attributes, and what is in those that a forward may fill: registries, lists, caches."""
-    attributes = dict(module.__dict__)
-    containers = [value for value in attributes.values() if type(value) in _CONTAINERS]
-    return attributes, [(container, container.copy()) for container in containers]
+_Saved = tuple[dict[str, Any], list[tuple[str, Any, Any]]]
 
 
-def _changed(saved: list[tuple[nn.Module, Any]], modules: list[nn.Module]) -> Iterator[str]:
+def _snapshot(module: nn.Module) -> _Saved:
+    """The attributes, and by their names what is in those that a forward may fill: registries, lists, caches."""
+    attributes, seen = dict(module.__dict__), set[int]()
+    inside = ((name, container) for name, value in attributes.items() for container in _containers([value], seen))
+    return attributes, [(name, container, copy.copy(container)) for name, container in inside]
+
+
+def _containers(values: Iterable[Any], seen: set[int]) -> Iterator[Any]:
+    """Lists, dicts and the like among ``values``, and inside of one another."""
+    for value in values:
+        if isinstance(value, SimpleNamespace):
+            value = value.__dict__
+        if type(value) in _CONTAINERS and id(value) not in seen:
+            seen.add(id(value))
+            yield value
+            yield from _containers(value.values() if isinstance(value, dict) else value, seen)
+
+
+def _changed(saved: list[tuple[nn.Module, _Saved]], modules: list[nn.Module]) -> Iterator[str]:
     names = {module: f"{path}." if path else "" for path, module in modules[0].named_modules()} if modules else {}
     for module, (attributes, containers) in saved:
         prefix = names.get(module, "")
         present = module.__dict__
         set_since = [k for k, v in present.items() if k != "training" and attributes.get(k, present) is not v]
-        for container, content in containers:
-            if isinstance(container, dict):
-                inside = [k for k, v in container.items() if content.get(k, container) is not v]
-                name = next(k for k, v in attributes.items() if v is container)
-                set_since += inside if name in _REGISTRIES else [name] * bool(inside)
-            elif len(container) != len(content):
-                set_since.append(next(k for k, v in attributes.items() if v is container))
+        for name, container, content in containers:
+            changed = list(_changed_inside(container, content))
+            set_since += changed if name in _REGISTRIES else [name] * bool(changed)
         yield from (f"{prefix}{name}" for name in dict.fromkeys(map(str, set_since)))
+
+
+def _changed_inside(container: Any, content: Any) -> Iterator[Any]:
+    """Keys of a dict, places of a list that hold another value now."""
+    if isinstance(container, dict):
+        yield from (k for k, v in container.items() if content.get(k, container) is not v)
+    elif isinstance(container, set):
+        yield from container - content
+    else:
+        yield from (k for k, (one, other) in enumerate(zip_longest(container, content)) if one is not other)
 
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -78,4 +120,4 @@ def _restore_class(cls: type, attributes: dict[str, Any]) -> None:
             setattr(cls, name, attributes[name])
 
 
-_CONTAINERS = (dict, OrderedDict, list, set)
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)

@@ -15,7 +15,7 @@ from torch import fx
 from torch.fx.proxy import Attribute
 
 from fxcollab.capture.answers import Answers
-from fxcollab.capture.callers import author_asks
+from fxcollab.capture.callers import author_asks, author_asks_for_the_class
 from fxcollab.capture.operators import INPLACE
 
 # A proxy formatted into a text leaves its node's name between two characters of Unicode's private use area.
@@ -53,7 +53,7 @@ class CaptureProxy(fx.Proxy):
     def __class__(self) -> type:
         """For authors' code what it stands for: ``match``, ``x.__class__`` and ``singledispatch`` ask here."""
         answers = _answers(self)
-        return type(self) if answers.evaluating or not author_asks() else answers.type_of(self)
+        return type(self) if answers.evaluating or not author_asks_for_the_class() else answers.type_of(self)
 
     def _ask(self, question: str) -> Any:
         return _answers(self).ask(self, question)
@@ -64,8 +64,17 @@ class CaptureProxy(fx.Proxy):
             raise AttributeError(f"{self.node.name} has no {k!r}")  # numpy asks for them, and goes on without
         return None if _answers(self).attribute_is_none(self, k) else _CaptureAttribute(self, k)
 
+    def __hash__(self) -> int:
+        """In authors' code that of the value it stands for, where that is no tensor: ``x.shape[-1] in {8, 16}``."""
+        answers = _answers(self)
+        value = answers.plain_value(self, "a hash") if author_asks() and not answers.evaluating else None
+        return object.__hash__(self) if value is None else hash(value)
+
     def __str__(self) -> str:
-        return f"{_OPEN}{self.node.name}{_CLOSE}"
+        """In authors' code that of the value it stands for, where that is no tensor: ``str(x.dtype)``."""
+        answers = _answers(self)
+        value = answers.plain_value(self, "a text") if author_asks() and not answers.evaluating else None
+        return str(value) if value is not None else f"{_OPEN}{self.node.name}{_CLOSE}"
 
     def __format__(self, format_spec: str) -> str:
         return f"{_OPEN}{self.node.name}{format_spec and f':{format_spec}'}{_CLOSE}"

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from fxcollab.capture.examples import without_tracebacks
+from fxcollab.capture.patches import UntraceableError
 from fxcollab.capture.preserve import preserved
+from fxcollab.functional import call_with
 from fxcollab.generators import undrawn
 from fxcollab.graphs import map_inputs, mutable
 
@@ -80,7 +82,7 @@ class Shadows:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with undrawn(), self._mode or torch.no_grad():
+        with undrawn(), without_tracebacks(), self._mode or torch.no_grad():
             yield
 
     def _evaluate(self, node: fx.Node) -> Any:
@@ -97,10 +99,17 @@ class Shadows:
             case "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
             case "call_module":
-                module = self._root.get_submodule(str(target))
-                with preserved(module.modules()):  # what it sets now is no assignment of the traced forward
-                    return functional_call(module, self._state(module), args, kwargs)
+                return self._called(str(target), args, kwargs)
         return None
+
+    def _called(self, path: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        module = self._root.get_submodule(path)
+        if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+            raise UntraceableError(
+                f"an example is needed behind {path}, which is scripted and runs on its own state only"
+            )
+        with preserved(module.modules()):  # what it sets now is no assignment of the traced forward
+            return call_with(module, self._state(module), args, kwargs)
 
     def _state(self, module: nn.Module) -> dict[str, Tensor]:
         named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]

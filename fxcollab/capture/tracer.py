@@ -7,6 +7,7 @@ import operator
 import sys
 import threading
 import traceback
+import weakref
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from fxcollab.capture.answers import Answers
 from fxcollab.capture.callers import belongs_to_the_machinery, scopes
 from fxcollab.capture.helpers import Helper, kept_whole
 from fxcollab.capture.interface import Interface, as_call
-from fxcollab.capture.operators import RETURN_THEIR_INPUT, stop_gradient, writes_in_place
+from fxcollab.capture.operators import RETURN_THEIR_INPUT, assume, stop_gradient, writes_in_place
 from fxcollab.capture.patches import RecordFactories, UntraceableError, patched, rewired
 from fxcollab.capture.proxy import CaptureProxy, unformat
 from fxcollab.capture.shadows import Examples, Shadows
@@ -54,6 +55,7 @@ class LazyTracer(fx.Tracer):
         helpers: functions that become one node each.
         examples: an example of each input, for questions that the graph can't answer; None refuses them. Lines
             whose questions were answered so are among the ``notes``.
+        proxies: gets a reference of every proxy.
 
     After a trace, ``opened`` holds the modules that were traced into, by path, and ``constants`` the tensors that are
     none of the model's state.
@@ -71,11 +73,13 @@ class LazyTracer(fx.Tracer):
         constants: Mapping[str, Tensor] | None = None,
         helpers: Iterable[Helper] = (),
         examples: Examples | None = None,
+        proxies: list[weakref.ref[fx.Proxy]] | None = None,
     ) -> None:
         super().__init__()
         self._opened_paths, self._interface, self._operators = opened, interface, operators
         self._helpers, self._examples = tuple(helpers), examples
         self._given = dict(constants or {})
+        self._proxies = proxies if proxies is not None else []
         self.constants: dict[str, Tensor] = {}
         self.tensors: Mapping[str, Tensor] = {}
         self.notes: dict[str, None] = {}
@@ -89,8 +93,14 @@ class LazyTracer(fx.Tracer):
         self.tensors = ChainMap(self.constants, named)
         self._constant_names: dict[int, str] = {}
         self._gradient_free: dict[fx.Node, fx.Proxy] = {}
+        self._state_proxies: dict[str, fx.Proxy] = {}
         with _ONE_AT_A_TIME:
-            return self._trace(root, concrete_args)
+            self._thread = threading.get_ident()
+            try:
+                return self._trace(root, concrete_args)
+            finally:
+                self._gradient_free.clear()
+                self._state_proxies.clear()
 
     def _trace(self, root: Any, concrete_args: dict[str, Any] | None) -> fx.Graph:
         shadows = Shadows(root, self._examples, self.tensors) if self._examples is not None else None
@@ -134,7 +144,9 @@ class LazyTracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """The proxy of a new node."""
-        return CaptureProxy(node, self)
+        proxy = CaptureProxy(node, self)
+        self._proxies.append(weakref.ref(proxy))
+        return proxy
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         """Record an operation; inside ``torch.no_grad()``, one without gradient.
@@ -183,13 +195,17 @@ class LazyTracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Record a call, and for an opened module which value it returned."""
-        if self.answers.evaluating:
+        if self.answers.evaluating or threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
         path = self._path_of(m)
         if path is None:
             return forward(*args, **kwargs)
         if not self.is_leaf_module(m, path):
             self._open(m, path)
+        elif _compiler_of(m) is None and any(
+            "__call__" in vars(cls) for cls in type(m).__mro__[: type(m).__mro__.index(nn.Module)]
+        ):
+            raise UntraceableError(f"{path} has a __call__ of its own, which would run twice")
         calls = self.num_calls.get(path, 0) + 1
         value = super().call_module(m, forward, args, kwargs)
         if isinstance(value, fx.Proxy):
@@ -218,11 +234,19 @@ class LazyTracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """Parameters and buffers become nodes, one for each tensor."""
         name = self._state.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
-        if name is None or self.answers.evaluating:
+        if name is None or self.answers.evaluating or threading.get_ident() != self._thread:
             return attr_val
-        if name not in parameter_proxy_cache:
-            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
-        return parameter_proxy_cache[name]
+        return self._state_proxy(name)
+
+    def proxy_of_state(self, tensor: Any) -> fx.Proxy | None:
+        """The proxy of a parameter, a buffer or a plain attribute; None for any other value."""
+        name = self._state.get(id(tensor))
+        return None if name is None else self._state_proxy(name)
+
+    def _state_proxy(self, name: str) -> fx.Proxy:
+        if name not in self._state_proxies:
+            self._state_proxies[name] = self.create_proxy("get_attr", name, (), {})
+        return self._state_proxies[name]
 
     def create_arg(self, a: Any) -> Any:
         """Tensors become nodes: state under its own name, constants under names kept by the tracer.
@@ -268,6 +292,10 @@ class LazyTracer(fx.Tracer):
             for spec in self._interface.inputs
         }
 
+        for name, proxy in inputs.items():
+            if signature.parameters[name].default is None:  # the forward went the way of a value
+                self._record(assume, ("is None", proxy, False, f"{type(self.root).__qualname__}.forward"))
+
         def forward() -> Any:
             positional, keywords = as_call(signature, {**inputs, **dict(self._interface.fixed)})
             return self.root.forward(*positional, **keywords)  # its own, where one was set on the object
@@ -297,6 +325,11 @@ class LazyTracer(fx.Tracer):
         while hasattr(self.root, f"_tensor_constant{count}"):
             count += 1
         return f"_tensor_constant{count}"
+
+
+def _has_a_call_of_its_own(module: nn.Module) -> bool:
+    own = type(module).__mro__[: type(module).__mro__.index(nn.Module)]
+    return _compiler_of(module) is None and any("__call__" in vars(cls) for cls in own)
 
 
 def _compiler_of(module: nn.Module) -> str | None:

@@ -19,7 +19,9 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from fxcollab.capture.interface import InputSpec, Interface
+from fxcollab.capture.leaks import proxies_taken_out
 from fxcollab.capture.operators import INPLACE, CustomFunction
+from fxcollab.capture.patches import UntraceableError
 from fxcollab.capture.preserve import preserved, set_mode
 from fxcollab.capture.tracer import COPIES, HELD_BY, LazyTracer
 from fxcollab.generators import undrawn
@@ -132,14 +134,14 @@ def _traced_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects 
     writes: set[str] = set()
     shares: set[str] = set()
     modules = list(module.modules())
-    with undrawn(), preserved(modules):
+    with proxies_taken_out() as proxies, undrawn(), preserved(modules):
         for training in (True, False):
             set_mode(modules, training)
             try:
-                tracer = LazyTracer(frozenset(), interface, operators=True)
+                tracer = LazyTracer(frozenset(), interface, operators=True, proxies=proxies)
                 tracer.record_stack_traces = False
                 graph = tracer.trace(module)
-            except Exception:  # whatever the user's code raises on proxies: the module stays unseen
+            except (Exception, UntraceableError):  # whatever user code raises on proxies: the module stays unseen
                 return None
             storages = track_storages(graph, EffectAnalysis(module), graph.find_nodes(op="placeholder"))
             if not all(write.certain for write in storages.writes):
@@ -309,10 +311,10 @@ def _of_schemas(node: fx.Node, schemas: list[Any]) -> Effects:
 
 
 def _bind(module: nn.Module, node: fx.Node) -> dict[str, Any] | None:
-    """The arguments of a call by the names of the forward's parameters; None where they don't fit."""
+    """The arguments of a call by the names of the forward's parameters; None where that can't be told."""
     try:
         return dict(inspect.signature(module.forward).bind(*node.args, **node.kwargs).arguments)
-    except TypeError:
+    except (TypeError, ValueError):  # the latter of a forward in C, such as torch.jit's
         return None
 
 

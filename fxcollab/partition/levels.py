@@ -7,7 +7,7 @@ users, so that a weight used behind a split exists once a branch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -53,7 +53,8 @@ def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects
         crossing = {u for node in graph.nodes for u in node.all_input_nodes if levels[u] < levels[node]}
         storages = track_storages(graph, effects, crossing)
         if not _deeper(storages, levels):
-            return GraphLevels(levels, storages.writes, floating)
+            writes = (*storages.writes, *_writes_to_aliases(graph, levels, effects, crossing))
+            return GraphLevels(levels, writes, floating)
         tracked = with_aliases(graph, effects, crossing)
         storages = track_storages(graph, effects, tracked)
         deeper = _deeper(storages, levels)
@@ -66,6 +67,26 @@ def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects
 def _deeper(storages: Storages, levels: Mapping[fx.Node, int]) -> tuple[Write, ...]:
     """The writes of branches into what belongs to a shallower level."""
     return tuple(w for w in storages.writes if any(levels[root] < levels[w.node] for root in w.roots))
+
+
+def _writes_to_aliases(
+    graph: fx.Graph, levels: Mapping[fx.Node, int], effects: EffectAnalysis, crossing: Collection[fx.Node]
+) -> Iterator[Write]:
+    """Writes into storage that a crossing value shares with values before it: whoever reads it later sees them."""
+    tracked = with_aliases(graph, effects, crossing)
+    if tracked == crossing:
+        return
+    storages = track_storages(graph, effects, tracked)
+    seen: set[fx.Node] = set()
+    writes = {write.node: write for write in storages.writes}
+    for node in graph.nodes:
+        write = writes.get(node)
+        if write is not None:
+            hit = frozenset(v for v in seen if storages.roots[v] & write.roots and levels[node] <= levels[v])
+            if hit:
+                yield Write(node, hit, write.certain)
+        if node in crossing:
+            seen.add(node)
 
 
 def _levels(

@@ -19,6 +19,7 @@ from fxcollab.partition.levels import (
     tensors_of,
 )
 from fxcollab.partition.names import find_cut
+from fxcollab.partition.unregistered import refuse_unregistered_state
 from fxcollab.tree import HeadTree
 
 
@@ -47,7 +48,8 @@ def partition(captured: CollabGraphModule, tree: HeadTree) -> Partition:
     """Cut ``captured`` at the splits of ``tree``.
 
     Raises:
-        SplitError: a split names nothing, lies off the path to the output, is out of order, or has no effect.
+        SplitError: a split names nothing, lies off the path to the output, is out of order, or has no effect; or
+            a module reaches state of another level that it doesn't register.
     """
     effects = EffectAnalysis(captured)
     found = {graph: _cut_graph(graph, captured, tree, effects) for graph in captured.modes}
@@ -61,6 +63,7 @@ def partition(captured: CollabGraphModule, tree: HeadTree) -> Partition:
         uses.straddling(),
     )
     _refuse_split_without_effect(captured, result)
+    refuse_unregistered_state(captured.root, result.nodes.values(), result.state, tree.splits)
     return result
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
+
+from fxcollab.functional import call_with
 
 
 class Fed(nn.Module):
@@ -25,4 +26,4 @@ class Fed(nn.Module):
     def forward(self, state: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Any:
         """What the module returns for ``args`` and ``kwargs``, its parameters ``state`` replaced by name."""
         (module,) = self.__dict__["_holder"]
-        return functional_call(module, dict(state), args, kwargs)
+        return call_with(module, state, args, kwargs)

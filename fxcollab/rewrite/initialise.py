@@ -67,6 +67,7 @@ def initialise(
     """
     if isinstance(init, str) and init.startswith("copy"):
         return
+    _unmark(branches, state)
     if callable(init):
         for path, branch in branches.items():
             with isolated_randomness(seed, branch_name(path)), torch.no_grad():
@@ -75,6 +76,17 @@ def initialise(
     material = {path: branch for path, branch in branches.items() if _has_values(branch)}
     if not (material and factory is not None and _from_factory(material, state, tree, seed, factory)):
         _reset_all(material, state, seed)
+
+
+def _unmark(branches: Mapping[Path, Branch], state: State) -> None:
+    """Take off the mark by which transformers knows what it has loaded, which its initialisers leave as it is."""
+    originals = set(state.root.modules())
+    for path, branch in branches.items():
+        tensors = tensors_of(branch)
+        own = (tensors[name] for name in own_tensors(state, path))
+        copies = (module for module in branch.modules() if module not in originals)
+        for marked in (*own, *copies):
+            marked.__dict__.pop("_is_hf_initialized", None)
 
 
 def _has_values(branch: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxcollab.errors import StateError
 from fxcollab.partition.levels import tensors_of
 from fxcollab.tree import HeadTree, Path, branch_name
 
@@ -38,6 +39,9 @@ def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
 
     A branch shares the tensors of shallower levels with its ancestors; ties inside a branch are kept. A tensor
     is found under every name that it has in the root.
+
+    Raises:
+        StateError: a module can't be copied.
     """
     tensors = tensors_of(state.root)
     instances: dict[tuple[int, Path], Tensor] = {}
@@ -46,7 +50,7 @@ def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
         memo = _shared(state, tensors, path, instances)
         branch = branches[path] = Branch()
         for name in _of_level(state.modules, len(path)):
-            _attach(branch, name, copy.deepcopy(state.root.get_submodule(name), memo))
+            _attach(branch, name, _copied(state.root.get_submodule(name), name, memo))
         for name in _of_level(state.tensors, len(path)):
             _attach_tensor(branch, name, instances[id(tensors[name]), path], state.root)
         _set_mode_of_holders(branch, state.root.training)
@@ -87,6 +91,37 @@ def _shared(
         module = state.root.get_submodule(name)
         memo[id(module)] = module  # a child that refers to its parent must not take it along
     return memo
+
+
+def _copied(module: nn.Module, name: str, memo: dict[int, Any]) -> nn.Module:
+    before = dict(memo)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:  # whatever its parts raise
+        raise StateError(
+            f"Module {name!r} lies behind a split, and can't be copied for the other heads.",
+            where=_uncopyable(module, name, before),
+            why=f"{type(error).__name__}: {error}",
+            hint="remove the attribute before the transform and set it again afterwards, "
+            "or give the module a __deepcopy__",
+        ) from error
+
+
+def _uncopyable(module: nn.Module, name: str, memo: Mapping[int, Any]) -> str:
+    """The innermost part of a module that can't be copied, and its attribute where that is why."""
+    for path, part in reversed(list(module.named_modules(prefix=name))):
+        if not _is_copyable(part, memo):
+            held = [key for key, value in part.__dict__.items() if not _is_copyable(value, memo)]
+            return f"{path}.{held[0]} ({type(part.__dict__[held[0]]).__name__})" if held else path
+    return name
+
+
+def _is_copyable(value: Any, memo: Mapping[int, Any]) -> bool:
+    try:
+        copy.deepcopy(value, dict(memo))
+    except Exception:  # whatever its parts raise
+        return False
+    return True
 
 
 def _opened(called: Iterable[str]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.generators import GeneratorState
-from fxcollab.graphs import mutable
+from fxcollab.graphs import Interpreter
 from fxcollab.provenance import provenance
 
 
@@ -30,21 +30,10 @@ class Lockstep(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         """The tuple of outputs."""
-        return (_Interpreter if self._together else _PlainInterpreter)(self.model).run(*inputs)
+        return (_InStep if self._together else Interpreter)(self.model).run(*inputs)
 
 
-class _PlainInterpreter(fx.Interpreter):
-    """Hands on lists and dicts as such, as generated code does, not as fx's immutable ones."""
-
-    def __init__(self, model: CollabGraphModule) -> None:
-        super().__init__(model, graph=model.graph)
-
-    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
-        args, kwargs = super().fetch_args_kwargs_from_env(n)
-        return tuple(map(mutable, args)), {key: mutable(value) for key, value in kwargs.items()}
-
-
-class _Interpreter(_PlainInterpreter):
+class _InStep(Interpreter):
     def __init__(self, model: CollabGraphModule) -> None:
         super().__init__(model)
         self._started: dict[str, GeneratorState] = {}

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from fxcollab.capture.interface import Interface
 from fxcollab.codegen import CollabGraphModule
+from fxcollab.functional import call_with
 from fxcollab.generators import seeded
 from fxcollab.plan import plan_of
 from fxcollab.state_dict import prune_names
@@ -61,7 +61,7 @@ def run_train_model(trial: Trial, state: Mapping[str, Tensor], *, together: bool
     model, own = Lockstep(trial.train_model, together=together), with_own_buffers(state)
     prefixed = {f"model.{name}": tensor for name, tensor in own.items()}
     with seeded(trial.seed):
-        return Run(functional_call(model, prefixed, fresh(trial.inputs)), own)
+        return Run(call_with(model, prefixed, fresh(trial.inputs)), own)
 
 
 def run_original(trial: Trial, state: Mapping[str, Tensor]) -> Run:
@@ -74,7 +74,7 @@ def run_original(trial: Trial, state: Mapping[str, Tensor]) -> Run:
 def call(trial: Trial, model: nn.Module, state: Mapping[str, Tensor]) -> Any:
     """What ``model`` returns for the trial's inputs with ``state`` in the place of its own."""
     args, kwargs = trial.interface.call(model, fresh(trial.inputs))
-    return functional_call(model, dict(state), tuple(args), kwargs)  # which changes the mapping it is given
+    return call_with(model, state, args, kwargs)
 
 
 def fresh(inputs: Inputs) -> tuple[Any, ...]:
@@ -135,6 +135,6 @@ def opened(output: Any) -> Any:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Out of any autocast or inference mode of the caller's."""
+    """Out of any autocast or inference mode of the caller's; gradients are enabled."""
     with torch.autocast("cpu", enabled=False), torch.inference_mode(False):
         yield

@@ -27,8 +27,8 @@ def verify(
 
     1. The pruned graph equals the captured one node for node, for every head.
     2. The state dict equals it key for key, and the tensors are the same objects.
-    3. Outputs are equal bit for bit in train and eval mode: head 0, and every head h against the original
-       that holds head h's weights.
+    3. Outputs are equal bit for bit, in train mode with gradients and in eval mode without: head 0, and every
+       head h against the original that holds head h's weights.
     4. With the loss summed over heads, gradients follow THE RULE against H separate originals, in float64 where
        the model runs so.
     5. What capturing gave up is listed.

@@ -1,0 +1,41 @@
+"""Call a module with other tensors in the place of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+def call_with(
+    module: nn.Module, state: Mapping[str, Tensor], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> Any:
+    """What ``module`` returns with ``state`` in the place of its parameters and buffers.
+
+    ``functional_call`` swaps by name. Of a module under two names a second swap would undo the first, and afterwards
+    leave the wrong tensor behind; so each place is swapped once, by which tensor is registered there.
+
+    Args:
+        module: stays as it is.
+        state: by any of their names; a tensor that is registered in several places is replaced in all of them.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+    """
+    values = {id(tensor): state[name] for name, tensor in _tensors(module) if name in state}
+    places = {name: values[id(tensor)] for name, tensor in _places(module) if id(tensor) in values}
+    return functional_call(module, places, tuple(args), dict(kwargs or {}), tie_weights=False)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All tensors under all their names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _places(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Where tensors are registered, once each."""
+    for path, part in module.named_modules():
+        yield from part.named_parameters(path, recurse=False, remove_duplicate=False)
+        yield from part.named_buffers(path, recurse=False, remove_duplicate=False)

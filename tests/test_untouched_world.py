@@ -1,0 +1,216 @@
+"""What a forward keeps outside of its parameters is as it was after a capture: caches, counters, containers."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcollab
+
+X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Kept(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x)
+
+
+class Net(nn.Module):
+    def __init__(self, part: nn.Module | None = None) -> None:
+        super().__init__()
+        self.a, self.c, self.b = nn.Linear(8, 8), part or nn.Identity(), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.b(self.c(self.a(x)))
+
+
+@functools.lru_cache
+def cached_positions(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.float32)
+
+
+@functools.cache
+def pair_of_positions(count: int) -> tuple[Tensor, Tensor]:
+    return torch.arange(count, dtype=torch.float32), torch.ones(count)
+
+
+TABLE: dict[int, Tensor] = {}
+
+
+def table_of_positions(count: int) -> Tensor:
+    if count not in TABLE:
+        TABLE[count] = torch.arange(count, dtype=torch.float32)
+    return TABLE[count]
+
+
+CACHES: dict[str, Callable[[int], Tensor]] = {
+    "lru_cache": cached_positions,
+    "cache of pairs": lambda count: pair_of_positions(count)[0],
+    "dict": table_of_positions,
+}
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_cache_holds_tensors_after_a_capture(cache: str, opened: bool) -> None:
+    positions = CACHES[cache]
+    cached_positions.cache_clear()
+    pair_of_positions.cache_clear()
+    TABLE.clear()
+
+    class Adds(Kept):
+        def forward(self, x: Tensor) -> Any:
+            return self.layer(x) + positions(8) + positions(8)
+
+    model = Net(Adds())
+    train_model = fxcollab.transform(model, "simple", ["c.layer" if opened else "a"])
+    if cache != "dict":  # what a cache holds when it is captured is a constant, and verify captures again
+        fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+    assert type(model(X)) is Tensor
+    assert type(positions(8)) is Tensor
+
+
+class Clamps(Kept):
+    def forward(self, x: Tensor) -> Any:
+        for parameter in self.parameters():
+            parameter.data.clamp_(min=0)
+        return self.layer(x)
+
+
+class CountsInATensor(Kept):
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Any:
+        self.step += 1
+        return self.layer(x)
+
+
+class CountsInAList(Kept):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = [torch.zeros(())]
+
+    def forward(self, x: Tensor) -> Any:
+        self.counts[0].add_(1)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("make", [Clamps, CountsInATensor, CountsInAList])
+@pytest.mark.parametrize("split", ["a", "c.layer"])
+def test_tracing_writes_into_no_tensor_of_the_model(make: type[Kept], split: str) -> None:
+    model = Net(make())
+    weight = model.c.layer.weight.clone()
+    try:
+        fxcollab.transform(model, "simple", [split], example_inputs=(X,))
+    except fxcollab.FxCollabError as error:
+        assert error.where and error.why and error.hint
+    assert torch.equal(weight, model.c.layer.weight)
+    counts = getattr(model.c, "step", None), *getattr(model.c, "counts", ())
+    assert all(count is None or count == 0 for count in counts)
+
+
+def test_a_write_into_a_plain_tensor_of_a_module_is_recorded() -> None:
+    model = Net(CountsInATensor())
+    train_model = fxcollab.transform(model, "simple", ["c.layer"], example_inputs=(X,))
+    train_model(X)
+    assert train_model.get_submodule("c").step == 1
+
+
+class Logs(Kept):
+    def __init__(self, log: Any) -> None:
+        super().__init__()
+        self.log = log
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.layer(x)
+        self.note(y.mean().detach())
+        return y
+
+    def note(self, value: Any) -> None:
+        log = self.log
+        match log:
+            case types.SimpleNamespace():
+                log.last = value
+            case {"nested": nested}:
+                nested.append(value)
+            case dict():
+                log["mean"].append(value)
+            case _:
+                log.append(value)
+
+
+@pytest.mark.parametrize(
+    "log",
+    [collections.defaultdict(list), collections.deque(), {"nested": []}, types.SimpleNamespace(), []],
+    ids=lambda log: type(log).__name__,
+)
+@pytest.mark.parametrize("split", ["a", "c.layer"])
+@pytest.mark.filterwarnings("ignore:given up")
+def test_containers_hold_what_they_held(log: Any, split: str) -> None:
+    before = repr(log)
+    fxcollab.transform(Net(Logs(log)), "simple", [split])
+    assert repr(log) == before
+
+
+def test_models_of_other_threads_run_as_they_are_meanwhile() -> None:
+    started, seen = threading.Event(), list[Any]()
+    other = nn.Sequential(nn.Linear(8, 8))
+
+    class Waits(Net):
+        def forward(self, x: Tensor) -> Any:
+            y = self.a(x)
+            started.set()
+            thread.join()
+            return self.b(y)
+
+    model = Waits()
+
+    def run() -> None:
+        started.wait()
+        seen.extend([type(other(X)), type(model.b(X))])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    captured = fxcollab.capture(model, ["a"], (X,))
+    assert seen == [Tensor, Tensor]
+    assert [node.name for node in captured.graph.nodes] == ["x", "a", "b", "output"]
+
+
+class Twice(Kept):
+    def __call__(self, x: Tensor) -> Any:
+        return super().__call__(x) * 2
+
+
+def test_a_call_of_a_modules_own_is_no_part_of_its_node() -> None:
+    with pytest.raises(fxcollab.CaptureError, match="__call__ of its own") as caught:
+        fxcollab.transform(Net(Twice()), "simple", ["a"])
+    assert caught.value.where and caught.value.hint
+
+
+class StaysInEvalMode(Kept):
+    def train(self, mode: bool = True) -> StaysInEvalMode:
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Any:
+        return nn.functional.dropout(self.layer(x), 0.5, self.training)
+
+
+def test_a_part_that_stays_in_eval_mode_does_so_in_the_graph() -> None:
+    model = Net(StaysInEvalMode())
+    train_model = fxcollab.transform(model, "simple", ["c.layer"])
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+    assert torch.equal(train_model.train()(X)[0], model.train()(X))
