@@ -263,3 +263,22 @@ class WrittenInTheTrunkAfterIt(Chain):
 @pytest.mark.parametrize("way", ["dropout", "view"])
 def test_a_write_in_the_trunk_reaches_what_crosses_under_another_name(way: str) -> None:
     proven(WrittenInTheTrunkAfterIt(way), [way], pattern="simple")
+
+
+def test_what_a_forward_sets_while_it_is_traced_is_asked_for_nothing() -> None:
+    class Counts(Chain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: Tensor
+            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return _asks(self.head(self.second(self.first(x))))
+
+    captured = fxcollab.capture(Counts(), ["first"], (X,))
+    assert [node.op for node in captured.graph.nodes][-1] == "output"
+
+
+def _asks(x: Tensor) -> Tensor:
+    return x * 0.9 if float(x.detach().sum()) > 0 else x - 0.1  # can't be traced

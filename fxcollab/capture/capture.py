@@ -153,7 +153,6 @@ def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tenso
                 graph = tracer.trace(model)
                 drew = generators.foreign_numbers_were_drawn()
                 changed = assigned()
-                deceived = _with_absent_values(model, graph, tracer, resorts) if examples is None else None
         except (Exception, SystemExit, UntraceableError) as error:  # whatever the user's code raises on proxies
             helper = innermost_helper(error, helpers)
             if isinstance(error, NoExampleError) and examples is None and (found := _first(resorts)) is not None:
@@ -163,6 +162,9 @@ def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tenso
             else:
                 examples = _next_resort(resorts, error, request)
         else:
+            with preserved(model.modules()):
+                put_in_mode(model, training)
+                deceived = _with_absent_values(model, graph, tracer, resorts) if examples is None else None
             if deceived is not None:
                 examples = deceived
                 continue
