@@ -82,7 +82,7 @@ def why_not(model: nn.Module, interface: Interface) -> str | None:
     """Why ``model`` fails on such inputs, in a line; None where it runs, or where fake tensors can't tell."""
     try:
         run_on_fakes(model, interface)
-    except _UNTOLD:
+    except UNTOLD:
         return None
     except (Exception, SystemExit) as error:  # whatever the user's code raises on a wrong shape
         return f"{type(error).__name__}: {str(error).partition(_NEWLINE)[0]}"
@@ -110,7 +110,8 @@ def why_not_on(model: nn.Module, interface: Interface, values: Sequence[Any]) ->
 
 
 _NEWLINE = "\n"
-_UNTOLD = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+UNTOLD = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+"""What fake tensors raise where a model asks for data."""
 
 
 def example_tensors(model: nn.Module, interface: Interface, seed: int = 0) -> list[Tensor]:

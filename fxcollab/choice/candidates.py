@@ -11,12 +11,13 @@ import networkx as nx
 from torch import Tensor, fx, nn
 
 from fxcollab.capture.capture import Granularity
-from fxcollab.capture.examples import USUAL_IMAGES, guess_inputs
+from fxcollab.capture.examples import UNTOLD, USUAL_IMAGES, guess_inputs
 from fxcollab.capture.interface import ExampleInputs, Interface, interface_of
 from fxcollab.capture.tracer import RETURNED_BY
 from fxcollab.choice.openings import opened
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.costs.profile import Profile, profile
+from fxcollab.errors import CaptureError
 from fxcollab.graphs import get_output
 from fxcollab.partition.levels import state_tensors
 
@@ -76,11 +77,19 @@ def find_splits(
         The candidates; none where every cut has several values that carry gradients.
 
     Raises:
-        CaptureError: no input is known, or the model's own forward can't be captured.
+        CaptureError: no input is known, the model's own forward can't be captured, or it asks for data.
     """
     interface = known_interface(model, example_inputs)
-    captured = opened(model, interface, example_inputs, granularity, depth)
-    return candidates(captured, profile(captured, interface))
+    try:
+        captured = opened(model, interface, example_inputs, granularity, depth)
+        return candidates(captured, profile(captured, interface))
+    except UNTOLD as error:
+        raise CaptureError(
+            f"What {type(model).__qualname__} costs can't be counted.",
+            where=f"{type(model).__qualname__}.forward",
+            why=f"it asks for the data themselves, and fake tensors have none: {error}",
+            hint="name the splits yourself",
+        ) from error
 
 
 def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> Interface:

@@ -7,7 +7,7 @@ memory is found by playing the profile's allocations in that order.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -79,39 +79,34 @@ class _Play:
         ]
         steps = [*forward, *backward]
         self._times = {step: time for time, step in enumerate(steps)}
-        born, died = [0] * len(steps), [0] * (len(steps) + 1)
+        self._born, self._died, self._added = ([0] * (len(steps) + 1) for _ in range(3))
         for allocation in profile.allocations:
-            for birth, death in self._lives(allocation):
-                born[birth] += allocation.bytes
-                died[death] += allocation.bytes
+            self._place(allocation)
         live = self.peak = self.activations = 0
         for time, (phase, node, _) in enumerate(steps):
-            live -= died[time - 1] if time else 0
             if time == len(forward):
                 self.activations = live
             cost = profile.nodes[node]
             inside = cost.forward_bytes if phase == "forward" else cost.backward_bytes
-            self.peak = max(self.peak, live + max(inside, born[time]))
-            live += born[time]
+            self.peak = max(self.peak, live + max(inside, self._born[time] + self._added[time]))
+            live += self._born[time] - self._died[time]
 
-    def _lives(self, allocation: Allocation) -> Iterator[tuple[int, int]]:
+    def _place(self, allocation: Allocation) -> None:
         """When each instance of an allocation is made and freed."""
         phase, node = allocation.born
         level = self._levels[node]
-        accumulated: dict[Path, tuple[int, int]] = {}
-        for path in self._tree.paths(level):
+        meets = self._levels[allocation.died[1]] if allocation.died is not None else level
+        owners: set[Path] = set()
+        for path in sorted(self._tree.paths(level), key=lambda path: self._times[phase, node, path]):
             birth = self._times[phase, node, path]
-            if allocation.died is None:
-                yield birth, len(self._times)
+            if path[:meets] in owners:  # gradients of branches are added up where they meet
+                self._added[birth] += allocation.bytes
                 continue
-            shallower = self._levels[allocation.died[1]] < level
-            if not shallower:
-                yield birth, self._last(allocation.died, path)
-                continue
-            owner = path[: self._levels[allocation.died[1]]]
-            first, death = accumulated.get(owner, (birth, self._last(allocation.died, owner)))
-            accumulated[owner] = min(first, birth), death
-        yield from accumulated.values()  # gradients of branches are added up where they meet
+            if meets < level:
+                owners.add(path[:meets])
+            self._born[birth] += allocation.bytes
+            if allocation.died is not None:
+                self._died[self._last(allocation.died, path[:meets])] += allocation.bytes
 
     def _last(self, moment: Moment, path: Path) -> int:
         """The last time of ``moment`` among the branches that descend from ``path``."""

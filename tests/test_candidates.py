@@ -1,0 +1,122 @@
+"""Where a model can be cut at one value, and what lies before and behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from fxcollab import CaptureError
+from fxcollab.choice import Candidate, find_splits
+from tests.untouched import Untouched
+
+X = torch.rand(2, 8)
+
+
+def resnet50() -> nn.Module:
+    with torch.device("meta"):
+        return torchvision.models.resnet50()
+
+
+def names(found: tuple[Candidate, ...]) -> list[str]:
+    return [candidate.name for candidate in found]
+
+
+def test_a_resnet_can_be_cut_behind_every_block_and_its_stages_stand_out() -> None:
+    found = find_splits(resnet50())
+    assert {"layer1.0", "layer2", "layer3.5", "layer4"} - set(names(found)) == {"layer3.5"}  # which is layer3's value
+    stages = [c.name for c in found if c.ends_stage]
+    assert stages == ["relu", "layer1", "layer2", "layer3", "layer4"]
+    third = next(c for c in found if c.name == "layer3")
+    assert (third.shape, third.run) == ((2, 1024, 14, 14), (6, 6))
+
+
+def test_what_lies_before_and_behind_adds_up_to_the_model() -> None:
+    model = resnet50()
+    found = find_splits(model)
+    assert {sum(c.parameters) for c in found} == {sum(p.numel() for p in model.parameters())}
+    assert len({sum(c.flops) for c in found}) == len({sum(c.activations) for c in found}) == 1
+    before = [(c.flops[0], c.parameters[0], c.activations[0]) for c in found]
+    assert before == sorted(before)
+    layer2 = next(c for c in found if c.name == "layer2")
+    behind = [*model.layer3.parameters(), *model.layer4.parameters(), *model.fc.parameters()]
+    assert layer2.parameters[1] == sum(p.numel() for p in behind)
+
+
+def test_depth_decides_what_is_opened() -> None:
+    model = resnet50()
+    assert "layer1.0" not in names(find_splits(model, depth=0))
+    assert "iadd" in names(find_splits(model, depth=2))  # the addition in a block
+
+
+def test_an_auxiliary_output_is_no_end() -> None:
+    with torch.device("meta"):
+        found = find_splits(torchvision.models.googlenet(init_weights=False))
+    assert "inception5a" in names(found)
+
+
+class Skips(nn.Module):
+    """Two values that carry gradients go side by side from the first layer to the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Any:
+        left, right = self.a(x), self.b(x)
+        return self.d(left) + self.c(right)
+
+
+def test_a_model_that_no_single_value_cuts_has_no_candidate() -> None:
+    assert find_splits(Skips(), (X,)) == ()
+
+
+class Masked(Skips):
+    def forward(self, x: Tensor) -> Any:
+        mask = x > 0
+        for layer in (self.a, self.b, self.c):
+            x = layer(x) * mask
+        return self.d(x)
+
+
+def test_a_mask_that_goes_along_is_no_second_value() -> None:
+    assert names(find_splits(Masked(), (X,)))[:2] == ["a", "mul"]
+
+
+@pytest.mark.parametrize("granularity", ["auto", "op"])
+def test_looking_for_splits_leaves_the_model_as_it_is(granularity: Any) -> None:
+    model = torchvision.models.squeezenet1_1().eval()
+    untouched = Untouched(model)
+    assert find_splits(model, granularity=granularity)
+    assert untouched.differences() == []
+
+
+class Resists(nn.Module):
+    """Can't be opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return self.b(self.a(x))
+
+
+class AsksForANumber(Resists):
+    def forward(self, x: Tensor) -> Any:
+        return self.b(self.a(x) * x.sum().item())
+
+
+def test_a_module_that_cannot_be_opened_stays_whole() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Resists(), nn.Linear(8, 8))
+    assert names(find_splits(model, (X,))) == ["0", "1"]
+
+
+def test_what_cannot_be_counted_on_fake_tensors_is_refused() -> None:
+    with pytest.raises(CaptureError, match="can't be counted") as caught:
+        find_splits(nn.Sequential(nn.Linear(8, 8), AsksForANumber()), (X,))
+    assert caught.value.why and caught.value.hint
