@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import prune, transform, verify
+from .commands import prune, splits, transform, verify
 from .console import run
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command(short_help="Make the training graph of a model.")(transform.transform)
+app.command(short_help="List where a model can be split, and what lies before and behind.")(splits.splits)
 app.command(short_help="Prove that a training graph is right.")(verify.verify)
 app.command(short_help="Write one head's weights, by the original's names.")(prune.prune)
 

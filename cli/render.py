@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from fxcollab.choice import Candidate
     from fxcollab.summary import Level, Summary
     from fxcollab.verify import Report
 
@@ -37,6 +39,30 @@ def render_report(report: Report, console: Console) -> None:
     failed, total = sum(not check.ok for check in report), len(report.checks)
     verdict = Text(f"{failed} of {total} checks failed", "bold red")
     console.print(verdict if failed else Text(f"all {total} checks hold", "bold green"))
+
+
+def render_candidates(found: Sequence[Candidate], console: Console) -> None:
+    """A table: one row a candidate, those at which a stage ends in bold and marked."""
+    if not found:
+        console.print("no single value carries all that learns: cut at several at once, as in 'a+b'")
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("split", overflow="fold")
+    for name in ("shape", "FLOPs before", "memory before", "parameters behind", "in stage"):
+        table.add_column(name, justify="right")
+    for candidate in found:
+        memory = candidate.activations[0] / max(sum(candidate.activations), 1)
+        table.add_row(
+            Text(candidate.name, "" if candidate.is_module else "italic"),
+            "x".join(map(str, candidate.shape or ())),
+            f"{candidate.share:.1%}",
+            f"{memory:.1%}",
+            f"{candidate.parameters[1]:,}",
+            f"{candidate.run[0]}/{candidate.run[1]}{' *' if candidate.ends_stage else '  '}",
+            style="bold" if candidate.ends_stage else "",
+        )
+    console.print(table, soft_wrap=False)
+    console.print(Text("* a stage ends here: the value's shape changes behind it", "dim"))
 
 
 def _print_given_up(console: Console, sentences: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ inference = fxcollab.prune(train_model, head=0)
 
 from fxcollab.artifact import load, save
 from fxcollab.capture import capture
+from fxcollab.choice import Candidate, find_splits
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import (
     ArtifactError,
@@ -34,6 +35,7 @@ from fxcollab.version import __version__
 
 __all__ = [
     "ArtifactError",
+    "Candidate",
     "CaptureError",
     "CollabGraphModule",
     "CollaborativeLoss",
@@ -49,6 +51,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "capture",
+    "find_splits",
     "load",
     "partition",
     "private_copy",

@@ -229,6 +229,36 @@ def test_a_directory_of_a_model_that_asks_for_data_can_be_read_again_and_again(c
     assert call("verify", "model_collab").code == 0
 
 
+def test_splits_lists_where_a_model_can_be_cut(call: Call) -> None:
+    result = call("splits", "torchvision:resnet18", "--input", "2x3x64x64")
+    rows = [line.split() for line in result.out.splitlines()]
+    assert result.code == 0
+    row = next(row for row in rows if row[0] == "layer2")
+    assert row[1] == "2x128x8x8"
+    assert row[-1] == "*"
+    found = call("splits", "torchvision:resnet18", "--input", "2x3x64x64", "--json").json
+    assert [c["name"] for c in found if c["ends_stage"]] == ["relu", "layer1", "layer2", "layer3", "layer4"]
+    assert all(0 <= c["share"] <= 1 for c in found)
+
+
+def test_splits_says_where_no_single_value_will_do(call: Call, write: Write) -> None:
+    write(
+        """
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b, self.c, self.d = (nn.Linear(8, 8) for _ in range(4))
+
+            def forward(self, x):
+                return self.c(self.a(x)) + self.d(self.b(x))
+        """
+    )
+    result = call("splits", "model.py")
+    assert (result.code, "a+b" in result.out) == (0, True)
+
+
 def test_model_arguments_reach_the_factory(call: Call, model: Path) -> None:
     assert call("transform", "model.py", "--model-arg", "width=6", "--splits", "stem").code == 0
     assert fxcollab.load("model_collab").stem.out_features == 6
