@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-import networkx as nx
 from torch import Tensor, fx, nn
 
 from fxcollab.capture.capture import Granularity
@@ -112,6 +111,8 @@ def candidates(captured: CollabGraphModule, costs: Profile) -> tuple[Candidate, 
 
 def _chain(graph: fx.Graph, costs: Profile) -> list[fx.Node]:
     """The nodes through which all that learns reaches the output: the output's dominators."""
+    import networkx as nx  # takes long to import, and nothing else needs it
+
     flow = nx.DiGraph()
     carries = {node for node in graph.nodes if costs.nodes[node].differentiable and node.op != "get_attr"}
     for node in graph.nodes:
