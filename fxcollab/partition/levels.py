@@ -73,10 +73,9 @@ def _writes_to_aliases(
     graph: fx.Graph, levels: Mapping[fx.Node, int], effects: EffectAnalysis, crossing: Collection[fx.Node]
 ) -> Iterator[Write]:
     """Writes into storage that a crossing value shares with values before it: whoever reads it later sees them."""
-    tracked = with_aliases(graph, effects, crossing)
-    if tracked == crossing:
+    if not _goes_on_beside(graph, levels, crossing):
         return
-    storages = track_storages(graph, effects, tracked)
+    storages = track_storages(graph, effects, with_aliases(graph, effects, crossing))
     seen: set[fx.Node] = set()
     writes = {write.node: write for write in storages.writes}
     for node in graph.nodes:
@@ -87,6 +86,17 @@ def _writes_to_aliases(
                 yield Write(node, hit, write.certain)
         if node in crossing:
             seen.add(node)
+
+
+def _goes_on_beside(graph: fx.Graph, levels: Mapping[fx.Node, int], crossing: Collection[fx.Node]) -> bool:
+    """Whether anything is computed behind a crossing value in the order, and not behind the split."""
+    deepest = -1
+    for node in graph.nodes:
+        if levels[node] <= deepest and node.op.startswith("call"):
+            return True
+        if node in crossing:
+            deepest = max(deepest, levels[node])
+    return False
 
 
 def _levels(
