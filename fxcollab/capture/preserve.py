@@ -66,7 +66,8 @@ _Saved = tuple[dict[str, Any], list[tuple[str, Any, Any]]]
 def _snapshot(module: nn.Module) -> _Saved:
     """The attributes, and by their names what is in those that a forward may fill: registries, lists, caches."""
     attributes, seen = dict(module.__dict__), set[int]()
-    inside = ((name, container) for name, value in attributes.items() for container in _containers([value], seen))
+    filled = ((name, value) for name, value in attributes.items() if type(value) in _HOLDERS)
+    inside = ((name, container) for name, value in filled for container in _containers([value], seen))
     return attributes, [(name, container, copy.copy(container)) for name, container in inside]
 
 
@@ -120,4 +121,5 @@ def _restore_class(cls: type, attributes: dict[str, Any]) -> None:
             setattr(cls, name, attributes[name])
 
 
-_CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)
+_CONTAINERS = frozenset((dict, OrderedDict, defaultdict, list, deque, set))
+_HOLDERS = _CONTAINERS | {SimpleNamespace}
