@@ -154,7 +154,7 @@ class CollabGraphModule(fx.GraphModule):
 
     def train(self, mode: bool = True) -> CollabGraphModule:
         """Set the mode of all modules the way the root does; peers follow the modules they stem from."""
-        _set_mode(self.root, mode)
+        put_in_mode(self.root, mode)
         for name, child in self._modules.items():
             if child is not None and child is not self.root._modules.get(name):
                 child.train(mode)  # peers, and what took the place of a child since
@@ -224,7 +224,8 @@ def _plain_attributes(root: nn.Module, modes: Modes) -> set[str]:
     return {name for name in heads - registered if hasattr(root, name)}
 
 
-def _set_mode(root: nn.Module, mode: bool) -> None:
+def put_in_mode(root: nn.Module, mode: bool) -> None:
+    """As the model's own ``train()`` does, which may keep a part in eval mode."""
     try:
         root.train(mode)
     except NotImplementedError:  # exported modules refuse: their graph has one mode for good

@@ -23,13 +23,13 @@ def call_with(
         args: positional arguments of the call.
         kwargs: keyword arguments of the call.
     """
-    values = {id(tensor): state[name] for name, tensor in _tensors(module) if name in state}
+    values = {id(tensor): state[name] for name, tensor in named_tensors(module) if name in state}
     places = {name: values[id(tensor)] for name, tensor in _places(module) if id(tensor) in values}
     return functional_call(module, places, tuple(args), dict(kwargs or {}), tie_weights=False)
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All tensors under all their names."""
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers under all their names."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
 

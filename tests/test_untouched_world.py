@@ -82,6 +82,20 @@ def test_a_cache_holds_tensors_after_a_capture(cache: str, opened: bool) -> None
     assert type(positions(8)) is Tensor
 
 
+PAIRS: dict[int, tuple[Tensor, Tensor]] = {}
+
+
+def test_many_tuples_in_a_cache_are_all_taken_out() -> None:
+    class AddsAll(Kept):
+        def forward(self, x: Tensor) -> Any:
+            for count in range(20):
+                PAIRS.setdefault(count, (torch.arange(8.0), torch.ones(8)))
+            return self.layer(x) + sum(pair[0] for pair in PAIRS.values())
+
+    fxcollab.capture(Net(AddsAll()), ["c.layer"])
+    assert PAIRS == {}
+
+
 class Clamps(Kept):
     def forward(self, x: Tensor) -> Any:
         for parameter in self.parameters():

@@ -20,11 +20,11 @@ from fxcollab.capture.interface import ExampleInputs, Interface, interface_of
 from fxcollab.capture.leaks import proxies_taken_out
 from fxcollab.capture.patches import NoExampleError, UntraceableError
 from fxcollab.capture.preflight import given_up
-from fxcollab.capture.preserve import preserved, put_in_mode
+from fxcollab.capture.preserve import preserved
 from fxcollab.capture.proxy import readable
 from fxcollab.capture.shadows import Examples, Shadows
 from fxcollab.capture.tracer import LazyTracer
-from fxcollab.codegen import CollabGraphModule, Modes
+from fxcollab.codegen import CollabGraphModule, Modes, put_in_mode
 from fxcollab.errors import CaptureError, ForwardError
 from fxcollab.generators import undrawn
 from fxcollab.graphs import copy_graph

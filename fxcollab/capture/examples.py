@@ -20,9 +20,10 @@ from torch._subclasses.fake_tensor import (
 )
 
 from fxcollab.capture.interface import InputSpec, Interface, interface_of
-from fxcollab.capture.preserve import preserved, put_in_mode, replace_plain_tensors
+from fxcollab.capture.preserve import preserved, replace_plain_tensors
+from fxcollab.codegen import put_in_mode
 from fxcollab.errors import CaptureError
-from fxcollab.functional import call_with
+from fxcollab.functional import call_with, named_tensors
 from fxcollab.generators import undrawn
 
 SMALL_IMAGES = (64, 224, 32, 299, 128, 256, 384, 28)
@@ -100,7 +101,7 @@ def why_not_on(model: nn.Module, interface: Interface, values: Sequence[Any]) ->
             put_in_mode(model, training)
             for module in modules:
                 replace_plain_tensors(module, Tensor.clone)
-            state = {name: tensor.clone() for name, tensor in _state(model)}
+            state = {name: tensor.clone() for name, tensor in named_tensors(model)}
             args, kwargs = interface.call(model, copy.deepcopy(list(values)))
             try:
                 call_with(model, state, args, kwargs)
@@ -157,17 +158,12 @@ def run_on_fakes(
                 fakes[id(tensor)].requires_grad_(run is not None and tensor.requires_grad)
             return fakes[id(tensor)]
 
-        state = {name: fake(tensor) for name, tensor in _state(model)}
+        state = {name: fake(tensor) for name, tensor in named_tensors(model)}
         for module in modules:
             replace_plain_tensors(module, fake)
         call = _Call(model, run or (lambda model, *values: _called(model, interface, values)))
         named_in_call = {f"model.{name}": tensor for name, tensor in state.items()}
         return call_with(call, named_in_call, tuple(map(fake, examples)))
-
-
-def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
 
 
 class _Call(nn.Module):

@@ -32,7 +32,7 @@ def _take_out_of_caches(proxies: Iterable[weakref.ref[fx.Proxy]]) -> None:
     if not alive:
         return
     ids = {id(proxy) for proxy in alive}
-    for holder in gc.get_referrers(*alive):
+    for holder in tuple(gc.get_referrers(*alive)):  # a list would be among the holders of tuples, and change
         if holder is not alive:
             _take_out(holder, ids)
 

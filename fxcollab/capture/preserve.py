@@ -46,14 +46,6 @@ def replace_plain_tensors(module: nn.Module, replacement: Callable[[Tensor], Ten
                 container[key] = replacement(value)
 
 
-def put_in_mode(model: nn.Module, training: bool) -> None:
-    """As the model's own ``train()`` does, which may keep a part in eval mode."""
-    try:
-        model.train(training)
-    except NotImplementedError:  # exported modules refuse: their graph has one mode for good
-        nn.Module.train(model, training)
-
-
 def set_mode(modules: Iterable[nn.Module], training: bool) -> None:
     """Set the flag alone: neither the children's nor through an overridden ``train()``."""
     for module in modules:

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from fxcollab.capture.examples import without_tracebacks
 from fxcollab.capture.patches import UntraceableError
 from fxcollab.capture.preserve import preserved
-from fxcollab.functional import call_with
+from fxcollab.functional import call_with, named_tensors
 from fxcollab.generators import undrawn
 from fxcollab.graphs import map_inputs, mutable
 
@@ -112,8 +112,7 @@ class Shadows:
             return call_with(module, self._state(module), args, kwargs)
 
     def _state(self, module: nn.Module) -> dict[str, Tensor]:
-        named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-        return {name: self._copy(tensor) for name, tensor in named}
+        return {name: self._copy(tensor) for name, tensor in named_tensors(module)}
 
     def _copy(self, value: Any) -> Any:
         if not isinstance(value, Tensor):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from fxcollab.errors import SplitError
+from fxcollab.functional import named_tensors
 from fxcollab.graphs import attribute, source_line
 from fxcollab.partition.effects import EffectAnalysis, Storages, Write, track_storages, with_aliases
 from fxcollab.partition.randomness import draws_randomly
@@ -325,6 +326,4 @@ def state_tensors(node: fx.Node, root: nn.Module) -> dict[str, Tensor]:
 
 def tensors_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     """Parameters and buffers of ``module`` under all their names."""
-    parameters = module.named_parameters(remove_duplicate=False)
-    buffers = module.named_buffers(remove_duplicate=False)
-    return {prefix + name: tensor for named in (parameters, buffers) for name, tensor in named}
+    return {prefix + name: tensor for name, tensor in named_tensors(module)}
