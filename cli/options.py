@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fxcollab.capture.interface import InputSpec
+    from fxcollab.choice import Choice
     from fxcollab.codegen import CollabGraphModule
     from fxcollab.source import Loaded
 
@@ -32,7 +34,8 @@ Input = Annotated[
 ]
 Pattern = Annotated[str, typer.Option("--pattern", help="multi-instance, simple or hierarchical.")]
 Splits = Annotated[
-    str, typer.Option("--splits", metavar="A,B", help="Where heads part: module paths, name@2, a+b, or node names.")
+    str,
+    typer.Option("--splits", metavar="A,B", help="Where heads part: modules, name@2, a+b, nodes, or auto."),
 ]
 Heads = Annotated[
     int | None, typer.Option("--heads", metavar="H", help="Heads of simple and multi-instance (default 2).")
@@ -49,6 +52,15 @@ NoRescale = Annotated[bool, typer.Option("--no-rescale", help="Add gradients up 
 Peers = Annotated[
     str, typer.Option("--peers", metavar="NAME", help="The name under which the other heads' state lives.")
 ]
+MaxTime = Annotated[
+    str | None,
+    typer.Option("--max-time", metavar="1.75x", help="With --splits auto: what a step may take, to the original's."),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option("--max-memory", metavar="1.5x", help="With --splits auto: what a step's peak of memory may be."),
+]
+Measure = Annotated[bool, typer.Option("--measure", help="Time it on this machine; else FLOPs stand for time.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
@@ -114,10 +126,63 @@ def fanouts(text: str | None) -> tuple[int, ...] | None:
         raise PatternError(f"Fan-outs {text!r} can't be read.", hint="write numbers: --fanouts 2,3") from None
 
 
-def planned(
+def budget(text: str | None, option: str) -> float | None:
+    """A budget written as ``1.75x`` or ``1.75``."""
+    if text is None:
+        return None
+    try:
+        return float(text.lower().removesuffix("x"))
+    except ValueError:
+        from fxcollab.errors import PatternError
+
+        raise PatternError(
+            f"Budget {text!r} can't be read.", hint=f"write a ratio to the original: {option} 1.75x"
+        ) from None
+
+
+def chosen(
     loaded: Loaded,
     pattern: str,
     splits: str,
+    heads: int | None,
+    fanouts_text: str | None,
+    inputs: list[str] | None,
+    granularity: str,
+    max_time: str | None,
+    max_memory: str | None,
+    measure: bool,
+) -> Choice | None:
+    """What ``--splits auto`` comes to; None where splits are named."""
+    from fxcollab.choice import choose_splits
+    from fxcollab.errors import PatternError
+    from fxcollab.tree import AUTO, fanouts_to_choose
+
+    limits = budget(max_time, "--max-time"), budget(max_memory, "--max-memory")
+    if splits.strip() != AUTO:
+        given = ("--max-time", max_time), ("--max-memory", max_memory), ("--measure", measure or None)
+        wrong = [option for option, value in given if value is not None]
+        if wrong:
+            raise PatternError(
+                f"{', '.join(wrong)} can't be given with named splits.",
+                why="their costs follow from their names",
+                hint="let them be chosen: --splits auto",
+            )
+        return None
+    return choose_splits(
+        loaded.model,
+        example_inputs(inputs),
+        fanouts=fanouts_to_choose(pattern, heads, fanouts(fanouts_text)),
+        max_time=limits[0],
+        max_memory=limits[1],
+        granularity=granularity,  # type: ignore[arg-type]  # refused there if unknown
+        measure=measure,
+    )
+
+
+def planned(
+    loaded: Loaded,
+    pattern: str,
+    splits: str | Sequence[str],
     heads: int | None,
     fanouts_text: str | None,
     inputs: list[str] | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from fxcollab.choice import Candidate
+    from fxcollab.choice import Candidate, Choice
     from fxcollab.summary import Level, Summary
     from fxcollab.verify import Report
 
@@ -25,7 +25,8 @@ def render_summary(summary: Summary, console: Console) -> None:
     for level in summary.levels:
         _print_entry(console, Text(f"level {level.level}" if level.level else "trunk"), _level(level))
     _print_entry(console, Text("parameters"), Text(_ratio(summary.parameters)))
-    _print_entry(console, Text("FLOPs"), Text(_flops(summary)))
+    for label, text in _costs(summary):
+        _print_entry(console, Text(label), Text(text))
     _print_given_up(console, summary.given_up)
     console.print(_counts(summary))
 
@@ -39,6 +40,14 @@ def render_report(report: Report, console: Console) -> None:
     failed, total = sum(not check.ok for check in report), len(report.checks)
     verdict = Text(f"{failed} of {total} checks failed", "bold red")
     console.print(verdict if failed else Text(f"all {total} checks hold", "bold green"))
+
+
+def render_choice(choice: Choice, console: Console) -> None:
+    """What was chosen and why, and what else there was."""
+    _print_entry(console, Text("splits"), Text(f"{', '.join(choice.splits)}: {choice.reason}"))
+    for other in choice.runners_up:
+        names, time = ", ".join(other.option.splits), f"{other.option.time:.2f}x the time"
+        _print_entry(console, Text("  not"), Text(f"{names}: {time}, {other.why}", "dim"))
 
 
 def render_candidates(found: Sequence[Candidate], console: Console) -> None:
@@ -62,7 +71,7 @@ def render_candidates(found: Sequence[Candidate], console: Console) -> None:
             style="bold" if candidate.ends_stage else "",
         )
     console.print(table, soft_wrap=False)
-    console.print(Text("* a stage ends here: the value's shape changes behind it", "dim"))
+    console.print(Text("* a stage ends here: the value's resolution changes behind it", "dim"))
 
 
 def _print_given_up(console: Console, sentences: Iterable[str]) -> None:
@@ -88,11 +97,15 @@ def _level(level: Level) -> Text:
     return Text(f"{place}: ").append(nodes or "nothing", "dim")
 
 
-def _flops(summary: Summary) -> str:
-    if summary.flops is None:
-        return f"unknown: {summary.flops_unknown or 'no input is known'} (set --input)"
+def _costs(summary: Summary) -> Iterator[tuple[str, str]]:
+    """FLOPs and memory of a training step."""
+    if summary.costs is None:
+        yield "FLOPs", f"unknown: {summary.costs_unknown or 'no input is known'} (set --input)"
+        return
+    old, new = summary.costs.original, summary.costs.training
     guessed = ", guessed: set --input" if summary.guessed else ""
-    return f"{_ratio(summary.flops)}  forward, input {summary.inputs}{guessed}"
+    yield "FLOPs", f"{_ratio((old.flops, new.flops))}  a training step, input {summary.inputs}{guessed}"
+    yield "memory", f"{_ratio((old.memory, new.memory), 'B')}  its peak, with SGD and momentum"
 
 
 def _counts(summary: Summary) -> Text:
@@ -104,9 +117,9 @@ def _counts(summary: Summary) -> Text:
     return counts.append(f"= {summary.shared} shared", "dim")
 
 
-def _ratio(pair: tuple[int, int]) -> str:
+def _ratio(pair: tuple[int, int], unit: str = "") -> str:
     before, after = pair
-    return f"{_short(before)} -> {_short(after)}" + (f"  ({after / before:.2f}x)" if before else "")
+    return f"{_short(before)}{unit} -> {_short(after)}{unit}" + (f"  ({after / before:.2f}x)" if before else "")
 
 
 def _short(number: float) -> str:

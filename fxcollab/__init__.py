@@ -9,8 +9,9 @@ inference = fxcollab.prune(train_model, head=0)
 
 from fxcollab.artifact import load, save
 from fxcollab.capture import capture
-from fxcollab.choice import Candidate, find_splits
+from fxcollab.choice import Candidate, Choice, Option, choose_splits, evenness, find_splits
 from fxcollab.codegen import CollabGraphModule
+from fxcollab.costs import Costs, StepCost, training_costs
 from fxcollab.errors import (
     ArtifactError,
     CaptureError,
@@ -37,20 +38,26 @@ __all__ = [
     "ArtifactError",
     "Candidate",
     "CaptureError",
+    "Choice",
     "CollabGraphModule",
     "CollaborativeLoss",
+    "Costs",
     "FxCollabError",
     "HeadTree",
     "ObjectiveError",
+    "Option",
     "PatternError",
     "Report",
     "SourceError",
     "SplitError",
     "StateError",
+    "StepCost",
     "Summary",
     "VerificationError",
     "__version__",
     "capture",
+    "choose_splits",
+    "evenness",
     "find_splits",
     "load",
     "partition",
@@ -61,6 +68,7 @@ __all__ = [
     "rewrite",
     "save",
     "summarise",
+    "training_costs",
     "transform",
     "verify",
 ]

@@ -13,11 +13,13 @@ from fxcollab.capture.capture import NOTES_KEY
 from fxcollab.capture.examples import USUAL_IMAGES, guess_inputs
 from fxcollab.capture.interface import InputSpec, Interface
 from fxcollab.codegen import CollabGraphModule
-from fxcollab.costs import forward_flops, parameter_count
+from fxcollab.costs import Costs, Placement, costs_of, parameter_count
 from fxcollab.errors import CaptureError
+from fxcollab.partition import partition
 from fxcollab.partition.levels import tensors_of
 from fxcollab.plan import plan_of
 from fxcollab.provenance import provenance
+from fxcollab.prune import prune
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ class Summary:
         shared, cloned, rescaled, copied: numbers of nodes: once for all heads; added for peers; inserted
             rescales; inserted copies that guard against in-place writes.
         parameters: of the original and of the training model.
-        flops: of one forward call of both in train mode, or None where they can't be counted.
+        costs: of a training step with SGD and momentum, or None where they can't be counted.
         inputs: the inputs that were counted on, as text, or None.
         guessed: whether these are a usual shape that fits, as nobody gave any.
-        flops_unknown: why FLOPs can't be counted, or None.
+        costs_unknown: why costs can't be counted, or None.
         given_up: what capturing gave up.
     """
 
@@ -66,10 +68,10 @@ class Summary:
     rescaled: int
     copied: int
     parameters: tuple[int, int]
-    flops: tuple[int, int] | None
+    costs: Costs | None
     inputs: str | None
     guessed: bool
-    flops_unknown: str | None
+    costs_unknown: str | None
     given_up: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -78,7 +80,7 @@ class Summary:
 
 
 def summarise(train_model: CollabGraphModule) -> Summary:
-    """Count what is in a training model; FLOPs at the inputs of its plan, or at a usual shape that fits.
+    """Count what is in a training model; costs at the inputs of its plan, or at a usual shape that fits.
 
     Raises:
         StateError: it is no training model.
@@ -87,7 +89,7 @@ def summarise(train_model: CollabGraphModule) -> Summary:
     graph = train_model.modes.train
     kinds = [provenance(node).kind for node in graph.nodes]
     clones = [node for node in graph.nodes if provenance(node).kind == "clone"]
-    counted = _count_flops(train_model)
+    counted = _count(train_model)
     return Summary(
         pattern=plan.pattern,
         heads=plan.tree.heads,
@@ -99,10 +101,10 @@ def summarise(train_model: CollabGraphModule) -> Summary:
         rescaled=kinds.count("rescale"),
         copied=kinds.count("copy"),
         parameters=(parameter_count(train_model.root), parameter_count(train_model)),
-        flops=counted.flops,
+        costs=counted.costs,
         inputs=", ".join(map(_described, counted.interface.inputs)) or None,
         guessed=counted.guessed,
-        flops_unknown=counted.unknown,
+        costs_unknown=counted.unknown,
         given_up=tuple(train_model.meta.get(NOTES_KEY, ())),
     )
 
@@ -137,27 +139,27 @@ def _parameters(train_model: CollabGraphModule, level: int) -> int:
 
 @dataclass(frozen=True)
 class _Counted:
-    flops: tuple[int, int] | None
+    costs: Costs | None
     interface: Interface
     guessed: bool
     unknown: str | None
 
 
-def _count_flops(train_model: CollabGraphModule) -> _Counted:
-    """Both models at the plan's inputs, or at guessed ones; a model that doesn't run on fake tensors has none."""
-    interface = plan_of(train_model).interface
+def _count(train_model: CollabGraphModule) -> _Counted:
+    """A step at the plan's inputs, or at guessed ones; a model that doesn't run on fake tensors has no costs."""
+    plan = plan_of(train_model)
+    interface, captured = plan.interface, prune(train_model)
     guessed = not interface.known
     try:
         if guessed:
             interface = guess_inputs(train_model.root, USUAL_IMAGES)
-        with train_model.in_mode(True):
-            flops = forward_flops(train_model.root, interface), forward_flops(train_model, interface)
+        costs = costs_of(captured, Placement.of(captured, partition(captured, plan.tree)), interface)
     except CaptureError as error:
         return _Counted(None, Interface(()), False, error.why)
     except Exception as error:  # whatever the user's code raises on a wrong shape
         reason = f"the model fails on this input: {str(error).partition(_NEWLINE)[0]}"
         return _Counted(None, interface, guessed, reason)
-    return _Counted(flops, interface, guessed, None)
+    return _Counted(costs, interface, guessed, None)
 
 
 _NEWLINE = "\n"

@@ -14,14 +14,15 @@ from fxcollab.capture.capture import NOTES_KEY, Granularity
 from fxcollab.capture.examples import why_not_on
 from fxcollab.capture.interface import Interface, interface_of
 from fxcollab.capture.preflight import shared_statistics
+from fxcollab.choice import choose_splits
 from fxcollab.codegen import CollabGraphModule
-from fxcollab.errors import CaptureError, ForwardError, SplitError
+from fxcollab.errors import CaptureError, ForwardError, PatternError
 from fxcollab.nearest import with_nearest_splits
 from fxcollab.partition import partition
 from fxcollab.plan import PLAN_KEY, Plan
 from fxcollab.rewrite import Init, rewrite
 from fxcollab.source import Source, source_of
-from fxcollab.tree import HeadTree, Pattern, head_tree
+from fxcollab.tree import AUTO, HeadTree, Pattern, fanouts_to_choose, head_tree, split_names
 
 
 def transform(
@@ -40,6 +41,8 @@ def transform(
     source: Source | None = None,
     peers: str = "peers",
     interface: Interface | None = None,
+    max_time: float | None = None,
+    max_memory: float | None = None,
 ) -> CollabGraphModule:
     """A training model with several heads of ``model`` (paper, section 3.1).
 
@@ -53,7 +56,7 @@ def transform(
             ``hierarchical`` (K splits, a tree).
         splits: names, ordered along the data flow; a text may list them with commas. A module's path
             cuts after its output, ``name@2`` after its second call, ``a+b`` at two values; other names are
-            those of nodes.
+            those of nodes. ``auto`` takes what `choose_splits` says.
         heads: H of ``simple`` and ``multi-instance``; 2 unless said.
         fanouts: branches at each split of ``hierarchical``; 2 each unless said.
         example_inputs: tuple or dict. Tensors in it are inputs of the graph, also for optional parameters;
@@ -69,22 +72,37 @@ def transform(
         source: where the model came from, for `save`; found by itself for importable factories.
         peers: the name under which the other heads' state lives.
         interface: that of an earlier capture, to be used again without examples.
+        max_time: what a training step may take, as a ratio to the original's FLOPs; with ``splits="auto"``.
+        max_memory: what the peak of a step's memory may be, as a ratio to the original's; with ``splits="auto"``.
 
     Returns:
         A ``GraphModule`` that trains like any module. `prune` returns the original from it.
 
     Raises:
-        PatternError: pattern, splits, heads and fan-outs don't fit together.
-        SplitError: a split can't be found or cut.
+        PatternError: pattern, splits, heads, fan-outs and budgets don't fit together.
+        SplitError: a split can't be found or cut, or no choice keeps the budgets.
         CaptureError: an opened forward can't be traced; the hint names the nearest splits that work.
         StateError: the model has something named ``peers``.
         The model is never changed by a failure.
     """
-    names = _split_names(splits)
-    tree = head_tree(pattern, names, heads, fanouts)
+    names = split_names(splits)
+    automatic = names == (AUTO,)
+    tree = head_tree(pattern, names, heads, fanouts) if not automatic else None
+    _refuse_budget_of_named_splits(automatic, max_time, max_memory)
     if not isinstance(model, nn.Module):
         factory, source = factory or model, source or source_of(model)
         model = _made_by(model)
+    if tree is None:
+        chosen = choose_splits(
+            model,
+            example_inputs,
+            fanouts=fanouts_to_choose(pattern, heads, fanouts),
+            max_time=max_time,
+            max_memory=max_memory,
+            granularity=granularity,
+        )
+        names = chosen.splits
+        tree = HeadTree(names, chosen.option.fanouts)
     seed = torch.initial_seed() if seed is None else seed
     interface = interface or interface_of(model, example_inputs)
 
@@ -134,14 +152,13 @@ def _refuse_wrong_inputs(model: nn.Module, interface: Interface, example_inputs:
         )
 
 
-def _split_names(splits: Sequence[str] | str) -> tuple[str, ...]:
-    names = [name.strip() for name in splits.split(",")] if isinstance(splits, str) else list(splits)
-    if names == ["auto"]:
-        raise SplitError(
-            "Splits can't be chosen automatically by this version.",
-            hint="name the modules after which the heads begin: splits=['layer2', 'layer3'] (--splits layer2,layer3)",
+def _refuse_budget_of_named_splits(automatic: bool, *limits: float | None) -> None:
+    if not automatic and any(limit is not None for limit in limits):
+        raise PatternError(
+            "Splits that are named have no budget.",
+            why="their costs follow from their names",
+            hint="let them be chosen, splits='auto' (--splits auto), or leave the budget out",
         )
-    return tuple(name for name in names if name)
 
 
 def _made_by(factory: Any) -> nn.Module:

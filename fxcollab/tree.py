@@ -25,6 +25,8 @@ from fxcollab.errors import PatternError, closest
 
 Path = tuple[int, ...]
 Pattern = Literal["multi-instance", "simple", "hierarchical"]
+AUTO = "auto"
+"""In the place of split names: let them be chosen."""
 PATTERNS: tuple[Pattern, ...] = ("multi-instance", "simple", "hierarchical")
 
 _BRANCH_NAME = re.compile(r"b\d+(_\d+)*")
@@ -169,6 +171,26 @@ def head_tree(
             hint=f"leave heads out, or give fanouts whose product is {heads}",
         )
     return tree
+
+
+def split_names(splits: Sequence[str] | str) -> tuple[str, ...]:
+    """Splits as names; a text lists them with commas."""
+    names = [name.strip() for name in splits.split(",")] if isinstance(splits, str) else list(splits)
+    return tuple(name for name in names if name)
+
+
+def fanouts_to_choose(
+    pattern: str, heads: int | None = None, fanouts: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """The fan-outs of a head tree whose splits are still to be chosen; two splits unless heads say otherwise.
+
+    Raises:
+        PatternError: the arguments don't fit the pattern, or it has no splits to choose.
+    """
+    count = 1 if pattern != "hierarchical" else 2 if heads is None else max(heads, 2).bit_length() - 1
+    if pattern == "hierarchical" and isinstance(fanouts, Sequence):
+        count = len(fanouts)
+    return head_tree(pattern, [AUTO, *(f"{AUTO} {level}" for level in range(2, count + 1))], heads, fanouts).fanouts
 
 
 def _at_least_two(count: int, what: str) -> int:

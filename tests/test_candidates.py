@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+import fxcollab
 from fxcollab import CaptureError
 from fxcollab.choice import Candidate, find_splits
 from tests.untouched import Untouched
@@ -49,7 +50,42 @@ def test_what_lies_before_and_behind_adds_up_to_the_model() -> None:
 def test_depth_decides_what_is_opened() -> None:
     model = resnet50()
     assert "layer1.0" not in names(find_splits(model, depth=0))
-    assert "iadd" in names(find_splits(model, depth=2))  # the addition in a block
+    assert "layer1.0.relu@3" not in names(find_splits(model))
+    assert "layer1.0.conv1" not in names(find_splits(model, depth=2))  # a skip goes round it
+
+
+class RootAdds(nn.Module):
+    """The sums are made by the root itself; its blocks, which are opened, make sums of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(Sum(), nn.ReLU()) for _ in range(3))
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        x = x.flatten(1)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.fc(x)
+
+
+class Sum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.a(x) + self.b(x)
+
+
+@pytest.mark.parametrize("granularity", ["auto", "op"])
+def test_every_candidate_is_a_split_under_its_name(granularity: Any) -> None:
+    found = find_splits(RootAdds(), (X,), granularity=granularity)
+    assert {"add", "add_1", "add_2"} <= set(names(found)) or granularity == "op"
+    for candidate in found:
+        train_model = fxcollab.transform(RootAdds(), "simple", candidate.name, granularity=granularity)
+        behind = fxcollab.summarise(train_model).levels[1].parameters
+        assert behind == candidate.parameters[1]
 
 
 def test_an_auxiliary_output_is_no_end() -> None:

@@ -121,7 +121,8 @@ def test_transform_writes_an_artifact_and_sums_it_up(call: Call, model: Path) ->
         level 1     2 branches behind stem, 33 parameters each: probe, body_0, body_1
         level 2     4 branches behind body.1, 10 parameters each: body_2, head
         parameters  59 -> 122  (2.07x)
-        FLOPs       160 -> 336  (2.10x)  forward, input 2x3, guessed: set --input
+        FLOPs       400 -> 896  (2.24x)  a training step, input 2x3, guessed: set --input
+        memory      848B -> 1.776kB  (2.09x)  its peak, with SGD and momentum
         + 9 cloned  ~ 3 rescaled  = 2 shared
         """)
     assert sorted(path.name for path in Path("model_collab").iterdir()) == [
@@ -337,7 +338,7 @@ def test_several_inputs_are_given_one_by_one(call: Call, write: Write) -> None:
     assert "FLOPs       unknown: its inputs are x, y (set --input)\n" in unknown.out
     assert call("verify", "model_collab").code == 2
     result = call("transform", "model.py", "--splits", "a+b", "--input", "2x3", "--input", "2x5", "--force")
-    assert "forward, input 2x3, 2x5\n" in result.out
+    assert "a training step, input 2x3, 2x5\n" in result.out
     assert call("verify", "model_collab").code == 0
 
 
@@ -598,7 +599,22 @@ BAD_INPUT = {
     ),
     "no split": (transform(), ["Pattern 'hierarchical' needs at least one split."]),
     "split twice": (transform("--splits", "stem,stem"), ["Split stem is named twice."]),
-    "automatic splits": (transform("--splits", "auto"), ["Splits can't be chosen automatically by this version."]),
+    "budget of named splits": (
+        transform("--splits", "stem", "--max-time", "1.5x", "--measure"),
+        ["--max-time, --measure can't be given with named splits.", "hint: let them be chosen: --splits auto"],
+    ),
+    "unreadable budget": (
+        transform("--splits", "auto", "--max-memory", "much"),
+        ["Budget 'much' can't be read.", "--max-memory 1.75x"],
+    ),
+    "budget below the original's cost": (
+        transform("--splits", "auto", "--max-memory", "0.5x"),
+        ["A budget of 0.5x the memory can't be kept.", "hint: give 1 or more"],
+    ),
+    "budget that nothing keeps": (
+        transform("--splits", "auto", "--max-time", "1"),
+        ["No choice of 2 splits keeps within 1x the time.", "why: the cheapest is", "hint: raise the budget"],
+    ),
     "one head": (
         transform("--pattern", "simple", "--splits", "stem", "--heads", "1"),
         ["at least 2 heads, but heads is 1", "a head learns from the others"],
@@ -848,3 +864,30 @@ def test_a_model_file_that_changes_the_directory_changes_nothing(
     assert call("transform", "model.py", "--splits", "0", "--init", "copy-anyway").code == 0
     assert (tmp_path / "model_collab" / "plan.json").is_file()
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+# Splits that are chosen.
+
+
+def test_splits_are_chosen_on_request_and_explained(call: Call, model: Path) -> None:
+    result = call("transform", "model.py", "--splits", "auto", "--input", "2x3")
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert re.fullmatch(r"splits      \S+, \S+: .*levels do .* % of the work \(evenness \d\.\d\d.*", lines[0])
+    others = [line for line in lines if line.startswith("  not       ")]
+    assert others and all("x the time, " in line for line in others)
+    chosen = lines[0].removeprefix("splits").partition(":")[0].strip().split(", ")
+    assert json.loads(Path("model_collab/plan.json").read_text())["splits"] == chosen
+
+
+def test_a_choice_is_data_with_json(call: Call, model: Path) -> None:
+    data = json.loads(call("transform", "model.py", "--splits", "auto", "--max-time", "2x", "--json").out)
+    choice = data["choice"]
+    assert choice["time"] <= 2 and sum(choice["shares"]) == pytest.approx(1)
+    assert choice["costs"] == data["costs"]
+    assert choice["runners_up"][0]["why"]
+
+
+def test_a_budget_may_be_measured(call: Call, model: Path) -> None:
+    data = json.loads(call("transform", "model.py", "--splits", "auto", "--measure", "--json").out)
+    assert data["choice"]["costs"]["original"]["seconds"] > 0

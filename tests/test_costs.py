@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -19,9 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import fxcollab
 from fxcollab.capture.examples import USUAL_IMAGES, accepts, example_tensors, guess_inputs, run_on_fakes
 from fxcollab.capture.interface import InputSpec, Interface
-from fxcollab.costs import forward_flops, parameter_count
-from fxcollab.costs.profile import backward, profile
-from fxcollab.costs.step import StepCost, step_cost
+from fxcollab.costs import Placement, StepCost, parameter_count, profile, step_cost
+from fxcollab.costs.attribution import backward
 from fxcollab.errors import CaptureError, StateError
 from fxcollab.plan import plan_of
 from fxcollab.summary import Level, Summary, summarise
@@ -49,6 +49,18 @@ STEM, LAYER1, LAYER2, FC = 3 * 4 * 9, 4 * 8 * 9 + 8 + 16, 8 * 8 * 9 + 8 + 16, 8 
 def conv_flops(batch: int, inputs: int, outputs: int, edge: int) -> int:
     """Two for every product of a 3x3 convolution."""
     return 2 * batch * inputs * outputs * 9 * edge * edge
+
+
+def step_flops(batch: int, *layers: tuple[int, int, int]) -> int:
+    """Of convolutions, forward and backward, where the first one's input needs no gradient."""
+    forward = [conv_flops(batch, *layer) for layer in layers]
+    return 3 * sum(forward) - forward[0]
+
+
+def forward_flops(model: nn.Module, interface: Interface) -> int:
+    """As the profile of its graph has them."""
+    captured = fxcollab.capture(model, interface=interface).train(model.training)
+    return sum(cost.forward_flops for cost in profile(captured, interface).nodes.values())
 
 
 class Patches(nn.Module):
@@ -127,28 +139,17 @@ class Gate(nn.Module):
 # Counting.
 
 
-@pytest.mark.parametrize("pattern", ["multi-instance", "simple", "hierarchical"])
-def test_flops_of_a_built_graph_are_those_of_a_real_run(pattern: Any) -> None:
-    splits = {"multi-instance": (), "simple": ("layer1",), "hierarchical": ("stem", "layer1")}[pattern]
-    train_model = fxcollab.transform(Cifar(), pattern, splits)
-    with FlopCounterMode(display=False) as counter:
-        train_model(torch.randn(2, 3, 32, 32))
-    assert (
-        forward_flops(train_model, Interface((InputSpec("x", (2, 3, 32, 32), "float32"),)))
-        == counter.get_total_flops()
-        > 0
-    )
-
-
 def test_flops_are_counted_by_hand() -> None:
     specs = Interface((InputSpec("x", (2, 3, 32, 32), "float32"),))
     expected = conv_flops(2, 3, 4, 32) + conv_flops(2, 4, 8, 16) + conv_flops(2, 8, 8, 16) + 2 * 2 * 8 * 10
     assert forward_flops(Cifar(), specs) == expected
 
 
-def test_flops_follow_the_mode() -> None:
-    model, specs = ModeDependent(), Interface((InputSpec("x", (5, 3), "float32"),))
-    assert forward_flops(model, specs) - forward_flops(copy.deepcopy(model).eval(), specs) == 2 * 5 * 4 * 2
+def test_a_step_is_counted_by_hand() -> None:
+    specs = Interface((InputSpec("x", (2, 3, 32, 32), "float32"),))
+    nodes = profile(fxcollab.capture(Cifar()), specs).nodes.values()
+    head = 3 * 2 * 2 * 8 * 10
+    assert sum(cost.flops for cost in nodes) == step_flops(2, (3, 4, 32), (4, 8, 16), (8, 8, 16)) + head
 
 
 def test_counting_leaves_the_model_as_it_is() -> None:
@@ -276,9 +277,14 @@ def test_the_summary_of_a_small_net_by_hand() -> None:
     train_model = fxcollab.transform(
         Cifar(), splits="stem,layer1", example_inputs=(torch.zeros(2, 3, 32, 32),), seed=3
     )
-    stem, layer1 = conv_flops(2, 3, 4, 32), conv_flops(2, 4, 8, 16)
-    rest = conv_flops(2, 8, 8, 16) + 2 * 2 * 8 * 10
-    assert summarise(train_model) == Summary(
+    stem, layer1 = 2 * conv_flops(2, 3, 4, 32), 3 * conv_flops(2, 4, 8, 16)
+    rest = 3 * (conv_flops(2, 8, 8, 16) + 2 * 2 * 8 * 10)
+    summary = summarise(train_model)
+    assert summary.costs is not None
+    assert summary.costs.original.flops == stem + layer1 + rest
+    assert summary.costs.training.flops == stem + 2 * layer1 + 4 * rest
+    assert summary.costs.training.parameters == summary.parameters[1]
+    assert replace(summary, costs=None) == Summary(
         pattern="hierarchical",
         heads=4,
         seed=3,
@@ -293,12 +299,17 @@ def test_the_summary_of_a_small_net_by_hand() -> None:
         rescaled=1 + 2,
         copied=0,
         parameters=(STEM + LAYER1 + LAYER2 + FC, STEM + 2 * LAYER1 + 4 * (LAYER2 + FC)),
-        flops=(stem + layer1 + rest, stem + 2 * layer1 + 4 * rest),
+        costs=None,
         inputs="2x3x32x32",
         guessed=False,
-        flops_unknown=None,
+        costs_unknown=None,
         given_up=(),
     )
+
+
+def flops_in(summary: Summary) -> tuple[int, int] | None:
+    costs = summary.costs
+    return costs and (costs.original.flops, costs.training.flops)
 
 
 def test_level_parameters_add_up_to_all_parameters() -> None:
@@ -328,29 +339,29 @@ def test_a_copy_before_an_in_place_write_is_counted() -> None:
 
 def test_a_guessed_input_is_said_to_be_one() -> None:
     summary = summarise(fxcollab.transform(Cifar(), splits="layer1"))
-    assert summary.inputs == "2x3x224x224" and summary.guessed and summary.flops
+    assert summary.inputs == "2x3x224x224" and summary.guessed and summary.costs
     summary = summarise(fxcollab.transform(Words(), splits="embed"))
-    assert summary.inputs == "2x16:int64" and summary.guessed and summary.flops
+    assert summary.inputs == "2x16:int64" and summary.guessed and summary.costs
 
 
-def test_flops_that_cannot_be_counted_say_why_and_stop_nothing() -> None:
+def test_costs_that_cannot_be_counted_say_why_and_stop_nothing() -> None:
     several = summarise(fxcollab.transform(Two(), splits="a"))
-    assert (several.flops, several.inputs) == (None, None)
-    assert several.flops_unknown == "its inputs are x, y"
+    assert (several.costs, several.inputs) == (None, None)
+    assert several.costs_unknown == "its inputs are x, y"
     wrong = summarise(fxcollab.transform(Cifar(), splits="stem", example_inputs=(torch.zeros(2, 4, 8, 8),)))
-    assert (wrong.flops, wrong.inputs, wrong.guessed) == (None, "2x4x8x8", False)
-    assert "expected input[2, 4, 8, 8] to have 3 channels" in str(wrong.flops_unknown)
+    assert (wrong.costs, wrong.inputs, wrong.guessed) == (None, "2x4x8x8", False)
+    assert "expected input[2, 4, 8, 8] to have 3 channels" in str(wrong.costs_unknown)
     example = (torch.zeros(2, 3),)
     values = summarise(fxcollab.transform(ValueDependent(), splits="a", example_inputs=example))
-    assert values.flops is None and "the model fails on this input" in str(values.flops_unknown)
-    assert "\n" not in str(values.flops_unknown)
+    assert values.costs is None and "the model fails on this input" in str(values.costs_unknown)
+    assert "\n" not in str(values.costs_unknown)
 
 
 def test_an_input_that_was_given_is_counted_on_with_several_inputs() -> None:
     example = (torch.zeros(5, 3), torch.zeros(5, 4))
     summary = summarise(fxcollab.transform(Two(), splits="a", example_inputs=example))
     assert summary.inputs == "5x3, 5x4" and not summary.guessed
-    assert summary.flops == (2 * 5 * (3 * 4 + 4 * 2), 2 * 5 * (3 * 4 + 2 * 4 * 2))
+    assert flops_in(summary) == (2 * 5 * (2 * 3 * 4 + 3 * 4 * 2), 2 * 5 * (2 * 3 * 4 + 2 * 3 * 4 * 2))
 
 
 def test_what_capturing_gave_up_is_in_the_summary() -> None:
@@ -362,7 +373,7 @@ def test_what_capturing_gave_up_is_in_the_summary() -> None:
 def test_the_summary_counts_in_train_mode_and_leaves_the_mode() -> None:
     train_model = fxcollab.transform(ModeDependent(), splits="a", example_inputs=(torch.zeros(5, 3),)).eval()
     summary = summarise(train_model)
-    assert summary.flops == (2 * 5 * (12 + 16), 2 * 5 * (12 + 2 * 16))
+    assert flops_in(summary) == (2 * 5 * (2 * 12 + 3 * 16), 2 * 5 * (2 * 12 + 2 * 3 * 16))
     assert not any(module.training for module in train_model.modules())
 
 
@@ -416,7 +427,11 @@ def built_and_counted(network: str, tree: str) -> tuple[fxcollab.CollabGraphModu
     train_model = fxcollab.transform(model, splits=splits, seed=0, **options)
     captured = fxcollab.capture(model, splits)
     cut = fxcollab.partition(captured, plan_of(train_model).tree)
-    return train_model, interface, step_cost(captured, cut, profile(captured, interface), optimizer=0)
+    return (
+        train_model,
+        interface,
+        step_cost(captured, profile(captured, interface), Placement.of(captured, cut), optimizer=0),
+    )
 
 
 @pytest.mark.parametrize("tree", TREES)

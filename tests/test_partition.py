@@ -410,10 +410,6 @@ def test_an_exported_module_that_hands_several_values_on_is_refused_with_their_n
     assert exported.code == before
 
 
-def test_automatic_splits_are_refused_for_now() -> None:
-    assert "can't be chosen automatically" in refusal(Chain(), "auto").what
-
-
 def test_storage_written_behind_a_split_and_read_through_a_view_is_refused() -> None:
     class Torn(Chain):
         def forward(self, x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def splits(
     """List where the model can be split: every point at which one value carries all that learns.
 
     Shares are those of a forward's operations and of the memory kept for the backward that lie before the cut;
-    what lies behind it is what every branch repeats. Where a stage ends, the value's shape changes.
+    what lies behind it is what every branch repeats. Where a stage ends, the value's resolution changes.
     """
     with working("importing"):
         import fxcollab

@@ -9,7 +9,7 @@ import typer
 
 from .. import options
 from ..console import err, out, print_json, working
-from ..render import render_summary
+from ..render import render_choice, render_summary
 
 
 def transform(
@@ -26,6 +26,9 @@ def transform(
     no_rescale: options.NoRescale = False,
     granularity: options.Granularity = "auto",
     peers: options.Peers = "peers",
+    max_time: options.MaxTime = None,
+    max_memory: options.MaxMemory = None,
+    measure: options.Measure = False,
     input_shapes: options.Input = None,
     model_arg: options.ModelArg = None,
     force: options.Force = False,
@@ -41,16 +44,24 @@ def transform(
     refuse_existing(directory, force)
     with working(f"loading {source}"):
         loaded = options.load_source(source, model_arg, seed)
+    with working("choosing splits"):
+        choice = options.chosen(
+            loaded, pattern, splits, heads, fanouts, input_shapes, granularity, max_time, max_memory, measure
+        )
     with working("transforming"):
+        names = choice.splits if choice else splits
         train_model = options.planned(
-            loaded, pattern, splits, heads, fanouts, input_shapes, init, seed, not no_rescale, granularity, peers
+            loaded, pattern, names, heads, fanouts, input_shapes, init, seed, not no_rescale, granularity, peers
         )
         options.check_inputs(train_model, input_shapes)
         summary = summarise(train_model)
     with working(f"writing {shown}"):
         save(train_model, directory, force=force)
     if json:
-        print_json({"directory": str(shown), **summary.to_json()})
+        choices = {"choice": choice.to_json()} if choice else {}
+        print_json({"directory": str(shown), **choices, **summary.to_json()})
     else:
+        if choice:
+            render_choice(choice, out())
         render_summary(summary, out())
     err().print(f"wrote {shown}/, to be loaded by fxcollab.load({str(shown)!r})")

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from fxcollab.capture.interface import InputSpec, Interface, interface_of
+from fxcollab.capture.interface import ExampleInputs, InputSpec, Interface, interface_of
 from fxcollab.capture.preserve import preserved, replace_plain_tensors
 from fxcollab.codegen import put_in_mode
 from fxcollab.errors import CaptureError
@@ -64,6 +64,16 @@ def guess_inputs(
         why="none of the usual shapes fits" if len(names) == 1 else f"its inputs are {', '.join(names) or 'none'}",
         hint="give an input shape: example_inputs=(torch.randn(1, 3, 224, 224),) or --input 1x3x224x224",
     )
+
+
+def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> Interface:
+    """The interface under which ``model`` is captured, with all shapes: of the examples, or guessed.
+
+    Raises:
+        CaptureError: no usual input fits.
+    """
+    interface = interface_of(model, example_inputs)
+    return interface if interface.known else guess_inputs(model, USUAL_IMAGES, known=interface)
 
 
 def accepts(model: nn.Module, interface: Interface) -> bool:

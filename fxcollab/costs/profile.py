@@ -9,9 +9,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,10 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fxcollab.capture.examples import run_on_fakes
 from fxcollab.capture.interface import Interface
 from fxcollab.codegen import CollabGraphModule
-from fxcollab.graphs import Interpreter
-
-Phase: TypeAlias = Literal["forward", "backward"]
-Moment: TypeAlias = tuple[Phase, fx.Node]
+from fxcollab.costs.attribution import Attributed, Moment, backward
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,47 +99,12 @@ def profile(captured: CollabGraphModule, interface: Interface) -> Profile:
         watch.inputs = sum(tensor.nbytes for tensor in inputs)
         with FlopCounterMode(display=False) as counter, watch:
             watch.count = counter.get_total_flops
-            backward(_Watched(model, watch).run(*inputs))
+            backward(Attributed(model, watch.enter, watch.value).run(*inputs))
             watch.enter(None)
 
     with captured.in_mode(True):
         run_on_fakes(captured, interface, run=step)
         return watch.profile(captured.graph)
-
-
-def backward(outputs: object) -> None:
-    """From the sum of all that carries a gradient."""
-    leaves = (leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad)
-    losses = [leaf.sum() if leaf.ndim else leaf for leaf in leaves]
-    if losses:
-        torch.autograd.backward(losses)
-
-
-class _Watched(Interpreter):
-    """Tells the watch which node is run, forward and, by hooks of autograd's nodes, backward."""
-
-    def __init__(self, captured: CollabGraphModule, watch: _Watch) -> None:
-        super().__init__(captured)
-        self._watch = watch
-        self._seen: set[Any] = set()
-
-    def run_node(self, n: fx.Node) -> Any:
-        self._watch.enter(("forward", n))
-        value = super().run_node(n)
-        if n.op != "output":
-            self._watch.value(n, value)
-            self._mark(n, value)
-        return value
-
-    def _mark(self, node: fx.Node, value: Any) -> None:
-        functions = [leaf.grad_fn for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-        while functions:
-            function = functions.pop()
-            if function is None or function in self._seen or hasattr(function, "variable"):
-                continue
-            self._seen.add(function)
-            function.register_prehook(lambda _: self._watch.enter(("backward", node)))
-            functions += [following for following, _ in function.next_functions]
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxcollab.codegen import CollabGraphModule
-from fxcollab.costs.profile import Allocation, Moment, Phase, Profile
+from fxcollab.costs.attribution import Moment, Phase
+from fxcollab.costs.profile import Allocation, Profile
 from fxcollab.partition.partition import Partition
 from fxcollab.tree import HeadTree, Path
 
@@ -27,37 +28,84 @@ class StepCost:
         parameters: values in all parameters, peers included.
         activations: bytes that are kept between the forward and the backward.
         memory: bytes at the peak: state, gradients, the optimizer's state, activations and the inputs.
+        seconds: of the forward and the backward; None where nothing was measured.
     """
 
     flops: int
     parameters: int
     activations: int
     memory: int
+    seconds: float | None = None
 
 
-def step_cost(captured: CollabGraphModule, cut: Partition, profile: Profile, optimizer: float = 1.0) -> StepCost:
-    """The cost of a step of the training graph that ``cut`` leads to.
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """Where everything stands in a head tree, built or not.
+
+    Attributes:
+        tree: the head tree.
+        nodes: the level of every node of the train mode's graph.
+        state: the level of every parameter and buffer, by name.
+    """
+
+    tree: HeadTree
+    nodes: Mapping[fx.Node, int]
+    state: Mapping[str, int]
+
+    @classmethod
+    def of(cls, captured: CollabGraphModule, cut: Partition) -> Placement:
+        """That of a partition."""
+        return cls(cut.tree, cut.nodes[captured.modes.train], cut.state)
+
+    @classmethod
+    def of_original(cls, captured: CollabGraphModule) -> Placement:
+        """One head alone."""
+        state = (*captured.named_parameters(), *captured.named_buffers())
+        return cls(HeadTree((), ()), dict.fromkeys(captured.modes.train.nodes, 0), {name: 0 for name, _ in state})
+
+    def branches(self, level: int) -> int:
+        """How many instances there are of a level."""
+        return math.prod(self.tree.fanouts[:level])
+
+
+def step_cost(
+    captured: CollabGraphModule,
+    profile: Profile,
+    placement: Placement,
+    optimizer: float = 1.0,
+    seconds: Mapping[fx.Node, float] | None = None,
+) -> StepCost:
+    """The cost of a step of the training graph that ``placement`` leads to.
 
     Args:
         captured: the captured original.
-        cut: its partition.
         profile: that of its train mode's graph.
+        placement: what belongs to which level.
         optimizer: values that the optimizer holds for each trained one: 1 for SGD with momentum, 2 for Adam.
+        seconds: what each node takes, where that was measured.
     """
-    levels = cut.nodes[captured.modes.train]
-    branches = [math.prod(cut.tree.fanouts[:level]) for level in range(cut.tree.depth + 1)]
-    parameters = {name: branches[cut.state[name]] for name, _ in captured.named_parameters()}
-    buffers = {name: branches[cut.state[name]] for name, _ in captured.named_buffers()}
-    tensors = {**dict(captured.named_parameters()), **dict(captured.named_buffers())}
-    held = sum(count * tensors[name].nbytes for name, count in {**parameters, **buffers}.items())
-    trained = sum(count * tensors[name].nbytes for name, count in parameters.items() if tensors[name].requires_grad)
-    play = _Play(profile, levels, cut.tree)
+    held = held_bytes(captured, placement, optimizer)
+    play = _Play(profile, placement)
+    instances = {node: placement.branches(placement.nodes[node]) for node in profile.nodes}
     return StepCost(
-        flops=sum(branches[levels[node]] * cost.flops for node, cost in profile.nodes.items()),
-        parameters=sum(count * tensors[name].numel() for name, count in parameters.items()),
+        flops=sum(instances[node] * cost.flops for node, cost in profile.nodes.items()),
+        parameters=sum(
+            placement.branches(placement.state[name]) * tensor.numel() for name, tensor in captured.named_parameters()
+        ),
         activations=play.activations,
-        memory=held + round(optimizer * trained) + profile.inputs + play.peak,
+        memory=held + profile.inputs + play.peak,
+        seconds=None if seconds is None else sum(instances[node] * each for node, each in seconds.items()),
     )
+
+
+def held_bytes(captured: CollabGraphModule, placement: Placement, optimizer: float) -> int:
+    """Bytes of all parameters and buffers, and of what the optimizer holds."""
+    held = optimizer_state = 0
+    for name, tensor in (*captured.named_parameters(), *captured.named_buffers()):
+        size = placement.branches(placement.state[name]) * tensor.nbytes
+        held += size
+        optimizer_state += size if tensor.requires_grad else 0
+    return held + round(optimizer * optimizer_state)
 
 
 _Step = tuple[Phase, fx.Node, Path]
@@ -71,12 +119,10 @@ class _Play:
         peak: the most bytes that are allocated at any time, in excess of what stands before the step.
     """
 
-    def __init__(self, profile: Profile, levels: Mapping[fx.Node, int], tree: HeadTree) -> None:
-        self._profile, self._levels, self._tree = profile, levels, tree
-        forward: list[_Step] = [("forward", n, path) for n in profile.nodes for path in tree.paths(levels[n])]
-        backward: list[_Step] = [
-            ("backward", n, path) for n in profile.backward for path in reversed(list(tree.paths(levels[n])))
-        ]
+    def __init__(self, profile: Profile, placement: Placement) -> None:
+        self._profile, self._levels, self._tree = profile, placement.nodes, placement.tree
+        forward: list[_Step] = [("forward", n, path) for n in profile.nodes for path in self._paths(n)]
+        backward: list[_Step] = [("backward", n, path) for n in profile.backward for path in self._paths(n)[::-1]]
         steps = [*forward, *backward]
         self._times = {step: time for time, step in enumerate(steps)}
         self._born, self._died, self._added = ([0] * (len(steps) + 1) for _ in range(3))
@@ -90,6 +136,9 @@ class _Play:
             inside = cost.forward_bytes if phase == "forward" else cost.backward_bytes
             self.peak = max(self.peak, live + max(inside, self._born[time] + self._added[time]))
             live += self._born[time] - self._died[time]
+
+    def _paths(self, node: fx.Node) -> list[Path]:
+        return list(self._tree.paths(self._levels[node]))
 
     def _place(self, allocation: Allocation) -> None:
         """When each instance of an allocation is made and freed."""

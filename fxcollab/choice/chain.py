@@ -1,0 +1,150 @@
+"""The values through which all that learns must pass, one after the other: where a model can be cut at one value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from fxcollab.codegen import CollabGraphModule
+from fxcollab.costs.profile import Profile
+from fxcollab.costs.step import Placement
+from fxcollab.graphs import get_output
+from fxcollab.partition.levels import state_tensors
+from fxcollab.tree import HeadTree
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """A captured model as a chain of values.
+
+    Attributes:
+        captured: the captured model.
+        costs: the profile of its train mode's graph.
+        values: the nodes that dominate the output, in the order of the data flow.
+        behind: for each node, how many of the values it lies behind; what no input feeds lies where it is used.
+        state: the same for every parameter and buffer: the least of its uses.
+    """
+
+    captured: CollabGraphModule
+    costs: Profile
+    values: tuple[fx.Node, ...]
+    behind: Mapping[fx.Node, int]
+    state: Mapping[str, int]
+
+    def placement(self, cuts: Sequence[int], fanouts: Sequence[int]) -> Placement:
+        """Where everything would stand if the model were cut at these values."""
+        level = [sum(cut < place for cut in cuts) for place in range(len(self.values) + 1)]
+        return Placement(
+            HeadTree(tuple(self.values[cut].name for cut in cuts), tuple(fanouts)),
+            {node: level[place] for node, place in self.behind.items()},
+            {name: level[place] for name, place in self.state.items()},
+        )
+
+
+def chain_of(captured: CollabGraphModule, costs: Profile) -> Chain:
+    """The chain of a captured model, in train mode."""
+    graph = captured.modes.train
+    values = _values(graph, costs)
+    behind = _behind(graph, values)
+    return Chain(captured, costs, values, behind, _state(captured, behind))
+
+
+def narrowest(captured: CollabGraphModule, costs: Profile) -> tuple[fx.Node, ...]:
+    """The fewest values that cut what learns in two, as near to the middle of the work as can be; () for none."""
+    graph = captured.modes.train
+    carries = _carriers(graph, costs)
+    last = {n: max((u for u in n.users if u in carries), default=None) for n in carries}
+    starts = [n for n in carries if not any(source in carries for source in n.all_input_nodes)]
+    total = sum(cost.forward_flops for cost in costs.nodes.values())
+    live: dict[fx.Node, None] = {}
+    best: tuple[tuple[int, float], tuple[fx.Node, ...]] | None = None
+    done = 0
+    for node in graph.nodes:
+        done += costs.nodes[node].forward_flops
+        if node not in carries:
+            continue
+        live = {n: None for n in (*live, node) if last[n] is not None and last[n] > node}
+        if live and done < total and all(start <= node for start in starts):
+            found = (len(live), abs(done - total / 2)), tuple(live)
+            best = found if best is None or found[0] < best[0] else best
+    return best[1] if best else ()
+
+
+def _carriers(graph: fx.Graph, costs: Profile) -> set[fx.Node]:
+    """The nodes whose values carry gradients."""
+    return {node for node in graph.nodes if costs.nodes[node].differentiable and node.op != "get_attr"}
+
+
+def _values(graph: fx.Graph, costs: Profile) -> tuple[fx.Node, ...]:
+    """The nodes through which all that learns reaches the output: the output's dominators."""
+    import networkx as nx  # takes long to import, and nothing else needs it
+
+    flow = nx.DiGraph()
+    carries = _carriers(graph, costs)
+    for node in graph.nodes:
+        if node in carries:
+            sources = [source for source in node.all_input_nodes if source in carries]
+            flow.add_edges_from((source, node) for source in sources or [_START])
+    end = _last(graph, carries, costs)
+    if end is None:
+        return ()
+    dominators = nx.immediate_dominators(flow, _START)
+    chain: list[Any] = [end]
+    while dominators.get(chain[-1], _START) is not _START:
+        chain.append(dominators[chain[-1]])
+    return tuple(node for node in reversed(chain) if costs.nodes[node].shape is not None)
+
+
+_START = "start"
+
+
+def _last(graph: fx.Graph, carries: set[fx.Node], costs: Profile) -> fx.Node | None:
+    """The value of the output behind which most of the work lies: not that of an auxiliary head."""
+    outputs = [node for node in _tensors_of(get_output(graph), costs) if node in carries]
+    return max(outputs, key=lambda node: _work_before(node, costs), default=None)
+
+
+def _tensors_of(output: fx.Node, costs: Profile) -> Iterator[fx.Node]:
+    """The tensors that structures such as named tuples are made of."""
+    for node in output.all_input_nodes:
+        if costs.nodes[node].shape is not None or node.op == "call_module":
+            yield node
+        else:
+            yield from _tensors_of(node, costs)
+
+
+def _work_before(node: fx.Node, costs: Profile) -> int:
+    seen, waiting, work = {node}, [node], 0
+    while waiting:
+        current = waiting.pop()
+        work += costs.nodes[current].forward_flops
+        new = [source for source in current.all_input_nodes if source not in seen]
+        seen.update(new)
+        waiting += new
+    return work
+
+
+def _behind(graph: fx.Graph, values: Iterable[fx.Node]) -> Mapping[fx.Node, int]:
+    place = {node: index for index, node in enumerate(values, start=1)}
+    behind: dict[fx.Node, int] = {}
+    fed: set[fx.Node] = set()
+    for node in graph.nodes:
+        behind[node] = max((place.get(s, behind[s]) for s in node.all_input_nodes), default=0)
+        if node.op == "placeholder" or any(source in fed for source in node.all_input_nodes):
+            fed.add(node)
+    for node in reversed(graph.nodes):
+        if node not in fed and node.users:
+            behind[node] = min(behind[user] for user in node.users)
+    return behind
+
+
+def _state(captured: CollabGraphModule, behind: Mapping[fx.Node, int]) -> Mapping[str, int]:
+    least: dict[int, int] = {}
+    for node, place in behind.items():
+        for tensor in state_tensors(node, captured).values():
+            least[id(tensor)] = min(place, least.get(id(tensor), place))
+    named: Iterable[tuple[str, Tensor]] = (*captured.named_parameters(), *captured.named_buffers())
+    return {name: least.get(id(tensor), 0) for name, tensor in named}

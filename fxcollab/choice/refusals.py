@@ -1,0 +1,78 @@
+"""Why nothing can be chosen, and the way out."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fxcollab.choice.candidates import Survey
+from fxcollab.choice.chain import narrowest
+from fxcollab.choice.explain import listed
+from fxcollab.choice.names import returned_by
+from fxcollab.choice.option import Option
+from fxcollab.costs import Costs
+from fxcollab.errors import PatternError, SplitError
+
+
+def wrong_budget(name: str, limit: float) -> PatternError:
+    """A budget below the original's own cost."""
+    return PatternError(
+        f"A budget of {limit:g}x the {name} can't be kept.",
+        why="it is a ratio to the original model's, and several heads cost more than one",
+        hint=f"give 1 or more: max_{name}=1.75 (--max-{name} 1.75x)",
+    )
+
+
+def uncounted(model: nn.Module) -> SplitError:
+    """Nothing to compare options by."""
+    return SplitError(
+        f"Splits of {type(model).__qualname__} can't be chosen.",
+        why="of its operations none is counted as a floating point operation, so no level's work can be told",
+        hint="name the splits yourself; find_splits (fxcollab splits) lists them",
+    )
+
+
+def too_few_cuts(model: nn.Module, found: Survey, levels: int) -> SplitError:
+    """Fewer candidates than levels; where there are none, what would cut the model instead."""
+    name = type(model).__qualname__
+    names = [candidate.name for candidate in found.candidates.values()]
+    if names:
+        return SplitError(
+            f"{name} can't be split {levels} times at one value.",
+            why=f"of its values, only {listed(names)} cut{'s' * (len(names) == 1)} it",
+            hint=f"ask for {len(names)} (levels={len(names)}), search deeper (depth=, --depth), or name the splits",
+        )
+    together = _cut_of_several(found)
+    return SplitError(
+        f"{name} can't be cut at one value.",
+        why="wherever it is cut, several values carry gradients to what lies behind",
+        hint=f"cut at all of them at once: splits=[{together!r}] (--splits {together})"
+        if together
+        else "search deeper (depth=, --depth), or name the splits yourself: 'a+b' cuts at two values",
+    )
+
+
+def _cut_of_several(found: Survey) -> str | None:
+    """The narrowest cut near the middle as a split's name, where its values have names."""
+    chain = found.chain
+    values = narrowest(chain.captured, chain.costs)
+    names = returned_by(chain.captured.modes.train)
+    return "+".join(names[value] for value in values) if values and all(v in names for v in values) else None
+
+
+def none_fits(budget: str, option: Option, costs: Costs) -> SplitError:
+    """No option keeps the budget; ``option`` comes nearest."""
+    return SplitError(
+        f"No choice of {len(option.cuts)} splits keeps within {budget}.",
+        why=f"the cheapest is {listed(option.splits)}: {costs.time:.2f}x the time, {costs.memory:.2f}x the memory",
+        hint="raise the budget, or ask for fewer splits or smaller fan-outs",
+    )
+
+
+def could_not_cut(options: int, refusal: SplitError | None) -> SplitError:
+    """There is no option, or every one was refused."""
+    return SplitError(
+        f"None of {options} choices can be cut.",
+        where=refusal.where if refusal else None,
+        why=refusal.what if refusal else "between no two of the values that cut the model something learns",
+        hint="ask for fewer splits, search deeper (depth=, --depth), or name the splits yourself",
+    )

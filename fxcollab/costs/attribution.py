@@ -1,0 +1,63 @@
+"""Run a step of a captured model and say at every moment which node is at work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxcollab.codegen import CollabGraphModule
+from fxcollab.graphs import Interpreter
+
+Phase: TypeAlias = Literal["forward", "backward"]
+Moment: TypeAlias = tuple[Phase, fx.Node]
+
+
+class Attributed(Interpreter):
+    """Tells ``enter`` which node is run: forward, and backward by hooks of autograd's nodes.
+
+    Args:
+        captured: what is run, in its present mode.
+        enter: called with each moment as it begins, more than once where nodes take turns.
+        saw: called with each node and its value.
+    """
+
+    def __init__(
+        self,
+        captured: CollabGraphModule,
+        enter: Callable[[Moment], None],
+        saw: Callable[[fx.Node, Any], None] = lambda node, value: None,
+    ) -> None:
+        super().__init__(captured)
+        self._enter, self._saw = enter, saw
+        self._seen: set[Any] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run it as usual, and tell."""
+        self._enter(("forward", n))
+        value = super().run_node(n)
+        if n.op != "output":
+            self._saw(n, value)
+            self._mark(n, value)
+        return value
+
+    def _mark(self, node: fx.Node, value: Any) -> None:
+        functions = [leaf.grad_fn for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        while functions:
+            function = functions.pop()
+            if function is None or function in self._seen or hasattr(function, "variable"):
+                continue
+            self._seen.add(function)
+            function.register_prehook(lambda _: self._enter(("backward", node)))
+            functions += [following for following, _ in function.next_functions]
+
+
+def backward(outputs: object) -> None:
+    """From the sum of all that carries a gradient."""
+    leaves = (leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad)
+    losses = [leaf.sum() if leaf.ndim else leaf for leaf in leaves]
+    if losses:
+        torch.autograd.backward(losses)

@@ -1,0 +1,59 @@
+"""What a training graph will cost, before it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from fxcollab.capture import capture
+from fxcollab.capture.capture import Granularity
+from fxcollab.capture.examples import example_tensors, known_interface
+from fxcollab.capture.interface import ExampleInputs
+from fxcollab.costs.clock import node_seconds
+from fxcollab.costs.costs import Costs, costs_of
+from fxcollab.costs.refusals import uncountable
+from fxcollab.costs.step import Placement
+from fxcollab.partition import partition
+from fxcollab.tree import Pattern, head_tree, split_names
+
+
+def training_costs(
+    model: nn.Module,
+    pattern: Pattern = "hierarchical",
+    splits: Sequence[str] | str = (),
+    heads: int | None = None,
+    fanouts: Sequence[int] | None = None,
+    example_inputs: ExampleInputs | None = None,
+    *,
+    granularity: Granularity = "auto",
+    optimizer: float = 1.0,
+    measure: bool = False,
+) -> Costs:
+    """What a training step will cost on the graph that `transform` would make of the same arguments.
+
+    Nothing is built, and nothing computed but on fake tensors, unless times are measured.
+
+    Args:
+        model: any module on any device, meta included; it stays as it is.
+        pattern: as for `transform`.
+        splits: as for `transform`.
+        heads: as for `transform`.
+        fanouts: as for `transform`.
+        example_inputs: costs are those at their shapes, or at those of a usual input that fits.
+        granularity: as for `transform`.
+        optimizer: values that the optimizer holds for each trained one: 1 for SGD with momentum, 2 for Adam.
+        measure: take the time of every node on this machine; the model needs values.
+
+    Raises:
+        PatternError, SplitError, CaptureError: as `transform`; or no input is known, or fits.
+    """
+    interface = known_interface(model, example_inputs)
+    tree = head_tree(pattern, split_names(splits), heads, fanouts)
+    captured = capture(model, tree.splits, example_inputs, granularity, interface=interface)
+    placement = Placement.of(captured, partition(captured, tree))
+    seconds = node_seconds(captured, example_tensors(captured, interface)) if measure else None
+    try:
+        return costs_of(captured, placement, interface, optimizer, seconds)
+    except Exception as error:  # whatever the user's code raises on a wrong shape
+        raise uncountable(model, interface, error) from error
