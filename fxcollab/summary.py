@@ -13,7 +13,7 @@ from fxcollab.capture.capture import NOTES_KEY
 from fxcollab.capture.examples import USUAL_IMAGES, guess_inputs
 from fxcollab.capture.interface import InputSpec, Interface
 from fxcollab.codegen import CollabGraphModule
-from fxcollab.costs import Costs, Placement, costs_of, parameter_count
+from fxcollab.costs import Costs, Placement, costs_of, parameter_count, profile
 from fxcollab.errors import CaptureError
 from fxcollab.partition import partition
 from fxcollab.partition.levels import tensors_of
@@ -153,13 +153,14 @@ def _count(train_model: CollabGraphModule) -> _Counted:
     try:
         if guessed:
             interface = guess_inputs(train_model.root, USUAL_IMAGES)
-        costs = costs_of(captured, Placement.of(captured, partition(captured, plan.tree)), interface)
+        profiled = profile(captured, interface)
     except CaptureError as error:
         return _Counted(None, Interface(()), False, error.why)
     except Exception as error:  # whatever the user's code raises on a wrong shape
         reason = f"the model fails on this input: {str(error).partition(_NEWLINE)[0]}"
         return _Counted(None, interface, guessed, reason)
-    return _Counted(costs, interface, guessed, None)
+    placement = Placement.of(captured, partition(captured, plan.tree))
+    return _Counted(costs_of(captured, placement, profiled), interface, guessed, None)
 
 
 _NEWLINE = "\n"

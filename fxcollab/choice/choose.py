@@ -17,11 +17,12 @@ from fxcollab.capture.interface import ExampleInputs
 from fxcollab.choice.budget import Budget
 from fxcollab.choice.candidates import Survey, survey
 from fxcollab.choice.explain import Choice, reason_for, runners_up
+from fxcollab.choice.openings import is_open
 from fxcollab.choice.option import Objective, Option, evenness
 from fxcollab.choice.rank import rank
 from fxcollab.choice.refusals import could_not_cut, none_fits, too_few_cuts, uncounted, wrong_budget
 from fxcollab.choice.thin import thinned
-from fxcollab.costs import Costs, Placement, costs_of, node_seconds
+from fxcollab.costs import Costs, Placement, costs_of, node_seconds, profile
 from fxcollab.costs.costs import ratio
 from fxcollab.costs.step import held_bytes, step_cost
 from fxcollab.errors import SplitError
@@ -79,9 +80,12 @@ def choose_splits(
     estimates = _Estimates(found, tree, measure, optimizer)
 
     def costs(option: Option) -> Costs:
-        captured = capture(model, option.splits, example_inputs, granularity, interface=found.interface)
+        captured, profiled = found.chain.captured, found.chain.costs
+        if not is_open(model, granularity):
+            captured = capture(model, option.splits, example_inputs, granularity, interface=found.interface)
+            profiled = profile(captured, found.interface)
         cut = partition(captured, HeadTree(option.splits, tree.fanouts))
-        counted = costs_of(captured, Placement.of(captured, cut), found.interface, optimizer)
+        counted = costs_of(captured, Placement.of(captured, cut), profiled, optimizer)
         return estimates.timed(counted, option) if measure else counted
 
     return _Choosing(estimates, budget, objective, costs).choice()

@@ -10,6 +10,7 @@ from fxcollab.capture import capture
 from fxcollab.capture.capture import Granularity
 from fxcollab.capture.interface import ExampleInputs, Interface
 from fxcollab.capture.tracer import RETURNED_BY
+from fxcollab.choice.openings import is_open
 from fxcollab.codegen import CollabGraphModule
 
 SplitName = tuple[str, bool]
@@ -31,7 +32,7 @@ def split_names(
     """
     graph = captured.modes.train
     of_modules = {node: (name, True) for node, name in returned_by(graph).items()}
-    if granularity == "op" or isinstance(model, fx.GraphModule):
+    if is_open(model, granularity):
         return {node: (node.name, False) for node in graph.nodes} | of_modules
     root = capture(model, (), example_inputs, granularity, interface=interface)
     own, shown = _of_the_root(graph), _of_the_root(root.modes.train)

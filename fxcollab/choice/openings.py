@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxcollab.capture import capture
@@ -39,6 +39,8 @@ def opened(
     Raises:
         CaptureError: the model's own forward can't be captured.
     """
+    if is_open(model, granularity):
+        return capture(model, (), example_inputs, granularity, interface=interface)
     paths = list(_within(model, depth) if depth is not None else _large(model, interface))
 
     def attempt(chosen: Iterable[str]) -> CollabGraphModule:
@@ -58,6 +60,11 @@ def opened(
                 continue
             taken.append(path)
     return found
+
+
+def is_open(model: nn.Module, granularity: Granularity) -> bool:
+    """Whether every capture of ``model`` gives the same graph, whatever the splits."""
+    return granularity == "op" or isinstance(model, fx.GraphModule)
 
 
 def _within(model: nn.Module, depth: int) -> Iterator[str]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from fxcollab.capture.interface import Interface
 from fxcollab.codegen import CollabGraphModule
-from fxcollab.costs.profile import Profile, profile
+from fxcollab.costs.profile import Profile
 from fxcollab.costs.step import Placement, StepCost, step_cost
 
 
@@ -69,7 +68,7 @@ def parameter_count(model: nn.Module) -> int:
 def costs_of(
     captured: CollabGraphModule,
     placement: Placement,
-    profiled: Profile | Interface,
+    profile: Profile,
     optimizer: float = 1.0,
     seconds: Mapping[fx.Node, float] | None = None,
 ) -> Costs:
@@ -78,13 +77,12 @@ def costs_of(
     Args:
         captured: the captured original.
         placement: what belongs to which level.
-        profiled: the profile of ``captured``, or the inputs to make it on.
+        profile: that of its train mode's graph.
         optimizer: values that the optimizer holds for each trained one: 1 for SGD with momentum, 2 for Adam.
         seconds: what each node takes, where that was measured.
     """
-    known = profiled if isinstance(profiled, Profile) else profile(captured, profiled)
     original = Placement.of_original(captured)
     return Costs(
-        step_cost(captured, known, original, optimizer, seconds),
-        step_cost(captured, known, placement, optimizer, seconds),
+        step_cost(captured, profile, original, optimizer, seconds),
+        step_cost(captured, profile, placement, optimizer, seconds),
     )

@@ -12,6 +12,7 @@ from fxcollab.capture.examples import example_tensors, known_interface
 from fxcollab.capture.interface import ExampleInputs
 from fxcollab.costs.clock import node_seconds
 from fxcollab.costs.costs import Costs, costs_of
+from fxcollab.costs.profile import profile
 from fxcollab.costs.refusals import uncountable
 from fxcollab.costs.step import Placement
 from fxcollab.partition import partition
@@ -52,8 +53,9 @@ def training_costs(
     tree = head_tree(pattern, split_names(splits), heads, fanouts)
     captured = capture(model, tree.splits, example_inputs, granularity, interface=interface)
     placement = Placement.of(captured, partition(captured, tree))
-    seconds = node_seconds(captured, example_tensors(captured, interface)) if measure else None
     try:
-        return costs_of(captured, placement, interface, optimizer, seconds)
+        profiled = profile(captured, interface)
     except Exception as error:  # whatever the user's code raises on a wrong shape
         raise uncountable(model, interface, error) from error
+    seconds = node_seconds(captured, example_tensors(captured, interface)) if measure else None
+    return costs_of(captured, placement, profiled, optimizer, seconds)

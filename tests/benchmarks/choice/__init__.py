@@ -1,0 +1,1 @@
+"""What is chosen for well-known models, and what the search costs."""

@@ -1,0 +1,1 @@
+"""Costs of planned training graphs against those of built ones."""

@@ -1,0 +1,89 @@
+"""By how much a process grows in a real step of a built training graph."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+SPLITS = {
+    "resnet50": ["layer2", "layer3"],
+    "densenet121": ["features.transition1", "features.transition2"],
+    "vit_b_16": ["encoder.layers.encoder_layer_3", "encoder.layers.encoder_layer_7"],
+}
+BATCH = 16
+
+
+def cases() -> Iterator[tuple[str, str]]:
+    """The original and its hierarchical training graph, of networks that are large enough to be seen."""
+    return ((network, graph) for network in SPLITS for graph in ("original", "hierarchical"))
+
+
+def measure(network: str, graph: str) -> Row:
+    """One graph in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.costs.process", network, graph]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return {"network": network, "graph": graph, **row, "difference": round(row["predicted"] / row["grown"] - 1, 4)}
+
+
+def conclusion(rows: list[Row]) -> str:
+    """How far the prediction is off at most."""
+    return f"growth at most {max(abs(row['difference']) for row in rows):.1%} off"
+
+
+def grow(network: str, graph: str) -> Row:
+    """Bytes by which this process grows while it trains one step with SGD and momentum."""
+    import torch
+    import torchvision
+
+    import fxcollab
+    from fxcollab.costs.attribution import backward
+
+    torch.set_num_threads(2)
+    with torch.device("meta"):
+        planned = getattr(torchvision.models, network)()
+    inputs = (torch.empty(BATCH, 3, 224, 224, device="meta"),)
+    costs = fxcollab.training_costs(planned, splits=SPLITS[network], example_inputs=inputs)
+    _step(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), torch.rand(2, 3, 16, 16), backward)  # what torch loads once
+    gc.collect()
+    before = _resident()
+    model = getattr(torchvision.models, network)()
+    x = torch.rand(BATCH, 3, 224, 224)
+    trained = fxcollab.transform(model, splits=SPLITS[network], seed=0) if graph == "hierarchical" else model
+    _step(trained, x, backward)
+    step = costs.training if graph == "hierarchical" else costs.original
+    return {"predicted": step.memory, "grown": _peak() - before}
+
+
+def _step(model: Any, x: Any, backward: Any) -> None:
+    import torch
+
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for _ in range(2):  # the optimizer's state is there from the second on
+        optimizer.zero_grad()
+        backward(model.train()(x))
+        optimizer.step()
+
+
+def _resident() -> int:
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return _status("VmHWM")
+
+
+def _status(entry: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith(entry))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps(grow(*sys.argv[1:])))
