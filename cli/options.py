@@ -151,15 +151,19 @@ def chosen(
     max_time: str | None,
     max_memory: str | None,
     measure: bool,
+    optimizer: float = 1.0,
+    *,
+    always_measured: bool = False,
 ) -> Choice | None:
-    """What ``--splits auto`` comes to; None where splits are named."""
+    """What ``--splits auto`` comes to; None where splits are named, which have no budget."""
     from fxcollab.choice import choose_splits
     from fxcollab.errors import PatternError
     from fxcollab.tree import AUTO, fanouts_to_choose
 
     limits = budget(max_time, "--max-time"), budget(max_memory, "--max-memory")
     if splits.strip() != AUTO:
-        given = ("--max-time", max_time), ("--max-memory", max_memory), ("--measure", measure or None)
+        measuring = None if always_measured else measure or None
+        given = ("--max-time", max_time), ("--max-memory", max_memory), ("--measure", measuring)
         wrong = [option for option, value in given if value is not None]
         if wrong:
             raise PatternError(
@@ -176,6 +180,7 @@ def chosen(
         max_memory=limits[1],
         granularity=granularity,  # type: ignore[arg-type]  # refused there if unknown
         measure=measure,
+        optimizer=optimizer,
     )
 
 

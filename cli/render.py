@@ -12,6 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from fxcollab.choice import Candidate, Choice
+    from fxcollab.costs import Costs
     from fxcollab.summary import Level, Summary
     from fxcollab.verify import Report
 
@@ -50,6 +51,23 @@ def render_choice(choice: Choice, console: Console) -> None:
         _print_entry(console, Text("  not"), Text(f"{names}: {time}, {other.why}", "dim"))
 
 
+def render_costs(costs: Costs, choice: Choice | None, console: Console) -> None:
+    """A training step of the original and of the training graph, side by side."""
+    if choice:
+        render_choice(choice, console)
+    old, new = costs.original, costs.training
+    rows = [
+        ("FLOPs", _ratio((old.flops, new.flops)), "of a training step"),
+        ("parameters", _ratio((old.parameters, new.parameters)), ""),
+        ("activations", _ratio((old.activations, new.activations), "B"), "kept for the backward"),
+        ("memory", _ratio((old.memory, new.memory), "B"), "peak of a step: state, gradients, optimizer, activations"),
+    ]
+    if old.seconds is not None and new.seconds is not None:
+        rows.insert(1, ("time", f"{old.seconds:.3g}s -> {new.seconds:.3g}s  ({costs.time:.2f}x)", "predicted"))
+    for label, text, meaning in rows:
+        _print_entry(console, Text(label), Text(f"{text}  ").append(meaning, "dim"))
+
+
 def render_candidates(found: Sequence[Candidate], console: Console) -> None:
     """A table: one row a candidate, those at which a stage ends in bold and marked."""
     if not found:
@@ -57,7 +75,8 @@ def render_candidates(found: Sequence[Candidate], console: Console) -> None:
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("split", overflow="fold")
-    for name in ("shape", "FLOPs before", "memory before", "parameters behind", "in stage"):
+    times = ("time before",) if found[0].seconds else ()
+    for name in ("shape", "FLOPs before", *times, "memory before", "parameters behind", "in stage"):
         table.add_column(name, justify="right")
     for candidate in found:
         memory = candidate.activations[0] / max(sum(candidate.activations), 1)
@@ -65,6 +84,7 @@ def render_candidates(found: Sequence[Candidate], console: Console) -> None:
             Text(candidate.name, "" if candidate.is_module else "italic"),
             "x".join(map(str, candidate.shape or ())),
             f"{candidate.share:.1%}",
+            *([f"{candidate.seconds[0] / sum(candidate.seconds):.1%}"] if candidate.seconds else []),
             f"{memory:.1%}",
             f"{candidate.parameters[1]:,}",
             f"{candidate.run[0]}/{candidate.run[1]}{' *' if candidate.ends_stage else '  '}",

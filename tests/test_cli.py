@@ -891,3 +891,22 @@ def test_a_choice_is_data_with_json(call: Call, model: Path) -> None:
 def test_a_budget_may_be_measured(call: Call, model: Path) -> None:
     data = json.loads(call("transform", "model.py", "--splits", "auto", "--measure", "--json").out)
     assert data["choice"]["costs"]["original"]["seconds"] > 0
+
+
+def test_costs_are_told_before_anything_is_built(call: Call, model: Path) -> None:
+    result = call("costs", "model.py", "--splits", "stem,body.1")
+    assert (result.code, result.err) == (0, "")
+    assert [line.split()[0] for line in result.out.splitlines()] == ["FLOPs", "parameters", "activations", "memory"]
+    assert "400 -> 896  (2.24x)" in result.out and "59 -> 122  (2.07x)" in result.out
+    assert not Path("model_collab").exists()
+    data = json.loads(call("costs", "model.py", "--splits", "auto", "--measure", "--optimizer", "2", "--json").out)
+    assert data["choice"]["costs"] == {key: data[key] for key in ("original", "training")}
+    assert data["training"]["seconds"] > data["original"]["seconds"] > 0
+    assert "time" in call("costs", "model.py", "--splits", "stem", "--measure").out
+
+
+def test_the_time_before_a_candidate_is_measured_on_request(call: Call, model: Path) -> None:
+    assert "time before" in call("splits", "model.py", "--input", "2x3", "--measure").out
+    found = json.loads(call("splits", "model.py", "--input", "2x3", "--measure", "--json").out)
+    before = [candidate["seconds"][0] for candidate in found]
+    assert before == sorted(before) and before[0] > 0

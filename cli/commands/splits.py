@@ -22,6 +22,7 @@ def splits(
     input_shapes: options.Input = None,
     depth: Depth = None,
     granularity: options.Granularity = "auto",
+    measure: options.Measure = False,
     model_arg: options.ModelArg = None,
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -42,6 +43,7 @@ def splits(
             options.example_inputs(input_shapes),
             granularity=granularity,  # type: ignore[arg-type]  # refused there if unknown
             depth=depth,
+            measure=measure,
         )
     if json:
         print_json([asdict(candidate) | {"share": candidate.share} for candidate in found])

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 from torch import fx, nn
 
 from fxcollab.capture.capture import Granularity
-from fxcollab.capture.examples import known_interface
+from fxcollab.capture.examples import example_tensors, known_interface
 from fxcollab.capture.interface import ExampleInputs, Interface
 from fxcollab.choice.chain import Chain, chain_of
-from fxcollab.choice.names import split_names
+from fxcollab.choice.names import SplitName, split_names
 from fxcollab.choice.openings import opened
-from fxcollab.costs import profile
+from fxcollab.costs import node_seconds, profile
 from fxcollab.costs.refusals import uncountable
 from fxcollab.errors import CaptureError
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Candidate:
         flops: of a forward, up to the cut, and behind it.
         parameters: the number of values in parameters, before and behind.
         activations: bytes that are kept for the backward, before and behind.
+        seconds: of a step, forward and backward, before and behind; None where nothing was measured.
         run: which of how many candidates in a row that have this resolution: (3, 6). Where a stage ends, it is the
             last.
         ends_stage: whether the value's resolution changes behind it, where something that learns lies in the stage.
@@ -43,6 +47,7 @@ class Candidate:
     flops: tuple[int, int]
     parameters: tuple[int, int]
     activations: tuple[int, int]
+    seconds: tuple[float, float] | None = None
     run: tuple[int, int] = (1, 1)
     ends_stage: bool = False
 
@@ -61,11 +66,13 @@ class Survey:
         chain: the captured model as a chain of values.
         interface: the inputs on which it was counted.
         candidates: by their place in the chain, in the order of the data flow.
+        seconds: what each node takes, if that was measured.
     """
 
     chain: Chain
     interface: Interface
     candidates: Mapping[int, Candidate]
+    seconds: Mapping[fx.Node, float] | None
 
 
 def find_splits(
@@ -74,6 +81,7 @@ def find_splits(
     *,
     granularity: Granularity = "auto",
     depth: int | None = None,
+    measure: bool = False,
 ) -> tuple[Candidate, ...]:
     """Every point at which ``model`` can be cut at one value, in the order of the data flow.
 
@@ -86,6 +94,7 @@ def find_splits(
         granularity: ``auto`` looks between modules, ``op`` between all operations.
         depth: open all modules down to so many levels below the root; by default those that do more than an eighth
             of the work.
+        measure: take the time of every node on this machine; the model needs values.
 
     Returns:
         The candidates; none where every cut has several values that carry gradients.
@@ -93,7 +102,7 @@ def find_splits(
     Raises:
         CaptureError: no input is known, the model's own forward can't be captured, or it asks for data.
     """
-    return tuple(survey(model, example_inputs, granularity, depth).candidates.values())
+    return tuple(survey(model, example_inputs, granularity, depth, measure).candidates.values())
 
 
 def survey(
@@ -101,6 +110,7 @@ def survey(
     example_inputs: ExampleInputs | None = None,
     granularity: Granularity = "auto",
     depth: int | None = None,
+    measure: bool = False,
 ) -> Survey:
     """Open ``model`` and find the candidates in it; arguments and errors are those of `find_splits`."""
     interface = known_interface(model, example_inputs)
@@ -111,39 +121,50 @@ def survey(
         raise
     except Exception as error:  # whatever the user's code raises on a wrong shape
         raise uncountable(model, interface, error) from error
+    seconds = node_seconds(captured, example_tensors(captured, interface)) if measure else None
     names = split_names(captured, model, interface, example_inputs, granularity)
-    return Survey(chain, interface, _with_stages(dict(_candidates(chain, names))))
+    return Survey(chain, interface, _with_stages(dict(_candidates(chain, names, seconds))), seconds)
 
 
-def _candidates(chain: Chain, names: Mapping[fx.Node, tuple[str, bool]]) -> Iterator[tuple[int, Candidate]]:
+def _candidates(
+    chain: Chain, names: Mapping[fx.Node, SplitName], seconds: Mapping[fx.Node, float] | None
+) -> Iterator[tuple[int, Candidate]]:
     """Those values of the chain that have a name, and behind which something learns."""
-    flops, parameters, activations = (_before(counts) for counts in _counts(chain))
+    own = {name: parameter.numel() for name, parameter in chain.captured.named_parameters()}
+    flops = _around(chain.sums({node: cost.forward_flops for node, cost in chain.costs.nodes.items()}))
+    parameters = _around(chain.sums(own, chain.state))
+    activations = _around(chain.sums(_kept(chain)))
+    times = _around(chain.sums(seconds)) if seconds is not None else None
     for index, node in enumerate(chain.values):
         if node in names and parameters[index][1]:
             cost = chain.costs.nodes[node]
-            found = Candidate(
-                *names[node], cost.shape, cost.dtype, flops[index], parameters[index], activations[index]
+            yield (
+                index,
+                Candidate(
+                    *names[node],
+                    shape=cost.shape,
+                    dtype=cost.dtype,
+                    flops=flops[index],
+                    parameters=parameters[index],
+                    activations=activations[index],
+                    seconds=times[index] if times else None,
+                ),
             )
-            yield index, found
 
 
-def _counts(chain: Chain) -> tuple[list[int], list[int], list[int]]:
-    """FLOPs, parameters and bytes kept for the backward: behind none of the values, behind the first, ..."""
-    flops, parameters, activations = ([0] * (len(chain.values) + 1) for _ in range(3))
-    for node, place in chain.behind.items():
-        flops[place] += chain.costs.nodes[node].forward_flops
-    for name, parameter in chain.captured.named_parameters():
-        parameters[chain.state[name]] += parameter.numel()
+def _kept(chain: Chain) -> Mapping[fx.Node, int]:
+    """Bytes that each node keeps for the backward."""
+    kept: dict[fx.Node, int] = {}
     for allocation in chain.costs.allocations:
         if allocation.born[0] == "forward" and allocation.died is not None and allocation.died[0] == "backward":
-            activations[chain.behind[allocation.born[1]]] += allocation.bytes
-    return flops, parameters, activations
+            kept[allocation.born[1]] = kept.get(allocation.born[1], 0) + allocation.bytes
+    return kept
 
 
-def _before(counts: Sequence[int]) -> list[tuple[int, int]]:
-    """Sums of what lies before and behind each value."""
-    total = sum(counts)
-    return [(before, total - before) for before in accumulate(counts)]
+def _around(sums: Sequence[N]) -> list[tuple[N, N]]:
+    """What lies before and behind each value, from what lies behind so many of them."""
+    total = sum(sums)
+    return [(before, total - before) for before in accumulate(sums)]
 
 
 def _other_resolution(one: tuple[int, ...] | None, other: tuple[int, ...] | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, fx
 
@@ -14,6 +14,9 @@ from fxcollab.costs.step import Placement
 from fxcollab.graphs import get_output
 from fxcollab.partition.levels import state_tensors
 from fxcollab.tree import HeadTree
+
+K = TypeVar("K")
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,14 @@ class Chain:
     values: tuple[fx.Node, ...]
     behind: Mapping[fx.Node, int]
     state: Mapping[str, int]
+
+    def sums(self, each: Mapping[K, N], places: Mapping[K, int] | None = None) -> list[N]:
+        """Of numbers by node, or by what ``places`` knows: behind none of the values, behind the first, and so on."""
+        found: list[Any] = [0] * (len(self.values) + 1)
+        known: Mapping[Any, int] = self.behind if places is None else places
+        for key, number in each.items():
+            found[known[key]] += number
+        return found
 
     def placement(self, cuts: Sequence[int], fanouts: Sequence[int]) -> Placement:
         """Where everything would stand if the model were cut at these values."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, combinations, pairwise
 
-from torch import fx, nn
+from torch import nn
 
 from fxcollab.capture import capture
 from fxcollab.capture.capture import Granularity
-from fxcollab.capture.examples import example_tensors
 from fxcollab.capture.interface import ExampleInputs
 from fxcollab.choice.budget import Budget
 from fxcollab.choice.candidates import Survey, survey
@@ -22,7 +21,7 @@ from fxcollab.choice.option import Objective, Option, evenness
 from fxcollab.choice.rank import rank
 from fxcollab.choice.refusals import could_not_cut, none_fits, too_few_cuts, uncounted, wrong_budget
 from fxcollab.choice.thin import thinned
-from fxcollab.costs import Costs, Placement, costs_of, node_seconds, profile
+from fxcollab.costs import Costs, Placement, costs_of, profile
 from fxcollab.costs.costs import ratio
 from fxcollab.costs.step import held_bytes, step_cost
 from fxcollab.errors import SplitError
@@ -72,12 +71,12 @@ def choose_splits(
     budget = _budget(max_time, max_memory)
     count = levels if levels is not None else len(fanouts) if fanouts is not None else 2
     tree = hierarchical([str(level) for level in range(1, count + 1)], fanouts)
-    found = survey(model, example_inputs, granularity, depth)
+    found = survey(model, example_inputs, granularity, depth, measure)
     if not any(cost.forward_flops for cost in found.chain.costs.nodes.values()):
         raise uncounted(model)
     if len(found.candidates) < tree.depth:
         raise too_few_cuts(model, found, tree.depth)
-    estimates = _Estimates(found, tree, measure, optimizer)
+    estimates = _Estimates(found, tree, optimizer)
 
     def costs(option: Option) -> Costs:
         captured, profiled = found.chain.captured, found.chain.costs
@@ -101,17 +100,12 @@ def _budget(max_time: float | None, max_memory: float | None) -> Budget:
 class _Estimates:
     """Options, with what is known of their costs before any of them is captured."""
 
-    def __init__(self, found: Survey, tree: HeadTree, measure: bool, optimizer: float) -> None:
+    def __init__(self, found: Survey, tree: HeadTree, optimizer: float) -> None:
         self._found, self._tree, self._optimizer = found, tree, optimizer
         self._chain = found.chain
         self._places = {candidate: place for place, candidate in found.candidates.items()}
-        work: Mapping[fx.Node, float] = {node: cost.flops for node, cost in self._chain.costs.nodes.items()}
-        if measure:
-            work = node_seconds(self._chain.captured, example_tensors(self._chain.captured, found.interface))
-        behind = [0.0] * (len(self._chain.values) + 1)
-        for node, place in self._chain.behind.items():
-            behind[place] += work[node]
-        self._before = list(accumulate(behind))
+        flops = {node: float(cost.flops) for node, cost in self._chain.costs.nodes.items()}
+        self._before = list(accumulate(self._chain.sums(found.seconds or flops)))
 
     def options(self) -> Iterator[Option]:
         """All ways to cut in which every level learns, with their times."""
@@ -168,7 +162,7 @@ class _Choosing:
     def choice(self) -> Choice:
         """The first in rank that keeps the budget."""
         options = list(self.estimates.options())
-        over = {o: f"{o.time:.2f}x the time is over {self.budget.time:g}x" for o in options if not self._in_time(o)}
+        over = {o: f"over the budget of {self.budget.time:g}x" for o in options if not self._in_time(o)}
         ranked = rank(filter(self._in_time, options), self.objective)
         for option in ranked:
             found = self._tried(option)

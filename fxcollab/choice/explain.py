@@ -72,7 +72,7 @@ def reason_for(option: Option, ranked: Mapping[Option, float], objective: Object
     if at_ends is None:
         return f"{shares} ({value}); there are too few ends of stages to choose"
     other = f"{percentages(at_ends.shares)} ({ranked[at_ends]:.2f})"
-    return f"{shares} ({value}); ends of stages, {listed(at_ends.splits)}, would give {other}"
+    return f"{shares} ({value}); the best ends of stages, {listed(at_ends.splits)}, would give {other}"
 
 
 def runners_up(

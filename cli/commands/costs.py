@@ -1,0 +1,65 @@
+"""``fxcollab costs``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from .. import options
+from ..console import out, print_json, working
+from ..render import render_costs
+
+Optimizer = Annotated[
+    float,
+    typer.Option("--optimizer", metavar="N", help="Values that it holds a trained one: 1 for momentum, 2 for Adam."),
+]
+
+
+def costs(
+    source: options.Source,
+    pattern: options.Pattern = "hierarchical",
+    splits: options.Splits = "",
+    heads: options.Heads = None,
+    fanouts: options.Fanouts = None,
+    granularity: options.Granularity = "auto",
+    max_time: options.MaxTime = None,
+    max_memory: options.MaxMemory = None,
+    measure: options.Measure = False,
+    optimizer: Optimizer = 1.0,
+    input_shapes: options.Input = None,
+    model_arg: options.ModelArg = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Say what a training step will cost, before anything is built: of the original and of the training graph."""
+    with working("importing"):
+        import fxcollab
+    with working(f"loading {source}"):
+        loaded = options.load_source(source, model_arg, seed)
+    with working("counting"):
+        choice = options.chosen(
+            loaded, pattern, splits, heads, fanouts, input_shapes, granularity, max_time, max_memory, measure,
+            optimizer, always_measured=True,
+        )  # fmt: skip
+        found = (
+            choice.costs
+            if choice
+            else fxcollab.training_costs(
+                loaded.model,
+                pattern,  # type: ignore[arg-type]  # refused there if unknown
+                splits,
+                heads,
+                options.fanouts(fanouts),
+                options.example_inputs(input_shapes),
+                granularity=granularity,  # type: ignore[arg-type]
+                optimizer=optimizer,
+                measure=measure,
+            )
+        )
+    if json:
+        print_json(({"choice": choice.to_json()} if choice else {}) | asdict(found))
+    else:
+        render_costs(found, choice, out())
