@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import costs, prune, splits, transform, verify
+from .commands import costs, diff, prune, splits, transform, verify
 from .console import run
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command(short_help="Make the training graph of a model.")(transform.transform)
 app.command(short_help="List where a model can be split, and what lies before and behind.")(splits.splits)
 app.command(short_help="Say what training will cost, before anything is built.")(costs.costs)
+app.command(short_help="Show the training graph beside the inference graph.")(diff.diff)
 app.command(short_help="Prove that a training graph is right.")(verify.verify)
 app.command(short_help="Write one head's weights, by the original's names.")(prune.prune)
 

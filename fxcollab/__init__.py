@@ -12,6 +12,7 @@ from fxcollab.capture import capture
 from fxcollab.choice import Candidate, Choice, Option, choose_splits, evenness, find_splits
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.costs import Costs, StepCost, training_costs
+from fxcollab.diff import Diff, diff
 from fxcollab.errors import (
     ArtifactError,
     CaptureError,
@@ -42,6 +43,7 @@ __all__ = [
     "CollabGraphModule",
     "CollaborativeLoss",
     "Costs",
+    "Diff",
     "FxCollabError",
     "HeadTree",
     "ObjectiveError",
@@ -57,6 +59,7 @@ __all__ = [
     "__version__",
     "capture",
     "choose_splits",
+    "diff",
     "evenness",
     "find_splits",
     "load",

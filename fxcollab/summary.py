@@ -10,16 +10,14 @@ from typing import Any
 from torch import fx
 
 from fxcollab.capture.capture import NOTES_KEY
-from fxcollab.capture.examples import USUAL_IMAGES, guess_inputs
-from fxcollab.capture.interface import InputSpec, Interface
 from fxcollab.codegen import CollabGraphModule
-from fxcollab.costs import Costs, Placement, costs_of, parameter_count, profile
-from fxcollab.errors import CaptureError
+from fxcollab.costs import Costs, Placement, costs_of, parameter_count
+from fxcollab.costs.counted import Counted, count
 from fxcollab.partition import partition
 from fxcollab.partition.levels import tensors_of
 from fxcollab.plan import plan_of
 from fxcollab.provenance import provenance
-from fxcollab.prune import prune
+from fxcollab.tree import HeadTree
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def summarise(train_model: CollabGraphModule) -> Summary:
     graph = train_model.modes.train
     kinds = [provenance(node).kind for node in graph.nodes]
     clones = [node for node in graph.nodes if provenance(node).kind == "clone"]
-    counted = _count(train_model)
+    counted = count(train_model)
     return Summary(
         pattern=plan.pattern,
         heads=plan.tree.heads,
@@ -101,8 +99,8 @@ def summarise(train_model: CollabGraphModule) -> Summary:
         rescaled=kinds.count("rescale"),
         copied=kinds.count("copy"),
         parameters=(parameter_count(train_model.root), parameter_count(train_model)),
-        costs=counted.costs,
-        inputs=", ".join(map(_described, counted.interface.inputs)) or None,
+        costs=_costs(counted, plan.tree),
+        inputs=counted.inputs,
         guessed=counted.guessed,
         costs_unknown=counted.unknown,
         given_up=tuple(train_model.meta.get(NOTES_KEY, ())),
@@ -137,36 +135,8 @@ def _parameters(train_model: CollabGraphModule, level: int) -> int:
     return owned[level] if level else parameter_count(train_model.root) - sum(owned.values())
 
 
-@dataclass(frozen=True)
-class _Counted:
-    costs: Costs | None
-    interface: Interface
-    guessed: bool
-    unknown: str | None
-
-
-def _count(train_model: CollabGraphModule) -> _Counted:
-    """A step at the plan's inputs, or at guessed ones; a model that doesn't run on fake tensors has no costs."""
-    plan = plan_of(train_model)
-    interface, captured = plan.interface, prune(train_model)
-    guessed = not interface.known
-    try:
-        if guessed:
-            interface = guess_inputs(train_model.root, USUAL_IMAGES)
-        profiled = profile(captured, interface)
-    except CaptureError as error:
-        return _Counted(None, Interface(()), False, error.why)
-    except Exception as error:  # whatever the user's code raises on a wrong shape
-        reason = f"the model fails on this input: {str(error).partition(_NEWLINE)[0]}"
-        return _Counted(None, interface, guessed, reason)
-    placement = Placement.of(captured, partition(captured, plan.tree))
-    return _Counted(costs_of(captured, placement, profiled), interface, guessed, None)
-
-
-_NEWLINE = "\n"
-
-
-def _described(spec: InputSpec) -> str:
-    """``2x3x224x224``; with the type where it is no floating point."""
-    shape = "x".join(map(str, spec.shape or ())) or "scalar"
-    return shape if spec.dtype is None or "float" in spec.dtype else f"{shape}:{spec.dtype}"
+def _costs(counted: Counted, tree: HeadTree) -> Costs | None:
+    if counted.profile is None:
+        return None
+    placement = Placement.of(counted.captured, partition(counted.captured, tree))
+    return costs_of(counted.captured, placement, counted.profile)

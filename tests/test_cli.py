@@ -910,3 +910,28 @@ def test_the_time_before_a_candidate_is_measured_on_request(call: Call, model: P
     found = json.loads(call("splits", "model.py", "--input", "2x3", "--measure", "--json").out)
     before = [candidate["seconds"][0] for candidate in found]
     assert before == sorted(before) and before[0] > 0
+
+
+# The difference.
+
+
+def test_the_difference_of_a_source_and_of_a_directory_are_the_same(call: Call, made: Path) -> None:
+    of_source = call("diff", "model.py", "--splits", "stem,body.1")
+    of_directory = call("diff", str(made))
+    assert of_source.code == of_directory.code == 0
+    assert of_source.out == of_directory.out
+    assert of_source.out.splitlines()[-1] == "+ 9 cloned  ~ 3 rescaled  = 7 of the original"
+    assert "├── b0  heads 0 to 1" in of_source.out
+
+
+def test_the_difference_is_written_in_other_formats(call: Call, made: Path) -> None:
+    result = call("diff", str(made), "--dot", "graph.dot", "--mermaid", "graph.mmd")
+    assert (result.code, result.out) == (0, "")
+    assert Path("graph.dot").read_text().startswith("digraph fxcollab {")
+    assert Path("graph.mmd").read_text().startswith("flowchart TD")
+    assert json.loads(call("diff", str(made), "--json").out)["heads"] == 4
+
+
+def test_a_difference_takes_its_plan_from_the_directory(call: Call, made: Path) -> None:
+    result = call("diff", str(made), "--splits", "stem")
+    assert result.code == 2 and "--splits can't be given with a directory." in result.err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -10,12 +9,11 @@ import typer
 from .. import options
 from ..console import CheckFailed, out, print_json, working
 from ..render import render_report
+from ..trained import training_model
 
 if TYPE_CHECKING:
     from fxcollab.codegen import CollabGraphModule
     from fxcollab.verify import Report
-
-_USED_WITH_A_DIRECTORY = {"source", "input_shapes", "json", "debug"}
 
 
 def verify(
@@ -41,16 +39,9 @@ def verify(
     Exits with 1 if any check fails.
     """
     with working("importing"):
-        import fxcollab
+        import fxcollab  # noqa: F401  # takes long
     with working(f"loading {source}"):
-        if Path(source).is_dir() or _looks_like_a_directory(source):
-            _refuse_options_of_the_plan(context)
-            train_model = fxcollab.load(source, example_inputs=options.example_inputs(input_shapes))
-        else:
-            train_model = options.planned(
-                options.load_source(source, model_arg, seed),
-                pattern, splits, heads, fanouts, input_shapes, init, seed, not no_rescale, granularity, peers,
-            )  # fmt: skip
+        train_model = training_model(context)
     with working("verifying"):
         report = _verified(train_model, input_shapes)
     if json:
@@ -60,29 +51,6 @@ def verify(
         render_report(report, out())
     if not report.ok:
         raise CheckFailed
-
-
-def _looks_like_a_directory(source: str) -> bool:
-    """Whether a mistyped directory is more likely than a source: the error shall speak of one."""
-    return ":" not in source and not source.endswith(".py")
-
-
-def _refuse_options_of_the_plan(context: typer.Context) -> None:
-    given = [
-        max(parameter.opts, key=len)
-        for parameter in context.command.params
-        if (source := context.get_parameter_source(str(parameter.name))) is not None
-        and source.name == "COMMANDLINE"
-        and parameter.name not in _USED_WITH_A_DIRECTORY
-    ]
-    if given:
-        from fxcollab.errors import PatternError
-
-        raise PatternError(
-            f"{', '.join(given)} can't be given with a directory.",
-            why="its plan says how the graph was made",
-            hint="leave the options out, or verify the model's source with them",
-        )
 
 
 def _verified(train_model: CollabGraphModule, shapes: list[str] | None) -> Report:

@@ -1,0 +1,61 @@
+"""The training model that a command is about: in a directory that transform wrote, or planned by options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from . import options
+
+if TYPE_CHECKING:
+    from fxcollab.codegen import CollabGraphModule
+
+PLANNING = {
+    "pattern", "splits", "heads", "fanouts", "init", "seed", "no_rescale", "granularity", "peers", "model_arg"
+}  # fmt: skip
+"""Options that make a plan; with a directory they can't be given."""
+
+
+def training_model(context: typer.Context) -> CollabGraphModule:
+    """What SOURCE and the options of ``context`` describe.
+
+    Raises:
+        PatternError: options that make a plan, given with a directory, which has one.
+    """
+    given: dict[str, Any] = context.params
+    source, shapes = given["source"], given["input_shapes"]
+    if Path(source).is_dir() or _looks_like_a_directory(source):
+        import fxcollab
+
+        _refuse_options_of_the_plan(context)
+        return fxcollab.load(source, example_inputs=options.example_inputs(shapes))
+    return options.planned(
+        options.load_source(source, given["model_arg"], given["seed"]),
+        given["pattern"], given["splits"], given["heads"], given["fanouts"], shapes, given["init"], given["seed"],
+        not given["no_rescale"], given["granularity"], given["peers"],
+    )  # fmt: skip
+
+
+def _looks_like_a_directory(source: str) -> bool:
+    """Whether a mistyped directory is more likely than a source: the error shall speak of one."""
+    return ":" not in source and not source.endswith(".py")
+
+
+def _refuse_options_of_the_plan(context: typer.Context) -> None:
+    given = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if (where := context.get_parameter_source(str(parameter.name))) is not None
+        and where.name == "COMMANDLINE"
+        and parameter.name in PLANNING
+    ]
+    if given:
+        from fxcollab.errors import PatternError
+
+        raise PatternError(
+            f"{', '.join(given)} can't be given with a directory.",
+            why="its plan says how the graph was made",
+            hint="leave the options out, or give the model's source with them",
+        )

@@ -1,0 +1,108 @@
+"""From a training model to the model of the difference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxcollab.capture.capture import NOTES_KEY
+from fxcollab.codegen import CollabGraphModule
+from fxcollab.costs.counted import count
+from fxcollab.costs.profile import NodeCost
+from fxcollab.diff.model import Diff, DiffNode
+from fxcollab.graphs import source_line
+from fxcollab.partition.levels import state_tensors
+from fxcollab.plan import plan_of, training_model
+from fxcollab.provenance import provenance
+
+
+def diff(train_model: nn.Module, training: bool = True) -> Diff:
+    """The difference between the graph of a training model and that of head 0, its inference graph.
+
+    Args:
+        train_model: what `transform` or `load` returned; wrapped by DDP or ``torch.compile`` is fine.
+        training: train mode's graph, or eval mode's where they differ.
+
+    Raises:
+        StateError: it is no training model, or another pass put nodes in.
+    """
+    model = training_model(train_model)
+    plan, counted = plan_of(model), count(model)
+    graph, original = model.modes.of(training), counted.captured.modes.of(training)
+    known = counted.profile is not None and original is counted.captured.modes.train
+    costs = {node.name: cost for node, cost in counted.profile.nodes.items()} if counted.profile and known else {}
+    origins = {node.name: node for node in original.nodes}
+    return Diff(
+        plan.pattern,
+        plan.tree,
+        training,
+        tuple(_node(node, origins, counted.captured, costs) for node in graph.nodes),
+        counted.inputs if known else None,
+        counted.unknown if known or counted.unknown else "only train mode's graph is counted",
+        tuple(model.meta.get(NOTES_KEY, ())),
+    )
+
+
+def _node(
+    node: fx.Node, origins: Mapping[str, fx.Node], captured: CollabGraphModule, costs: Mapping[str, NodeCost]
+) -> DiffNode:
+    found = provenance(node)
+    origin = origins[found.origin]
+    cost = costs.get(found.origin)
+    own = not found.inserted and found.kind != "output"
+    tensors = state_tensors(origin, captured).values() if own else ()
+    parameters = {id(tensor): tensor.numel() for tensor in tensors if isinstance(tensor, nn.Parameter)}
+    return DiffNode(
+        name=node.name,
+        kind=found.kind,
+        counterpart=None if found.inserted else found.origin,
+        origin=found.origin,
+        path=found.branch,
+        op=node.op,
+        label=found.kind if found.inserted else _label(origin, captured),
+        target=_text(origin.target) if not found.inserted else _text(found.target),
+        module=_opened_module(origin),
+        inputs=tuple(dict.fromkeys(source.name for source in node.all_input_nodes)),
+        factor=float(node.args[1]) if found.kind == "rescale" else None,  # type: ignore[arg-type]
+        shape=cost.shape if cost and found.kind not in ("state", "output") else None,
+        dtype=cost.dtype if cost and found.kind not in ("state", "output") else None,
+        parameters=sum(parameters.values()),
+        flops=cost.forward_flops if cost and own else None,
+        source=_place(origin),
+    )
+
+
+def _label(node: fx.Node, captured: CollabGraphModule) -> str:
+    if node.op == "call_module":
+        return type(captured.get_submodule(str(node.target))).__name__
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "get_attr":
+        return "state"
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _place(node: fx.Node) -> str | None:
+    """``torchvision/models/resnet.py:273``: libraries' files by their package, the user's own by their names."""
+    found = re.match(r'File "(.*)", line (\d+)', source_line(node) or "")
+    if found is None:
+        return None
+    file, line = Path(found[1]), found[2]
+    parts = file.parts[file.parts.index("site-packages") + 1 :] if "site-packages" in file.parts else (file.name,)
+    return f"{'/'.join(parts)}:{line}"
+
+
+def _text(target: Any) -> str:
+    return target if isinstance(target, str) else torch.typename(target) if callable(target) else str(target)
+
+
+def _opened_module(node: fx.Node) -> str:
+    """The innermost module whose forward was opened around ``node``; the called one's own path doesn't count."""
+    stack = [str(path) for path, *_ in (node.meta.get("nn_module_stack") or {}).values()]
+    inner = [path for path in stack if path and not (node.op == "call_module" and path == str(node.target))]
+    return inner[-1] if inner else ""

@@ -1,0 +1,164 @@
+"""One model of the difference between a training graph and its inference graph; everything else is a view of it.
+
+The inference graph is the training graph without what was added, so nothing is matched: every node says by its
+provenance what became of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+from rich.console import Console, RenderableType
+
+from fxcollab.provenance import Kind
+from fxcollab.tree import HeadTree, Path, branch_name
+
+Change: TypeAlias = Literal["shared", "own", "cloned", "rescaled", "copied", "state"]
+"""What became of a node. ``shared``: of the trunk, once for all heads. ``own``: head 0's instance of what lies behind
+a split. ``cloned``: another head's. ``rescaled``, ``copied``, ``state``: inserted. Inference has the first two."""
+
+GLYPHS: Mapping[Change, str] = {
+    "shared": "=", "own": "=", "cloned": "+", "rescaled": "~", "copied": "!", "state": "."
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DiffNode:
+    """A node of the training graph.
+
+    Attributes:
+        name: in the training graph.
+        kind: what the rewrite did, as in `Provenance`.
+        counterpart: the inference graph's node that it is an instance of; None where it was inserted.
+        origin: the captured node that it stems from, inserted nodes too.
+        path: of the branch that it belongs to; empty for the trunk.
+        op: as in ``torch.fx``: ``call_module`` and so on.
+        label: what it does, in a word: the module's class, the function's name.
+        target: the module's path, the function, of the original.
+        module: the path of the opened module in whose forward it stands; "" for the root's.
+        inputs: the names of the nodes that it reads.
+        factor: what a rescale multiplies gradients with; None elsewhere.
+        shape, dtype: of its value; None where that is no single tensor, or nothing is known.
+        parameters: values in the parameters of this instance.
+        flops: of a forward; None where nothing is known.
+        source: the line of the user's code that made it, where that was recorded.
+    """
+
+    name: str
+    kind: Kind
+    counterpart: str | None
+    origin: str
+    path: Path
+    op: str
+    label: str
+    target: str
+    module: str
+    inputs: tuple[str, ...]
+    factor: float | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    parameters: int = 0
+    flops: int | None = None
+    source: str | None = None
+
+    @property
+    def change(self) -> Change:
+        """What became of it."""
+        if self.kind == "clone":
+            return "cloned" if any(self.path) else "own"
+        inserted: Mapping[Kind, Change] = {"rescale": "rescaled", "copy": "copied", "state": "state"}
+        return inserted.get(self.kind, "shared")
+
+    @property
+    def glyph(self) -> str:
+        """One character for it."""
+        return GLYPHS[self.change]
+
+    @property
+    def branch(self) -> str:
+        """The name of its branch; "" for the trunk."""
+        return branch_name(self.path) if self.path else ""
+
+    @property
+    def in_inference(self) -> bool:
+        """Whether the inference graph of head 0 has it."""
+        return self.change in ("shared", "own")
+
+
+@dataclass(frozen=True)
+class Diff:
+    """A training graph beside its inference graph.
+
+    Attributes:
+        pattern: the pattern's name.
+        tree: splits and fan-outs.
+        training: whether this is train mode's graph.
+        nodes: of the training graph, in its order.
+        inputs: on which shapes and FLOPs were counted, as text; None where they are unknown.
+        unknown: why shapes are unknown; None where they are known.
+        given_up: what capturing gave up.
+    """
+
+    pattern: str
+    tree: HeadTree
+    training: bool
+    nodes: tuple[DiffNode, ...]
+    inputs: str | None = None
+    unknown: str | None = None
+    given_up: tuple[str, ...] = ()
+
+    @cached_property
+    def by_name(self) -> Mapping[str, DiffNode]:
+        """Nodes by their names."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def instances(self) -> Mapping[str, tuple[DiffNode, ...]]:
+        """For each node of the inference graph its instances, head 0's or the trunk's first."""
+        found: dict[str, list[DiffNode]] = {}
+        for node in self.nodes:
+            if node.counterpart is not None:
+                found.setdefault(node.counterpart, []).append(node)
+        return {name: tuple(nodes) for name, nodes in found.items()}
+
+    def of_branch(self, path: Path) -> tuple[DiffNode, ...]:
+        """The nodes of one branch, in order."""
+        return tuple(node for node in self.nodes if node.path == path and node.op != "output")
+
+    def to_json(self) -> str:
+        """All of it as versioned JSON, the same bytes for the same graphs."""
+        from fxcollab.diff.data import to_data  # the views know the model, not the other way round
+
+        return json.dumps(to_data(self), indent=1)
+
+    def to_dot(self) -> str:
+        """The training graph in Graphviz's DOT: a cluster a branch."""
+        from fxcollab.diff.dot import to_dot
+
+        return to_dot(self)
+
+    def to_mermaid(self) -> str:
+        """The training graph as a Mermaid flowchart."""
+        from fxcollab.diff.dot import to_mermaid
+
+        return to_mermaid(self)
+
+    def __rich__(self) -> RenderableType:
+        """The view for a terminal; `str` is the same in 80 columns, without colours."""
+        from fxcollab.diff.terminal import view
+
+        return view(self)
+
+    def __str__(self) -> str:
+        console = Console(width=80, color_system=None)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get()
+
+    def count(self, *changes: Change) -> int:
+        """How many nodes changed in one of these ways; the output is none of them."""
+        return sum(node.change in changes for node in self.nodes if node.op != "output")

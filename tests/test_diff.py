@@ -1,0 +1,204 @@
+"""The difference between training and inference graph: its model, and its views in text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import fxcollab
+from fxcollab import Diff, StateError
+from fxcollab.diff.terminal import view
+from samples.networks import resnet20
+
+
+class Net(nn.Module):
+    """Three stages, the second an opened one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(3, 4)
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.body(self.stem(x)))
+
+
+def diff_of(*splits: str, model: Callable[[], nn.Module] = Net, **options: Any) -> Diff:
+    return fxcollab.diff(fxcollab.transform(model(), splits=splits, seed=0, **options))
+
+
+def test_nodes_without_what_was_added_are_the_inference_graph() -> None:
+    train_model = fxcollab.transform(Net(), splits=["stem", "body.1"], seed=0)
+    diff = fxcollab.diff(train_model)
+    kept = [node.name for node in diff.nodes if node.in_inference]
+    assert kept == [node.name for node in fxcollab.prune(train_model).graph.nodes]
+    assert [node.name for node in diff.nodes] == [node.name for node in train_model.graph.nodes]
+
+
+def test_every_instance_has_its_counterpart_branch_and_parameters() -> None:
+    diff = diff_of("stem", "body.1")
+    assert [node.name for node in diff.instances["head"]] == ["head", "head_b0_1", "head_b1_0", "head_b1_1"]
+    clone = diff.by_name["body_0_b1"]
+    assert (clone.change, clone.counterpart, clone.branch, clone.target) == ("cloned", "body_0", "b1", "body.0")
+    assert (clone.label, clone.module, clone.parameters, clone.shape) == ("Linear", "body", 20, (2, 4))
+    assert clone.flops == 2 * 2 * 4 * 4
+
+
+def test_a_rescale_says_what_it_scales_and_by_how_much() -> None:
+    diff = diff_of("stem", "body.1", fanouts=(2, 3))
+    scaled = {node.origin: node.factor for node in diff.nodes if node.change == "rescaled"}
+    assert scaled == {"stem": 0.5, "body_1": 1 / 3}
+    assert all(node.counterpart is None for node in diff.nodes if node.change == "rescaled")
+
+
+def test_a_copy_before_a_write_is_shown_as_one() -> None:
+    assert diff_of("body.0").count("copied") == 2
+
+
+def test_counts_are_those_of_the_summary() -> None:
+    train_model = fxcollab.transform(resnet20(), splits=["stage1", "stage2"], seed=0)
+    diff, summary = fxcollab.diff(train_model), fxcollab.summarise(train_model)
+    assert (diff.count("cloned"), diff.count("rescaled")) == (summary.cloned, summary.rescaled)
+    assert sum(node.parameters for node in diff.nodes) == summary.parameters[1]
+
+
+class Auxiliary(Net):
+    """A second output in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.body(self.stem(x))
+        return (self.head(y), self.auxiliary(y)) if self.training else self.head(y)
+
+
+def test_either_modes_graph_can_be_shown() -> None:
+    train_model = fxcollab.transform(Auxiliary(), splits=["body"], seed=0)
+    train, evaluation = fxcollab.diff(train_model), fxcollab.diff(train_model, training=False)
+    assert "auxiliary" in train.by_name and "auxiliary" not in evaluation.by_name
+    assert train.nodes[1].shape and evaluation.nodes[1].shape is None and evaluation.unknown
+
+
+def test_shapes_that_cannot_be_counted_say_why() -> None:
+    class Two(Net):
+        def forward(self, x: Tensor, y: Tensor) -> Any:
+            return super().forward(x + y)
+
+    diff = diff_of("body", model=Two)
+    assert diff.inputs is None and diff.unknown == "its inputs are x, y"
+    assert all(node.shape is None for node in diff.nodes)
+
+
+# Views.
+
+
+def test_the_terminal_shows_the_head_tree_in_eighty_columns() -> None:
+    shown = str(diff_of("stem", "body.1"))
+    assert (
+        shown
+        == """\
+hierarchical, 4 heads, train mode
+trunk
+= x, stem  16 parameters
+~ rescale: the gradient of stem times 0.5
+├── b0  heads 0 to 1
+│   = body_0, body_1  20 parameters
+│   ~ rescale_1: the gradient of body_1 times 0.5
+│   ├── b0_0  head 0
+│   │   = body_2, head  30 parameters
+│   └── b0_1  head 1
+│       + body_2, head  30 parameters
+└── b1  heads 2 to 3
+    + body_0, body_1  20 parameters
+    ~ rescale_1_b1: the gradient of body_1 times 0.5
+    ├── b1_0  head 2
+    │   + body_2, head  30 parameters
+    └── b1_1  head 3
+        + body_2, head  30 parameters
+= original  + another head's instance  ~ gradient scaled  ! copy before a write
++ 8 cloned  ~ 3 rescaled  = 6 of the original
+"""
+    )
+
+
+def test_long_runs_are_folded_unless_asked() -> None:
+    diff = diff_of("7", model=lambda: nn.Sequential(*(nn.Linear(4, 4) for _ in range(9))))
+    assert "= input_1, _0, _1 ... 5 more ... _7  160 parameters" in str(diff)
+    console = Console(width=80, color_system=None)
+    with console.capture() as captured:
+        console.print(view(diff, unfolded=True))
+    assert "more ..." not in captured.get() and captured.get().count("Linear") == 8 + 2
+
+
+def test_json_is_versioned_complete_and_the_same_twice() -> None:
+    one, other = (diff_of("stem", "body.1").to_json() for _ in range(2))
+    assert one == other
+    data = json.loads(one)
+    assert data["format"] == 1 and data["heads"] == 4
+    assert [node["name"] for node in data["nodes"]] == [node.name for node in diff_of("stem", "body.1").nodes]
+    assert data["counts"] == {"shared": 6, "cloned": 8, "rescaled": 3, "copied": 0}
+
+
+class Hostile(nn.Module):
+    """Names that are markup elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module("<script>alert('x')</script>", nn.Linear(3, 3))
+        self.add_module("😀" * 100, nn.Linear(3, 3))
+
+    def forward(self, x: Tensor) -> Any:
+        for layer in self._modules.values():
+            assert layer is not None
+            x = layer(x)
+        return x
+
+
+def test_hostile_names_are_text_in_every_view() -> None:
+    diff = diff_of("<script>alert('x')</script>", model=Hostile)
+    assert "<script>" not in diff.to_mermaid().replace("<br/>", "")
+    for line in diff.to_dot().splitlines():
+        assert line.replace('\\"', "").count('"') % 2 == 0
+    assert "alert" in json.loads(diff.to_json())["splits"][0] and str(diff)
+
+
+def test_dot_has_a_cluster_a_branch_and_all_edges() -> None:
+    diff = diff_of("stem", "body.1")
+    dot = diff.to_dot()
+    assert dot.count("subgraph") == 2 + 4
+    assert dot.count(" -> ") == sum(len(node.inputs) for node in diff.nodes)
+    assert 'label="rescale\\ngradient x 0.5"' in dot
+
+
+def test_mermaid_has_all_nodes_and_edges() -> None:
+    diff = diff_of("stem", "body.1")
+    lines = diff.to_mermaid().splitlines()
+    assert lines[0] == "flowchart TD"
+    assert sum(":::" in line for line in lines) == len(diff.nodes)
+    assert sum(" --> " in line for line in lines) == sum(len(node.inputs) for node in diff.nodes)
+
+
+# What has no difference.
+
+
+@pytest.mark.parametrize("make", [Net, lambda: torch.fx.symbolic_trace(Net())], ids=["module", "traced"])
+def test_what_was_not_transformed_is_refused(make: Any) -> None:
+    with pytest.raises(StateError, match="is no training model"):
+        fxcollab.diff(make())
+
+
+def test_a_graph_that_another_pass_changed_is_refused() -> None:
+    train_model = fxcollab.transform(Net(), splits=["stem"], seed=0)
+    with train_model.graph.inserting_after(next(iter(train_model.graph.nodes))) as _:
+        train_model.graph.call_function(torch.relu, (next(iter(train_model.graph.nodes)),))
+    with pytest.raises(StateError, match="was not made by fxcollab"):
+        fxcollab.diff(train_model)
