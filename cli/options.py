@@ -158,10 +158,10 @@ def chosen(
     """What ``--splits auto`` comes to; None where splits are named, which have no budget."""
     from fxcollab.choice import choose_splits
     from fxcollab.errors import PatternError
-    from fxcollab.tree import AUTO, fanouts_to_choose
+    from fxcollab.tree import AUTO, fanouts_to_choose, split_names
 
     limits = budget(max_time, "--max-time"), budget(max_memory, "--max-memory")
-    if splits.strip() != AUTO:
+    if split_names(splits) != (AUTO,):
         measuring = None if always_measured else measure or None
         given = ("--max-time", max_time), ("--max-memory", max_memory), ("--measure", measuring)
         wrong = [option for option, value in given if value is not None]

@@ -45,7 +45,9 @@ def render_report(report: Report, console: Console) -> None:
 
 def render_choice(choice: Choice, console: Console) -> None:
     """What was chosen and why, and what else there was."""
-    _print_entry(console, Text("splits"), Text(f"{', '.join(choice.splits)}: {choice.reason}"))
+    basis = "the time, measured" if choice.costs.measured else "the time"
+    chosen = f"{', '.join(choice.splits)}: {choice.option.time:.2f}x {basis}; {choice.reason}"
+    _print_entry(console, Text("splits"), Text(chosen))
     for other in choice.runners_up:
         names, time = ", ".join(other.option.splits), f"{other.option.time:.2f}x the time"
         _print_entry(console, Text("  not"), Text(f"{names}: {time}, {other.why}", "dim"))

@@ -74,7 +74,7 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"costs": self.costs and self.costs.to_json()}
 
 
 def summarise(train_model: CollabGraphModule) -> Summary:

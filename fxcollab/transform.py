@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from fxcollab.capture.preflight import shared_statistics
 from fxcollab.choice import choose_splits
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError, PatternError
+from fxcollab.factories import model_of
 from fxcollab.nearest import with_nearest_splits
 from fxcollab.partition import partition
 from fxcollab.plan import PLAN_KEY, Plan
@@ -91,7 +91,7 @@ def transform(
     _refuse_budget_of_named_splits(automatic, max_time, max_memory)
     if not isinstance(model, nn.Module):
         factory, source = factory or model, source or source_of(model)
-        model = _made_by(model)
+        model = model_of(model)
     if tree is None:
         chosen = choose_splits(
             model,
@@ -159,18 +159,3 @@ def _refuse_budget_of_named_splits(automatic: bool, *limits: float | None) -> No
             why="their costs follow from their names",
             hint="let them be chosen, splits='auto' (--splits auto), or leave the budget out",
         )
-
-
-def _made_by(factory: Any) -> nn.Module:
-    if not callable(factory):
-        raise CaptureError(
-            f"A {type(factory).__qualname__} is no model.", hint="give a module, or a function that makes one"
-        )
-    model = factory()
-    if not isinstance(model, nn.Module):
-        raise CaptureError(
-            f"The factory returned a {type(model).__qualname__}, not a module.",
-            where=getattr(factory, "__qualname__", repr(factory)),
-            hint="let it return the nn.Module",
-        )
-    return model

@@ -187,6 +187,12 @@ def fanouts_to_choose(
     Raises:
         PatternError: the arguments don't fit the pattern, or it has no splits to choose.
     """
+    if pattern == "hierarchical" and heads is not None and fanouts is None and heads & (heads - 1):
+        raise PatternError(
+            f"{heads} heads make no binary tree.",
+            why="splits are to be chosen, and each of them doubles the branches",
+            hint=f"give fan-outs whose product is {heads}: fanouts=({heads},) (--fanouts {heads})",
+        )
     count = 1 if pattern != "hierarchical" else 2 if heads is None else max(heads, 2).bit_length() - 1
     if pattern == "hierarchical" and isinstance(fanouts, Sequence):
         count = len(fanouts)

@@ -156,3 +156,121 @@ def test_what_cannot_be_counted_on_fake_tensors_is_refused() -> None:
     with pytest.raises(CaptureError, match="can't be counted") as caught:
         find_splits(nn.Sequential(nn.Linear(8, 8), AsksForANumber()), (X,))
     assert caught.value.why and caught.value.hint
+
+
+class NamedAlike(nn.Module):
+    """The node of the first activation is called like the module of the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.relu, self.b, self.c = nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.c(self.relu(self.b(torch.relu(self.a(x)))))
+
+
+class Numbered(nn.Module):
+    """Nodes of the root, whose numbers depend on what is opened beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p, self.q = Block(), Block()
+        self.c = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.c(torch.relu(self.q(torch.relu(self.p(x)))))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.m = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.m(torch.relu(self.l(x)))
+
+
+@pytest.mark.parametrize("make", [NamedAlike, Numbered])
+def test_a_name_means_one_value(make: Any) -> None:
+    found = names(find_splits(make(), (X,)))
+    assert len(set(found)) == len(found)
+    for objective in (lambda option: option.shares[0], lambda option: option.shares[-1], fxcollab.evenness):
+        choice = fxcollab.choose_splits(make(), (X,), objective=objective)
+        costs = fxcollab.training_costs(make(), splits=choice.splits, example_inputs=(X,))
+        assert costs.flops == pytest.approx(choice.option.time)
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        self.classes = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+        self.boxes = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.trunk(x)
+        return self.classes(x), self.boxes(x)
+
+
+def test_a_cut_lies_before_all_outputs() -> None:
+    assert names(find_splits(TwoOutputs(), (X,))) == ["trunk.0", "trunk"]
+
+
+class Frozen(Masked):
+    """Nothing of the first layer learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a.requires_grad_(False)
+
+
+def test_frozen_parameters_are_cut_like_others() -> None:
+    assert names(find_splits(Frozen(), (X,))) == names(find_splits(Masked(), (X,)))
+
+
+class OnlyInTrainMode(Masked):
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        if self.training:
+            x = torch.relu(self.b(x))
+        return self.d(x)
+
+
+def test_values_of_train_mode_alone_are_no_candidates() -> None:
+    assert names(find_splits(OnlyInTrainMode(), (X,))) == ["a"]
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Resists(), Block()])
+
+    def forward(self, x: Tensor) -> Any:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_healthy_neighbours_of_a_block_that_resists_are_opened() -> None:
+    found = names(find_splits(nn.Sequential(Encoder(), nn.Linear(8, 8)), (X,)))
+    assert {"0.blocks.0.l", "0.blocks.1", "0.blocks.2.l"} <= set(found) and "0.blocks.1.a" not in found
+
+
+class Spectrum(Masked):
+    def forward(self, x: Tensor) -> Any:
+        return torch.fft.rfft(self.b(self.a(x)))
+
+
+def test_complex_outputs_are_counted() -> None:
+    assert names(find_splits(Spectrum(), (X,)))[0] == "a"
+
+
+def test_an_input_is_tried_in_train_mode() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)).eval()
+    with pytest.raises(CaptureError, match="fails on input 1x8") as caught:
+        find_splits(model, (X[:1],))
+    assert "train mode" in str(caught.value.where) and "more than 1 value" in str(caught.value.why)
+
+
+def test_a_factory_is_a_model_too() -> None:
+    assert names(find_splits(lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), (X,))) == ["0"]

@@ -900,7 +900,7 @@ def test_costs_are_told_before_anything_is_built(call: Call, model: Path) -> Non
     assert "400 -> 896  (2.24x)" in result.out and "59 -> 122  (2.07x)" in result.out
     assert not Path("model_collab").exists()
     data = json.loads(call("costs", "model.py", "--splits", "auto", "--measure", "--optimizer", "2", "--json").out)
-    assert data["choice"]["costs"] == {key: data[key] for key in ("original", "training")}
+    assert data["choice"]["costs"] == {key: data[key] for key in ("original", "training", "ratios")}
     assert data["training"]["seconds"] > data["original"]["seconds"] > 0
     assert "time" in call("costs", "model.py", "--splits", "stem", "--measure").out
 

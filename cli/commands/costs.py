@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -60,6 +59,6 @@ def costs(
             )
         )
     if json:
-        print_json(({"choice": choice.to_json()} if choice else {}) | asdict(found))
+        print_json(({"choice": choice.to_json()} if choice else {}) | found.to_json())
     else:
         render_costs(found, choice, out())

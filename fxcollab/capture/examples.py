@@ -70,9 +70,17 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
     """The interface under which ``model`` is captured, with all shapes: of the examples, or guessed.
 
     Raises:
-        CaptureError: no usual input fits.
+        CaptureError: no usual input fits, or one is a structure of tensors.
     """
     interface = interface_of(model, example_inputs)
+    structured = [spec.name for spec in interface.inputs if spec.structured]
+    if structured:
+        raise CaptureError(
+            f"What {type(model).__qualname__} costs can't be counted.",
+            where=f"{type(model).__qualname__}.forward{inspect.signature(model.forward)}",
+            why=f"{', '.join(structured)} is a list, a dict or the like, and only tensors are counted on",
+            hint="name the splits yourself",
+        )
     return interface if interface.known else guess_inputs(model, USUAL_IMAGES, known=interface)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TypeVar
@@ -10,14 +10,16 @@ from typing import TypeVar
 from torch import fx, nn
 
 from fxcollab.capture.capture import Granularity
-from fxcollab.capture.examples import example_tensors, known_interface
+from fxcollab.capture.examples import known_interface
 from fxcollab.capture.interface import ExampleInputs, Interface
 from fxcollab.choice.chain import Chain, chain_of
 from fxcollab.choice.names import SplitName, split_names
 from fxcollab.choice.openings import opened
-from fxcollab.costs import node_seconds, profile
+from fxcollab.costs import Profile, profile
+from fxcollab.costs.clock import measured
 from fxcollab.costs.refusals import uncountable
 from fxcollab.errors import CaptureError
+from fxcollab.factories import model_of
 
 N = TypeVar("N", int, float)
 
@@ -76,7 +78,7 @@ class Survey:
 
 
 def find_splits(
-    model: nn.Module,
+    model: nn.Module | Callable[[], nn.Module],
     example_inputs: ExampleInputs | None = None,
     *,
     granularity: Granularity = "auto",
@@ -89,7 +91,7 @@ def find_splits(
     usual input that fits.
 
     Args:
-        model: any module on any device, meta included.
+        model: any module on any device, meta included; or a factory of one.
         example_inputs: tuple or dict, as for `transform`.
         granularity: ``auto`` looks between modules, ``op`` between all operations.
         depth: open all modules down to so many levels below the root; by default those that do more than an eighth
@@ -102,7 +104,7 @@ def find_splits(
     Raises:
         CaptureError: no input is known, the model's own forward can't be captured, or it asks for data.
     """
-    return tuple(survey(model, example_inputs, granularity, depth, measure).candidates.values())
+    return tuple(survey(model_of(model), example_inputs, granularity, depth, measure).candidates.values())
 
 
 def survey(
@@ -121,7 +123,7 @@ def survey(
         raise
     except Exception as error:  # whatever the user's code raises on a wrong shape
         raise uncountable(model, interface, error) from error
-    seconds = node_seconds(captured, example_tensors(captured, interface)) if measure else None
+    seconds = measured(captured, model, interface, example_inputs) if measure else None
     names = split_names(captured, model, interface, example_inputs, granularity)
     return Survey(chain, interface, _with_stages(dict(_candidates(chain, names, seconds))), seconds)
 
@@ -133,7 +135,7 @@ def _candidates(
     own = {name: parameter.numel() for name, parameter in chain.captured.named_parameters()}
     flops = _around(chain.sums({node: cost.forward_flops for node, cost in chain.costs.nodes.items()}))
     parameters = _around(chain.sums(own, chain.state))
-    activations = _around(chain.sums(_kept(chain)))
+    activations = _around(chain.sums(kept_bytes(chain.costs)))
     times = _around(chain.sums(seconds)) if seconds is not None else None
     for index, node in enumerate(chain.values):
         if node in names and parameters[index][1]:
@@ -152,10 +154,10 @@ def _candidates(
             )
 
 
-def _kept(chain: Chain) -> Mapping[fx.Node, int]:
+def kept_bytes(costs: Profile) -> Mapping[fx.Node, int]:
     """Bytes that each node keeps for the backward."""
     kept: dict[fx.Node, int] = {}
-    for allocation in chain.costs.allocations:
+    for allocation in costs.allocations:
         if allocation.born[0] == "forward" and allocation.died is not None and allocation.died[0] == "backward":
             kept[allocation.born[1]] = kept.get(allocation.born[1], 0) + allocation.bytes
     return kept

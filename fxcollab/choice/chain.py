@@ -58,7 +58,7 @@ class Chain:
 def chain_of(captured: CollabGraphModule, costs: Profile) -> Chain:
     """The chain of a captured model, in train mode."""
     graph = captured.modes.train
-    values = _values(graph, costs)
+    values = _values(captured, costs)
     behind = _behind(graph, values)
     return Chain(captured, costs, values, behind, _state(captured, behind))
 
@@ -66,9 +66,10 @@ def chain_of(captured: CollabGraphModule, costs: Profile) -> Chain:
 def narrowest(captured: CollabGraphModule, costs: Profile) -> tuple[fx.Node, ...]:
     """The fewest values that cut what learns in two, as near to the middle of the work as can be; () for none."""
     graph = captured.modes.train
-    carries = _carriers(graph, costs)
-    last = {n: max((u for u in n.users if u in carries), default=None) for n in carries}
+    carries = carriers(captured, costs)
     starts = [n for n in carries if not any(source in carries for source in n.all_input_nodes)]
+    begun = max(starts, default=None)
+    last = {n: max((u for u in n.users if u in carries), default=None) for n in carries}
     total = sum(cost.forward_flops for cost in costs.nodes.values())
     live: dict[fx.Node, None] = {}
     best: tuple[tuple[int, float], tuple[fx.Node, ...]] | None = None
@@ -78,64 +79,68 @@ def narrowest(captured: CollabGraphModule, costs: Profile) -> tuple[fx.Node, ...
         if node not in carries:
             continue
         live = {n: None for n in (*live, node) if last[n] is not None and last[n] > node}
-        if live and done < total and all(start <= node for start in starts):
+        if live and done < total and begun <= node:
             found = (len(live), abs(done - total / 2)), tuple(live)
             best = found if best is None or found[0] < best[0] else best
     return best[1] if best else ()
 
 
-def _carriers(graph: fx.Graph, costs: Profile) -> set[fx.Node]:
-    """The nodes whose values carry gradients."""
-    return {node for node in graph.nodes if costs.nodes[node].differentiable and node.op != "get_attr"}
+def carriers(captured: CollabGraphModule, costs: Profile) -> set[fx.Node]:
+    """The nodes whose values carry gradients, or would if no parameter were frozen."""
+    graph = captured.modes.train
+    if all(parameter.requires_grad for parameter in captured.parameters()):
+        return {node for node in graph.nodes if costs.nodes[node].differentiable and node.op != "get_attr"}
+    parameters = {id(parameter) for parameter in captured.parameters()}
+    found: set[fx.Node] = set()
+    learns: set[fx.Node] = set()
+    for node in graph.nodes:
+        own = any(id(tensor) in parameters for tensor in state_tensors(node, captured).values())
+        if costs.nodes[node].floating and (own or any(source in learns for source in node.all_input_nodes)):
+            learns.add(node)
+            if node.op != "get_attr":
+                found.add(node)
+    return found
 
 
-def _values(graph: fx.Graph, costs: Profile) -> tuple[fx.Node, ...]:
-    """The nodes through which all that learns reaches the output: the output's dominators."""
+def _values(captured: CollabGraphModule, costs: Profile) -> tuple[fx.Node, ...]:
+    """The nodes through which all that learns reaches the outputs: their dominators."""
     import networkx as nx  # takes long to import, and nothing else needs it
 
     flow = nx.DiGraph()
-    carries = _carriers(graph, costs)
-    for node in graph.nodes:
+    carries = carriers(captured, costs)
+    for node in captured.modes.train.nodes:
         if node in carries:
             sources = [source for source in node.all_input_nodes if source in carries]
             flow.add_edges_from((source, node) for source in sources or [_START])
-    end = _last(graph, carries, costs)
-    if end is None:
+    ends = [node for node in _outputs(captured, costs) if node in carries]
+    flow.add_edges_from((node, _END) for node in ends)
+    if not ends:
         return ()
     dominators = nx.immediate_dominators(flow, _START)
-    chain: list[Any] = [end]
-    while dominators.get(chain[-1], _START) is not _START:
+    chain: list[Any] = [dominators[_END]]
+    while chain[-1] is not _START:
         chain.append(dominators[chain[-1]])
-    return tuple(node for node in reversed(chain) if costs.nodes[node].shape is not None)
+    return tuple(value for value in reversed(chain[:-1]) if costs.nodes[value].shape is not None)
 
 
-_START = "start"
+_START, _END = "start", "end"
 
 
-def _last(graph: fx.Graph, carries: set[fx.Node], costs: Profile) -> fx.Node | None:
-    """The value of the output behind which most of the work lies: not that of an auxiliary head."""
-    outputs = [node for node in _tensors_of(get_output(graph), costs) if node in carries]
-    return max(outputs, key=lambda node: _work_before(node, costs), default=None)
+def _outputs(captured: CollabGraphModule, costs: Profile) -> list[fx.Node]:
+    """The tensors that are returned; of a model with auxiliary outputs in train mode, those of both modes."""
+    train, evaluation = (list(_tensors_of(get_output(g), costs)) for g in (captured.modes.train, captured.modes.eval))
+    common = {node.name for node in evaluation}
+    return [node for node in train if node.name in common] or train
 
 
 def _tensors_of(output: fx.Node, costs: Profile) -> Iterator[fx.Node]:
     """The tensors that structures such as named tuples are made of."""
     for node in output.all_input_nodes:
-        if costs.nodes[node].shape is not None or node.op == "call_module":
+        cost = costs.nodes.get(node)
+        if cost is None or cost.shape is not None or node.op == "call_module":
             yield node
         else:
             yield from _tensors_of(node, costs)
-
-
-def _work_before(node: fx.Node, costs: Profile) -> int:
-    seen, waiting, work = {node}, [node], 0
-    while waiting:
-        current = waiting.pop()
-        work += costs.nodes[current].forward_flops
-        new = [source for source in current.all_input_nodes if source not in seen]
-        seen.update(new)
-        waiting += new
-    return work
 
 
 def _behind(graph: fx.Graph, values: Iterable[fx.Node]) -> Mapping[fx.Node, int]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate, combinations, pairwise
+from operator import add
 
 from torch import nn
 
@@ -14,23 +14,24 @@ from fxcollab.capture import capture
 from fxcollab.capture.capture import Granularity
 from fxcollab.capture.interface import ExampleInputs
 from fxcollab.choice.budget import Budget
-from fxcollab.choice.candidates import Survey, survey
+from fxcollab.choice.candidates import Survey, kept_bytes, survey
 from fxcollab.choice.explain import Choice, reason_for, runners_up
 from fxcollab.choice.openings import is_open
 from fxcollab.choice.option import Objective, Option, evenness
 from fxcollab.choice.rank import rank
-from fxcollab.choice.refusals import could_not_cut, none_fits, too_few_cuts, uncounted, wrong_budget
+from fxcollab.choice.refusals import another_value, could_not_cut, none_fits, too_few_cuts, uncounted, wrong_budget
 from fxcollab.choice.thin import thinned
 from fxcollab.costs import Costs, Placement, costs_of, profile
 from fxcollab.costs.costs import ratio
-from fxcollab.costs.step import held_bytes, step_cost
-from fxcollab.errors import SplitError
+from fxcollab.costs.step import held_bytes, trained_bytes
+from fxcollab.errors import PatternError, SplitError
+from fxcollab.factories import model_of
 from fxcollab.partition import partition
-from fxcollab.tree import HeadTree, hierarchical
+from fxcollab.tree import HeadTree, head_tree
 
 
 def choose_splits(
-    model: nn.Module,
+    model: nn.Module | Callable[[], nn.Module],
     example_inputs: ExampleInputs | None = None,
     *,
     levels: int | None = None,
@@ -47,10 +48,11 @@ def choose_splits(
 
     Of all ways to cut at the candidates of `find_splits` that keep the budgets, the one that the objective values
     most is taken; but where cuts at the ends of stages reach two thirds of that value, and no level does less than a
-    fifth of an even share of the work, the best of those. Of equals the one with shallower names is taken.
+    fifth of an even share of the work, the best of those. Of equals the one with shallower names is taken. With an
+    objective of one's own only equals tie.
 
     Args:
-        model: any module on any device, meta included; it stays as it is.
+        model: any module on any device, meta included, which stays as it is; or a factory of one.
         example_inputs: tuple or dict, as for `transform`; costs are those at their shapes.
         levels: how many splits; as many as fan-outs, or 2.
         fanouts: branches at each split; 2 each unless said.
@@ -69,8 +71,8 @@ def choose_splits(
         CaptureError: as for `find_splits`.
     """
     budget = _budget(max_time, max_memory)
-    count = levels if levels is not None else len(fanouts) if fanouts is not None else 2
-    tree = hierarchical([str(level) for level in range(1, count + 1)], fanouts)
+    tree = _tree_of(levels, fanouts)
+    model = model_of(model)
     found = survey(model, example_inputs, granularity, depth, measure)
     if not any(cost.forward_flops for cost in found.chain.costs.nodes.values()):
         raise uncounted(model)
@@ -85,9 +87,24 @@ def choose_splits(
             profiled = profile(captured, found.interface)
         cut = partition(captured, HeadTree(option.splits, tree.fanouts))
         counted = costs_of(captured, Placement.of(captured, cut), profiled, optimizer)
+        if counted.training.flops != estimates.flops(option):
+            raise another_value(option)
         return estimates.timed(counted, option) if measure else counted
 
     return _Choosing(estimates, budget, objective, costs).choice()
+
+
+def _tree_of(levels: int | None, fanouts: Sequence[int] | None) -> HeadTree:
+    """The head tree, with numbers for its splits."""
+    if levels is None:
+        levels = len(fanouts) if isinstance(fanouts, Sequence) else 2
+    if levels < 1 or (isinstance(fanouts, Sequence) and len(fanouts) != levels):
+        raise PatternError(
+            f"There is no head tree of {levels} levels" + (f" with fan-outs {tuple(fanouts)}." if fanouts else "."),
+            why="every level lies behind a split, which has one fan-out",
+            hint="give levels=2, or fanouts=(2, 2)",
+        )
+    return head_tree("hierarchical", [str(level) for level in range(levels)], fanouts=fanouts)
 
 
 def _budget(max_time: float | None, max_memory: float | None) -> Budget:
@@ -101,53 +118,50 @@ class _Estimates:
     """Options, with what is known of their costs before any of them is captured."""
 
     def __init__(self, found: Survey, tree: HeadTree, optimizer: float) -> None:
-        self._found, self._tree, self._optimizer = found, tree, optimizer
-        self._chain = found.chain
+        self._found, self._tree, self._chain = found, tree, found.chain
         self._places = {candidate: place for place, candidate in found.candidates.items()}
-        flops = {node: float(cost.flops) for node, cost in self._chain.costs.nodes.items()}
-        self._before = list(accumulate(self._chain.sums(found.seconds or flops)))
+        flops = self._chain.sums({node: cost.flops for node, cost in self._chain.costs.nodes.items()})
+        self._flops = list(accumulate(flops))
+        self._before = list(accumulate(self._chain.sums(found.seconds))) if found.seconds else self._flops
+        held = self._chain.sums(held_bytes(self._chain.captured, optimizer), self._chain.state)
+        kept = self._chain.sums(kept_bytes(self._chain.costs))
+        gradients = self._chain.sums(trained_bytes(self._chain.captured), self._chain.state)
+        self._at_start = list(accumulate(map(add, held, kept)))
+        self._at_end = list(accumulate(map(add, held, gradients)))
 
     def options(self) -> Iterator[Option]:
         """All ways to cut in which every level learns, with their times."""
-        branches = [math.prod(self._tree.fanouts[:level]) for level in range(self._tree.depth + 1)]
-        total = self._before[-1]
         for places in combinations(thinned(self._found.candidates, self._tree.depth), self._tree.depth):
             cuts = tuple(self._found.candidates[place] for place in places)
             if all(deep.parameters[0] > shallow.parameters[0] for shallow, deep in pairwise(cuts)):
-                edges = pairwise((0.0, *(self._before[place] for place in places), total))
-                step = sum(count * (deep - shallow) for count, (shallow, deep) in zip(branches, edges, strict=True))
-                yield Option(cuts, self._tree.fanouts, step / total)
+                option = Option(cuts, self._tree.fanouts, 1.0)
+                yield replace(option, time=self._over_levels(option, self._before) / self._before[-1])
 
     def timed(self, costs: Costs, option: Option) -> Costs:
         """With the seconds that were measured."""
         seconds = self._before[-1]
         return Costs(replace(costs.original, seconds=seconds), replace(costs.training, seconds=option.time * seconds))
 
-    def least_memory(self, option: Option) -> float:
-        """A ratio that the peak of memory can't be under: what is held anyway, and kept for the backward."""
-        cuts = option.cuts
-        edges = pairwise((0, *(cut.activations[0] for cut in cuts), sum(cuts[0].activations)))
-        branches = (math.prod(option.fanouts[:level]) for level in range(len(cuts) + 1))
-        kept = sum(count * (deep - shallow) for count, (shallow, deep) in zip(branches, edges, strict=True))
-        held = held_bytes(self._chain.captured, self._placement(option), self._optimizer)
-        return ratio(held + kept, self._original)
+    def flops(self, option: Option) -> int:
+        """Of a training step: exactly those of the graph in which the cuts are where they are meant to be."""
+        return round(self._over_levels(option, self._flops))
 
     def memory(self, option: Option) -> float:
-        """The ratio of the peaks, as the opened model tells it: next to what a captured one gives."""
-        cost = step_cost(self._chain.captured, self._chain.costs, self._placement(option), self._optimizer)
-        return ratio(cost.memory, self._original)
+        """About the ratio of the peaks: with what is kept as the backward starts, or with gradients as it ends."""
+        peak = max(self._over_levels(option, self._at_start), self._over_levels(option, self._at_end))
+        return ratio(peak, max(self._at_start[-1], self._at_end[-1]))
 
-    @cached_property
-    def _original(self) -> int:
-        captured = self._chain.captured
-        return step_cost(captured, self._chain.costs, Placement.of_original(captured), self._optimizer).memory
-
-    def _placement(self, option: Option) -> Placement:
-        return self._chain.placement([self._places[cut] for cut in option.cuts], option.fanouts)
+    def _over_levels(self, option: Option, before: Sequence[float]) -> float:
+        """The sum over all instances, of sums up to each value of the chain."""
+        branches = (math.prod(option.fanouts[:level]) for level in range(len(option.cuts) + 1))
+        edges = pairwise((0.0, *(before[self._places[cut]] for cut in option.cuts), before[-1]))
+        return sum(count * (deep - shallow) for count, (shallow, deep) in zip(branches, edges, strict=True))
 
 
-NEAR = 1.05
-"""By which factor an estimate of memory may be off."""
+NEAR = 1.1
+"""By which factor estimates of memory may be off, set right by the last exact count."""
+NEAREST = 8
+"""Of so many options exact costs are counted, to tell which is the cheapest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,41 +176,45 @@ class _Choosing:
     def choice(self) -> Choice:
         """The first in rank that keeps the budget."""
         options = list(self.estimates.options())
-        over = {o: f"over the budget of {self.budget.time:g}x" for o in options if not self._in_time(o)}
-        ranked = rank(filter(self._in_time, options), self.objective)
+        over = {o: f"over the budget of {self.budget.time:g}x" for o in options if o.time > self.budget.time}
+        ranked = rank([option for option in options if option not in over], self.objective)
+        correction = 1.0
         for option in ranked:
-            found = self._tried(option)
-            if isinstance(found, Costs):
-                left = {other: value for other, value in ranked.items() if other not in over}
-                reason = reason_for(option, left, self.objective)
-                others = runners_up(option, left, {o: over[o] for o in rank(over, self.objective)}, self.objective)
-                return Choice(option, ranked[option], reason, found, tuple(others))
-            over[option] = found
+            estimate = correction * self.estimates.memory(option)
+            if estimate > self.budget.memory * NEAR:
+                over[option] = f"about {estimate:.2f}x the memory, over {self.budget.memory:g}x"
+                continue
+            try:
+                costs = self.costs(option)
+            except SplitError as error:
+                over[option] = error.what
+                continue
+            why = self.budget.why_not(costs)
+            if why is None:
+                return self._made(option, costs, ranked, over)
+            over[option], correction = why, costs.memory / self.estimates.memory(option)
         raise self._nothing(options)
 
-    def _in_time(self, option: Option) -> bool:
-        return option.time <= self.budget.time
-
-    def _tried(self, option: Option) -> Costs | str:
-        """Its costs, or why it is not taken."""
-        limit = self.budget.memory * NEAR
-        if limit < math.inf:
-            least = self.estimates.least_memory(option)
-            estimate = least if least > limit else self.estimates.memory(option)
-            if estimate > limit:
-                return f"{estimate:.2f}x the memory is over {self.budget.memory:g}x"
-        try:
-            costs = self.costs(option)
-        except SplitError as error:
-            return error.what
-        return self.budget.why_not(costs) or costs
+    def _made(
+        self, option: Option, costs: Costs, ranked: Mapping[Option, float], over: Mapping[Option, str]
+    ) -> Choice:
+        left = {other: value for other, value in ranked.items() if other not in over}
+        best_over = {other: over[other] for other in rank(over, self.objective)}
+        others = runners_up(option, left, best_over, self.objective)
+        return Choice(option, ranked[option], reason_for(option, left, self.objective), costs, tuple(others))
 
     def _nothing(self, options: Sequence[Option]) -> SplitError:
         """That nothing fits, with the cheapest that there is."""
         refusal: SplitError | None = None
-        for option in sorted(options, key=lambda o: self.budget.excess(o.time, self.estimates.least_memory(o))):
+        found: dict[Option, Costs] = {}
+        for option in sorted(options, key=lambda o: self.budget.excess(o.time, self.estimates.memory(o))):
             try:
-                return none_fits(str(self.budget), option, self.costs(option))
+                found[option] = self.costs(option)
             except SplitError as error:
                 refusal = refusal or error
-        return could_not_cut(len(options), refusal)
+            if len(found) == NEAREST:
+                break
+        if not found:
+            return could_not_cut(len(options), refusal)
+        cheapest = min(found, key=lambda o: self.budget.excess(found[o].time, found[o].memory))
+        return none_fits(str(self.budget), cheapest, found[cheapest])

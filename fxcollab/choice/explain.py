@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -49,7 +49,7 @@ class Choice:
         """The same as plain data; of the candidates their names."""
         return {
             **_option_to_json(self.option, self.value, self.reason),
-            "costs": asdict(self.costs),
+            "costs": self.costs.to_json(),
             "runners_up": [_option_to_json(other.option, other.value, other.why) for other in self.runners_up],
         }
 

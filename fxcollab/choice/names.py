@@ -28,17 +28,34 @@ def split_names(
 
     A module's value has the outermost module's name. Other nodes are named by the graph that `capture` makes for
     the split: all of them at granularity ``op`` or of a graph that is taken as it is, else those of the root's own
-    forward.
+    forward. A name that is a module's path, too, means the module; values that one mode alone computes have none.
     """
     graph = captured.modes.train
-    of_modules = {node: (name, True) for node, name in returned_by(graph).items()}
+    named = _of_operations(captured, model, interface, example_inputs, granularity)
+    paths = {path for path, _ in model.named_modules()}
+    names = {node: (name, False) for node, name in named.items() if name not in paths}
+    names |= {node: (name, True) for node, name in returned_by(graph).items()}
+    if not captured.modes.differ:
+        return names
+    common = {node.name for node in captured.modes.eval.nodes} | set(returned_by(captured.modes.eval).values())
+    return {node: name for node, name in names.items() if name[0] in common}
+
+
+def _of_operations(
+    captured: CollabGraphModule,
+    model: nn.Module,
+    interface: Interface,
+    example_inputs: ExampleInputs | None,
+    granularity: Granularity,
+) -> dict[fx.Node, str]:
+    graph = captured.modes.train
     if is_open(model, granularity):
-        return {node: (node.name, False) for node in graph.nodes} | of_modules
+        return {node: node.name for node in graph.nodes}
     root = capture(model, (), example_inputs, granularity, interface=interface)
     own, shown = _of_the_root(graph), _of_the_root(root.modes.train)
     if [node.target for node in own] != [node.target for node in shown]:
-        return of_modules
-    return {node: (other.name, False) for node, other in zip(own, shown, strict=True)} | of_modules
+        return {}
+    return {node: other.name for node, other in zip(own, shown, strict=True)}
 
 
 def returned_by(graph: fx.Graph) -> dict[fx.Node, str]:

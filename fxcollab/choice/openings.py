@@ -53,7 +53,8 @@ def opened(
         pass
     found, taken = attempt(()), list[str]()
     for path in paths:  # outer ones come first
-        if path.rpartition(".")[0] in ("", *taken) or not any(path.startswith(f"{p}.") for p in paths):
+        around = [outer for outer in paths if path.startswith(f"{outer}.")]
+        if not around or max(around, key=len) in taken:
             try:
                 found = attempt([*taken, path])
             except ForwardError:
@@ -88,7 +89,8 @@ def _large(model: nn.Module, interface: Interface) -> Iterator[str]:
 def _can_be_opened(module: nn.Module) -> bool:
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     of_torch = type(module).__module__.startswith("torch.nn.") and not isinstance(module, containers)
-    return any(True for _ in module.children()) and not of_torch and not isinstance(module, torch.jit.ScriptModule)
+    whole = isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_checkpoint_wrapped_module")
+    return any(True for _ in module.children()) and not of_torch and not whole
 
 
 def _inside(model: nn.Module, path: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fxcollab.choice.candidates import Survey
-from fxcollab.choice.chain import narrowest
+from fxcollab.choice.chain import carriers, narrowest
 from fxcollab.choice.explain import listed
 from fxcollab.choice.names import returned_by
 from fxcollab.choice.option import Option
@@ -31,6 +31,9 @@ def uncounted(model: nn.Module) -> SplitError:
     )
 
 
+_DEEPER = "list more with find_splits(depth=3) (fxcollab splits --depth 3) and name the splits"
+
+
 def too_few_cuts(model: nn.Module, found: Survey, levels: int) -> SplitError:
     """Fewer candidates than levels; where there are none, what would cut the model instead."""
     name = type(model).__qualname__
@@ -39,15 +42,20 @@ def too_few_cuts(model: nn.Module, found: Survey, levels: int) -> SplitError:
         return SplitError(
             f"{name} can't be split {levels} times at one value.",
             why=f"of its values, only {listed(names)} cut{'s' * (len(names) == 1)} it",
-            hint=f"ask for {len(names)} (levels={len(names)}), search deeper (depth=, --depth), or name the splits",
+            hint=f"ask for {len(names)} level{'s' * (len(names) > 1)}, or {_DEEPER}",
         )
+    if not carriers(found.chain.captured, found.chain.costs):
+        why, hint = "none of its values depends on a parameter and could carry a gradient", "give a model that learns"
+        return SplitError(f"{name} can't be split.", why=why, hint=hint)
     together = _cut_of_several(found)
+    if together is None:
+        return SplitError(
+            f"{name} can't be cut at one value.", why="no value inside it has a name to cut at", hint=_DEEPER
+        )
     return SplitError(
         f"{name} can't be cut at one value.",
         why="wherever it is cut, several values carry gradients to what lies behind",
-        hint=f"cut at all of them at once: splits=[{together!r}] (--splits {together})"
-        if together
-        else "search deeper (depth=, --depth), or name the splits yourself: 'a+b' cuts at two values",
+        hint=f"cut at all of them at once: splits=[{together!r}] (--splits {together})",
     )
 
 
@@ -56,15 +64,28 @@ def _cut_of_several(found: Survey) -> str | None:
     chain = found.chain
     values = narrowest(chain.captured, chain.costs)
     names = returned_by(chain.captured.modes.train)
-    return "+".join(names[value] for value in values) if values and all(v in names for v in values) else None
+    return "+".join(names[value] for value in values) if len(values) > 1 and all(v in names for v in values) else None
+
+
+def _splits(count: int) -> str:
+    return f"{count} split{'s' * (count > 1)}"
 
 
 def none_fits(budget: str, option: Option, costs: Costs) -> SplitError:
     """No option keeps the budget; ``option`` comes nearest."""
     return SplitError(
-        f"No choice of {len(option.cuts)} splits keeps within {budget}.",
+        f"No choice of {_splits(len(option.cuts))} keeps within {budget}.",
         why=f"the cheapest is {listed(option.splits)}: {costs.time:.2f}x the time, {costs.memory:.2f}x the memory",
         hint="raise the budget, or ask for fewer splits or smaller fan-outs",
+    )
+
+
+def another_value(option: Option) -> SplitError:
+    """In the graph that is captured for the option, a node of that name is another one."""
+    return SplitError(
+        f"One of {listed(option.splits)} names another value once all of them are captured.",
+        why="the nodes of a graph are numbered, and modules that are opened add some",
+        hint="name the splits by modules",
     )
 
 
@@ -74,5 +95,5 @@ def could_not_cut(options: int, refusal: SplitError | None) -> SplitError:
         f"None of {options} choices can be cut.",
         where=refusal.where if refusal else None,
         why=refusal.what if refusal else "between no two of the values that cut the model something learns",
-        hint="ask for fewer splits, search deeper (depth=, --depth), or name the splits yourself",
+        hint=f"ask for fewer splits, or {_DEEPER}",
     )

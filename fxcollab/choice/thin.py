@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 from fxcollab.choice.candidates import Candidate
@@ -30,8 +31,8 @@ def thinned(candidates: Mapping[int, Candidate], levels: int) -> list[int]:
     return sorted([*chosen, *_spread(others, candidates, most - len(chosen))])
 
 
-def _preferred(candidate: Candidate) -> tuple[bool, int]:
-    return not candidate.ends_stage, candidate.name.count(".")
+def _preferred(candidate: Candidate) -> tuple[bool, bool, int]:
+    return not candidate.ends_stage, not candidate.is_module, candidate.name.count(".")
 
 
 def _most(count: int, levels: int) -> int:
@@ -41,12 +42,15 @@ def _most(count: int, levels: int) -> int:
 
 
 def _spread(places: Sequence[int], candidates: Mapping[int, Candidate], count: int) -> list[int]:
-    """At most ``count`` of the places, those next to even parts of the work."""
+    """At most ``count`` of the places, which are in order: those next to even parts of the work."""
     if len(places) <= count:
         return list(places)
-    chosen: dict[int, None] = {}
+    shares = [candidates[place].share for place in places]
+    chosen: list[int] = []
     for part in range(1, count + 1):
-        target = part / (count + 1)
-        free = (place for place in places if place not in chosen)
-        chosen[min(free, key=lambda place: abs(candidates[place].share - target))] = None
-    return list(chosen)
+        target, first = part / (count + 1), chosen[-1] + 1 if chosen else 0
+        right = max(bisect_left(shares, target), first)
+        last = len(places) - 1 - (count - part)  # enough are left for the parts that follow
+        nearer_left = right > first and (right > last or target - shares[right - 1] <= shares[right] - target)
+        chosen.append(min(right - 1 if nearer_left else right, last))
+    return [places[index] for index in chosen]

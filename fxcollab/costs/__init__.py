@@ -1,6 +1,5 @@
 """What models and planned training graphs cost, counted on fake tensors; times measured on request."""
 
-from fxcollab.costs.clock import node_seconds
 from fxcollab.costs.costs import Costs, costs_of, parameter_count
 from fxcollab.costs.planned import training_costs
 from fxcollab.costs.profile import Profile, profile
@@ -12,7 +11,6 @@ __all__ = [
     "Profile",
     "StepCost",
     "costs_of",
-    "node_seconds",
     "parameter_count",
     "profile",
     "step_cost",

@@ -55,9 +55,13 @@ class Attributed(Interpreter):
             functions += [following for following, _ in function.next_functions]
 
 
+def _real(value: Tensor) -> Tensor:
+    return value.real if value.is_complex() else value
+
+
 def backward(outputs: object) -> None:
     """From the sum of all that carries a gradient."""
     leaves = (leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad)
-    losses = [leaf.sum() if leaf.ndim else leaf for leaf in leaves]
+    losses = [_real(leaf).sum() if leaf.ndim else _real(leaf) for leaf in leaves]
     if losses:
         torch.autograd.backward(losses)

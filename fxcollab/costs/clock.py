@@ -6,10 +6,13 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxcollab.capture.examples import example_tensors
+from fxcollab.capture.interface import ExampleInputs, Interface
 from fxcollab.capture.preserve import preserved, replace_plain_tensors
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.costs.attribution import Attributed, Moment, backward
@@ -18,11 +21,37 @@ from fxcollab.functional import call_with, named_tensors
 from fxcollab.generators import undrawn
 
 
-def node_seconds(captured: CollabGraphModule, inputs: Sequence[Tensor], repeats: int = 5) -> Mapping[fx.Node, float]:
+def measured(
+    captured: CollabGraphModule, model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None
+) -> Mapping[fx.Node, float]:
+    """`node_seconds` on the example inputs, or on random ones of the shapes that ``interface`` knows.
+
+    Raises:
+        CaptureError: the model has no values, or fails on these inputs.
+    """
+    if example_inputs is None:
+        inputs: Sequence[Any] = example_tensors(model, interface)
+    else:
+        inputs = interface.values_of(model, example_inputs)
+    try:
+        return node_seconds(captured, inputs)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:  # whatever a step raises on wrong values
+        raise CaptureError(
+            f"A training step of {type(model).__qualname__} fails on these inputs.",
+            where=f"{type(model).__qualname__}.forward, in train mode",
+            why=f"{type(error).__name__}: {str(error).partition(_NEWLINE)[0]}",
+            hint="give example_inputs whose values the model takes, or leave the measurement out",
+        ) from error
+
+
+_NEWLINE = "\n"
+
+
+def node_seconds(captured: CollabGraphModule, inputs: Sequence[Any], repeats: int = 5) -> Mapping[fx.Node, float]:
     """Seconds of every node of the train mode's graph, forward and backward: the median of ``repeats`` steps.
 
-    The steps run where the model lies, over its own parameters and copies of its buffers; they leave no gradient,
-    no statistic and no random number drawn.
+    The steps run where the model lies, over copies of its tensors: they leave no gradient, no statistic and no random
+    number drawn.
 
     Args:
         captured: a captured model with values.
@@ -40,14 +69,18 @@ def node_seconds(captured: CollabGraphModule, inputs: Sequence[Tensor], repeats:
         )
     modules = list(captured.modules())
     taken: dict[fx.Node, list[float]] = {node: [] for node in captured.modes.train.nodes}
-    with captured.in_mode(True), undrawn(), torch.enable_grad():
+    with captured.in_mode(True), undrawn(), torch.inference_mode(False), torch.enable_grad():
         for _ in range(repeats + 1):
             with preserved(modules):
                 for module in modules:
                     replace_plain_tensors(module, Tensor.clone)
                 clock = _Clock(inputs)
                 step = _Step(captured, clock)
-                call_with(step, _lent_state(captured), [tensor.clone() for tensor in inputs])
+                call_with(
+                    step,
+                    _copied_state(captured),
+                    [value.clone() if isinstance(value, Tensor) else value for value in inputs],
+                )
             for node, seconds in taken.items():
                 seconds.append(clock.seconds[node])
     return {node: statistics.median(seconds[1:]) for node, seconds in taken.items()}
@@ -60,7 +93,7 @@ class _Step(nn.Module):
         super().__init__()
         self.model, self._clock = captured, clock
 
-    def forward(self, *inputs: Tensor) -> None:
+    def forward(self, *inputs: Any) -> None:
         backward(Attributed(self.model, self._clock.enter).run(*inputs))
         self._clock.enter(None)
 
@@ -68,9 +101,9 @@ class _Step(nn.Module):
 class _Clock:
     """Sums up the time between one moment and the next."""
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Any]) -> None:
         self.seconds: dict[fx.Node, float] = defaultdict(float)
-        self._devices = {tensor.device for tensor in inputs if tensor.is_cuda}
+        self._devices = {value.device for value in inputs if isinstance(value, Tensor) and value.is_cuda}
         self._moment: Moment | None = None
         self._since = 0.0
 
@@ -85,11 +118,11 @@ class _Clock:
         self._moment, self._since = moment, now
 
 
-def _lent_state(captured: CollabGraphModule) -> dict[str, Tensor]:
-    """Parameters over the same memory that take gradients of their own, and copies of what a forward may write."""
-    lent: dict[int, Tensor] = {}
+def _copied_state(captured: CollabGraphModule) -> dict[str, Tensor]:
+    """Copies of all tensors: a forward may write into any of them."""
+    copies: dict[int, Tensor] = {}
     for _, tensor in named_tensors(captured):
-        own = tensor.detach() if tensor.requires_grad else tensor.detach().clone()
-        own = nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
-        lent.setdefault(id(tensor), own)
-    return {f"model.{name}": lent[id(tensor)] for name, tensor in named_tensors(captured)}
+        if id(tensor) not in copies:
+            own = tensor.detach().clone()
+            copies[id(tensor)] = nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
+    return {f"model.{name}": copies[id(tensor)] for name, tensor in named_tensors(captured)}

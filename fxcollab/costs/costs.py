@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import fx, nn
 
@@ -53,6 +54,11 @@ class Costs:
     def memory(self) -> float:
         """Of the peaks of memory."""
         return ratio(self.training.memory, self.original.memory)
+
+    def to_json(self) -> dict[str, Any]:
+        """Both steps and the ratios as plain data."""
+        names = ("time", "flops", "parameters", "activations", "memory")
+        return asdict(self) | {"ratios": {name: getattr(self, name) for name in names}}
 
 
 def ratio(new: float, old: float) -> float:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from fxcollab.capture import capture
 from fxcollab.capture.capture import Granularity
-from fxcollab.capture.examples import example_tensors, known_interface
+from fxcollab.capture.examples import known_interface
 from fxcollab.capture.interface import ExampleInputs
-from fxcollab.costs.clock import node_seconds
+from fxcollab.costs.clock import measured
 from fxcollab.costs.costs import Costs, costs_of
 from fxcollab.costs.profile import profile
 from fxcollab.costs.refusals import uncountable
 from fxcollab.costs.step import Placement
+from fxcollab.errors import PatternError
+from fxcollab.factories import model_of
 from fxcollab.partition import partition
-from fxcollab.tree import Pattern, head_tree, split_names
+from fxcollab.tree import AUTO, Pattern, head_tree, split_names
 
 
 def training_costs(
-    model: nn.Module,
+    model: nn.Module | Callable[[], nn.Module],
     pattern: Pattern = "hierarchical",
     splits: Sequence[str] | str = (),
     heads: int | None = None,
@@ -36,7 +38,7 @@ def training_costs(
     Nothing is built, and nothing computed but on fake tensors, unless times are measured.
 
     Args:
-        model: any module on any device, meta included; it stays as it is.
+        model: any module on any device, meta included, which stays as it is; or a factory of one.
         pattern: as for `transform`.
         splits: as for `transform`.
         heads: as for `transform`.
@@ -49,6 +51,9 @@ def training_costs(
     Raises:
         PatternError, SplitError, CaptureError: as `transform`; or no input is known, or fits.
     """
+    if split_names(splits) == (AUTO,):
+        raise PatternError("Costs are those of splits.", hint="choose_splits(...).costs are those of chosen ones")
+    model = model_of(model)
     interface = known_interface(model, example_inputs)
     tree = head_tree(pattern, split_names(splits), heads, fanouts)
     captured = capture(model, tree.splits, example_inputs, granularity, interface=interface)
@@ -57,5 +62,5 @@ def training_costs(
         profiled = profile(captured, interface)
     except Exception as error:  # whatever the user's code raises on a wrong shape
         raise uncountable(model, interface, error) from error
-    seconds = node_seconds(captured, example_tensors(captured, interface)) if measure else None
+    seconds = measured(captured, model, interface, example_inputs) if measure else None
     return costs_of(captured, placement, profiled, optimizer, seconds)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,6 +48,7 @@ class NodeCost:
         shape: of the value, where that is one tensor.
         dtype: its type, such as ``"float32"``.
         differentiable: whether the value carries a gradient.
+        floating: whether there is a floating-point or complex tensor in it.
     """
 
     forward_flops: int = 0
@@ -56,6 +58,7 @@ class NodeCost:
     shape: tuple[int, ...] | None = None
     dtype: str | None = None
     differentiable: bool = False
+    floating: bool = False
 
     @property
     def flops(self) -> int:
@@ -102,7 +105,7 @@ def profile(captured: CollabGraphModule, interface: Interface) -> Profile:
             backward(Attributed(model, watch.enter, watch.value).run(*inputs))
             watch.enter(None)
 
-    with captured.in_mode(True):
+    with captured.in_mode(True), torch.inference_mode(False), torch.enable_grad():
         run_on_fakes(captured, interface, run=step)
         return watch.profile(captured.graph)
 
@@ -151,7 +154,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What a node gave."""
         cost = self._costs.setdefault(node, {})
         leaves = pytree.tree_leaves(value)
-        cost["differentiable"] = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        cost["differentiable"] = any(tensor.requires_grad for tensor in tensors)
+        cost["floating"] = any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
         if isinstance(value, Tensor):
             cost |= {"shape": tuple(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
 

@@ -84,7 +84,7 @@ def step_cost(
         optimizer: values that the optimizer holds for each trained one: 1 for SGD with momentum, 2 for Adam.
         seconds: what each node takes, where that was measured.
     """
-    held = held_bytes(captured, placement, optimizer)
+    held = held_bytes(captured, optimizer).items()
     play = _Play(profile, placement)
     instances = {node: placement.branches(placement.nodes[node]) for node in profile.nodes}
     return StepCost(
@@ -93,19 +93,23 @@ def step_cost(
             placement.branches(placement.state[name]) * tensor.numel() for name, tensor in captured.named_parameters()
         ),
         activations=play.activations,
-        memory=held + profile.inputs + play.peak,
+        memory=round(sum(placement.branches(placement.state[name]) * size for name, size in held))
+        + profile.inputs
+        + play.peak,
         seconds=None if seconds is None else sum(instances[node] * each for node, each in seconds.items()),
     )
 
 
-def held_bytes(captured: CollabGraphModule, placement: Placement, optimizer: float) -> int:
-    """Bytes of all parameters and buffers, and of what the optimizer holds."""
-    held = optimizer_state = 0
-    for name, tensor in (*captured.named_parameters(), *captured.named_buffers()):
-        size = placement.branches(placement.state[name]) * tensor.nbytes
-        held += size
-        optimizer_state += size if tensor.requires_grad else 0
-    return held + round(optimizer * optimizer_state)
+def held_bytes(captured: CollabGraphModule, optimizer: float) -> Mapping[str, float]:
+    """Bytes of one instance of every parameter and buffer, with what the optimizer holds for it."""
+    trained = trained_bytes(captured)
+    tensors = (*captured.named_parameters(), *captured.named_buffers())
+    return {name: tensor.nbytes + optimizer * trained.get(name, 0) for name, tensor in tensors}
+
+
+def trained_bytes(captured: CollabGraphModule) -> Mapping[str, int]:
+    """Bytes of one instance of every parameter that takes a gradient."""
+    return {name: tensor.nbytes for name, tensor in captured.named_parameters() if tensor.requires_grad}
 
 
 _Step = tuple[Phase, fx.Node, Path]
