@@ -11,6 +11,7 @@ from . import options
 
 if TYPE_CHECKING:
     from fxcollab.codegen import CollabGraphModule
+    from fxcollab.verify import Report
 
 PLANNING = {
     "pattern", "splits", "heads", "fanouts", "init", "seed", "no_rescale", "granularity", "peers", "model_arg"
@@ -59,3 +60,16 @@ def _refuse_options_of_the_plan(context: typer.Context) -> None:
             why="its plan says how the graph was made",
             hint="leave the options out, or give the model's source with them",
         )
+
+
+def verified(train_model: CollabGraphModule, shapes: list[str] | None) -> Report:
+    """The proof, on inputs of the given shapes."""
+    import fxcollab
+
+    options.check_inputs(train_model, shapes)
+    try:
+        return fxcollab.verify(train_model.root, train_model, options.example_inputs(shapes))
+    except RuntimeError as error:
+        if not shapes:
+            raise
+        raise options.failing_on(shapes, str(error).partition("\n")[0]) from error

@@ -756,7 +756,7 @@ def test_a_written_head_has_all_names_of_tied_weights_for_any_reader(tmp_path: P
 
 def test_nothing_in_the_folder_can_be_unpickled(saved: Path) -> None:
     files = sorted(saved.iterdir())
-    assert [file.name for file in files] == ["graph.py", "plan.json", "weights.safetensors"]
+    assert [file.name for file in files] == ["diff.html", "graph.py", "plan.json", "weights.safetensors"]
     for file in files:
         with pytest.raises(Exception, match=r".*"), file.open("rb") as opened:
             pickle.load(opened)
@@ -804,7 +804,7 @@ def test_permissions_follow_the_umask(tmp_path: Path, mask: int) -> None:
         os.umask(old)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (*tmp_path.rglob("*"),)}
     assert modes.pop("run") == 0o777 & ~mask
-    assert set(modes) == {"graph.py", "plan.json", "weights.safetensors", "head.safetensors"}
+    assert set(modes) == {"diff.html", "graph.py", "plan.json", "weights.safetensors", "head.safetensors"}
     assert set(modes.values()) == {0o666 & ~mask}
 
 

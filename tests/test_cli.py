@@ -126,6 +126,7 @@ def test_transform_writes_an_artifact_and_sums_it_up(call: Call, model: Path) ->
         + 9 cloned  ~ 3 rescaled  = 2 shared
         """)
     assert sorted(path.name for path in Path("model_collab").iterdir()) == [
+        "diff.html",
         "graph.py",
         "plan.json",
         "weights.safetensors",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +11,12 @@ import typer
 
 from .. import options
 from ..console import err, out, working
-from ..trained import training_model
+from ..trained import training_model, verified
 
 All = Annotated[bool, typer.Option("--all", help="A line for every node: nothing is folded.")]
 Evaluation = Annotated[bool, typer.Option("--eval", help="Eval mode's graphs, where they differ from train mode's.")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an interactive page: one file.")]
+Prove = Annotated[bool, typer.Option("--prove", help="With --html: verify, and show the result on the page.")]
 Dot = Annotated[Path | None, typer.Option("--dot", metavar="FILE", help="Write Graphviz's DOT.")]
 Mermaid = Annotated[Path | None, typer.Option("--mermaid", metavar="FILE", help="Write a Mermaid flowchart.")]
 
@@ -33,6 +37,8 @@ def diff(
     model_arg: options.ModelArg = None,
     unfolded: All = False,
     evaluation: Evaluation = False,
+    page: Html = None,
+    prove: Prove = False,
     dot: Dot = None,
     mermaid: Mermaid = None,
     json: options.Json = False,
@@ -44,17 +50,24 @@ def diff(
     """
     with working("importing"):
         from fxcollab.diff import diff as difference
+        from fxcollab.diff.html import to_html
         from fxcollab.diff.terminal import view
     with working(f"loading {source}"):
         train_model = training_model(context)
     with working("comparing"):
         found = difference(train_model, training=not evaluation)
-    files = [(dot, found.to_dot), (mermaid, found.to_mermaid)]
-    for file, text in files:
+    with working("verifying" if prove else "drawing"):
+        report = verified(train_model, input_shapes) if prove else None
+    views: list[tuple[Path | None, Callable[[], str]]] = [
+        (page, partial(to_html, found, report)),
+        (dot, found.to_dot),
+        (mermaid, found.to_mermaid),
+    ]
+    for file, text in views:
         if file is not None:
             file.write_text(text(), encoding="utf-8")
             err().print(f"wrote {file}")
     if json:
         typer.echo(found.to_json())
-    elif not any(file for file, _ in files):
+    elif not any(file for file, _ in views):
         out().print(view(found, unfolded=unfolded))

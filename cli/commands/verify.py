@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from .. import options
 from ..console import CheckFailed, out, print_json, working
 from ..render import render_report
-from ..trained import training_model
-
-if TYPE_CHECKING:
-    from fxcollab.codegen import CollabGraphModule
-    from fxcollab.verify import Report
+from ..trained import training_model, verified
 
 
 def verify(
@@ -43,7 +37,7 @@ def verify(
     with working(f"loading {source}"):
         train_model = training_model(context)
     with working("verifying"):
-        report = _verified(train_model, input_shapes)
+        report = verified(train_model, input_shapes)
     if json:
         checks = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in report]
         print_json({"ok": report.ok, "checks": checks, "given_up": list(report.given_up)})
@@ -51,15 +45,3 @@ def verify(
         render_report(report, out())
     if not report.ok:
         raise CheckFailed
-
-
-def _verified(train_model: CollabGraphModule, shapes: list[str] | None) -> Report:
-    import fxcollab
-
-    options.check_inputs(train_model, shapes)
-    try:
-        return fxcollab.verify(train_model.root, train_model, options.example_inputs(shapes))
-    except RuntimeError as error:
-        if not shapes:
-            raise
-        raise options.failing_on(shapes, str(error).partition("\n")[0]) from error

@@ -1,25 +1,29 @@
 """The artifact: a folder that makes the training model again.
 
-``plan.json`` says how, ``weights.safetensors`` holds the state, ``graph.py`` shows the generated forward. There
-is no pickle in it. Loading runs the source the plan names, as running one's own model file does.
+``plan.json`` says how, ``weights.safetensors`` holds the state, ``graph.py`` shows the generated forward and
+``diff.html`` the difference to the original. There is no pickle in it. Loading runs the source the plan names, as
+running one's own model file does.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fxcollab.artifact.folder import GRAPH, PLAN, WEIGHTS, refuse_existing, replaced
+from fxcollab.artifact.folder import GRAPH, PAGE, PLAN, WEIGHTS, refuse_existing, replaced
 from fxcollab.artifact.plan_file import fingerprint, plan_from_json, plan_to_json, read_plan, read_plan_data
 from fxcollab.artifact.weights import load_state_dict, save_state_dict
 from fxcollab.capture import ExampleInputs
 from fxcollab.capture.operators import assume
 from fxcollab.codegen import CollabGraphModule
+from fxcollab.diff import diff
+from fxcollab.diff.html import to_html
 from fxcollab.errors import ArtifactError, CaptureError, SplitError, StateError
 from fxcollab.plan import PLAN_KEY, Plan, plan_of, training_model
 from fxcollab.state_dict import prune_state_dict, unwrapped
@@ -42,12 +46,24 @@ def save(train_model: nn.Module, directory: str | os.PathLike[str], *, force: bo
     """
     model, target = training_model(train_model), Path(directory)
     refuse_existing(target, force)
+    page = _page(model)
     with replaced(target.resolve()) as folder:
         save_state_dict(model.state_dict(keep_vars=True), folder / WEIGHTS, aliases=True)
         (folder / GRAPH).write_text(_readable_code(model), encoding="utf-8")
         plan = json.dumps(plan_to_json(model, target), indent=2)
         (folder / PLAN).write_text(f"{plan}\n", encoding="utf-8")
+        if page is not None:
+            (folder / PAGE).write_text(page, encoding="utf-8")
     return target
+
+
+def _page(model: CollabGraphModule) -> str | None:
+    """The difference to the original; None where another pass changed the graph: no reason to lose the state."""
+    try:
+        return to_html(diff(model))
+    except StateError as error:
+        warnings.warn(f"{PAGE} is not written: {error.what}", stacklevel=3)
+        return None
 
 
 def load(

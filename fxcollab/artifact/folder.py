@@ -10,8 +10,8 @@ from pathlib import Path
 
 from fxcollab.errors import ArtifactError
 
-PLAN, WEIGHTS, GRAPH = "plan.json", "weights.safetensors", "graph.py"
-FILES = frozenset({PLAN, WEIGHTS, GRAPH, "diff.html"})
+PLAN, WEIGHTS, GRAPH, PAGE = "plan.json", "weights.safetensors", "graph.py", "diff.html"
+FILES = frozenset({PLAN, WEIGHTS, GRAPH, PAGE})
 """What an artifact's folder may hold and ``force`` may replace."""
 
 

@@ -7,15 +7,20 @@ provenance what became of it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from rich.console import Console, RenderableType
 
 from fxcollab.provenance import Kind
 from fxcollab.tree import HeadTree, Path, branch_name
+
+if TYPE_CHECKING:
+    from fxcollab.verify.report import Report
 
 Change: TypeAlias = Literal["shared", "own", "cloned", "rescaled", "copied", "state"]
 """What became of a node. ``shared``: of the trunk, once for all heads. ``own``: head 0's instance of what lies behind
@@ -134,6 +139,12 @@ class Diff:
         from fxcollab.diff.data import to_data  # the views know the model, not the other way round
 
         return json.dumps(to_data(self), indent=1)
+
+    def to_html(self, path: str | os.PathLike[str], report: Report | None = None) -> None:
+        """Write one self-contained page, which works offline; ``report`` of `verify` becomes a badge."""
+        from fxcollab.diff.html import to_html
+
+        FilePath(path).write_text(to_html(self, report), encoding="utf-8")
 
     def to_dot(self) -> str:
         """The training graph in Graphviz's DOT: a cluster a branch."""

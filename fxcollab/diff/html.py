@@ -1,0 +1,59 @@
+"""The difference as one self-contained HTML file that works offline."""
+
+from __future__ import annotations
+
+import html
+import json
+from importlib.resources import files
+
+from fxcollab.diff.data import to_data
+from fxcollab.diff.model import Diff
+from fxcollab.verify.report import Report
+
+_SCRIPTS = ("groups.js", "layout.js", "draw.js", "panel.js", "main.js")
+
+
+def to_html(diff: Diff, report: Report | None = None) -> str:
+    """A page: the drawing, details, a table, the passes. The same bytes for the same graphs.
+
+    Args:
+        diff: the difference.
+        report: what `verify` found, to be shown as a badge.
+    """
+    tree = diff.tree
+    splits = f", split at {', '.join(tree.splits)}" if tree.splits else ""
+    parts = {
+        "TITLE": f"{diff.pattern}, {tree.heads} heads",
+        "FACTS": html.escape(
+            f"{diff.count('shared', 'own')} nodes of the original, {diff.count('cloned')} cloned, "
+            f"{diff.count('rescaled')} rescaled{splits}"
+        ),
+        "PAGE_CSS": _read("page.css"),
+        "DRAWING_CSS": _read("drawing.css"),
+        "DATA": _data(diff, report),
+        "SCRIPT": "\n".join([_library(), *map(_read, _SCRIPTS)]),
+    }
+    page, rest = "", _read("page.html")
+    while "@" in rest:  # one pass: what is put in is never looked at again
+        before, _, rest = rest.partition("@")
+        name, _, rest = rest.partition("@")
+        page += before + parts[name]
+    return page + rest
+
+
+def _data(diff: Diff, report: Report | None) -> str:
+    """JSON that can't end the script element it stands in."""
+    proof = report and {"checks": [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in report]}
+    text = json.dumps({**to_data(diff), "proof": proof}, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _library() -> str:
+    """Dagre, with its licence; without the line that names a map, which nobody has."""
+    lines = _read("dagre.min.js").splitlines()
+    script = "\n".join(line for line in lines if not line.startswith(("//#", "/*!")))
+    return f"/* dagre, https://github.com/dagrejs/dagre\n\n{_read('dagre.LICENSE')}*/\n{script}"
+
+
+def _read(name: str) -> str:
+    return files("fxcollab.diff").joinpath("page", name).read_text(encoding="utf-8")
