@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import spectral_norm
 
 import fxcollab
 from fxcollab.errors import SplitError
@@ -282,3 +283,25 @@ def test_what_a_forward_sets_while_it_is_traced_is_asked_for_nothing() -> None:
 
 def _asks(x: Tensor) -> Tensor:
     return x * 0.9 if float(x.detach().sum()) > 0 else x - 0.1  # can't be traced
+
+
+class WrittenBesideACopy(nn.Module):
+    """The split's value is the input itself, of which branches keep copies; then the input is written."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.first, self.hooked = first, spectral_norm(nn.Linear(4, 4))
+        self.relu, self.last = nn.ReLU(inplace=True), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        self.hooked(y)
+        self.relu(x)
+        result: Tensor = self.last(y)
+        return result
+
+
+@pytest.mark.parametrize("first", [nn.Dropout(0.3), nn.Identity()], ids=["dropout", "identity"])
+def test_a_write_beside_a_value_that_branches_copy_is_refused(first: nn.Module) -> None:
+    with pytest.raises(fxcollab.SplitError, match="of which every branch has a copy"):
+        fxcollab.transform(WrittenBesideACopy(first), "simple", ["first"])

@@ -16,6 +16,7 @@ from ..trained import training_model, verified
 All = Annotated[bool, typer.Option("--all", help="A line for every node: nothing is folded.")]
 Evaluation = Annotated[bool, typer.Option("--eval", help="Eval mode's graphs, where they differ from train mode's.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an interactive page: one file.")]
+Svg = Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Write a static picture.")]
 Prove = Annotated[bool, typer.Option("--prove", help="With --html: verify, and show the result on the page.")]
 Dot = Annotated[Path | None, typer.Option("--dot", metavar="FILE", help="Write Graphviz's DOT.")]
 Mermaid = Annotated[Path | None, typer.Option("--mermaid", metavar="FILE", help="Write a Mermaid flowchart.")]
@@ -38,6 +39,7 @@ def diff(
     unfolded: All = False,
     evaluation: Evaluation = False,
     page: Html = None,
+    svg: Svg = None,
     prove: Prove = False,
     dot: Dot = None,
     mermaid: Mermaid = None,
@@ -51,6 +53,7 @@ def diff(
     with working("importing"):
         from fxcollab.diff import diff as difference
         from fxcollab.diff.html import to_html
+        from fxcollab.diff.svg import to_svg
         from fxcollab.diff.terminal import view
     with working(f"loading {source}"):
         train_model = training_model(context)
@@ -60,6 +63,7 @@ def diff(
         report = verified(train_model, input_shapes) if prove else None
     views: list[tuple[Path | None, Callable[[], str]]] = [
         (page, partial(to_html, found, report)),
+        (svg, partial(to_svg, found)),
         (dot, found.to_dot),
         (mermaid, found.to_mermaid),
     ]

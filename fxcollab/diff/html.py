@@ -28,7 +28,7 @@ def to_html(diff: Diff, report: Report | None = None) -> str:
             f"{diff.count('shared', 'own')} nodes of the original, {diff.count('cloned')} cloned, "
             f"{diff.count('rescaled')} rescaled{splits}"
         ),
-        "PAGE_CSS": _read("page.css"),
+        "PAGE_CSS": _read("colours.css") + _read("page.css"),
         "DRAWING_CSS": _read("drawing.css"),
         "DATA": _data(diff, report),
         "SCRIPT": "\n".join([_library(), *map(_read, _SCRIPTS)]),

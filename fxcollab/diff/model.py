@@ -146,6 +146,18 @@ class Diff:
 
         FilePath(path).write_text(to_html(self, report), encoding="utf-8")
 
+    def to_svg(self, path: str | os.PathLike[str]) -> None:
+        """Write a static picture; neither a browser nor ``dot`` is needed."""
+        from fxcollab.diff.svg import to_svg
+
+        FilePath(path).write_text(to_svg(self), encoding="utf-8")
+
+    def _repr_svg_(self) -> str:
+        """What notebooks show where scripts don't run."""
+        from fxcollab.diff.svg import to_svg
+
+        return to_svg(self)
+
     def to_dot(self) -> str:
         """The training graph in Graphviz's DOT: a cluster a branch."""
         from fxcollab.diff.dot import to_dot

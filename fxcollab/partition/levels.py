@@ -62,6 +62,7 @@ def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects
         if not _add_dependences(graph, levels, storages.roots, deeper, written):
             seen = track_storages(graph, effects, tracked, certain=True)
             _refuse_torn_storage(graph, levels, (storages, seen), deeper, _entries(graph, levels, effects))
+            _refuse_writes_that_copies_miss(graph, levels, storages, deeper)
             return GraphLevels(levels, storages.writes, floating)
 
 
@@ -269,6 +270,28 @@ def _entries(
             own = (frozenset({s}) if levels[s] < levels[node] else shared.get(s, frozenset()) for s in sources)
             found[node] = frozenset().union(*own)
     return written
+
+
+def _refuse_writes_that_copies_miss(
+    graph: fx.Graph, levels: Mapping[fx.Node, int], storages: Storages, deeper: Sequence[Write]
+) -> None:
+    """A branch that may write into a crossing value has a copy of it, which a later write beside it can't reach."""
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    for late in storages.writes:
+        for write in deeper:
+            beside = levels[late.node] < levels[write.node] and order[late.node] > order[write.node]
+            if not (late.certain and beside and late.roots & write.roots):
+                continue
+            for reader in graph.nodes:
+                reads = any(storages.roots.get(s, frozenset()) & late.roots for s in reader.all_input_nodes)
+                if order[reader] > order[late.node] and levels[reader] >= levels[write.node] and reads:
+                    raise SplitError(
+                        f"{late.node.name!r} writes in place into a value of which every branch has a copy.",
+                        where=_place(late.node),
+                        why=f"{write.node.name!r} may write into the same value behind the split, so each branch has "
+                        f"its own, and {reader.name!r} would not see what is written beside it",
+                        hint="split elsewhere, or write to a copy there (no inplace=True)",
+                    )
 
 
 def _refuse_torn_storage(

@@ -15,6 +15,8 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 
 from rich.progress import track
@@ -62,15 +64,31 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _results(attempt: Callable[[str], Row], names: Sequence[str], processes: int) -> Iterator[Row]:
-    """As they come. Workers are replaced now and then: libraries keep what they have built in caches."""
-    context = multiprocessing.get_context("spawn")
+    """As they come. Workers are replaced now and then: libraries keep what they have built in caches.
+
+    Where one is killed, as for want of memory, those that are left run one after the other, each in a process alone.
+    """
     for start in range(0, len(names), _A_WORKERS_SHARE * processes):
-        with ProcessPoolExecutor(processes, context) as pool:
-            jobs = [pool.submit(attempt, name) for name in names[start : start + _A_WORKERS_SHARE * processes]]
-            yield from (job.result() for job in as_completed(jobs))
+        left = dict.fromkeys(names[start : start + _A_WORKERS_SHARE * processes])
+        with suppress(BrokenProcessPool), ProcessPoolExecutor(processes, _SPAWN) as pool:
+            jobs = {pool.submit(attempt, name): name for name in left}
+            for job in as_completed(jobs):
+                row = job.result()
+                del left[jobs[job]]
+                yield row
+        yield from (_alone(attempt, name) for name in left)
+
+
+def _alone(attempt: Callable[[str], Row], name: str) -> Row:
+    try:
+        with ProcessPoolExecutor(1, _SPAWN) as pool:
+            return pool.submit(attempt, name).result()
+    except BrokenProcessPool:
+        return {"name": name, "result": "error", "why": "the process was killed: for want of memory?"}
 
 
 _A_WORKERS_SHARE = 40
+_SPAWN = multiprocessing.get_context("spawn")
 
 
 def _chosen(library: str, count: int | None, structure: Sequence[Row]) -> list[str]:
