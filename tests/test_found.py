@@ -291,7 +291,8 @@ class WrittenBesideACopy(nn.Module):
     def __init__(self, first: nn.Module) -> None:
         super().__init__()
         self.first, self.hooked = first, spectral_norm(nn.Linear(4, 4))
-        self.relu, self.last = nn.ReLU(inplace=True), nn.Linear(4, 4)
+        self.relu: nn.Module = nn.ReLU(inplace=True)
+        self.last = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x)
@@ -299,6 +300,25 @@ class WrittenBesideACopy(nn.Module):
         self.relu(x)
         result: Tensor = self.last(y)
         return result
+
+
+class Unseen(nn.Module):
+    """Its hook keeps what it does from being seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self.hooked = nn.ReLU(inplace=True), spectral_norm(nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.hooked(self.relu(x))
+        return result
+
+
+def test_a_module_that_may_write_there_is_refused_as_well() -> None:
+    model = WrittenBesideACopy(nn.Dropout(0.3))
+    model.relu = Unseen()
+    with pytest.raises(fxcollab.SplitError, match="'relu' may write in place"):
+        fxcollab.transform(model, "simple", ["first"])
 
 
 @pytest.mark.parametrize("first", [nn.Dropout(0.3), nn.Identity()], ids=["dropout", "identity"])

@@ -280,13 +280,14 @@ def _refuse_writes_that_copies_miss(
     for late in storages.writes:
         for write in deeper:
             beside = levels[late.node] < levels[write.node] and order[late.node] > order[write.node]
-            if not (late.certain and beside and late.roots & write.roots):
+            if not (beside and late.roots & write.roots):
                 continue
+            verb = "writes" if late.certain else "may write"
             for reader in graph.nodes:
                 reads = any(storages.roots.get(s, frozenset()) & late.roots for s in reader.all_input_nodes)
                 if order[reader] > order[late.node] and levels[reader] >= levels[write.node] and reads:
                     raise SplitError(
-                        f"{late.node.name!r} writes in place into a value of which every branch has a copy.",
+                        f"{late.node.name!r} {verb} in place into a value of which every branch has a copy.",
                         where=_place(late.node),
                         why=f"{write.node.name!r} may write into the same value behind the split, so each branch has "
                         f"its own, and {reader.name!r} would not see what is written beside it",
