@@ -77,6 +77,10 @@ class HeadTree:
             path.append(choice)
         return tuple(reversed(path))
 
+    def heads_of(self, path: Path) -> list[int]:
+        """The heads that descend from a branch, in order; the trunk's are all."""
+        return [head for head in range(self.heads) if self.head_path(head)[: len(path)] == path]
+
     def factor(self, shallow: int, deep: int) -> float:
         """What a gradient is multiplied with on its way from level ``deep`` to ``shallow`` (equation 5)."""
         return 1.0 / math.prod(self.fanouts[shallow:deep])

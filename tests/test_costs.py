@@ -353,7 +353,7 @@ def test_costs_that_cannot_be_counted_say_why_and_stop_nothing() -> None:
     assert "expected input[2, 4, 8, 8] to have 3 channels" in str(wrong.costs_unknown)
     example = (torch.zeros(2, 3),)
     values = summarise(fxcollab.transform(ValueDependent(), splits="a", example_inputs=example))
-    assert values.costs is None and "the model fails on this input" in str(values.costs_unknown)
+    assert values.costs is None and "a training step on this input fails" in str(values.costs_unknown)
     assert "\n" not in str(values.costs_unknown)
 
 

@@ -206,3 +206,8 @@ def test_a_head_that_isnt_there_is_refused(head: int) -> None:
         hierarchical(["a", "b"], (2, 3)).head_path(head)
     assert caught.value.what == f"There is no head {head}."
     assert caught.value.hint == "choose one of 0 to 5"
+
+
+def test_heads_descend_from_their_branches() -> None:
+    tree = hierarchical(["a", "b"], (2, 3))
+    assert [tree.heads_of(path) for path in ((), (1,), (0, 2))] == [[0, 1, 2, 3, 4, 5], [3, 4, 5], [2]]

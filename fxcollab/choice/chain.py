@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,10 +10,8 @@ from torch import Tensor, fx
 
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.costs.profile import Profile
-from fxcollab.costs.step import Placement
 from fxcollab.graphs import get_output
 from fxcollab.partition.levels import state_tensors
-from fxcollab.tree import HeadTree
 
 K = TypeVar("K")
 N = TypeVar("N", int, float)
@@ -44,15 +42,6 @@ class Chain:
         for key, number in each.items():
             found[known[key]] += number
         return found
-
-    def placement(self, cuts: Sequence[int], fanouts: Sequence[int]) -> Placement:
-        """Where everything would stand if the model were cut at these values."""
-        level = [sum(cut < place for cut in cuts) for place in range(len(self.values) + 1)]
-        return Placement(
-            HeadTree(tuple(self.values[cut].name for cut in cuts), tuple(fanouts)),
-            {node: level[place] for node, place in self.behind.items()},
-            {name: level[place] for name, place in self.state.items()},
-        )
 
 
 def chain_of(captured: CollabGraphModule, costs: Profile) -> Chain:

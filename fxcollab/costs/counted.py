@@ -49,7 +49,13 @@ def count(train_model: CollabGraphModule) -> Counted:
         return Counted(captured, None, Interface(()), False, error.why)
     except Exception as error:  # whatever the user's code raises on a wrong shape
         first = str(error).partition("\n")[0]
-        return Counted(captured, None, interface, guessed, f"the model fails on this input: {first}")
+        return Counted(
+            captured,
+            None,
+            interface,
+            guessed,
+            f"a training step on this input fails: {type(error).__name__}: {first}",
+        )
 
 
 def _described(spec: InputSpec) -> str:

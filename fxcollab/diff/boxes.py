@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fxcollab.diff.model import Diff, DiffNode
-from fxcollab.tree import Path
+from fxcollab.tree import Path, branch_name
 
 READABLE = 45
 """How many nodes and closed boxes a person takes in at a glance."""
@@ -68,8 +68,8 @@ def boxes_of(diff: Diff, readable: int = READABLE) -> Box:
 
 
 def _heading(diff: Diff, path: Path) -> str:
-    heads = [head for head in range(diff.tree.heads) if diff.tree.head_path(head)[: len(path)] == path]
-    name = "b" + "_".join(map(str, path))
+    heads = diff.tree.heads_of(path)
+    name = branch_name(path)
     return f"{name}: head {heads[0]}" if len(heads) == 1 else f"{name}: heads {heads[0]} to {heads[-1]}"
 
 

@@ -210,8 +210,7 @@ def _node(item: _Item, place: tuple[float, float, float, float], diff: Diff) -> 
     first, second = map(html.escape, _lines(item))
     middle = x + width / 2
     glyph = "" if isinstance(item, Box) else item.glyph
-    several = not isinstance(item, Box) and item.change == "own" and item.counterpart is not None
-    count = len(diff.instances[item.counterpart]) if several else 1  # type: ignore[union-attr, index]
+    count = len(diff.instances[item.origin]) if isinstance(item, DiffNode) and item.change == "own" else 1
     stack = f'<text class="stack" x="{x + width - 6:g}" y="{y + 13:g}">{TIMES}{count}</text>' if count > 1 else ""
     return (
         f'<g class="{"closed" if isinstance(item, Box) else "node"} {_change(item)}">{_rect(place, 7)}'

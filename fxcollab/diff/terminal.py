@@ -57,7 +57,7 @@ def _grow(tree: Tree, diff: Diff, path: Path, unfolded: bool) -> None:
 
 
 def _heading(diff: Diff, path: Path) -> Text:
-    heads = [head for head in range(diff.tree.heads) if diff.tree.head_path(head)[: len(path)] == path]
+    heads = diff.tree.heads_of(path)
     which = f"head {heads[0]}" if len(heads) == 1 else f"heads {heads[0]} to {heads[-1]}"
     return Text(branch_name(path), "bold").append(f"  {which}", "not bold dim")
 

@@ -177,7 +177,7 @@ def _pixels(model: nn.Module) -> int:
 
 
 def _first_line(error: BaseException) -> str:
-    return _portable(f"{type(error).__name__}: {error}".partition("\n")[0][:400])
+    return _portable(f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0][:400])
 
 
 def _portable(text: str) -> str:
