@@ -86,6 +86,12 @@ def source_line(node: fx.Node) -> str | None:
     return lines[-1] if lines else None
 
 
+def place(node: fx.Node) -> str:
+    """Node, operation and source line, for messages."""
+    line = source_line(node)
+    return f"node {node.name!r} ({node.op} {node.target}){f', {line}' if line else ''}"
+
+
 def attribute(root: nn.Module, path: str) -> object:
     """The attribute of ``root`` at a dotted path."""
     owner, _, name = path.rpartition(".")

@@ -325,3 +325,25 @@ def test_a_module_that_may_write_there_is_refused_as_well() -> None:
 def test_a_write_beside_a_value_that_branches_copy_is_refused(first: nn.Module) -> None:
     with pytest.raises(fxcollab.SplitError, match="of which every branch has a copy"):
         fxcollab.transform(WrittenBesideACopy(first), "simple", ["first"])
+
+
+class WrittenBetween(nn.Module):
+    """The branches' copies are taken for ``early``, before the write beside the split; ``last`` writes behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout, self.early = nn.Dropout(0.3), nn.Linear(4, 4)
+        self.relu, self.last = nn.ReLU(inplace=True), nn.LeakyReLU(0.1, inplace=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.dropout(x)
+        early = self.early(y)
+        self.relu(x)
+        result: Tensor = self.head(self.last(y) + early)
+        return result
+
+
+def test_a_write_between_the_copy_and_the_branchs_own_write_is_refused() -> None:
+    with pytest.raises(fxcollab.SplitError, match="'relu' writes in place into a value of which every branch has"):
+        fxcollab.transform(WrittenBetween(), "simple", ["dropout"])

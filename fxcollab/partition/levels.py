@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 
 from fxcollab.errors import SplitError
 from fxcollab.functional import named_tensors
-from fxcollab.graphs import attribute, source_line
+from fxcollab.graphs import attribute, place
 from fxcollab.partition.effects import EffectAnalysis, Storages, Write, track_storages, with_aliases
 from fxcollab.partition.randomness import draws_randomly
+from fxcollab.partition.torn import refuse_storage_that_crosses_twice, refuse_writes_that_copies_miss
 
 Cuts = Sequence[tuple[fx.Node, ...]]
 
@@ -61,8 +62,8 @@ def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects
         deeper = _deeper(storages, levels)
         if not _add_dependences(graph, levels, storages.roots, deeper, written):
             seen = track_storages(graph, effects, tracked, certain=True)
-            _refuse_torn_storage(graph, levels, (storages, seen), deeper, _entries(graph, levels, effects))
-            _refuse_writes_that_copies_miss(graph, levels, storages, deeper)
+            refuse_storage_that_crosses_twice(graph, levels, (storages, seen), deeper, effects)
+            refuse_writes_that_copies_miss(graph, levels, storages, deeper)
             return GraphLevels(levels, storages.writes, floating)
 
 
@@ -131,7 +132,7 @@ def _check_order(masks: Mapping[fx.Node, int], cuts: Cuts, names: Sequence[str])
             last = names[mask.bit_length() - 1]
             raise SplitError(
                 f"Splits {', '.join(names)} don't lie one behind the other.",
-                where=_place(node),
+                where=place(node),
                 why=f"{node.name!r} depends on {last!r}, but not on every split before it",
                 hint="cut all values that cross at this point in one split: 'a+b'",
             )
@@ -142,14 +143,14 @@ def _out_of_order(k: int, inside: Sequence[int], node: fx.Node, cuts: Cuts, name
     if behind == repr(names[k]):
         return SplitError(
             f"Split {names[k]!r} cuts at values that lie behind one another.",
-            where=_place(node),
+            where=place(node),
             why=f"{node.name!r} depends on another value of the same split",
             hint="name them as two splits, or leave this one out",
         )
     if behind:
         return SplitError(
             f"Split {names[k]!r} lies behind {behind}, which is named after it.",
-            where=_place(node),
+            where=place(node),
             why="splits are given in the order of the data flow",
             hint="turn the order round",
         )
@@ -157,13 +158,13 @@ def _out_of_order(k: int, inside: Sequence[int], node: fx.Node, cuts: Cuts, name
     if node in cuts[names.index(missing)]:
         return SplitError(
             f"Splits {missing!r} and {names[k]!r} are the same value.",
-            where=_place(node),
+            where=place(node),
             why="a second split at one value would add nothing but a larger fan-out",
             hint="leave one out",
         )
     return SplitError(
         f"Split {names[k]!r} doesn't lie behind split {missing!r}.",
-        where=_place(node),
+        where=place(node),
         why=f"{node.name!r} doesn't depend on {missing!r}, so neither is deeper than the other",
         hint=f"if both belong to one cut, name it '{missing}+{names[k]}'",
     )
@@ -184,7 +185,7 @@ def check_reaches_output(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effe
                 way = [n.name for n in graph.nodes if n in needed and n.op == "call_module"]
                 raise SplitError(
                     f"Split {name!r} is not on the path to the output.",
-                    where=_place(node),
+                    where=place(node),
                     why=f"nothing of the output is computed from {node.name!r}",
                     hint="on the path are " + ", ".join(way[-8:] or ["no modules"]),
                 )
@@ -256,86 +257,6 @@ def _add_dependences(
                 written.setdefault(node, set()).add(write.node)
                 added = True
     return added
-
-
-def _entries(
-    graph: fx.Graph, levels: Mapping[fx.Node, int], effects: EffectAnalysis
-) -> dict[fx.Node, frozenset[fx.Node]]:
-    """For every node, the crossing values through which it got the storage that it writes, or that it shares."""
-    shared: dict[fx.Node, frozenset[fx.Node]] = {}
-    written: dict[fx.Node, frozenset[fx.Node]] = {}
-    for node in graph.nodes:
-        effect = effects.of(node)
-        for found, sources in ((shared, effect.shares), (written, effect.writes)):
-            own = (frozenset({s}) if levels[s] < levels[node] else shared.get(s, frozenset()) for s in sources)
-            found[node] = frozenset().union(*own)
-    return written
-
-
-def _refuse_writes_that_copies_miss(
-    graph: fx.Graph, levels: Mapping[fx.Node, int], storages: Storages, deeper: Sequence[Write]
-) -> None:
-    """A branch that may write into a crossing value has a copy of it, which a later write beside it can't reach."""
-    order = {node: number for number, node in enumerate(graph.nodes)}
-    for late in storages.writes:
-        for write in deeper:
-            beside = levels[late.node] < levels[write.node] and order[late.node] > order[write.node]
-            if not (beside and late.roots & write.roots):
-                continue
-            verb = "writes" if late.certain else "may write"
-            for reader in graph.nodes:
-                reads = any(storages.roots.get(s, frozenset()) & late.roots for s in reader.all_input_nodes)
-                if order[reader] > order[late.node] and levels[reader] >= levels[write.node] and reads:
-                    raise SplitError(
-                        f"{late.node.name!r} {verb} in place into a value of which every branch has a copy.",
-                        where=_place(late.node),
-                        why=f"{write.node.name!r} may write into the same value behind the split, so each branch has "
-                        f"its own, and {reader.name!r} would not see what is written beside it",
-                        hint="split elsewhere, or write to a copy there (no inplace=True)",
-                    )
-
-
-def _refuse_torn_storage(
-    graph: fx.Graph,
-    levels: Mapping[fx.Node, int],
-    storages: tuple[Storages, Storages],
-    writes: Iterable[Write],
-    entries: Mapping[fx.Node, frozenset[fx.Node]],
-) -> None:
-    """Each branch writes into a copy of its own; another crossing view of the same storage would miss it.
-
-    Args:
-        graph: a captured graph.
-        levels: of its nodes.
-        storages: what may share storage, and what of it was seen to.
-        writes: those of branches into storage of shallower levels.
-        entries: for each write, the crossing values through which it reaches that storage.
-    """
-    possible, seen = storages
-    hit = {write.node: write.roots for write in seen.writes}
-    for write in writes:
-        behind = False
-        for node in graph.nodes:
-            behind = behind or node is write.node
-            if not behind or node is write.node or not write.certain or levels[node] < levels[write.node]:
-                continue
-            for source in node.all_input_nodes:
-                crosses = levels[source] < levels[write.node] and source.op != "get_attr"
-                views = source not in write.roots and possible.roots.get(source, frozenset()) & write.roots
-                views = views or seen.roots.get(source, frozenset()) & hit.get(write.node, frozenset())
-                if crosses and source not in entries[write.node] and views:
-                    written = ", ".join(sorted(root.name for root in entries[write.node]))
-                    raise SplitError(
-                        f"{write.node.name!r} writes in place into storage that crosses the split twice.",
-                        where=_place(write.node),
-                        why=f"{source.name!r} may share the storage of {written} and is read after the write",
-                        hint="make the operation out-of-place, or clone the value before the split",
-                    )
-
-
-def _place(node: fx.Node) -> str:
-    line = source_line(node)
-    return f"node {node.name!r} ({node.op} {node.target}){f', {line}' if line else ''}"
 
 
 def state_tensors(node: fx.Node, root: nn.Module) -> dict[str, Tensor]:
