@@ -347,3 +347,22 @@ class WrittenBetween(nn.Module):
 def test_a_write_between_the_copy_and_the_branchs_own_write_is_refused() -> None:
     with pytest.raises(fxcollab.SplitError, match="'relu' writes in place into a value of which every branch has"):
         fxcollab.transform(WrittenBetween(), "simple", ["dropout"])
+
+
+class CutUnderNoGrad(nn.Module):
+    """What returns its very input keeps the input's gradient under no_grad, also where it is the split's value."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.same, self.head = way, nn.Identity(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = self.same(x) if self.way == "same" else x.contiguous()
+        result: Tensor = self.head(y)
+        return result
+
+
+@pytest.mark.parametrize("way", ["same", "contiguous"])
+def test_a_split_under_no_grad_cuts_at_what_the_forward_goes_on_with(way: str) -> None:
+    proven(CutUnderNoGrad(way), [way], pattern="simple")

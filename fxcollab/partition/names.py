@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
+from fxcollab.capture.operators import stop_gradient
 from fxcollab.capture.tracer import RETURNED_BY
 from fxcollab.errors import SplitError, closest
 
@@ -23,7 +24,7 @@ def find_cut(split: str, graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, ...
         SplitError: a name names nothing, or a value that isn't a single one.
     """
     parts = [part.strip() for part in split.split("+")]
-    cut = tuple(_find_value(part, graph, root) for part in parts)
+    cut = tuple(_as_the_forward_has_it(_find_value(part, graph, root)) for part in parts)
     if len(set(cut)) < len(cut):
         raise SplitError(f"Split {split!r} names the same value twice.", hint="name every value once")
     return cut
@@ -44,6 +45,12 @@ def _find_value(name: str, graph: fx.Graph, root: nn.Module) -> fx.Node:
     if name in named:
         return named[name]
     raise _unknown(name, path, graph, root)
+
+
+def _as_the_forward_has_it(node: fx.Node) -> fx.Node:
+    """Under ``no_grad`` the value without its gradient: only beside the operation can it be told from its input."""
+    stopped = (user for user in node.users if user.target is stop_gradient and len(user.args) > 1)
+    return next((user for user in stopped if user.args[0] is node), node)
 
 
 def _returned_values(path: str, graph: fx.Graph, root: nn.Module) -> list[fx.Node]:

@@ -1,7 +1,7 @@
 """Random networks in large numbers: ``python -m tests.benchmarks.random_networks --count 10000 --seed 0``.
 
-Prints how many were proved and why others were refused; a difference ends the run with the network that shows it,
-shrunk. Batches of 250 with seeds of their own go to ``--processes`` processes.
+Prints how many were proved and why others were refused, and every difference with the network that shows it, shrunk;
+exits with 1 if there was one. Batches of 250 with seeds of their own go to ``--processes`` processes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
+import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,13 +28,10 @@ BATCH = 250
 RESULTS = Path(__file__).parent / "results" / "random_networks.json"
 
 
-def run(batch_seed: int, count: int = BATCH) -> Counter[str]:
-    """What became of ``count`` networks.
-
-    Raises:
-        AssertionError: one shows a difference; the smallest found.
-    """
+def run(batch_seed: int, count: int = BATCH) -> tuple[Counter[str], str | None]:
+    """What became of ``count`` networks, and the smallest that shows a difference, which ends the batch."""
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     results: Counter[str] = Counter()
 
     @seed(batch_seed)
@@ -47,8 +46,11 @@ def run(batch_seed: int, count: int = BATCH) -> Counter[str]:
     def prove(network: Network, data: st.DataObject) -> None:
         results[proof_of(network, data)] += 1
 
-    prove()
-    return results
+    try:
+        prove()
+    except AssertionError as difference:
+        return results, f"seed {batch_seed}: {difference}"
+    return results, None
 
 
 def main() -> None:
@@ -60,14 +62,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     seeds = range(arguments.seed, arguments.seed + arguments.count // BATCH)
-    start, total = time.perf_counter(), Counter[str]()
+    start, total, differences = time.perf_counter(), Counter[str](), []
     with ProcessPoolExecutor(arguments.processes) as pool:
-        for results in track(pool.map(run, seeds), total=len(seeds)):
+        for results, difference in track(pool.map(run, seeds), total=len(seeds)):
             total += results
+            if difference:
+                differences.append(difference)
+                print(difference, flush=True)
     record = {
         "seeds": [seeds.start, seeds.stop],
         "networks": total.total(),
         "proved": total["proved"],
+        "differences": len(differences),
         "refused": {reason: number for reason, number in sorted(total.items()) if reason != "proved"},
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -75,6 +81,7 @@ def main() -> None:
     }
     arguments.output.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
+    sys.exit(bool(differences))
 
 
 if __name__ == "__main__":
