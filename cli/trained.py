@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from . import options
+from .parsing import example_inputs
+from .planning import Planning, check_inputs, failing_on
 
 if TYPE_CHECKING:
     from fxcollab.codegen import CollabGraphModule
@@ -25,23 +26,18 @@ def training_model(context: typer.Context) -> CollabGraphModule:
     Raises:
         PatternError: options that make a plan, given with a directory, which has one.
     """
-    given: dict[str, Any] = context.params
-    source, shapes = given["source"], given["input_shapes"]
-    if Path(source).is_dir() or _looks_like_a_directory(source):
+    planning = Planning.of(context)
+    if names_a_directory(planning.source):
         import fxcollab
 
         _refuse_options_of_the_plan(context)
-        return fxcollab.load(source, example_inputs=options.example_inputs(shapes))
-    return options.planned(
-        options.load_source(source, given["model_arg"], given["seed"]),
-        given["pattern"], given["splits"], given["heads"], given["fanouts"], shapes, given["init"], given["seed"],
-        not given["no_rescale"], given["granularity"], given["peers"],
-    )  # fmt: skip
+        return fxcollab.load(planning.source, example_inputs=planning.inputs)
+    return planning.transform(planning.load())
 
 
-def _looks_like_a_directory(source: str) -> bool:
-    """Whether a mistyped directory is more likely than a source: the error shall speak of one."""
-    return ":" not in source and not source.endswith(".py")
+def names_a_directory(source: str) -> bool:
+    """Whether SOURCE is a directory, or more likely a mistyped one than a source: the error shall speak of one."""
+    return Path(source).is_dir() or (":" not in source and not source.endswith(".py"))
 
 
 def _refuse_options_of_the_plan(context: typer.Context) -> None:
@@ -66,10 +62,10 @@ def verified(train_model: CollabGraphModule, shapes: list[str] | None) -> Report
     """The proof, on inputs of the given shapes."""
     import fxcollab
 
-    options.check_inputs(train_model, shapes)
+    check_inputs(train_model, shapes)
     try:
-        return fxcollab.verify(train_model.root, train_model, options.example_inputs(shapes))
+        return fxcollab.verify(train_model.root, train_model, example_inputs(shapes))
     except RuntimeError as error:
         if not shapes:
             raise
-        raise options.failing_on(shapes, str(error).partition("\n")[0]) from error
+        raise failing_on(shapes, str(error).partition("\n")[0]) from error

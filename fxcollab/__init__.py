@@ -16,6 +16,7 @@ from fxcollab.diff import Diff, diff
 from fxcollab.errors import (
     ArtifactError,
     CaptureError,
+    DiffError,
     FxCollabError,
     ObjectiveError,
     PatternError,
@@ -44,6 +45,7 @@ __all__ = [
     "CollaborativeLoss",
     "Costs",
     "Diff",
+    "DiffError",
     "FxCollabError",
     "HeadTree",
     "ObjectiveError",

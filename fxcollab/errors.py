@@ -63,6 +63,10 @@ class VerificationError(FxCollabError):
     """A proof could not be carried out."""
 
 
+class DiffError(FxCollabError):
+    """Two graphs don't belong together, or a view can't be written."""
+
+
 def closest(name: str, candidates: Iterable[str], count: int = 4) -> str:
     """The candidates that look most like ``name``, as text for a hint; "" where none is near."""
     pool = list(dict.fromkeys(candidates))

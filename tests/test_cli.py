@@ -20,7 +20,7 @@ import pytest
 import torch
 from fxcollab_cli.app import app
 from fxcollab_cli.console import run
-from fxcollab_cli.options import default_directory
+from fxcollab_cli.parsing import default_directory
 from safetensors.torch import load_file
 from torch import nn
 
@@ -936,3 +936,23 @@ def test_the_difference_is_written_in_other_formats(call: Call, made: Path) -> N
 def test_a_difference_takes_its_plan_from_the_directory(call: Call, made: Path) -> None:
     result = call("diff", str(made), "--splits", "stem")
     assert result.code == 2 and "--splits can't be given with a directory." in result.err
+
+
+def test_files_are_written_as_their_endings_say(call: Call, made: Path) -> None:
+    result = call("diff", str(made), "-o", "diff.png", "-o", "diff.html", "--prove")
+    assert result.code == 0 and result.out == ""
+    assert Path("diff.png").read_bytes().startswith(b"\x89PNG") and "proved" not in result.err
+    assert '"checks"' in Path("diff.html").read_text()
+
+
+def test_an_unknown_ending_is_refused_before_anything_is_done(call: Call, made: Path) -> None:
+    result = call("diff", str(made), "-o", "diff.svg", "-o", "diff.pdf")
+    assert result.code == 2 and "There is no view of a difference for 'diff.pdf'" in result.err
+    assert not Path("diff.svg").exists()
+
+
+def test_a_directory_and_its_model_belong_together_and_another_model_does_not(call: Call, made: Path) -> None:
+    assert call("diff", str(made), "model.py").code == 0
+    result = call("diff", str(made), "torchvision:resnet18")
+    assert result.code == 2
+    assert "These are not training and inference model of one network." in result.err and "hint:" in result.err

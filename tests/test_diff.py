@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import fxcollab
-from fxcollab import Diff, StateError
+from fxcollab import Diff, DiffError, StateError
+from fxcollab.diff.formats import VIEWS
 from fxcollab.diff.terminal import view
 from samples.networks import resnet20
 
@@ -202,3 +204,98 @@ def test_a_graph_that_another_pass_changed_is_refused() -> None:
         train_model.graph.call_function(torch.relu, (next(iter(train_model.graph.nodes)),))
     with pytest.raises(StateError, match="was not made by fxcollab"):
         fxcollab.diff(train_model)
+
+
+# Files.
+
+
+def test_a_files_ending_names_the_view(tmp_path: Path) -> None:
+    diff = diff_of("stem")
+    starts = {
+        ".html": b"<!doctype html>",
+        ".svg": b"<svg",
+        ".png": b"\x89PNG",
+        ".json": b"{",
+        ".dot": b"digraph",
+        ".mmd": b"flowchart",
+    }
+    assert set(starts) == set(VIEWS)
+    for ending, start in starts.items():
+        diff.save(tmp_path / f"diff{ending}")
+        assert (tmp_path / f"diff{ending}").read_bytes().startswith(start)
+
+
+def test_an_unknown_ending_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    for name, told in (
+        ("diff.htm", "did you mean .html"),
+        ("diff.pdf", "known are .html, .svg"),
+        ("diff", "no ending"),
+    ):
+        with pytest.raises(DiffError) as refused:
+            diff_of("stem").save(tmp_path / name)
+        assert told in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+# Two models.
+
+
+class Wider(Net):
+    """The same graph over other shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 5)
+
+
+class Other(nn.Module):
+    """Nothing of it is called as in the other one."""
+
+    def forward(self, x: Tensor) -> Any:
+        return x.relu()
+
+
+class Longer(Net):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) * 2
+
+
+def test_what_belongs_together_is_accepted() -> None:
+    train_model = fxcollab.transform(Net(), splits=["stem", "body.1"], seed=0)
+    same = fxcollab.diff(train_model)
+    for other in (fxcollab.prune(train_model, 2), train_model.root, Net(), train_model):
+        assert fxcollab.diff(train_model, other) == same
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (Wider, "head.weight has shape (2, 4) in one and (5, 4) in the other"),
+        (Longer, "in train mode"),
+        (lambda: nn.Linear(3, 2), "its forward takes no 'x'"),
+        (lambda: Auxiliary().body.append(nn.ReLU()), "its forward takes no 'x'"),
+        (Other, "in train mode"),
+        (lambda: torch.fx.symbolic_trace(Longer()), "in train mode"),
+    ],
+    ids=["shapes", "graph", "layer", "part", "other", "traced"],
+)
+def test_two_unrelated_models_have_no_difference(other: Any, why: str) -> None:
+    train_model = fxcollab.transform(Net(), splits=["stem"], seed=0)
+    with pytest.raises(DiffError, match="not training and inference model of one network") as refused:
+        fxcollab.diff(train_model, other())
+    assert why in str(refused.value) and "hint:" in str(refused.value)
+
+
+# Notebooks.
+
+
+def test_a_notebook_shows_the_picture_and_below_it_the_page() -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+
+    shell = InteractiveShell.instance()
+    with capture_output() as captured:
+        shell.display_formatter.format(diff_of("stem"))
+    picture, page = (output.data for output in captured.outputs)
+    assert picture["image/svg+xml"].startswith("<svg") and "<script" not in picture["image/svg+xml"]
+    assert "<iframe srcdoc=" in page["text/html"] and "&lt;script" in page["text/html"]

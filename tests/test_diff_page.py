@@ -16,6 +16,7 @@ from torch import nn
 
 import fxcollab
 from fxcollab.diff.html import to_html
+from fxcollab.diff.notebook import framed
 from tests.test_diff import Hostile, Net
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -120,7 +121,7 @@ def test_the_spotlight_dims_and_moves_nothing(show: Show) -> None:
 
 def test_inference_is_drawn_without_what_was_inserted(show: Show) -> None:
     page = show(small(), "#spot=inference")
-    edge = page.locator('#world .edge.direct[data-from="stem"][data-to="body_0"]')
+    edge = page.locator('#world .edge.direct[data-from="node:stem"][data-to="node:body_0"]')
     assert edge.evaluate("(e) => getComputedStyle(e).visibility") == "visible"
     page.click("#spot-both")
     assert edge.evaluate("(e) => getComputedStyle(e).visibility") == "hidden"
@@ -294,6 +295,78 @@ def test_hostile_names_are_text(show: Show) -> None:
     assert page.locator("#world .node").count() > 3 and page.locator("img").count() == 0
     page.keyboard.press("t")
     assert "<script>alert('x')</script>" in page.inner_text("header")
+
+
+def chain() -> fxcollab.Diff:
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(6)))
+    return fxcollab.diff(fxcollab.transform(model, splits=["3"], seed=0))
+
+
+def test_what_is_unchanged_can_be_folded(show: Show) -> None:
+    page = show(chain())
+    assert page.get_attribute("#fold", "aria-pressed") == "false" and node(page, "_1").count() == 1
+    page.keyboard.press("f")
+    run = page.locator("#world .closed.run")
+    assert run.count() == 1 and "_0 … _3" in run.inner_html() and "4 unchanged" in run.inner_html()
+    assert node(page, "_1").count() == 0 and node(page, "rescale").count() == 1 and node(page, "_4_b1").count() == 1
+    run.click()
+    assert node(page, "_1").count() == 1 and page.locator("#world .box.run").count() == 1
+    page.click("#fold")
+    assert page.locator("#world .run").count() == 0
+
+
+def test_the_address_holds_what_is_folded_and_opened_in_it(show: Show) -> None:
+    page = show(chain())
+    page.click("#fold")
+    page.locator("#world .closed.run").click()
+    again = show(chain(), page.evaluate("location.hash"))
+    assert again.locator("#world .box.run").count() == 1 and node(again, "_1").count() == 1
+
+
+def test_a_flat_graph_opens_folded(show: Show) -> None:
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(60)))
+    page = show(fxcollab.diff(fxcollab.transform(model, splits=["50"], seed=0)))
+    assert page.get_attribute("#fold", "aria-pressed") == "true"
+    assert page.locator("#world .closed.run").count() == 2  # the trunk, and head 0's branch
+
+
+def test_while_nothing_is_selected_the_head_tree_is_shown(show: Show) -> None:
+    page = show(small())
+    told = page.inner_text("#details")
+    assert "trunk: all heads" in told and "b1_0: head 2" in told and "% of the FLOPs" in told
+    assert page.locator("#details .heads li").count() == 1 + 2 + 4
+    view = page.get_attribute("#world", "transform")
+    page.get_by_role("button", name="b1_1: head 3", exact=True).click()
+    assert page.get_attribute("#world", "transform") != view
+    page.click("#fit")
+    node(page, "stem").click()
+    assert "Head tree" not in page.inner_text("#details")
+    page.keyboard.press("Escape")
+    assert "Head tree" in page.inner_text("#details")
+
+
+def test_a_node_says_what_it_reads_before_and_after(show: Show) -> None:
+    page = show(small(), "#node=body_0")
+    told = page.inner_text("#details")
+    assert "reads, in the training graph\nrescale\n" in told and "reads, in the inference graph\nstem\n" in told
+
+
+def test_no_name_runs_into_what_changed_inside_of_a_closed_box(show: Show) -> None:
+    page = show(resnet50("op"))
+    overlap = page.evaluate("""() => [...document.querySelectorAll('#world .closed')].filter((box) => {
+        const [first, glyph] = ['.first', '.glyph'].map((part) => box.querySelector(part).getBBox());
+        return glyph.width && glyph.x + glyph.width > first.x;
+    }).length""")
+    assert page.locator("#world .closed .glyph").count() > 3 and overlap == 0
+
+
+def test_a_notebooks_frame_is_the_same_page(show: Show, tmp_path: Path) -> None:
+    page = show(small())
+    page.set_content(framed(to_html(small())))
+    page.locator("summary").click()
+    frame = page.frame_locator("iframe")
+    frame.locator('[data-id="node:head_b1_0"]').click()
+    assert "b1_0, head 2" in frame.locator("#details").inner_text()
 
 
 # The file.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from itertools import combinations, pairwise
 from xml.etree import ElementTree
 
 import torch
 import torchvision
+from PIL import Image
+from torch import Tensor, nn
 
 import fxcollab
-from fxcollab.diff.boxes import boxes_of
+from fxcollab.diff.boxes import Box, boxes_of, fold, name_of, shown
 from fxcollab.diff.layered import layered
+from fxcollab.diff.png import colours, to_png
 from fxcollab.diff.svg import to_svg
 from tests.test_diff import Hostile, Net, diff_of
 
@@ -71,9 +75,9 @@ def test_modules_stay_closed_where_there_would_be_too_much_to_read() -> None:
     assert "nodes</text>" in drawn
 
 
-def test_the_picture_is_the_same_twice_and_what_notebooks_show() -> None:
-    diff = diff_of("stem")
-    assert to_svg(diff) == to_svg(diff_of("stem")) == diff._repr_svg_()
+def test_the_picture_is_the_same_twice() -> None:
+    assert to_svg(diff_of("stem")) == to_svg(diff_of("stem"))
+    assert to_png(diff_of("stem")) == to_png(diff_of("stem"))
 
 
 def test_hostile_names_are_text_in_the_picture() -> None:
@@ -85,3 +89,84 @@ def test_hostile_names_are_text_in_the_picture() -> None:
 def test_independent_instances_stand_side_by_side() -> None:
     train_model = fxcollab.transform(Net(), "multi-instance", heads=3, seed=0)
     assert "b2: head 2" in to_svg(fxcollab.diff(train_model))
+
+
+class CalledTwice(nn.Module):
+    """Its block's box is entered before and after the activation: boxes in a circle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        self.act, self.head = nn.ReLU(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.block(self.act(self.block(x))) * 2)
+        return result
+
+
+def test_a_module_that_is_called_twice_has_one_box() -> None:
+    diff = diff_of("mul", model=CalledTwice, granularity="op")
+    titles = [text.text for text in ElementTree.fromstring(to_svg(diff)).iter(f"{SVG}text")]
+    assert titles.count("block") == 1 and titles.count("act") == 1
+
+
+# Folding.
+
+
+def a_long_chain(length: int = 3000) -> fxcollab.Diff:
+    with torch.device("meta"):
+        model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(length)))
+    return diff_of(str(length // 2), model=lambda: model)
+
+
+def test_a_flat_graph_is_folded_until_a_person_can_read_it() -> None:
+    chain = a_long_chain(60)
+    drawn = to_svg(chain)
+    titles = [text.text for text in ElementTree.fromstring(drawn).iter(f"{SVG}text")]
+    assert "_0 … _30" in titles and "31 unchanged" in titles
+    assert drawn.count('class="node cloned"') == 29  # what changed stays to be seen
+
+
+def test_runs_hold_what_is_unchanged_and_leave_inputs_outputs_and_changes() -> None:
+    box = boxes_of(diff_of("0.5", model=lambda: nn.Sequential(Chain(), Chain())))
+    before = shown(box)
+    fold(box)
+    runs = [[name_of(child) for child in run.children] for run in _runs(box)]
+    assert runs == [["0", "1", "2", "3", "4", "5"], ["0", "_1"]]  # the trunk's, and all of head 0's branch
+    assert shown(box) == before - 5 - 2 and {name_of(box.children[0]), name_of(box.children[-1])} == {
+        "input_1",
+        "output",
+    }
+
+
+class Chain(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(*(nn.Linear(4, 4) for _ in range(8)))
+
+
+def _runs(box: Box) -> list[Box]:
+    return [found for inner in box.boxes() for found in ([inner] if inner.kind == "run" else _runs(inner))]
+
+
+# In pixels.
+
+
+def test_the_picture_in_pixels_has_the_size_and_the_colours_of_its_scheme() -> None:
+    diff = diff_of("stem", "body.1")
+    root = ElementTree.fromstring(to_svg(diff))
+    for dark in (False, True):
+        image = Image.open(io.BytesIO(to_png(diff, dark=dark, scale=1.5)))
+        assert image.size == tuple(round(1.5 * float(root.attrib[side])) for side in ("width", "height"))
+        assert image.convert("RGB").getpixel((0, 0)) == _rgb(colours(dark)["page"])
+        seen = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or ()}
+        assert {_rgb(colours(dark)[name]) for name in ("shared", "own", "cloned", "rescaled")} <= seen
+
+
+def test_names_that_the_font_lacks_are_written_by_their_numbers_and_a_huge_picture_shrinks() -> None:
+    assert to_png(diff_of("<script>alert('x')</script>", model=Hostile)).startswith(b"\x89PNG")
+    image = Image.open(io.BytesIO(to_png(diff_of("stem"), scale=1000)))
+    assert 29e6 < image.size[0] * image.size[1] < 31e6
+
+
+def _rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour[1:]))

@@ -8,6 +8,8 @@ import typer
 
 from .. import options
 from ..console import out, print_json, working
+from ..parsing import fanouts as parsed_fanouts
+from ..planning import Planning
 from ..render import render_costs
 
 Optimizer = Annotated[
@@ -17,6 +19,7 @@ Optimizer = Annotated[
 
 
 def costs(
+    context: typer.Context,
     source: options.Source,
     pattern: options.Pattern = "hierarchical",
     splits: options.Splits = "",
@@ -34,15 +37,13 @@ def costs(
     debug: options.Debug = False,
 ) -> None:
     """Say what a training step will cost, before anything is built: of the original and of the training graph."""
+    planning = Planning.of(context)
     with working("importing"):
         import fxcollab
     with working(f"loading {source}"):
-        loaded = options.load_source(source, model_arg, seed)
+        loaded = planning.load()
     with working("counting"):
-        choice = options.chosen(
-            loaded, pattern, splits, heads, fanouts, input_shapes, granularity, max_time, max_memory, measure,
-            optimizer, always_measured=True,
-        )  # fmt: skip
+        choice = planning.choose(loaded, optimizer=optimizer, always_measured=True)
         found = (
             choice.costs
             if choice
@@ -51,8 +52,8 @@ def costs(
                 pattern,  # type: ignore[arg-type]  # refused there if unknown
                 splits,
                 heads,
-                options.fanouts(fanouts),
-                options.example_inputs(input_shapes),
+                parsed_fanouts(fanouts),
+                planning.inputs,
                 granularity=granularity,  # type: ignore[arg-type]
                 optimizer=optimizer,
                 measure=measure,

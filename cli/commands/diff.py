@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .. import options
-from ..console import err, out, working
-from ..trained import training_model, verified
+from ..console import CheckFailed, err, out, working
+from ..planning import load_source
+from ..trained import names_a_directory, training_model, verified
 
+if TYPE_CHECKING:
+    from torch import nn
+
+Inference = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[INFERENCE]",
+        help="A model or directory to be shown to be the same network; refused if it isn't.",
+        show_default=False,
+    ),
+]
 All = Annotated[bool, typer.Option("--all", help="A line for every node: nothing is folded.")]
 Evaluation = Annotated[bool, typer.Option("--eval", help="Eval mode's graphs, where they differ from train mode's.")]
+Prove = Annotated[bool, typer.Option("--prove", help="Verify, for the page to show; exits with 1 if a check fails.")]
+Output = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "-o", "--output", metavar="FILE", help="Write what its ending says: .html, .svg, .png, .json, .dot, .mmd."
+    ),
+]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an interactive page: one file.")]
 Svg = Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Write a static picture.")]
-Prove = Annotated[bool, typer.Option("--prove", help="With --html: verify, and show the result on the page.")]
+Png = Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Write a static picture in pixels.")]
 Dot = Annotated[Path | None, typer.Option("--dot", metavar="FILE", help="Write Graphviz's DOT.")]
 Mermaid = Annotated[Path | None, typer.Option("--mermaid", metavar="FILE", help="Write a Mermaid flowchart.")]
 
@@ -25,6 +42,7 @@ Mermaid = Annotated[Path | None, typer.Option("--mermaid", metavar="FILE", help=
 def diff(
     context: typer.Context,
     source: options.Source,
+    inference: Inference = None,
     pattern: options.Pattern = "hierarchical",
     splits: options.Splits = "",
     heads: options.Heads = None,
@@ -38,11 +56,13 @@ def diff(
     model_arg: options.ModelArg = None,
     unfolded: All = False,
     evaluation: Evaluation = False,
-    page: Html = None,
+    output: Output = None,
+    html: Html = None,
     svg: Svg = None,
-    prove: Prove = False,
+    png: Png = None,
     dot: Dot = None,
     mermaid: Mermaid = None,
+    prove: Prove = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -52,26 +72,34 @@ def diff(
     """
     with working("importing"):
         from fxcollab.diff import diff as difference
-        from fxcollab.diff.html import to_html
-        from fxcollab.diff.svg import to_svg
+        from fxcollab.diff.formats import VIEWS, view_of
         from fxcollab.diff.terminal import view
+    named = {".html": html, ".svg": svg, ".png": png, ".dot": dot, ".mmd": mermaid}
+    files = [(file, VIEWS[ending]) for ending, file in named.items() if file is not None]
+    files += [(file, view_of(file)) for file in output or ()]
     with working(f"loading {source}"):
         train_model = training_model(context)
+        other = _inference_model(inference, model_arg, seed) if inference else None
     with working("comparing"):
-        found = difference(train_model, training=not evaluation)
+        found = difference(train_model, other, training=not evaluation)
     with working("verifying" if prove else "drawing"):
         report = verified(train_model, input_shapes) if prove else None
-    views: list[tuple[Path | None, Callable[[], str]]] = [
-        (page, partial(to_html, found, report)),
-        (svg, partial(to_svg, found)),
-        (dot, found.to_dot),
-        (mermaid, found.to_mermaid),
-    ]
-    for file, text in views:
-        if file is not None:
-            file.write_text(text(), encoding="utf-8")
-            err().print(f"wrote {file}")
+        made = [(file, view_as(found, report)) for file, view_as in files]
+    for file, content in made:
+        file.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        err().print(f"wrote {file}")
     if json:
         typer.echo(found.to_json())
-    elif not any(file for file, _ in views):
+    elif not files:
         out().print(view(found, unfolded=unfolded))
+    if report is not None and not report.ok:
+        err().print("the proof failed: fxcollab verify says where")
+        raise CheckFailed
+
+
+def _inference_model(inference: str, model_arg: list[str] | None, seed: int) -> nn.Module:
+    import fxcollab
+
+    if names_a_directory(inference):
+        return fxcollab.load(inference)
+    return load_source(inference, model_arg, seed).model

@@ -9,6 +9,7 @@ import typer
 
 from .. import options
 from ..console import out, print_json, working
+from ..planning import Planning
 from ..render import render_candidates
 
 Depth = Annotated[
@@ -18,6 +19,7 @@ Depth = Annotated[
 
 
 def splits(
+    context: typer.Context,
     source: options.Source,
     input_shapes: options.Input = None,
     depth: Depth = None,
@@ -33,14 +35,15 @@ def splits(
     Shares are those of a forward's operations and of the memory kept for the backward that lie before the cut;
     what lies behind it is what every branch repeats. Where a stage ends, the value's resolution changes.
     """
+    planning = Planning.of(context)
     with working("importing"):
         import fxcollab
     with working(f"loading {source}"):
-        loaded = options.load_source(source, model_arg, seed)
+        loaded = planning.load()
     with working("counting"):
         found = fxcollab.find_splits(
             loaded.model,
-            options.example_inputs(input_shapes),
+            planning.inputs,
             granularity=granularity,  # type: ignore[arg-type]  # refused there if unknown
             depth=depth,
             measure=measure,

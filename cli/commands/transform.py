@@ -9,10 +9,13 @@ import typer
 
 from .. import options
 from ..console import err, out, print_json, working
+from ..parsing import default_directory
+from ..planning import Planning, check_inputs
 from ..render import render_choice, render_summary
 
 
 def transform(
+    context: typer.Context,
     source: options.Source,
     pattern: options.Pattern = "hierarchical",
     splits: options.Splits = "",
@@ -36,24 +39,20 @@ def transform(
     debug: options.Debug = False,
 ) -> None:
     """Turn a model into a training graph with several heads, and write it to a directory."""
-    shown = output or options.default_directory(source)
+    planning = Planning.of(context)
+    shown = output or default_directory(source)
     directory = shown.absolute()  # the user's code may change the working directory
     with working("importing"):
         from fxcollab.artifact import refuse_existing, save
         from fxcollab.summary import summarise
     refuse_existing(directory, force)
     with working(f"loading {source}"):
-        loaded = options.load_source(source, model_arg, seed)
+        loaded = planning.load()
     with working("choosing splits"):
-        choice = options.chosen(
-            loaded, pattern, splits, heads, fanouts, input_shapes, granularity, max_time, max_memory, measure
-        )
+        choice = planning.choose(loaded)
     with working("transforming"):
-        names = choice.splits if choice else splits
-        train_model = options.planned(
-            loaded, pattern, names, heads, fanouts, input_shapes, init, seed, not no_rescale, granularity, peers
-        )
-        options.check_inputs(train_model, input_shapes)
+        train_model = planning.transform(loaded, choice.splits if choice else None)
+        check_inputs(train_model, input_shapes)
         summary = summarise(train_model)
     with working(f"writing {shown}"):
         save(train_model, directory, force=force)

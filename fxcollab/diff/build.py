@@ -15,24 +15,30 @@ from fxcollab.codegen import CollabGraphModule
 from fxcollab.costs.counted import count
 from fxcollab.costs.profile import NodeCost
 from fxcollab.diff.model import Diff, DiffNode
+from fxcollab.diff.related import refuse_another
 from fxcollab.graphs import source_line
 from fxcollab.partition.levels import state_tensors
 from fxcollab.plan import plan_of, training_model
 from fxcollab.provenance import provenance
 
 
-def diff(train_model: nn.Module, training: bool = True) -> Diff:
+def diff(train_model: nn.Module, inference_model: nn.Module | None = None, *, training: bool = True) -> Diff:
     """The difference between the graph of a training model and that of head 0, its inference graph.
 
     Args:
         train_model: what `transform` or `load` returned; wrapped by DDP or ``torch.compile`` is fine.
+        inference_model: what `prune` returned, or the original: to be shown that it belongs to ``train_model``.
+            Nothing of the difference depends on it.
         training: train mode's graph, or eval mode's where they differ.
 
     Raises:
         StateError: it is no training model, or another pass put nodes in.
+        DiffError: ``inference_model`` is another network.
     """
     model = training_model(train_model)
     plan, counted = plan_of(model), count(model)
+    if inference_model is not None:
+        refuse_another(inference_model, counted.captured, plan)
     graph, original = model.modes.of(training), counted.captured.modes.of(training)
     known = counted.profile is not None and original is counted.captured.modes.train
     costs = {node.name: cost for node, cost in counted.profile.nodes.items()} if counted.profile and known else {}

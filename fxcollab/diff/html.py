@@ -6,6 +6,7 @@ import html
 import json
 from importlib.resources import files
 
+from fxcollab.diff.boxes import boxes_of
 from fxcollab.diff.data import to_data
 from fxcollab.diff.model import Diff
 from fxcollab.verify.report import Report
@@ -44,7 +45,8 @@ def to_html(diff: Diff, report: Report | None = None) -> str:
 def _data(diff: Diff, report: Report | None) -> str:
     """JSON that can't end the script element it stands in."""
     proof = report and {"checks": [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in report]}
-    text = json.dumps({**to_data(diff), "proof": proof}, separators=(",", ":"))
+    data = {**to_data(diff), "boxes": boxes_of(diff).to_data(), "proof": proof}
+    text = json.dumps(data, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
 

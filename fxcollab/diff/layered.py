@@ -43,9 +43,9 @@ def layered(sizes: Sequence[tuple[float, float]], edges: Iterable[tuple[int, int
     centres = _centres(rows, widths, above, below)
     left = min((centres[item] - widths[item] / 2 for row in rows for item in row), default=0.0)
     tops, height = _tops(rows, sizes)
-    corners = tuple((centres[i] - w / 2 - left, tops[_row_of(rows, i)]) for i, (w, _) in enumerate(sizes))
-    width = max((x + w for (x, _), (w, _) in zip(corners, sizes, strict=True)), default=0.0)
     row_of = {item: number for number, row in enumerate(rows) for item in row}
+    corners = tuple((centres[i] - w / 2 - left, tops[row_of[i]]) for i, (w, _) in enumerate(sizes))
+    width = max((x + w for (x, _), (w, _) in zip(corners, sizes, strict=True)), default=0.0)
     routes = {}
     for source, target in known:
         bends = [(centres[i] - left, tops[row_of[i]] + BETWEEN / 2) for i in chains[source, target][1:-1]]
@@ -62,8 +62,8 @@ def _rows(
 ) -> tuple[Rows, dict[tuple[int, int], list[int]], list[float]]:
     """Rows by the longest way; an edge over several rows has a bend of no width in each of them."""
     rank = [0] * len(sizes)
-    for target in range(len(sizes)):
-        rank[target] = max((rank[source] + 1 for source, to in edges if to == target), default=0)
+    for source, target in sorted(edges, key=lambda edge: edge[1]):  # ranks of sources are final by then
+        rank[target] = max(rank[target], rank[source] + 1)
     rows: Rows = [[] for _ in range(max(rank, default=0) + 1)]
     for item, row in enumerate(rank):
         rows[row].append(item)
@@ -130,7 +130,3 @@ def _tops(rows: Rows, sizes: Sequence[tuple[float, float]]) -> tuple[list[float]
         tops.append(y)
         y += max((sizes[item][1] for item in row if item < len(sizes)), default=0.0) + BETWEEN
     return tops, max(y - BETWEEN, 0.0)
-
-
-def _row_of(rows: Rows, item: int) -> int:
-    return next(number for number, row in enumerate(rows) if item in row)

@@ -152,11 +152,27 @@ class Diff:
 
         FilePath(path).write_text(to_svg(self), encoding="utf-8")
 
-    def _repr_svg_(self) -> str:
-        """What notebooks show where scripts don't run."""
-        from fxcollab.diff.svg import to_svg
+    def to_png(self, path: str | os.PathLike[str], *, dark: bool = False, scale: float = 2.0) -> None:
+        """Write the static picture in pixels, ``scale`` of them for each of the SVG's units."""
+        from fxcollab.diff.png import to_png
 
-        return to_svg(self)
+        FilePath(path).write_bytes(to_png(self, dark=dark, scale=scale))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the view that the file's ending names: .html, .svg, .png, .json, .dot or .mmd (Mermaid).
+
+        Raises:
+            DiffError: another ending.
+        """
+        from fxcollab.diff.formats import write
+
+        write(self, FilePath(path))
+
+    def _ipython_display_(self) -> None:
+        """In a notebook: the picture, and the page below it, which is left out where scripts are not shown."""
+        from fxcollab.diff.notebook import show
+
+        show(self)
 
     def to_dot(self) -> str:
         """The training graph in Graphviz's DOT: a cluster a branch."""

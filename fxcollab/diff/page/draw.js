@@ -41,7 +41,8 @@ function clip(text, most = 36) {
 function labelOf(item) {
   if (item.children) {
     const { nodes, parameters } = item.summary;
-    return [`${clip(titleOf(item))} ▸`, `${nodes} node${nodes > 1 ? "s" : ""}${parameters ? `, ${short(parameters)}` : ""}`];
+    const what = item.fate || `node${nodes > 1 ? "s" : ""}`;
+    return [`${clip(item.title)} ▸`, `${nodes} ${what}${parameters ? `, ${short(parameters)}` : ""}`];
   }
   const { node } = item;
   if (node.change === "rescaled") return [`gradient × ${fraction(node.factor)}`, clip(node.origin)];
@@ -54,16 +55,6 @@ function labelOf(item) {
 function nameInside(node) {
   const inside = node.op === "call_module" && node.module && node.target.startsWith(`${node.module}.`);
   return inside ? node.target.slice(node.module.length + 1) : node.counterpart;
-}
-
-/** Of a module's box its path from the box around it. */
-function titleOf(group) {
-  if (group.kind !== "branch") {
-    const outer = group.parent.kind === "module" ? `${group.parent.title}.` : "";
-    return group.title.startsWith(outer) ? group.title.slice(outer.length) : group.title;
-  }
-  const heads = headsOf(group.branch);
-  return `${group.title}: head${heads.length > 1 ? "s" : ""} ${heads.length > 1 ? `${heads[0]} to ${heads[heads.length - 1]}` : heads[0]}`;
 }
 
 /** Heads that descend from a branch: they count in path order. */
@@ -83,25 +74,33 @@ function draw(world, tree) {
   const items = placed(tree.root);
   const boxes = element("g", {});
   const edges = element("g", { class: "edges" });
+  const titles = element("g", { class: "titles", "aria-hidden": "true" });
   const nodes = element("g", {});
   for (const item of items) {
-    if (item.children && item.open) boxes.append(drawBox(item));
-    else nodes.append(drawNode(item));
+    if (item.children && item.open) {
+      boxes.append(drawBox(item));
+      titles.append(drawTitle(item));
+    } else nodes.append(drawNode(item));
   }
   for (const edge of shownEdges(tree)) edges.append(drawEdge(edge));
-  world.replaceChildren(boxes, edges, nodes);
+  world.replaceChildren(boxes, edges, titles, nodes);
   return items;
 }
 
 function drawBox(group) {
   const { x, y, width, height } = group.box;
-  const title = element("text", { x: x + 10, y: y + 16 }, `▾ ${clip(titleOf(group), Math.max(8, Math.floor(width / 7.2)))}`);
   return element(
     "g",
-    { class: `box ${group.kind} ${changeOf(group)}`, "data-id": group.id, tabindex: 0, role: "button", "aria-expanded": "true", "aria-label": `${titleOf(group)}, open` },
+    { class: `box ${group.kind} ${changeOf(group)}`, "data-id": group.id, tabindex: 0, role: "button", "aria-expanded": "true", "aria-label": `${group.title}, open` },
     element("rect", { x, y, width, height, rx: 8 }),
-    title,
   );
+}
+
+/** Above the edges, so that none runs through it. */
+function drawTitle(group) {
+  const { x, y, width } = group.box;
+  const text = `▾ ${clip(group.title, Math.max(8, Math.floor(width / 7.2)))}`;
+  return element("text", { class: `title ${group.kind} ${changeOf(group)}`, x: x + 10, y: y + 16 }, text);
 }
 
 function drawNode(item) {
@@ -109,12 +108,12 @@ function drawNode(item) {
   const [first, second] = labelOf(item);
   const change = changeOf(item);
   const glyph = item.children ? badge(item) : GLYPHS[change];
-  const label = item.children ? `${titleOf(item)}, closed, ${second}` : `${item.node.name}: ${WORDS[change]}`;
+  const label = item.children ? `${item.title}, closed, ${second}` : `${item.node.name}: ${WORDS[change]}`;
   const made = element(
     "g",
     {
-      class: `${item.children ? "closed" : "node"} ${change}`,
-      "data-id": item.children ? item.id : `node:${item.node.name}`,
+      class: `${item.children ? `closed ${item.kind}` : "node"} ${change}`,
+      "data-id": item.id,
       "data-counterpart": item.children ? null : item.node.counterpart,
       tabindex: 0,
       role: "button",
@@ -184,8 +183,8 @@ function drawEdge({ from, to, kind, factor, added }) {
   const made = element("g", { class: `edge ${kind} ${added ? "added" : "kept"}`, "data-from": from.id, "data-to": to.id });
   made.append(element("path", { d: curve(points), "marker-end": "url(#arrow)" }));
   if (factor !== null) {
-    const [x, y] = points[Math.floor(points.length / 2)];
-    made.append(element("text", { class: "factor", x: x + 4, y }, `× ${fraction(factor)}`));
+    const [x, y] = [0, 1].map((axis) => (points[0][axis] + points[1][axis]) / 2); // near where the branches part
+    made.append(element("text", { class: "factor", x: x + 5, y: y + 4 }, `× ${fraction(factor)}`));
   }
   return made;
 }

@@ -1,58 +1,43 @@
-// The boxes: branches of the head tree, and inside of them the modules that were opened.
+// The boxes: branches of the head tree, opened modules inside of them, and runs of nodes with one fate.
 "use strict";
 
-/** A tree of boxes over the nodes of the training graph. Boxes with one box inside and nothing else are merged. */
-function buildGroups(data) {
-  const root = { id: "", title: "", kind: "root", branch: "", parent: null, children: [], open: true };
-  const groups = new Map([["", root]]);
-  const child = (parent, id, title, kind, branch) => {
-    if (!groups.has(id)) {
-      const group = { id, title, kind, branch, parent, children: [], open: kind === "branch" };
-      groups.set(id, group);
-      parent.children.push(group);
-    }
-    return groups.get(id);
+/** A tree of boxes and nodes, as DATA nests them; with `folded`, runs stand in boxes of their own. */
+function buildGroups(data, nodes, folded) {
+  const known = new Map();
+  const add = (item) => {
+    known.set(item.id, item);
+    return item;
   };
-  const branchOf = (name) => {
-    if (!name) return root;
-    const cut = name.lastIndexOf("_");
-    return child(branchOf(cut < 0 ? "" : name.slice(0, cut)), name, name, "branch", name);
+  const leaf = (name, parent) => add({ id: `node:${name}`, kind: "node", node: nodes.get(name), parent, children: null });
+  const box = (found, parent) => {
+    const group = add({ ...found, parent });
+    group.children = found.children.map((child) => (typeof child === "string" ? leaf(child, group) : box(child, group)));
+    if (folded) fold(group, found.runs, add);
+    return group;
   };
-  for (const node of data.nodes) {
-    let parent = branchOf(node.branch);
-    const atoms = node.module ? node.module.split(".") : [];
-    for (let depth = 1; depth <= atoms.length; depth++) {
-      const path = atoms.slice(0, depth).join(".");
-      parent = child(parent, `${node.branch}|${path}`, path, "module", node.branch);
-    }
-    const leaf = { id: node.name, kind: "node", node, parent, children: null };
-    parent.children.push(leaf);
-    groups.set(`node:${node.name}`, leaf);
-  }
-  mergeChains(root);
-  for (const item of groups.values()) if (item.children) summarise(item);
-  return { root, find: (name) => groups.get(`node:${name}`), get: (id) => groups.get(id), all: [...groups.values()] };
+  const root = box(data.boxes, null);
+  for (const item of known.values()) if (item.children) summarise(item);
+  return { root, find: (name) => known.get(`node:${name}`), get: (id) => known.get(id), all: [...known.values()] };
 }
 
-function mergeChains(group) {
-  group.children.forEach((item, place) => {
-    while (item.kind === "module" && item.children.length === 1 && item.children[0].kind === "module") {
-      const inner = item.children[0];
-      inner.parent = group;
-      group.children[place] = item = inner;
-    }
-    if (item.children) mergeChains(item);
-  });
+function fold(group, runs, add) {
+  for (const [start, stop, title, fate] of [...runs].reverse()) {
+    const children = group.children.slice(start, stop);
+    const id = `${group.id}|from ${children[0].id}`;
+    const run = add({ id, kind: "run", title, fate, branch: group.branch, parent: group, children, open: false });
+    for (const child of children) child.parent = run;
+    group.children.splice(start, stop - start, run);
+  }
 }
 
 /** What a closed box says of its inside. */
 function summarise(group) {
   if (group.summary) return group.summary;
-  const total = { nodes: 0, parameters: 0, changes: {} };
+  const total = { nodes: 0, parameters: 0, flops: 0, changes: {} };
   for (const item of group.children) {
-    const inner = item.children ? summarise(item) : { nodes: 1, parameters: item.node.parameters, changes: { [item.node.change]: 1 } };
-    total.nodes += inner.nodes;
-    total.parameters += inner.parameters;
+    const { node } = item;
+    const inner = item.children ? summarise(item) : { nodes: 1, parameters: node.parameters, flops: node.flops || 0, changes: { [node.change]: 1 } };
+    for (const key of ["nodes", "parameters", "flops"]) total[key] += inner[key];
     for (const [change, count] of Object.entries(inner.changes)) total.changes[change] = (total.changes[change] || 0) + count;
   }
   group.summary = total;
@@ -76,7 +61,7 @@ function countShown(group) {
   return group.children.reduce((sum, item) => sum + (item.children && item.open ? countShown(item) : 1), 0);
 }
 
-/** The innermost closed box around an item, or the item itself: what stands for it on the drawing. */
+/** The outermost closed box around an item, or the item itself: what stands for it on the drawing. */
 function representative(item) {
   let shown = item;
   for (let group = item.parent; group; group = group.parent) if (!group.open) shown = group;

@@ -1,7 +1,7 @@
 // Where everything stands: every open box is laid out by itself, from the inside out.
 "use strict";
 
-const NODE = { height: 40, least: 100, character: 7.1, padding: 40, most: 290, apart: 22 };
+const NODE = { height: 40, least: 100, character: 7.1, padding: 40, most: 290, apart: 22, glyph: 6.8 };
 const BOX = { header: 24, padding: 12 };
 
 function textWidth(text) {
@@ -10,8 +10,9 @@ function textWidth(text) {
 
 function sizeOf(item) {
   if (item.children && item.open) return layoutOf(item);
-  const lines = labelOf(item);
-  return { width: Math.max(...lines.map(textWidth)), height: NODE.height };
+  const [first, second] = labelOf(item);
+  const badges = item.children ? 2 * badge(item).length * NODE.glyph : 0; // it stands on the left of a centred name
+  return { width: Math.max(textWidth(first) + badges, textWidth(second)), height: NODE.height };
 }
 
 /** The layout of an open box: its size, where its children stand in it, the routes of edges between them. */
@@ -37,7 +38,7 @@ function layoutOf(group) {
   for (const edge of graph.edges()) {
     routes.set(`${edge.v}>${edge.w}`, graph.edge(edge).points.map(({ x, y }) => [x, y + header]));
   }
-  const least = group.kind === "root" ? 0 : textWidth(titleOf(group)) + 40;
+  const least = group.kind === "root" ? 0 : textWidth(group.title) + 40;
   const wide = Math.max(width, least);
   if (wide > width) for (const item of group.children) item.at.x += (wide - width) / 2;
   if (wide > width) for (const points of routes.values()) for (const point of points) point[0] += (wide - width) / 2;

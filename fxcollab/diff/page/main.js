@@ -13,18 +13,25 @@ const SPOTS = ["both", "training", "inference"];
 const PASSES = ["captured", "split", "rewritten", "pruned"];
 const READABLE = 45;
 
-const tree = buildGroups(DATA);
-distributeEdges(tree, DATA);
-openUpTo(tree.root, READABLE);
 const $ = (id) => document.getElementById(id);
 const svg = $("drawing");
 const world = $("world");
-const state = { spot: "both", pass: 2, selected: null, view: { x: 0, y: 0, k: 1 }, table: false };
-const initiallyOpen = new Set(openIds());
+const state = { spot: "both", pass: 2, selected: null, view: { x: 0, y: 0, k: 1 }, table: false, folded: false };
 let items = [];
+let tree = grown(false);
+state.folded = countShown(tree.root) > READABLE; // modules alone did not make it readable
+if (state.folded) tree = grown(true);
+const initiallyFolded = state.folded;
+const initiallyOpen = new Set(openIds());
+
+function grown(folded) {
+  const made = buildGroups(DATA, NODES, folded);
+  distributeEdges(made, DATA);
+  return made;
+}
 
 function openIds() {
-  return tree.all.filter((item) => item.children && item.open && item.id && item.kind !== "root").map((item) => item.id);
+  return tree.all.filter((item) => item.children && item.open && item.kind !== "root").map((item) => item.id);
 }
 
 function redraw() {
@@ -38,13 +45,14 @@ function redraw() {
 function mark() {
   document.body.dataset.spot = state.spot;
   document.body.dataset.pass = PASSES[state.pass];
+  $("fold").setAttribute("aria-pressed", String(state.folded));
   for (const spot of SPOTS) $(`spot-${spot}`).setAttribute("aria-pressed", String(state.spot === spot));
   $("pass").value = String(state.pass);
   $("pass-name").textContent = PASSES[state.pass];
   const node = NODES.get(state.selected);
   const shown = node && representative(tree.find(node.name));
   for (const drawn of world.querySelectorAll(".selected")) drawn.classList.remove("selected");
-  if (shown) world.querySelector(`[data-id="${CSS.escape(shown.children ? shown.id : `node:${shown.node.name}`)}"]`)?.classList.add("selected");
+  if (shown) drawnAs(shown)?.classList.add("selected");
   for (const edge of world.querySelectorAll(".edge")) {
     edge.classList.toggle("touched", Boolean(shown) && (edge.dataset.from === shown.id || edge.dataset.to === shown.id));
   }
@@ -56,9 +64,12 @@ function twins(node) {
   for (const drawn of world.querySelectorAll(".twin")) drawn.classList.remove("twin");
   if (!node || node.counterpart === null) return;
   for (const twin of instancesOf(node)) {
-    const shown = representative(tree.find(twin.name));
-    world.querySelector(`[data-id="${CSS.escape(shown.children ? shown.id : `node:${shown.node.name}`)}"]`)?.classList.add("twin");
+    drawnAs(representative(tree.find(twin.name)))?.classList.add("twin");
   }
+}
+
+function drawnAs(item) {
+  return world.querySelector(`[data-id="${CSS.escape(item.id)}"]`);
 }
 
 function select(name, show = false) {
@@ -70,8 +81,31 @@ function select(name, show = false) {
     if (closed.length) redraw();
     bring(tree.find(name));
   }
-  showDetails($("details"), node, select);
+  describe(node);
   mark();
+}
+
+function describe(node) {
+  if (node) showDetails($("details"), node, select);
+  else showOverview($("details"), tree.root, showBranch);
+}
+
+function showBranch(group) {
+  if (group.kind === "root") return fit();
+  const closed = ancestors(group).filter((outer) => !outer.open);
+  for (const outer of closed) toggle(outer, true, false);
+  if (closed.length) redraw();
+  bring(group);
+}
+
+/** Runs of what is unchanged become boxes, or their members stand free again; what was open stays open. */
+function setFolded(folded) {
+  const opened = new Set(openIds());
+  state.folded = folded;
+  tree = grown(folded);
+  for (const item of tree.all) if (item.children && item.kind !== "root" && item.kind !== "run") item.open = opened.has(item.id);
+  redraw();
+  fit();
 }
 
 function toggle(group, open = !group.open, thenDraw = true) {
@@ -88,10 +122,11 @@ function toggle(group, open = !group.open, thenDraw = true) {
 }
 
 function setAll(open) {
-  for (const item of tree.all) if (item.children && item.kind === "module") item.open = open;
+  const inner = tree.all.filter((item) => item.kind === "module" || item.kind === "run");
+  for (const item of inner) item.open = open;
   for (const item of tree.all) item.layout = null;
   if (open && countShown(tree.root) > 3000) {
-    for (const item of tree.all) if (item.children && item.kind === "module") item.open = false;
+    for (const item of inner) item.open = false;
     openUpTo(tree.root, 1000);
     say("too much to open at once: opened as far as 1,000 nodes");
   }
@@ -194,11 +229,13 @@ function remember() {
   if (state.pass !== 2) parts.set("pass", PASSES[state.pass]);
   if (state.selected) parts.set("node", state.selected);
   if (state.table) parts.set("table", "1");
+  if (state.folded !== initiallyFolded) parts.set("fold", state.folded ? "1" : "0");
   const now = new Set(openIds());
   const opened = [...now].filter((id) => !initiallyOpen.has(id));
   const closed = [...initiallyOpen].filter((id) => !now.has(id));
-  if (opened.length) parts.set("open", opened.join(" "));
-  if (closed.length) parts.set("closed", closed.join(" "));
+  if (opened.length) parts.set("open", opened.map(encodeURIComponent).join(" "));
+  if (closed.length) parts.set("closed", closed.map(encodeURIComponent).join(" "));
+  if (location.protocol === "about:") return; // in a notebook's frame there is no address
   const hash = parts.toString();
   if (hash !== location.hash.slice(1)) history.replaceState(null, "", `${location.pathname}${location.search}${hash ? `#${hash}` : ""}`);
 }
@@ -208,12 +245,15 @@ function recall() {
   if (SPOTS.includes(parts.get("spot"))) state.spot = parts.get("spot");
   if (PASSES.includes(parts.get("pass"))) state.pass = PASSES.indexOf(parts.get("pass"));
   state.table = parts.get("table") === "1";
+  const folded = parts.has("fold") ? parts.get("fold") === "1" : initiallyFolded;
+  if (folded !== state.folded) setFolded(folded);
   for (const [key, open] of [["open", true], ["closed", false]]) {
     for (const id of (parts.get(key) || "").split(" ")) {
-      const group = id && tree.get(id);
+      const group = id && tree.get(decodeURIComponent(id));
       if (group && group.children) group.open = open;
     }
   }
+  for (const item of tree.all) item.layout = null;
   return NODES.has(parts.get("node")) ? parts.get("node") : null;
 }
 
@@ -304,7 +344,7 @@ document.addEventListener("keydown", (event) => {
   const step = 60;
   const keys = {
     "/": () => $("search").focus(), n: () => nextChange(1), p: () => nextChange(-1), "+": () => zoom(1.25), "=": () => zoom(1.25),
-    "-": () => zoom(0.8), 0: fit, 1: () => spot("both"), 2: () => spot("training"), 3: () => spot("inference"), t: flipTable,
+    "-": () => zoom(0.8), 0: fit, 1: () => spot("both"), 2: () => spot("training"), 3: () => spot("inference"), t: flipTable, f: () => setFolded(!state.folded),
     Escape: () => select(null),
   };
   const pans = { ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] };
@@ -352,6 +392,7 @@ $("search").addEventListener("input", (event) => search(event.target.value));
 $("next").addEventListener("click", () => nextChange(1));
 $("previous").addEventListener("click", () => nextChange(-1));
 $("fit").addEventListener("click", fit);
+$("fold").addEventListener("click", () => setFolded(!state.folded));
 $("open-all").addEventListener("click", () => setAll(true));
 $("close-all").addEventListener("click", () => setAll(false));
 $("table-button").addEventListener("click", flipTable);
@@ -372,18 +413,18 @@ $("minimap").addEventListener("click", (event) => {
 window.addEventListener("resize", look);
 window.addEventListener("hashchange", () => {
   const node = recall();
-  for (const item of tree.all) item.layout = null;
   redraw();
   if (node) select(node, true);
   showTable();
 });
 
+for (const key of document.querySelectorAll("footer [data-change]")) key.hidden = !DATA.nodes.some((node) => node.change === key.dataset.change);
 const [text, kind] = proofText(DATA.proof);
 $("proof").textContent = text;
 $("proof").className = kind;
 const wanted = recall();
 redraw();
 fit();
-showDetails($("details"), null, select);
+describe(null);
 if (wanted) select(wanted, true);
 showTable();

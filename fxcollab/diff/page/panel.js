@@ -8,11 +8,35 @@ function html(name, attributes, ...children) {
   return made;
 }
 
+/** What there is to know while nothing is selected: the head tree. */
+function showOverview(panel, root, show) {
+  const flops = root.summary.flops;
+  const entry = (group) => {
+    const own = ownSummary(group);
+    const button = html("button", { type: "button" }, group.kind === "root" ? "trunk: all heads" : group.title);
+    button.addEventListener("click", () => show(group));
+    const share = flops ? `${Math.round((100 * own.flops) / flops)} % of the FLOPs` : "";
+    const facts = [`${own.nodes} node${own.nodes === 1 ? "" : "s"}`, own.parameters ? `${short(own.parameters)} parameters` : "", share];
+    const branches = group.children.filter((item) => item.kind === "branch");
+    const made = html("li", { class: changeOf(group) }, button, html("div", { class: "quiet" }, facts.filter(Boolean).join(", ")));
+    if (branches.length) made.append(html("ul", {}, ...branches.map(entry)));
+    return made;
+  };
+  panel.replaceChildren(
+    html("h2", {}, "Head tree"),
+    html("ul", { class: "heads" }, entry(root)),
+    html("p", { class: "quiet" }, "Select a node to see what became of it."),
+  );
+}
+
+/** A branch's, without the branches inside of it. */
+function ownSummary(group) {
+  const inside = group.children.filter((item) => item.kind === "branch").map((item) => item.summary);
+  const without = (key) => inside.reduce((rest, one) => rest - one[key], group.summary[key]);
+  return { nodes: without("nodes"), parameters: without("parameters"), flops: without("flops") };
+}
+
 function showDetails(panel, node, select) {
-  if (!node) {
-    panel.replaceChildren(html("p", { class: "quiet" }, "Select a node to see what became of it."));
-    return;
-  }
   const twins = instancesOf(node);
   const rows = [
     ["what became of it", `${GLYPHS[node.change]} ${WORDS[node.change]}`],
@@ -30,7 +54,10 @@ function showDetails(panel, node, select) {
   for (const [label, value] of rows) if (value) list.append(html("dt", {}, label), html("dd", {}, value));
   panel.replaceChildren(html("h2", {}, node.counterpart || node.name), list);
   if (twins.length > 1) panel.append(html("h3", {}, `${twins.length} instances`), links(twins, select, (twin) => `${GLYPHS[twin.change]} ${twin.name}`));
-  if (node.inputs.length) panel.append(html("h3", {}, "reads"), links(node.inputs.map((name) => NODES.get(name)), select));
+  const before = [...new Set(node.inputs.map(original))].map(inInferenceGraph);
+  const same = before.every((name, place) => name === node.inputs[place]);
+  if (node.inputs.length) panel.append(html("h3", {}, same ? "reads" : "reads, in the training graph"), links(node.inputs.map((name) => NODES.get(name)), select));
+  if (!same && node.counterpart !== null) panel.append(html("h3", {}, "reads, in the inference graph"), links(before.map((name) => NODES.get(name)), select));
   const readers = READERS.get(node.name) || [];
   if (readers.length) panel.append(html("h3", {}, "is read by"), links(readers, select));
 }
@@ -53,6 +80,11 @@ function inferenceText(node) {
 function headsText(branch) {
   const heads = headsOf(branch);
   return heads.length > 1 ? `heads ${heads[0]} to ${heads[heads.length - 1]}` : `head ${heads[0]}`;
+}
+
+/** The node of the inference graph that a node is an instance of. */
+function inInferenceGraph(name) {
+  return NODES.get(name).counterpart ?? name;
 }
 
 /** The same as a table, for reading without the drawing. */
