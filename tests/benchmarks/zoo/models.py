@@ -40,9 +40,11 @@ class Entry:
         """The first part of the name."""
         return self.name.partition(":")[0]
 
-    def splits(self, model: nn.Module) -> tuple[str, str]:
-        """Two splits, at about a third and two thirds of the model's stages."""
+    def splits(self, model: nn.Module, *, late: bool = False) -> tuple[str, str]:
+        """Two splits, at about a third and two thirds of the model's stages; ``late``: before the last two."""
         stages = stages_of(model)
+        if late and len(stages) > 3:
+            return stages[-3], stages[-2]
         first = (len(stages) - 1) // 3
         return stages[first], stages[max(2 * (len(stages) - 1) // 3, first + 1)]
 

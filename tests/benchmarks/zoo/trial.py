@@ -71,7 +71,8 @@ def _built(entry: Entry, device: str) -> nn.Module:
 
 
 def _outcome(entry: Entry, model: nn.Module, attempt: Callable[[Entry, nn.Module, Row], list[str]]) -> Row:
-    row: Row = {"splits": list(entry.splits(model))}
+    late = attempt is _values and sum(p.numel() for p in model.parameters()) > LARGE
+    row: Row = {"splits": list(entry.splits(model, late=late))}
     untouched = Untouched(model)
     try:
         wrong = attempt(entry, model, row)
@@ -87,6 +88,10 @@ def _outcome(entry: Entry, model: nn.Module, attempt: Callable[[Entry, nn.Module
         row |= {"result": "wrong", "wrong": [_portable(text) for text in wrong]}
     row |= _others(model, row["splits"]) if attempt is _structure else {}  # last: plain tracing writes to the model
     return row
+
+
+LARGE = 150_000_000
+"""Parameters of which a machine of 24 GiB can't hold four heads, with gradients, in float64."""
 
 
 def _told(error: FxCollabError) -> dict[str, str | None]:
