@@ -115,12 +115,13 @@ def boxes_of(diff: Diff, readable: int = READABLE) -> Box:
         for level in range(1, len(node.path) + 1):
             path = node.path[:level]
             box = inside(path, "", _heading(diff, path), box)
-        atoms = node.module.split(".") if node.module else []
+        inserted = node.counterpart is None  # stands in its branch, to be seen where modules are closed
+        atoms = node.module.split(".") if node.module and not inserted else []
         for depth in range(1, len(atoms) + 1):
             box = inside(node.path, ".".join(atoms[:depth]), atoms[depth - 1], box)
         box.children.append(node)
     _merge_chains(root)
-    _open_up_to(root, readable)
+    open_up_to(root, readable)
     return root
 
 
@@ -131,6 +132,19 @@ def fold(box: Box) -> None:
     for run in reversed(list(box.runs())):
         members = box.children[run.start : run.stop]
         box.children[run.start : run.stop] = [Box("run", run.title, box.path, box.module, members, fate=run.fate)]
+
+
+def open_up_to(root: Box, readable: int) -> None:
+    """Open boxes from outside in, all of a depth or none, while that stays readable; runs stay closed."""
+    depth = [root]
+    while depth:
+        inside = [box for outer in depth for box in outer.boxes() if box.kind != "run"]
+        closed = [box for box in inside if not box.open]
+        if closed and shown(root) + sum(len(box.children) - 1 for box in closed) > readable:
+            return
+        for box in closed:
+            box.open = True
+        depth = inside
 
 
 def shown(box: Box) -> int:
@@ -177,15 +191,3 @@ def _merge_chains(box: Box) -> None:
             box.children[place] = child = inner
         if isinstance(child, Box):
             _merge_chains(child)
-
-
-def _open_up_to(root: Box, readable: int) -> None:
-    depth = [root]
-    while depth:
-        inside = [box for outer in depth for box in outer.boxes()]
-        closed = [box for box in inside if not box.open]
-        if closed and shown(root) + sum(len(box.children) - 1 for box in closed) > readable:
-            return
-        for box in closed:
-            box.open = True
-        depth = inside

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from fxcollab.diff.boxes import READABLE, Box, Item, boxes_of, fold, name_of, shown
+from fxcollab.diff.boxes import READABLE, Box, Item, boxes_of, fold, name_of, open_up_to, shown
 from fxcollab.diff.layered import Layout, Point, layered
 from fxcollab.diff.model import Diff, DiffNode
 
@@ -63,6 +63,7 @@ def picture_of(diff: Diff) -> Picture:
     root = boxes_of(diff)
     if shown(root) > READABLE:
         fold(root)
+        open_up_to(root, READABLE)
     return _Drawing(diff, root).picture()
 
 

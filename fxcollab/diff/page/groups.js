@@ -44,11 +44,11 @@ function summarise(group) {
   return total;
 }
 
-/** Open boxes from the outside in, all of a depth or none, as long as a person can still read what is shown. */
+/** Open boxes from the outside in, all of a depth or none, while a person can read what is shown; runs stay closed. */
 function openUpTo(root, limit) {
   let depth = [root];
   while (depth.length) {
-    const next = depth.flatMap((group) => group.children.filter((item) => item.children));
+    const next = depth.flatMap((group) => group.children.filter((item) => item.children && item.kind !== "run"));
     const closed = next.filter((group) => !group.open);
     const more = closed.reduce((sum, group) => sum + group.children.length - 1, 0);
     if (closed.length && countShown(root) + more > limit) return;

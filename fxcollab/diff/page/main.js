@@ -11,7 +11,8 @@ for (const node of DATA.nodes) {
 }
 const SPOTS = ["both", "training", "inference"];
 const PASSES = ["captured", "split", "rewritten", "pruned"];
-const READABLE = 45;
+const READABLE = 45; // nodes and closed boxes
+const LEGIBLE = 0.65; // of the natural size
 
 const $ = (id) => document.getElementById(id);
 const svg = $("drawing");
@@ -19,8 +20,13 @@ const world = $("world");
 const state = { spot: "both", pass: 2, selected: null, view: { x: 0, y: 0, k: 1 }, table: false, folded: false };
 let items = [];
 let tree = grown(false);
-state.folded = countShown(tree.root) > READABLE; // modules alone did not make it readable
-if (state.folded) tree = grown(true);
+state.folded = countShown(tree.root) > READABLE || fittingScale() < LEGIBLE; // closed modules alone don't do
+for (let limit = READABLE; state.folded && limit > 10; limit -= 10) {
+  tree = grown(true);
+  for (const item of tree.all) if (item.kind === "module") item.open = false;
+  openUpTo(tree.root, limit);
+  if (fittingScale() >= LEGIBLE) break;
+}
 const initiallyFolded = state.folded;
 const initiallyOpen = new Set(openIds());
 
@@ -142,11 +148,18 @@ function look() {
   drawViewport();
 }
 
+/** At which all would be seen. */
+function fittingScale() {
+  const { width, height } = svg.getBoundingClientRect();
+  const all = layoutOf(tree.root);
+  return Math.min(1.25, (width - 24) / all.width, (height - 24) / all.height);
+}
+
 function fit() {
   const { width, height } = svg.getBoundingClientRect();
   const { box } = tree.root;
-  const k = Math.min(1.25, (width - 24) / box.width, (height - 24) / box.height);
-  const readable = Math.max(k, Math.min(0.55, (width - 24) / box.width), 0.12); // a tall graph begins at its top
+  const k = fittingScale();
+  const readable = Math.max(k, 0.55); // a large graph begins in the middle of its top
   state.view = { k: readable, x: (width - box.width * readable) / 2, y: k < readable ? 12 : Math.max(12, (height - box.height * readable) / 2) };
   look();
   remember();

@@ -15,7 +15,7 @@ function showOverview(panel, root, show) {
     const own = ownSummary(group);
     const button = html("button", { type: "button" }, group.kind === "root" ? "trunk: all heads" : group.title);
     button.addEventListener("click", () => show(group));
-    const share = flops ? `${Math.round((100 * own.flops) / flops)} % of the FLOPs` : "";
+    const share = flops ? `${Math.round((100 * own.flops) / flops)} % of FLOPs` : "";
     const facts = [`${own.nodes} node${own.nodes === 1 ? "" : "s"}`, own.parameters ? `${short(own.parameters)} parameters` : "", share];
     const branches = group.children.filter((item) => item.kind === "branch");
     const made = html("li", { class: changeOf(group) }, button, html("div", { class: "quiet" }, facts.filter(Boolean).join(", ")));

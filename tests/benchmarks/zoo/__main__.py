@@ -96,9 +96,10 @@ def _chosen(library: str, count: int | None, structure: Sequence[Row]) -> list[s
     if count is None:
         return [name for name, entry in entries().items() if entry.library == library]
     rows = sorted((row for row in structure if library_of(row) == library), key=_size)
-    first = list({row["family"]: row["name"] for row in reversed(rows)}.values())
+    first = reversed(list({row["family"]: row["name"] for row in reversed(rows)}.values()))  # small ones first
     others = sorted(rows, key=lambda row: _size(row) * max(row.get("pixels", 0), 1))
-    return list(dict.fromkeys([*first, *(row["name"] for row in others)]))[: max(count, len(first))]
+    families = len({row["family"] for row in rows})
+    return list(dict.fromkeys([*first, *(row["name"] for row in others)]))[: max(count, families)]
 
 
 def _size(row: Row) -> int:
