@@ -12,7 +12,7 @@ for (const node of DATA.nodes) {
 const SPOTS = ["both", "training", "inference"];
 const PASSES = ["captured", "split", "rewritten", "pruned"];
 const READABLE = 45; // nodes and closed boxes
-const LEGIBLE = 0.65; // of the natural size
+const LEGIBLE = 0.6; // of the natural size
 
 const $ = (id) => document.getElementById(id);
 const svg = $("drawing");
