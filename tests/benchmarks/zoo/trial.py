@@ -136,7 +136,7 @@ def _with_small_images(model: nn.Module, interface: Interface) -> Interface:
     return next((one for one in tries if accepts(model, one)), interface)
 
 
-SMALL = (64, 96, 128, 160)
+SMALL = (64, 84, 96, 112, 128, 160)
 
 
 def _one_more(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
