@@ -366,3 +366,42 @@ class CutUnderNoGrad(nn.Module):
 @pytest.mark.parametrize("way", ["same", "contiguous"])
 def test_a_split_under_no_grad_cuts_at_what_the_forward_goes_on_with(way: str) -> None:
     proven(CutUnderNoGrad(way), [way], pattern="simple")
+
+
+class WrittenWithGaps(nn.Module):
+    """The crossing value is every other column of something: BatchNorm sums another layout in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.relu, self.head = nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.cat([x, x.sin()], 1)[:, ::2]
+        self.norm(wide)
+        result: Tensor = self.head(self.relu(wide))
+        return result
+
+
+def test_a_branchs_copy_is_laid_out_like_the_value() -> None:
+    proven(WrittenWithGaps(), ["getitem"], pattern="simple")
+
+
+@pytest.mark.parametrize("make", [lambda x: x[:, ::2], lambda x: x.t()[1:], lambda x: x[None, 1:, :3].mT])
+def test_a_copy_keeps_strides_and_gradients(make: Any) -> None:
+    x = torch.randn(6, 8, requires_grad=True)
+    value = make(x)
+    copy = fxcollab.private_copy(value)
+    assert torch.equal(copy, value) and copy.stride() == value.stride()
+    assert copy.untyped_storage()._cdata != value.untyped_storage()._cdata
+    weights = torch.randn_like(value)
+    (found,) = torch.autograd.grad((copy * weights).sum(), x)
+    (expected,) = torch.autograd.grad((value * weights).sum(), x)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda x: x[:, :1].expand(6, 8), lambda x: x[0].unfold(0, 3, 1)], ids=["expanded", "unfolded"]
+)
+def test_a_copy_of_what_can_not_be_written_is_a_plain_one(make: Any) -> None:
+    value = make(torch.randn(6, 8))
+    assert torch.equal(fxcollab.private_copy(value), value)

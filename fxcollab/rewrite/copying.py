@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 from torch.utils import _pytree as pytree
 
 
 def private_copy(value: Any) -> Any:
-    """A copy of ``value`` that shares no storage with it; gradients pass through unchanged.
+    """A copy of ``value`` that shares no storage with it, laid out alike; gradients pass through unchanged.
 
     Args:
         value: a tensor of any shape, or any pytree; what is no tensor is handed on.
@@ -18,8 +19,29 @@ def private_copy(value: Any) -> Any:
     if has_torch_function_unary(value):
         return handle_torch_function(private_copy, (value,), value)
     if isinstance(value, Tensor):
-        return value.clone()
-    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+        return _copy(value)
+    return pytree.tree_map(lambda leaf: _copy(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
 
 private_copy.__module__ = "fxcollab"
+
+
+def _copy(value: Tensor) -> Tensor:
+    """Strides are kept, also those of a view with gaps: sums over another layout round otherwise."""
+    copy = value.clone()
+    if value.layout is not torch.strided or copy.stride() == value.stride() or not _can_be_written(value):
+        return copy
+    laid_out = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+    return laid_out.copy_(value)
+
+
+def _can_be_written(value: Tensor) -> bool:
+    """Whether every element has a place of its own, which torch asks of what is written in place."""
+    if torch._C._functorch.is_batchedtensor(value):  # memory under vmap has a dimension that isn't seen
+        return False
+    reached = 0
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size > 1 and stride <= reached:
+            return False
+        reached += stride * (size - 1)
+    return True

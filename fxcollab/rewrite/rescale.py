@@ -7,7 +7,7 @@ Three ways of writing it fail silently somewhere: a plain ``autograd.Function`` 
 * hands proxies to ``__torch_function__``, and therefore stays one node whenever a graph is traced again;
 * is an ``autograd.Function`` that copies nothing where autograd runs (eager, ``torch.compile``, vmap);
 * is written in operators for what sees nothing else (``torch.export``, ``torch.jit.trace``, ``make_fx``), for vmap
-  under ``torch.compile``, which would drop the backward, and for forward-mode derivatives, which follow views.
+  and grad under ``torch.compile``, which would drop the backward, and for forward-mode derivatives, which follow views.
 
 Whether a value requires a gradient is not asked: under vmap it can't be seen, and what is exported or traced may
 be trained later on.
@@ -93,18 +93,18 @@ def _rescale_tensor(value: Tensor, factor: float) -> Tensor:
         return value
     if value.layout is not torch.strided and not value.requires_grad:
         return value  # sparse tensors have no views
-    if _takes_operators(value):
+    if _takes_operators():
         return _in_operators(value, factor)
     result: Tensor = _Rescale.apply(value, factor)
     return result
 
 
-def _takes_operators(value: Tensor) -> bool:
+def _takes_operators() -> bool:
     """Whether an ``autograd.Function`` would be lost or refused here."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return True
-    if torch.compiler.is_dynamo_compiling():  # it drops the backward of what is batched
-        return torch._C._functorch.is_batchedtensor(value)
+    if torch.compiler.is_dynamo_compiling():  # it drops the backward under vmap, also of grad inside
+        return torch._C._functorch.peek_interpreter_stack() is not None
     return get_proxy_mode() is not None or forward_ad._current_level >= 0
 
 
