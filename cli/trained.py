@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,8 @@ def training_model(context: typer.Context) -> CollabGraphModule:
     if names_a_directory(planning.source):
         import fxcollab
 
-        _refuse_options_of_the_plan(context)
+        for_another = {"model_arg"} if context.params.get("inference") else set[str]()
+        _refuse_options_of_the_plan(context, PLANNING - for_another)
         return fxcollab.load(planning.source, example_inputs=planning.inputs)
     return planning.transform(planning.load())
 
@@ -40,13 +42,13 @@ def names_a_directory(source: str) -> bool:
     return Path(source).is_dir() or (":" not in source and not source.endswith(".py"))
 
 
-def _refuse_options_of_the_plan(context: typer.Context) -> None:
+def _refuse_options_of_the_plan(context: typer.Context, refused: AbstractSet[str]) -> None:
     given = [
         max(parameter.opts, key=len)
         for parameter in context.command.params
         if (where := context.get_parameter_source(str(parameter.name))) is not None
         and where.name == "COMMANDLINE"
-        and parameter.name in PLANNING
+        and parameter.name in refused
     ]
     if given:
         from fxcollab.errors import PatternError

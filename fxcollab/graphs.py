@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.node import Argument, map_arg
@@ -83,7 +86,11 @@ def source_line(node: fx.Node) -> str | None:
     if not trace:
         return None
     lines = [line.strip() for line in trace.strip().splitlines() if line.strip().startswith("File")]
-    return lines[-1] if lines else None
+    own = [line for line in lines if not line.startswith(f'File "{_TORCH}')]  # not the loop of an nn.Sequential
+    return (own or lines)[-1] if lines else None
+
+
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 
 
 def place(node: fx.Node) -> str:

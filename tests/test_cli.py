@@ -956,3 +956,8 @@ def test_a_directory_and_its_model_belong_together_and_another_model_does_not(ca
     result = call("diff", str(made), "torchvision:resnet18")
     assert result.code == 2
     assert "These are not training and inference model of one network." in result.err and "hint:" in result.err
+
+
+def test_a_missing_folder_is_told_before_anything_is_done(call: Call, made: Path) -> None:
+    result = call("diff", str(made), "-o", "diff.svg", "--html", "nowhere/diff.html")
+    assert result.code == 2 and "there is no folder nowhere" in result.err and not Path("diff.svg").exists()

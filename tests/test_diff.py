@@ -68,7 +68,7 @@ def test_counts_are_those_of_the_summary() -> None:
     train_model = fxcollab.transform(resnet20(), splits=["stage1", "stage2"], seed=0)
     diff, summary = fxcollab.diff(train_model), fxcollab.summarise(train_model)
     assert (diff.count("cloned"), diff.count("rescaled")) == (summary.cloned, summary.rescaled)
-    assert sum(node.parameters for node in diff.nodes) == summary.parameters[1]
+    assert sum(node.new_parameters for node in diff.nodes) == summary.parameters[1]
 
 
 class Auxiliary(Net):
@@ -147,7 +147,7 @@ def test_json_is_versioned_complete_and_the_same_twice() -> None:
     data = json.loads(one)
     assert data["format"] == 1 and data["heads"] == 4
     assert [node["name"] for node in data["nodes"]] == [node.name for node in diff_of("stem", "body.1").nodes]
-    assert data["counts"] == {"shared": 6, "cloned": 8, "rescaled": 3, "copied": 0}
+    assert data["counts"] == {"original": 6, "cloned": 8, "rescaled": 3, "copied": 0, "state": 0}
 
 
 class Hostile(nn.Module):
@@ -157,6 +157,7 @@ class Hostile(nn.Module):
         super().__init__()
         self.add_module("<script>alert('x')</script>", nn.Linear(3, 3))
         self.add_module("😀" * 100, nn.Linear(3, 3))
+        self.add_module('quo"ted \\ and\nbroken \x1b[31m', nn.Linear(3, 3))
 
     def forward(self, x: Tensor) -> Any:
         for layer in self._modules.values():
@@ -204,6 +205,13 @@ def test_a_graph_that_another_pass_changed_is_refused() -> None:
         train_model.graph.call_function(torch.relu, (next(iter(train_model.graph.nodes)),))
     with pytest.raises(StateError, match="was not made by fxcollab"):
         fxcollab.diff(train_model)
+
+
+def test_hostile_names_are_called_by_the_generated_code_as_well() -> None:
+    model = Hostile()
+    train_model = fxcollab.transform(model, splits=["<script>alert('x')</script>"], seed=0)
+    assert fxcollab.verify(model, train_model, (torch.randn(2, 3),))
+    assert 'getattr(self, "quo\\"ted' in train_model.code
 
 
 # Files.
@@ -255,6 +263,14 @@ class Other(nn.Module):
         return x.relu()
 
 
+class Smooth(Net):
+    """The same names and shapes, another activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body[1] = nn.Tanh()
+
+
 class Longer(Net):
     def forward(self, x: Tensor) -> Any:
         return super().forward(x) * 2
@@ -263,21 +279,24 @@ class Longer(Net):
 def test_what_belongs_together_is_accepted() -> None:
     train_model = fxcollab.transform(Net(), splits=["stem", "body.1"], seed=0)
     same = fxcollab.diff(train_model)
-    for other in (fxcollab.prune(train_model, 2), train_model.root, Net(), train_model):
+    elsewhere = fxcollab.transform(Net(), splits=["body.0"], seed=0)
+    for other in (fxcollab.prune(train_model, 2), train_model.root, Net(), train_model, elsewhere):
         assert fxcollab.diff(train_model, other) == same
 
 
 @pytest.mark.parametrize(
     ("other", "why"),
     [
-        (Wider, "head.weight has shape (2, 4) in one and (5, 4) in the other"),
+        (Wider, "Linear(in_features=4, out_features=2, bias=True) differs from"),
         (Longer, "in train mode"),
         (lambda: nn.Linear(3, 2), "its forward takes no 'x'"),
         (lambda: Auxiliary().body.append(nn.ReLU()), "its forward takes no 'x'"),
         (Other, "in train mode"),
         (lambda: torch.fx.symbolic_trace(Longer()), "in train mode"),
+        (Smooth, "Tanh()"),
+        (lambda: Net().double(), "type torch.float64"),
     ],
-    ids=["shapes", "graph", "layer", "part", "other", "traced"],
+    ids=["shapes", "graph", "layer", "part", "other", "traced", "options", "types"],
 )
 def test_two_unrelated_models_have_no_difference(other: Any, why: str) -> None:
     train_model = fxcollab.transform(Net(), splits=["stem"], seed=0)

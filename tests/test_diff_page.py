@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 import fxcollab
 from fxcollab.diff.html import to_html
 from fxcollab.diff.notebook import framed
-from tests.test_diff import Hostile, Net
+from tests.test_diff import Auxiliary, Hostile, Net
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[test]'")
@@ -371,6 +371,107 @@ def test_a_notebooks_frame_is_the_same_page(show: Show, tmp_path: Path) -> None:
     frame = page.frame_locator("iframe")
     frame.locator('[data-id="node:head_b1_0"]').click()
     assert "b1_0, head 2" in frame.locator("#details").inner_text()
+
+
+def test_an_address_is_all_there_is_to_the_view(show: Show) -> None:
+    page = show(small(), "#spot=inference&node=stem&open=100%25")  # a box that isn't there
+    assert page.locator("#world .node").count() > 3
+    page.evaluate("location.hash = '#pass=split'")
+    page.wait_for_function("document.body.dataset.pass === 'split'")
+    assert page.get_attribute("body", "data-spot") == "both" and page.locator("#world .selected").count() == 0
+    closed = show(small(), "#node=head_b1_1&closed=b1_1")
+    assert node(closed, "head_b1_1").count() == 0 and "head 3" in closed.inner_text("#details")
+
+
+def test_two_fingers_zoom(show: Show) -> None:
+    page = show(small(), viewport={"width": 390, "height": 780}, has_touch=True)
+    before = page.evaluate("state.view.k")
+    page.evaluate("""() => {
+        const finger = (type, pointerId, clientX) => document.getElementById("drawing").dispatchEvent(
+            new PointerEvent(type, { pointerId, clientX, clientY: 400, bubbles: true, button: 0 }));
+        finger("pointerdown", 1, 150); finger("pointerdown", 2, 200); finger("pointermove", 2, 250);
+        finger("pointerup", 1, 150); finger("pointerup", 2, 250);
+    }""")
+    assert page.evaluate("state.view.k") == pytest.approx(2 * before)
+    page.click("#farther")
+    assert page.evaluate("state.view.k") == pytest.approx(1.6 * before)
+
+
+def test_the_keyboard_moves_what_it_is_in(show: Show) -> None:
+    page = show(small())
+    for _ in range(6):
+        page.keyboard.press("+")
+    page.locator('#world [data-id="node:output"]').focus()
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("inView(itemAt(document.activeElement).box)")
+    page.keyboard.press("t")
+    page.locator("#table").focus()
+    view = page.get_attribute("#world", "transform")
+    page.keyboard.press("ArrowDown")
+    assert page.get_attribute("#world", "transform") == view
+
+
+def test_links_keep_the_focus_and_selection_is_told(show: Show) -> None:
+    page = show(small(), "#node=head_b1_0")
+    page.locator("#details button", has_text="body_2_b1_0").click()
+    assert page.evaluate("document.activeElement.tagName") == "H2"
+    assert page.locator("#world [aria-current]").count() == 1
+
+
+def test_what_a_downloaded_picture_shows_is_what_was_seen(show: Show, tmp_path: Path) -> None:
+    page = show(small(), "#spot=inference")
+    with page.expect_download() as download:
+        page.click("#save-svg")
+    download.value.save_as(tmp_path / "seen.svg")
+    page.goto(f"file://{tmp_path / 'seen.svg'}")
+    faded = "getComputedStyle(document.querySelector('[data-id=\"node:head_b0_1\"]')).opacity"
+    assert float(page.evaluate(faded)) < 0.2
+
+
+def test_a_change_is_never_visited_where_it_can_not_be_seen(show: Show) -> None:
+    page = show(small(), "#pass=captured")
+    page.keyboard.press("n")
+    assert node(page, "rescale").evaluate("(e) => getComputedStyle(e).visibility") == "visible"
+
+
+def test_pointing_at_a_closed_box_lights_up_its_clones(show: Show) -> None:
+    page = show(resnet50("op"), viewport=LARGE)
+    page.locator('#world .closed[data-id="b1_0|layer4"]').hover()
+    lit = page.locator("#world .twin").evaluate_all("(all) => all.map((e) => e.dataset.id)")
+    assert {"b0_1|layer4", "b1_0|layer4", "b1_1|layer4"} <= set(lit)
+
+
+class Tied(nn.Module):
+    """A layer of the trunk is used behind the split as well, inside of a module that is kept whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.body = nn.Sequential(self.first, nn.ReLU(), nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.body(self.first(x))
+        return result
+
+
+def test_a_parameter_that_is_handed_in_is_explained_and_counted_once(show: Show) -> None:
+    diff = fxcollab.diff(fxcollab.transform(Tied(), splits=["first"], seed=0))
+    assert sum(n.new_parameters for n in diff.nodes) == 3 * 20
+    page = show(diff)
+    assert "state" in page.inner_text("header") and page.locator("footer [data-change=state]").is_visible()
+    handed = next(n.name for n in diff.nodes if n.change == "state")
+    page.evaluate(f"select('{handed}')")
+    assert "the module has this parameter itself" in page.inner_text("#details")
+    page.evaluate("select('output')")
+    assert "reads, in the inference graph\nbody\n" in page.inner_text("#details") + "\n"
+
+
+def test_the_page_says_of_which_mode_it_is_and_what_is_unknown(show: Show) -> None:
+    train_model = fxcollab.transform(Auxiliary(), splits=["body"], seed=0)
+    page = show(fxcollab.diff(train_model, training=False))
+    assert "eval mode" in page.inner_text("header") and "only train mode's graph is counted" in page.inner_text(
+        "aside"
+    )
 
 
 # The file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from .. import options
 from ..console import CheckFailed, err, out, working
-from ..planning import load_source
+from ..planning import Planning, load_source
 from ..trained import names_a_directory, training_model, verified
 
 if TYPE_CHECKING:
@@ -77,9 +78,10 @@ def diff(
     named = {".html": html, ".svg": svg, ".png": png, ".dot": dot, ".mmd": mermaid}
     files = [(file, VIEWS[ending]) for ending, file in named.items() if file is not None]
     files += [(file, view_of(file)) for file in output or ()]
+    _refuse_missing_folders(file for file, _ in files)
     with working(f"loading {source}"):
         train_model = training_model(context)
-        other = _inference_model(inference, model_arg, seed) if inference else None
+        other = _inference_model(inference, Planning.of(context)) if inference else None
     with working("comparing"):
         found = difference(train_model, other, training=not evaluation)
     with working("verifying" if prove else "drawing"):
@@ -91,15 +93,25 @@ def diff(
     if json:
         typer.echo(found.to_json())
     elif not files:
-        out().print(view(found, unfolded=unfolded))
+        out().print(view(found, unfolded=unfolded), soft_wrap=False)
     if report is not None and not report.ok:
         err().print("the proof failed: fxcollab verify says where")
         raise CheckFailed
 
 
-def _inference_model(inference: str, model_arg: list[str] | None, seed: int) -> nn.Module:
+def _inference_model(inference: str, planning: Planning) -> nn.Module:
     import fxcollab
 
     if names_a_directory(inference):
-        return fxcollab.load(inference)
-    return load_source(inference, model_arg, seed).model
+        return fxcollab.load(inference, example_inputs=planning.inputs)
+    return load_source(inference, planning.model_arg, planning.seed).model
+
+
+def _refuse_missing_folders(files: Iterable[Path]) -> None:
+    from fxcollab.errors import DiffError
+
+    for file in files:
+        if not file.parent.is_dir():
+            raise DiffError(
+                f"{file} can't be written.", why=f"there is no folder {file.parent}", hint=f"mkdir -p {file.parent}"
+            )

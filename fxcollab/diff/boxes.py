@@ -53,11 +53,9 @@ class Box:
 
     @property
     def id(self) -> str:
-        """What no other box of the drawing is called."""
+        """What no other branch or module of the drawing is called."""
         branch = branch_name(self.path) if self.path else ""
-        if self.kind in ("root", "branch"):
-            return branch
-        return f"{branch}|{self.module}" + (f"|{next(self.nodes()).name}" if self.kind == "run" else "")
+        return f"{branch}|{self.module}" if self.kind == "module" else branch
 
     def nodes(self) -> Iterator[DiffNode]:
         """All nodes inside."""

@@ -17,9 +17,10 @@ from fxcollab.costs.profile import NodeCost
 from fxcollab.diff.model import Diff, DiffNode
 from fxcollab.diff.related import refuse_another
 from fxcollab.graphs import source_line
-from fxcollab.partition.levels import state_tensors
+from fxcollab.partition.levels import state_tensors, tensors_of
 from fxcollab.plan import plan_of, training_model
 from fxcollab.provenance import provenance
+from fxcollab.rewrite.fed import Fed
 
 
 def diff(train_model: nn.Module, inference_model: nn.Module | None = None, *, training: bool = True) -> Diff:
@@ -43,26 +44,48 @@ def diff(train_model: nn.Module, inference_model: nn.Module | None = None, *, tr
     known = counted.profile is not None and original is counted.captured.modes.train
     costs = {node.name: cost for node, cost in counted.profile.nodes.items()} if counted.profile and known else {}
     origins = {node.name: node for node in original.nodes}
+    counter = _Parameters(model)
     return Diff(
         plan.pattern,
         plan.tree,
         training,
-        tuple(_node(node, origins, counted.captured, costs) for node in graph.nodes),
+        tuple(_node(node, origins, counted.captured, costs, counter) for node in graph.nodes),
         counted.inputs if known else None,
         counted.unknown if known or counted.unknown else "only train mode's graph is counted",
         tuple(model.meta.get(NOTES_KEY, ())),
     )
 
 
+class _Parameters:
+    """Counts the values of parameters, those that a node before has as none of the node's own."""
+
+    def __init__(self, model: CollabGraphModule) -> None:
+        self._model = model
+        self._seen: set[int] = set()
+
+    def of(self, node: fx.Node) -> tuple[int, int]:
+        """How many a node of the training graph has, and how many of them no node before it has."""
+        called = self._model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        found = tensors_of(called.module) if isinstance(called, Fed) else state_tensors(node, self._model)
+        tensors = found.values()
+        values = {id(tensor): tensor.numel() for tensor in tensors if isinstance(tensor, nn.Parameter)}
+        new = sum(count for key, count in values.items() if key not in self._seen)
+        self._seen |= values.keys()
+        return sum(values.values()), new
+
+
 def _node(
-    node: fx.Node, origins: Mapping[str, fx.Node], captured: CollabGraphModule, costs: Mapping[str, NodeCost]
+    node: fx.Node,
+    origins: Mapping[str, fx.Node],
+    captured: CollabGraphModule,
+    costs: Mapping[str, NodeCost],
+    counter: _Parameters,
 ) -> DiffNode:
     found = provenance(node)
     origin = origins[found.origin]
     cost = costs.get(found.origin)
     own = not found.inserted and found.kind != "output"
-    tensors = state_tensors(origin, captured).values() if own else ()
-    parameters = {id(tensor): tensor.numel() for tensor in tensors if isinstance(tensor, nn.Parameter)}
+    parameters, new = counter.of(node) if own else (0, 0)
     return DiffNode(
         name=node.name,
         kind=found.kind,
@@ -77,7 +100,8 @@ def _node(
         factor=float(node.args[1]) if found.kind == "rescale" else None,  # type: ignore[arg-type]
         shape=cost.shape if cost and found.kind not in ("state", "output") else None,
         dtype=cost.dtype if cost and found.kind not in ("state", "output") else None,
-        parameters=sum(parameters.values()),
+        parameters=parameters,
+        new_parameters=new,
         flops=cost.forward_flops if cost and own else None,
         source=_place(origin),
     )

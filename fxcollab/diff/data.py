@@ -23,10 +23,11 @@ def to_data(diff: Diff) -> dict[str, Any]:
         "unknown": diff.unknown,
         "given_up": list(diff.given_up),
         "counts": {
-            "shared": diff.count("shared", "own"),
+            "original": diff.count("shared", "own"),
             "cloned": diff.count("cloned"),
             "rescaled": diff.count("rescaled"),
             "copied": diff.count("copied"),
+            "state": diff.count("state"),
         },
         "nodes": [_node(node) for node in diff.nodes],
     }
@@ -49,6 +50,7 @@ def _node(node: DiffNode) -> dict[str, Any]:
         "shape": list(node.shape) if node.shape is not None else None,
         "dtype": node.dtype,
         "parameters": node.parameters,
+        "new_parameters": node.new_parameters,
         "flops": node.flops,
         "source": node.source,
     }

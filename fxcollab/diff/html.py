@@ -8,9 +8,10 @@ from importlib.resources import files
 
 from fxcollab.diff.boxes import boxes_of
 from fxcollab.diff.data import to_data
-from fxcollab.diff.model import Diff
+from fxcollab.diff.model import Change, Diff
 from fxcollab.verify.report import Report
 
+_COUNTED: tuple[Change, ...] = ("cloned", "rescaled", "copied", "state")
 _SCRIPTS = ("groups.js", "layout.js", "draw.js", "panel.js", "main.js")
 
 
@@ -22,12 +23,13 @@ def to_html(diff: Diff, report: Report | None = None) -> str:
         report: what `verify` found, to be shown as a badge.
     """
     tree = diff.tree
+    changes = "".join(f", {diff.count(change)} {change}" for change in _COUNTED if diff.count(change))
     splits = f", split at {', '.join(tree.splits)}" if tree.splits else ""
     parts = {
         "TITLE": f"{diff.pattern}, {tree.heads} heads",
         "FACTS": html.escape(
-            f"{diff.count('shared', 'own')} nodes of the original, {diff.count('cloned')} cloned, "
-            f"{diff.count('rescaled')} rescaled{splits}"
+            f"{'train' if diff.training else 'eval'} mode: {diff.count('shared', 'own')} nodes of the original"
+            f"{changes}{splits}"
         ),
         "PAGE_CSS": _read("colours.css") + _read("page.css"),
         "DRAWING_CSS": _read("drawing.css"),

@@ -49,6 +49,7 @@ class DiffNode:
         factor: what a rescale multiplies gradients with; None elsewhere.
         shape, dtype: of its value; None where that is no single tensor, or nothing is known.
         parameters: values in the parameters of this instance.
+        new_parameters: those of them that no node before it has: their sum counts every parameter once.
         flops: of a forward; None where nothing is known.
         source: the line of the user's code that made it, where that was recorded.
     """
@@ -67,6 +68,7 @@ class DiffNode:
     shape: tuple[int, ...] | None = None
     dtype: str | None = None
     parameters: int = 0
+    new_parameters: int = 0
     flops: int | None = None
     source: str | None = None
 
@@ -158,15 +160,19 @@ class Diff:
 
         FilePath(path).write_bytes(to_png(self, dark=dark, scale=scale))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], report: Report | None = None) -> None:
         """Write the view that the file's ending names: .html, .svg, .png, .json, .dot or .mmd (Mermaid).
+
+        Args:
+            path: the file.
+            report: what `verify` found, to be shown on a page.
 
         Raises:
             DiffError: another ending.
         """
         from fxcollab.diff.formats import write
 
-        write(self, FilePath(path))
+        write(self, FilePath(path), report)
 
     def _ipython_display_(self) -> None:
         """In a notebook: the picture, and the page below it, which is left out where scripts are not shown."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxcollab.capture import capture
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import DiffError, FxCollabError
 from fxcollab.graphs import first_difference
 from fxcollab.plan import PLAN_KEY, Plan
-from fxcollab.prune import prune
 
 
 def refuse_another(inference_model: nn.Module, captured: CollabGraphModule, plan: Plan) -> None:
@@ -35,14 +34,14 @@ def refuse_another(inference_model: nn.Module, captured: CollabGraphModule, plan
         difference = first_difference(captured.modes.of(training), other.modes.of(training))
         if difference:
             raise _unrelated(f"in {'train' if training else 'eval'} mode {difference}")
-    difference = _first_other_tensor(captured.state_dict(), other.state_dict())
-    if difference:
-        raise _unrelated(difference)
+    for difference in (_first_other_module(captured, other), _first_other_tensor(captured, other)):
+        if difference:
+            raise _unrelated(difference)
 
 
 def _captured(model: nn.Module, plan: Plan) -> CollabGraphModule:
     if isinstance(model, CollabGraphModule) and PLAN_KEY in model.meta:
-        return prune(model)
+        model = model.root  # whose opening follows this plan, not its own
     parameters = inspect.signature(model.forward).parameters
     missing = [spec.name for spec in plan.interface.inputs if spec.name not in parameters]
     if missing and not isinstance(model, fx.GraphModule):
@@ -50,12 +49,33 @@ def _captured(model: nn.Module, plan: Plan) -> CollabGraphModule:
     return capture(model, plan.tree.splits, granularity=plan.granularity, interface=plan.interface)
 
 
-def _first_other_tensor(one: dict[str, Tensor], other: dict[str, Tensor]) -> str | None:
-    for name in [*one, *(name for name in other if name not in one)]:
-        if name not in one or name not in other:
+def _first_other_module(one: CollabGraphModule, other: CollabGraphModule) -> str | None:
+    """What is called under one name must be of one class, with the same options."""
+    for graph in one.modes:
+        for node in graph.find_nodes(op="call_module"):
+            mine, theirs = (_described(module.get_submodule(str(node.target))) for module in (one, other))
+            for left, right in zip(mine, theirs, strict=False):
+                if left != right:
+                    return f"in {node.target} {left} differs from {right}"
+    return None
+
+
+def _described(module: nn.Module) -> list[str]:
+    """Path, class and options of a module and all inside."""
+    return [
+        f"{f'{path}: ' if path else ''}{type(part).__name__}({part.extra_repr()})"
+        for path, part in module.named_modules()
+    ]
+
+
+def _first_other_tensor(one: CollabGraphModule, other: CollabGraphModule) -> str | None:
+    mine, theirs = one.state_dict(), other.state_dict()
+    for name in [*mine, *(name for name in theirs if name not in mine)]:
+        if name not in mine or name not in theirs:
             return f"{name} is in one of them only"
-        if one[name].shape != other[name].shape:
-            return f"{name} has shape {tuple(one[name].shape)} in one and {tuple(other[name].shape)} in the other"
+        left, right = (f"shape {tuple(t.shape)} and type {t.dtype}" for t in (mine[name], theirs[name]))
+        if left != right:
+            return f"{name} has {left} in one and {right} in the other"
     return None
 
 

@@ -29,8 +29,8 @@ def to_svg(diff: Diff) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -8 {width:g} {height:g}" width="{width:g}" '
-            f'height="{height:g}" role="img" aria-label="{html.escape(picture.title)}">',
-            f"<title>{html.escape(picture.title)}</title>",
+            f'height="{height:g}" role="img" aria-label="{_escaped(picture.title)}">',
+            f"<title>{_escaped(picture.title)}</title>",
             f"<style>{style}</style>",
             _MARKER,
             '<rect x="-8" y="-8" width="100%" height="100%" fill="var(--page)"/>',
@@ -56,11 +56,11 @@ def _box(box: Box, place: Place) -> str:
 
 def _title(box: Box, place: Place) -> str:
     """Above the edges, so that none runs through it."""
-    return f'<text class="title" x="{place.x + 10:g}" y="{place.y + 16:g}">{html.escape(box.title)}</text>'
+    return f'<text class="title" x="{place.x + 10:g}" y="{place.y + 16:g}">{_escaped(box.title)}</text>'
 
 
 def _item(item: Item, place: Place, diff: Diff) -> str:
-    first, second = map(html.escape, lines_of(item))
+    first, second = map(_escaped, lines_of(item))
     middle, stack = place.x + place.width / 2, stack_of(item, diff)
     glyph = "" if isinstance(item, Box) else item.glyph
     many = f'<text class="stack" x="{place.x + place.width - 6:g}" y="{place.y + 13:g}">{TIMES}{stack}</text>'
@@ -75,6 +75,11 @@ def _item(item: Item, place: Place, diff: Diff) -> str:
 def _edge(edge: Edge) -> str:
     kind = "added" if edge.added else "kept"
     return f'<g class="edge {kind}"><path d="{"".join(_curve(edge.points))}" marker-end="url(#arrow)"/></g>'
+
+
+def _escaped(text: str) -> str:
+    """As XML takes it, which knows no control characters."""
+    return html.escape("".join(c if c.isprintable() or c == " " else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def _rect(place: Place, radius: int) -> str:

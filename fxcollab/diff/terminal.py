@@ -29,12 +29,17 @@ def view(diff: Diff, *, unfolded: bool = False) -> RenderableType:
     title = Text(f"{diff.pattern}, {diff.tree.heads} heads, {'train' if diff.training else 'eval'} mode", "bold")
     root = Tree(Group(Text("trunk", "bold"), *_entries(diff, (), unfolded)), guide_style="dim")
     _grow(root, diff, (), unfolded)
-    return Group(title, root, legend(), counts(diff))
+    return Group(title, root, legend(), *_state_legend(diff), counts(diff))
 
 
 def legend() -> Text:
     """What the glyphs mean."""
     return Text("= original  + another head's instance  ~ gradient scaled  ! copy before a write", "dim")
+
+
+def _state_legend(diff: Diff) -> Iterator[Text]:
+    if diff.count("state"):
+        yield Text(". a parameter of a shallower level, handed in", "dim")
 
 
 def counts(diff: Diff) -> Text:
@@ -44,6 +49,8 @@ def counts(diff: Diff) -> Text:
     found.append(f"~ {diff.count('rescaled')} rescaled", STYLES["rescaled"]).append("  ")
     if diff.count("copied"):
         found.append(f"! {diff.count('copied')} copied", STYLES["copied"]).append("  ")
+    if diff.count("state"):
+        found.append(f". {diff.count('state')} handed in", STYLES["state"]).append("  ")
     return found.append(f"= {diff.count('shared', 'own')} of the original", "dim")
 
 
@@ -78,7 +85,7 @@ def _folded(change: Change, nodes: Sequence[DiffNode]) -> Text:
     names = [node.counterpart or node.name for node in nodes]
     hidden = len(names) - SHOWN - 1
     told = f"{', '.join(names[:SHOWN])} ... {hidden} more ... {names[-1]}" if hidden > 1 else ", ".join(names)
-    parameters = sum(node.parameters for node in nodes)
+    parameters = sum(node.new_parameters for node in nodes)
     text = Text(f"{nodes[0].glyph} {told}", STYLES[change])
     return text.append(f"  {parameters:,} parameters", "dim") if parameters else text
 

@@ -23,7 +23,12 @@ class Fed(nn.Module):
         self.__dict__["__module__"] = "torch.nn"  # by which plain tracers know what to keep whole
         self.training = module.training
 
+    @property
+    def module(self) -> nn.Module:
+        """The module that is called."""
+        module: nn.Module = self.__dict__["_holder"][0]
+        return module
+
     def forward(self, state: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Any:
         """What the module returns for ``args`` and ``kwargs``, its parameters ``state`` replaced by name."""
-        (module,) = self.__dict__["_holder"]
-        return call_with(module, state, args, kwargs)
+        return call_with(self.module, state, args, kwargs)

@@ -7,7 +7,8 @@ Three ways of writing it fail silently somewhere: a plain ``autograd.Function`` 
 * hands proxies to ``__torch_function__``, and therefore stays one node whenever a graph is traced again;
 * is an ``autograd.Function`` that copies nothing where autograd runs (eager, ``torch.compile``, vmap);
 * is written in operators for what sees nothing else (``torch.export``, ``torch.jit.trace``, ``make_fx``), for vmap
-  and grad under ``torch.compile``, which would drop the backward, and for forward-mode derivatives, which follow views.
+  and grad under ``torch.compile``, which would drop the backward, and for forward-mode derivatives, which follow
+  views.
 
 Whether a value requires a gradient is not asked: under vmap it can't be seen, and what is exported or traced may
 be trained later on.

@@ -36,7 +36,7 @@ function summarise(group) {
   const total = { nodes: 0, parameters: 0, flops: 0, changes: {} };
   for (const item of group.children) {
     const { node } = item;
-    const inner = item.children ? summarise(item) : { nodes: 1, parameters: node.parameters, flops: node.flops || 0, changes: { [node.change]: 1 } };
+    const inner = item.children ? summarise(item) : { nodes: 1, parameters: node.new_parameters, flops: node.flops || 0, changes: { [node.change]: 1 } };
     for (const key of ["nodes", "parameters", "flops"]) total[key] += inner[key];
     for (const [change, count] of Object.entries(inner.changes)) total.changes[change] = (total.changes[change] || 0) + count;
   }

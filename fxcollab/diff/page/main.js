@@ -41,7 +41,9 @@ function openIds() {
 }
 
 function redraw() {
+  const focused = document.activeElement?.dataset.id;
   items = draw(world, tree);
+  if (focused !== undefined) drawnAs({ id: focused })?.focus({ preventScroll: true });
   drawMinimap();
   mark();
   look();
@@ -58,7 +60,12 @@ function mark() {
   const node = NODES.get(state.selected);
   const shown = node && representative(tree.find(node.name));
   for (const drawn of world.querySelectorAll(".selected")) drawn.classList.remove("selected");
-  if (shown) drawnAs(shown)?.classList.add("selected");
+  for (const drawn of world.querySelectorAll("[aria-current]")) drawn.removeAttribute("aria-current");
+  const drawn = shown && drawnAs(shown);
+  if (drawn) {
+    drawn.classList.add("selected");
+    drawn.setAttribute("aria-current", "true");
+  }
   for (const edge of world.querySelectorAll(".edge")) {
     edge.classList.toggle("touched", Boolean(shown) && (edge.dataset.from === shown.id || edge.dataset.to === shown.id));
   }
@@ -67,11 +74,17 @@ function mark() {
 }
 
 function twins(node) {
+  lightUp(!node || node.counterpart === null ? [] : instancesOf(node).map((twin) => tree.find(twin.name)));
+}
+
+function lightUp(alike) {
   for (const drawn of world.querySelectorAll(".twin")) drawn.classList.remove("twin");
-  if (!node || node.counterpart === null) return;
-  for (const twin of instancesOf(node)) {
-    drawnAs(representative(tree.find(twin.name)))?.classList.add("twin");
-  }
+  for (const item of alike) drawnAs(representative(item))?.classList.add("twin");
+}
+
+/** Of a module's box, without its branch. */
+function pathOf(group) {
+  return group.id.slice(group.id.indexOf("|"));
 }
 
 function drawnAs(item) {
@@ -226,6 +239,7 @@ const changes = DATA.nodes.filter((node) => INSERTED.has(node.change) || node.ch
 function nextChange(step) {
   if (!changes.length) return;
   const at = changes.findIndex((node) => node.name === state.selected);
+  state.pass = 2; // the only one that shows them
   const next = at < 0 ? (step > 0 ? 0 : changes.length - 1) : (at + step + changes.length) % changes.length;
   select(changes[next].name, true);
 }
@@ -246,26 +260,27 @@ function remember() {
   const now = new Set(openIds());
   const opened = [...now].filter((id) => !initiallyOpen.has(id));
   const closed = [...initiallyOpen].filter((id) => !now.has(id));
-  if (opened.length) parts.set("open", opened.map(encodeURIComponent).join(" "));
-  if (closed.length) parts.set("closed", closed.map(encodeURIComponent).join(" "));
+  for (const id of opened) parts.append("open", id);
+  for (const id of closed) parts.append("closed", id);
   if (location.protocol === "about:") return; // in a notebook's frame there is no address
   const hash = parts.toString();
   if (hash !== location.hash.slice(1)) history.replaceState(null, "", `${location.pathname}${location.search}${hash ? `#${hash}` : ""}`);
 }
 
+function parameters() {
+  return new URLSearchParams(location.hash.slice(1));
+}
+
 function recall() {
-  const parts = new URLSearchParams(location.hash.slice(1));
-  if (SPOTS.includes(parts.get("spot"))) state.spot = parts.get("spot");
-  if (PASSES.includes(parts.get("pass"))) state.pass = PASSES.indexOf(parts.get("pass"));
+  const parts = parameters();
+  state.spot = SPOTS.includes(parts.get("spot")) ? parts.get("spot") : "both";
+  state.pass = PASSES.includes(parts.get("pass")) ? PASSES.indexOf(parts.get("pass")) : 2;
   state.table = parts.get("table") === "1";
   const folded = parts.has("fold") ? parts.get("fold") === "1" : initiallyFolded;
   if (folded !== state.folded) setFolded(folded);
-  for (const [key, open] of [["open", true], ["closed", false]]) {
-    for (const id of (parts.get(key) || "").split(" ")) {
-      const group = id && tree.get(decodeURIComponent(id));
-      if (group && group.children) group.open = open;
-    }
-  }
+  const opened = new Set([...initiallyOpen, ...parts.getAll("open")]);
+  for (const id of parts.getAll("closed")) opened.delete(id);
+  for (const item of tree.all) if (item.children && item.kind !== "root") item.open = opened.has(item.id);
   for (const item of tree.all) item.layout = null;
   return NODES.has(parts.get("node")) ? parts.get("node") : null;
 }
@@ -276,6 +291,8 @@ function standalone() {
   const { box } = tree.root;
   const copy = svg.cloneNode(true);
   copy.querySelector("#world").removeAttribute("transform");
+  copy.dataset.spot = state.spot;
+  copy.dataset.pass = PASSES[state.pass];
   copy.setAttribute("viewBox", `-12 -12 ${box.width + 24} ${box.height + 24}`);
   copy.setAttribute("width", box.width + 24);
   copy.setAttribute("height", box.height + 24);
@@ -321,10 +338,14 @@ function act(item) {
 }
 
 let drag = null;
+const fingers = new Map(); // pointers that are down, by id: two of them pinch
 svg.addEventListener("pointerdown", (event) => {
-  if (event.button === 0) drag = { x: event.clientX, y: event.clientY, view: { ...state.view }, moved: false, target: event.target };
+  fingers.set(event.pointerId, event);
+  if (fingers.size > 1) drag = null;
+  else if (event.button === 0) drag = { x: event.clientX, y: event.clientY, view: { ...state.view }, moved: false, target: event.target };
 });
 window.addEventListener("pointermove", (event) => {
+  if (fingers.size === 2 && fingers.has(event.pointerId)) return pinch(event);
   if (!drag) return;
   const [dx, dy] = [event.clientX - drag.x, event.clientY - drag.y];
   if (Math.abs(dx) + Math.abs(dy) > 4) drag.moved = true;
@@ -334,10 +355,24 @@ window.addEventListener("pointermove", (event) => {
     look();
   }
 });
-window.addEventListener("pointerup", () => {
+window.addEventListener("pointerup", (event) => {
+  fingers.delete(event.pointerId);
   if (drag && !drag.moved) act(itemAt(drag.target));
   drag = null;
 });
+window.addEventListener("pointercancel", (event) => {
+  fingers.delete(event.pointerId);
+  drag = null;
+});
+
+function pinch(event) {
+  const [other] = [...fingers.values()].filter((finger) => finger.pointerId !== event.pointerId);
+  const far = (finger) => Math.hypot(finger.clientX - other.clientX, finger.clientY - other.clientY);
+  const bounds = svg.getBoundingClientRect();
+  const [before, after] = [far(fingers.get(event.pointerId)), far(event)];
+  if (before) zoom(after / before, (event.clientX + other.clientX) / 2 - bounds.left, (event.clientY + other.clientY) / 2 - bounds.top);
+  fingers.set(event.pointerId, event);
+}
 svg.addEventListener("wheel", (event) => {
   event.preventDefault();
   const bounds = svg.getBoundingClientRect();
@@ -345,7 +380,8 @@ svg.addEventListener("wheel", (event) => {
 }, { passive: false });
 svg.addEventListener("pointerover", (event) => {
   const item = itemAt(event.target);
-  twins(item && item.node ? item.node : NODES.get(state.selected));
+  if (item && item.kind === "module" && !item.open) lightUp(tree.all.filter((other) => other.kind === "module" && pathOf(other) === pathOf(item)));
+  else twins(item && item.node ? item.node : NODES.get(state.selected));
 });
 document.addEventListener("keydown", (event) => {
   if (event.target.matches("input[type=search]")) {
@@ -368,13 +404,24 @@ document.addEventListener("keydown", (event) => {
     world.querySelector(`[data-id="${CSS.escape(id)}"]`)?.focus();
   } else if (keys[event.key] && !event.target.matches("button, input, select")) keys[event.key]();
   else if (keys[event.key] && event.key.length === 1 && event.key !== " ") keys[event.key]();
-  else if (pans[event.key] && !event.target.matches("input, td, th")) {
+  else if (pans[event.key] && (event.target === document.body || event.target.closest("#drawing"))) {
     state.view.x += pans[event.key][0];
     state.view.y += pans[event.key][1];
     look();
   } else return;
   event.preventDefault();
 });
+
+document.addEventListener("focusin", (event) => {
+  const item = event.target.closest("#drawing [data-id]") && event.target.matches(":focus-visible") && itemAt(event.target);
+  if (item && item.box && !inView(item.box)) bring(item);
+});
+
+function inView(box) {
+  const { width, height } = svg.getBoundingClientRect();
+  const { x, y, k } = state.view;
+  return box.x * k + x >= 0 && box.y * k + y >= 0 && (box.x + box.width) * k + x <= width && (box.y + box.height) * k + y <= height;
+}
 
 function spot(name) {
   state.spot = name;
@@ -405,6 +452,8 @@ $("search").addEventListener("input", (event) => search(event.target.value));
 $("next").addEventListener("click", () => nextChange(1));
 $("previous").addEventListener("click", () => nextChange(-1));
 $("fit").addEventListener("click", fit);
+$("closer").addEventListener("click", () => zoom(1.25));
+$("farther").addEventListener("click", () => zoom(0.8));
 $("fold").addEventListener("click", () => setFolded(!state.folded));
 $("open-all").addEventListener("click", () => setAll(true));
 $("close-all").addEventListener("click", () => setAll(false));
@@ -425,9 +474,10 @@ $("minimap").addEventListener("click", (event) => {
 });
 window.addEventListener("resize", look);
 window.addEventListener("hashchange", () => {
+  const closes = parameters().has("closed"); // then what is selected may be inside
   const node = recall();
   redraw();
-  if (node) select(node, true);
+  select(node, !closes);
   showTable();
 });
 
@@ -435,9 +485,10 @@ for (const key of document.querySelectorAll("footer [data-change]")) key.hidden 
 const [text, kind] = proofText(DATA.proof);
 $("proof").textContent = text;
 $("proof").className = kind;
+const closes = parameters().has("closed");
 const wanted = recall();
 redraw();
 fit();
 describe(null);
-if (wanted) select(wanted, true);
+if (wanted) select(wanted, !closes);
 showTable();

@@ -26,6 +26,8 @@ function showOverview(panel, root, show) {
     html("h2", {}, "Head tree"),
     html("ul", { class: "heads" }, entry(root)),
     html("p", { class: "quiet" }, "Select a node to see what became of it."),
+    ...(DATA.unknown ? [html("h3", {}, "shapes and FLOPs are unknown"), html("p", {}, DATA.unknown)] : []),
+    ...(DATA.given_up.length ? [html("h3", {}, "what capturing gave up"), html("ul", {}, ...DATA.given_up.map((note) => html("li", {}, note)))] : []),
   );
 }
 
@@ -52,10 +54,10 @@ function showDetails(panel, node, select) {
   ];
   const list = html("dl", {});
   for (const [label, value] of rows) if (value) list.append(html("dt", {}, label), html("dd", {}, value));
-  panel.replaceChildren(html("h2", {}, node.counterpart || node.name), list);
+  panel.replaceChildren(html("h2", { tabindex: -1 }, node.counterpart || node.name), list);
   if (twins.length > 1) panel.append(html("h3", {}, `${twins.length} instances`), links(twins, select, (twin) => `${GLYPHS[twin.change]} ${twin.name}`));
-  const before = [...new Set(node.inputs.map(original))].map(inInferenceGraph);
-  const same = before.every((name, place) => name === node.inputs[place]);
+  const before = [...new Set(node.inputs.map((name) => NODES.get(original(name)).counterpart))].filter((name) => name !== null);
+  const same = before.length === node.inputs.length && before.every((name, place) => name === node.inputs[place]);
   if (node.inputs.length) panel.append(html("h3", {}, same ? "reads" : "reads, in the training graph"), links(node.inputs.map((name) => NODES.get(name)), select));
   if (!same && node.counterpart !== null) panel.append(html("h3", {}, "reads, in the inference graph"), links(before.map((name) => NODES.get(name)), select));
   const readers = READERS.get(node.name) || [];
@@ -66,13 +68,17 @@ function links(nodes, select, text = (node) => node.name) {
   const list = html("ul", {});
   for (const node of nodes) {
     const button = html("button", { type: "button" }, text(node));
-    button.addEventListener("click", () => select(node.name, true));
+    button.addEventListener("click", () => {
+      select(node.name, true);
+      document.querySelector("#details h2").focus(); // the link itself is gone
+    });
     list.append(html("li", {}, button));
   }
   return list;
 }
 
 function inferenceText(node) {
+  if (NODES.get(original(node.name)).change === "state") return "nothing: the module has this parameter itself";
   if (node.counterpart === null) return `nothing: it is gone, and its readers read ${original(node.name)}`;
   return node.change === "cloned" ? `${node.counterpart} is left of it: head 0's instance` : node.counterpart;
 }
@@ -80,11 +86,6 @@ function inferenceText(node) {
 function headsText(branch) {
   const heads = headsOf(branch);
   return heads.length > 1 ? `heads ${heads[0]} to ${heads[heads.length - 1]}` : `head ${heads[0]}`;
-}
-
-/** The node of the inference graph that a node is an instance of. */
-function inInferenceGraph(name) {
-  return NODES.get(name).counterpart ?? name;
 }
 
 /** The same as a table, for reading without the drawing. */
