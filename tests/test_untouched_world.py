@@ -228,3 +228,23 @@ def test_a_part_that_stays_in_eval_mode_does_so_in_the_graph() -> None:
     train_model = fxcollab.transform(model, "simple", ["c.layer"])
     fxcollab.verify(model, train_model, (X,)).raise_if_failed()
     assert torch.equal(train_model.train()(X)[0], model.train()(X))
+
+
+@functools.lru_cache
+def halves(shape: torch.Size, twice: int) -> tuple[int, int]:
+    return shape[-1] // twice, shape[-1] - shape[-1] // twice
+
+
+class HalvesByShape(Net):
+    def forward(self, x: Tensor) -> Any:
+        left, right = halves(self.a(x).shape, 2)
+        return self.b(self.a(x).split([left, right], -1)[0].repeat(1, 2))
+
+
+def test_a_cache_by_shapes_forgets_the_shapes_of_a_trace() -> None:
+    """As einops keeps one: train mode's trace must not meet eval mode's proxies, nor the model either's."""
+    halves.cache_clear()
+    model = HalvesByShape()
+    train_model = fxcollab.transform(model, splits=["a@2"], example_inputs=(X,), seed=0)
+    assert fxcollab.verify(model, train_model, (X,))
+    assert model(X).shape == (2, 8)

@@ -86,6 +86,7 @@ class _CaptureAttribute(CaptureProxy, Attribute):
     def __init__(self, root: fx.Proxy, attr: str) -> None:
         Attribute.__init__(self, root, attr)
         self._recorded = torch.is_grad_enabled()
+        self.tracer.remember(self)  # type: ignore[attr-defined]  # fx makes it without asking the tracer
 
     @property
     def node(self) -> fx.Node:  # type: ignore[override]

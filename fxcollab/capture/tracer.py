@@ -145,8 +145,12 @@ class LazyTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """The proxy of a new node."""
         proxy = CaptureProxy(node, self)
-        self._proxies.append(weakref.ref(proxy))
+        self.remember(proxy)
         return proxy
+
+    def remember(self, proxy: fx.Proxy) -> None:
+        """Note a proxy, to be taken out of caches afterwards."""
+        self._proxies.append(weakref.ref(proxy))
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         """Record an operation; inside ``torch.no_grad()``, one without gradient.
