@@ -15,5 +15,6 @@ SEED = int(os.environ["FXCOLLAB_SEED"])
 
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_random_networks_are_proved_or_refused_with_a_reason(batch: int) -> None:
-    results = run(SEED + batch, EACH)
+    results, difference = run(SEED + batch, EACH)
+    assert difference is None, difference
     assert results["proved"] > EACH / 5, results  # not everything is refused
