@@ -20,7 +20,7 @@ def summary(structure: Sequence[Row], values: Sequence[Row]) -> Iterator[str]:
     yield "The whole proof on real weights: outputs bit for bit, gradients by THE RULE."
     yield ""
     yield from _values_table(values)
-    yield from _reasons([*structure, *values])
+    yield from dict.fromkeys(_reasons([*structure, *values]))  # most fail in both in one way
 
 
 def library_of(row: Row) -> str:
