@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import sys
 import time
 import warnings
@@ -25,6 +26,7 @@ from tests.random_networks import Network, networks
 from tests.random_proofs import proof_of
 
 BATCH = 250
+_NAME = re.compile(r"(?<!\w)'[^']*'")
 RESULTS = Path(__file__).parent / "results" / "random_networks.json"
 
 
@@ -65,7 +67,8 @@ def main() -> None:
     start, total, differences = time.perf_counter(), Counter[str](), []
     with ProcessPoolExecutor(arguments.processes) as pool:
         for results, difference in track(pool.map(run, seeds), total=len(seeds)):
-            total += results
+            for reason, number in results.items():
+                total[_NAME.sub("...", reason)] += number
             if difference:
                 differences.append(difference)
                 print(difference, flush=True)
