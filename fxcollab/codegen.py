@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from torch.fx.graph import PythonCode
 from torch.fx.node import map_aggregate
 
 from fxcollab.graphs import copy_graph, first_difference
+from fxcollab.printable import make_printable
 from fxcollab.provenance import META_KEY
 
 _STATE_HOOKS = (
@@ -140,13 +140,13 @@ class CollabGraphModule(fx.GraphModule):
 
     def recompile(self) -> PythonCode:
         """Generate the forward again after the graph was edited in place."""
-        _make_printable(self._graph)
+        make_printable(self._graph)
         if "_modes" not in self.__dict__ or not self.modes.differ:
             return super().recompile()
         active, compiled = self._graph, {}
         for training in (not self.training, self.training):
             self._graph = self.modes.of(training)
-            _make_printable(self._graph)
+            make_printable(self._graph)
             result = super().recompile()
             compiled[training] = (type(self).forward, self._code)
         self._graph = active
@@ -210,26 +210,6 @@ def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule
     new.__dict__["_graph"] = new.modes.of(new.training)
     new.recompile()
     return new
-
-
-class _Target(str):
-    """The path of a module or tensor whose name holds quotes: fx prints names between quotes as they are."""
-
-    def split(self, *args: Any) -> list[str]:
-        """The names on the path, each to be printed as it must stand between double quotes."""
-        return [_Name(name) for name in super().split(*args)]
-
-
-class _Name(str):
-    def __format__(self, specification: str) -> str:
-        return json.dumps(self, ensure_ascii=False)[1:-1]
-
-
-def _make_printable(graph: fx.Graph) -> None:
-    for node in graph.nodes:
-        path = node.target if node.op in ("call_module", "get_attr") else ""
-        if path != json.dumps(path, ensure_ascii=False)[1:-1]:
-            node.target = _Target(path)
 
 
 def _adopt_extra_state(module: CollabGraphModule) -> None:
