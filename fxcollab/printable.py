@@ -1,7 +1,7 @@
 """Names that generated code can hold, whatever characters are in them.
 
-``torch.fx`` prints a name that is no identifier between double quotes, as it is: one with a quote, a backslash or a line
-break in it gives code that is none.
+``torch.fx`` prints a name that is no identifier between double quotes, as it is: one with a quote, a backslash or a
+line break in it gives code that is none.
 """
 
 from __future__ import annotations
