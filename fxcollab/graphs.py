@@ -70,10 +70,17 @@ class _InputName(str):
         return f"%{self}"
 
 
-def first_difference(one: fx.Graph, other: fx.Graph) -> str | None:
-    """Where two graphs differ first, in words; None where they are equal node for node."""
+def first_difference(one: fx.Graph, other: fx.Graph, *, annotations: bool = True) -> str | None:
+    """Where two graphs differ first, in words; None where they are equal node for node.
+
+    Args:
+        one: a graph.
+        other: another.
+        annotations: whether those of inputs count.
+    """
+    parts = slice(None if annotations else -1)
     for left, right in zip(one.nodes, other.nodes, strict=False):
-        if describe_node(left) != describe_node(right):
+        if describe_node(left)[parts] != describe_node(right)[parts]:
             return f"{left.format_node()!s} differs from {right.format_node()!s}"
     if len(one.nodes) != len(other.nodes):
         return f"{len(one.nodes)} nodes differ from {len(other.nodes)}"

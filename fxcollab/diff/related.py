@@ -31,7 +31,7 @@ def refuse_another(inference_model: nn.Module, captured: CollabGraphModule, plan
     except FxCollabError as error:
         raise _unrelated(" ".join(filter(None, (error.what, error.why)))) from error
     for training in (True, False):
-        difference = first_difference(captured.modes.of(training), other.modes.of(training))
+        difference = first_difference(captured.modes.of(training), other.modes.of(training), annotations=False)
         if difference:
             raise _unrelated(f"in {'train' if training else 'eval'} mode {difference}")
     for difference in (_first_other_module(captured, other), _first_other_tensor(captured, other)):
