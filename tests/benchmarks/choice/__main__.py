@@ -2,38 +2,36 @@
 
 What ``splits="auto"`` takes for thirty models of torchvision and timm, and why; which budgets are kept, by the costs
 of the graph that the choice leads to; how long the search takes beside the capture, on timm's largest models and on
-graphs of up to 10,000 nodes. Writes ``choice.json`` and ``choice.md`` to ``--results``.
+graphs of up to 10,000 nodes. A line a case goes to ``choice.jsonl`` in ``--results``; cases that stand there are not
+measured again unless ``--again`` is said. ``choice.md`` is made of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.progress import track
 
 from tests.benchmarks.choice import picks, scale
+from tests.benchmarks.rows import Row, measured
 
-Row = dict[str, Any]
 RESULTS = Path(__file__).parents[1] / "results"
 
 
 def main() -> None:
     """Run both parts and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--again", action="store_true", help="measure what stands in the results, too")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    picked = [picks.pick(name) for name in track(picks.MODELS, "choices")]
-    searched = [scale.search(name) for name in track(scale.CASES, "searches")]
-    results = {"torch": torch.__version__, "picks": picked, "searches": searched}
-    (arguments.results / "choice.json").write_text(json.dumps(results, indent=1) + "\n")
+    file, again = arguments.results / "choice.jsonl", arguments.again
+    picked = measured(file, "picks", ((name,) for name in picks.MODELS), picks.pick, again=again)
+    searched = measured(file, "searches", ((name,) for name in scale.CASES), scale.search, again=again)
     text = "\n".join(_markdown(picked, searched)) + "\n"
     (arguments.results / "choice.md").write_text(text)
     print(text)
@@ -47,14 +45,14 @@ def _markdown(picked: list[Row], searched: list[Row]) -> Iterator[str]:
     yield "| model | splits | time | memory | why |"
     yield "|---|---|---|---|---|"
     for row in picked:
-        yield f"| {row['model']} | {', '.join(row['splits'])} | {row['time']} | {row['memory']} | {row['why']} |"
+        yield f"| {row['case'][0]} | {', '.join(row['splits'])} | {row['time']} | {row['memory']} | {row['why']} |"
     yield ""
     yield "## Under budgets"
     yield ""
     yield f"| model | {' | '.join(picks.BUDGETS)} |"
     yield f"|---|{'---|' * len(picks.BUDGETS)}"
     for row in picked:
-        yield f"| {row['model']} | {' | '.join(_within(row['budgets'][name]) for name in picks.BUDGETS)} |"
+        yield f"| {row['case'][0]} | {' | '.join(_within(row['budgets'][name]) for name in picks.BUDGETS)} |"
     kept = [found for row in picked for found in row["budgets"].values()]
     yield ""
     yield (
@@ -68,7 +66,7 @@ def _markdown(picked: list[Row], searched: list[Row]) -> Iterator[str]:
     yield "| model | nodes | candidates | capture, s | search, s |"
     yield "|---|---|---|---|---|"
     for row in searched:
-        yield f"| {row['model']} | {row['nodes']} | {row['candidates']} | {row['capture']} | {row['search']} |"
+        yield f"| {row['case'][0]} | {row['nodes']} | {row['candidates']} | {row['capture']} | {row['search']} |"
 
 
 def _within(found: Row) -> str:

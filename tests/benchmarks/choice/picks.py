@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from fxcollab import Choice, SplitError, choose_splits
 from fxcollab.capture.examples import USUAL_IMAGES, guess_inputs
+from tests.benchmarks.rows import Row
 
-Row = dict[str, Any]
 BATCH = 32
 MODELS = (
     *(
@@ -43,7 +41,6 @@ def pick(name: str) -> Row:
     [spec] = guess_inputs(model, USUAL_IMAGES).inputs
     inputs = (torch.empty(BATCH, *(spec.shape or ())[1:], device="meta"),)
     return {
-        "model": name,
         **_row(choose_splits(model, inputs)),
         "budgets": {budget: _within(model, inputs, limits) for budget, limits in BUDGETS.items()},
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,7 @@ import fxcollab
 from fxcollab.capture.capture import Granularity
 from fxcollab.choice.candidates import survey
 from tests.benchmarks.choice.picks import build
-
-Row = dict[str, Any]
+from tests.benchmarks.rows import Row
 
 
 class Deep(nn.Module):
@@ -72,7 +70,6 @@ def search(name: str) -> Row:
     took = time.perf_counter() - start
     found = survey(model, inputs, granularity)
     return {
-        "model": name,
         "nodes": max(len(captured.graph.nodes), len(found.chain.costs.nodes)),
         "candidates": len(found.candidates),
         "capture": round(took, 2),

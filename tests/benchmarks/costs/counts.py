@@ -15,8 +15,8 @@ from fxcollab.capture.examples import guess_inputs, run_on_fakes
 from fxcollab.costs import parameter_count
 from fxcollab.costs.attribution import backward
 from tests.benchmarks.proof import NETWORKS, TREES
+from tests.benchmarks.rows import Row
 
-Row = dict[str, Any]
 BATCH = 8
 
 
@@ -36,7 +36,7 @@ def measure(network: str, tree: str) -> Row:
     costs = fxcollab.training_costs(model, splits=splits, example_inputs=inputs, optimizer=0, **arguments).training
     train_model = fxcollab.transform(model, splits=splits, example_inputs=inputs, seed=0, **arguments)
     built = _built(train_model, tracked=tree == "hierarchical")
-    row: Row = {"network": network, "tree": tree, "flops": costs.flops, "flops built": built["flops"]}
+    row: Row = {"flops": costs.flops, "flops built": built["flops"]}
     row["parameters equal"] = costs.parameters == parameter_count(train_model)
     if "memory" in built:
         difference = costs.memory / built["memory"] - 1

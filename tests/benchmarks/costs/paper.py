@@ -9,8 +9,8 @@ import torch
 import torchvision
 
 import fxcollab
+from tests.benchmarks.rows import Row
 
-Row = dict[str, Any]
 TABLE = {
     "2 instances": ("multi-instance", (), 2.0, 2.0),
     "2 heads, simple": ("simple", ("layer2",), 1.4, 1.32),
@@ -31,7 +31,6 @@ def measure(name: str) -> Row:
         model = torchvision.models.resnet50()
     found = {batch: _costs(model, pattern, splits, batch) for batch in BATCHES}
     return {
-        "pattern": name,
         "time, paper": time,
         "FLOPs": round(found[BATCHES[0]].flops, 2),
         "memory, paper": memory,

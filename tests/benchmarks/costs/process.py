@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from tests.benchmarks.rows import Row
+
 SPLITS = {
     "resnet50": ["layer2", "layer3"],
     "densenet121": ["features.transition1", "features.transition2"],
@@ -29,7 +30,7 @@ def measure(network: str, graph: str) -> Row:
     command = [sys.executable, "-m", "tests.benchmarks.costs.process", network, graph]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     row: Row = json.loads(done.stdout.splitlines()[-1])
-    return {"network": network, "graph": graph, **row, "difference": round(row["predicted"] / row["grown"] - 1, 4)}
+    return {**row, "difference": round(row["predicted"] / row["grown"] - 1, 4)}
 
 
 def conclusion(rows: list[Row]) -> str:

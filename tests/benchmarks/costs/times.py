@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torchvision
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 
 import fxcollab
 from fxcollab.costs.attribution import backward
+from tests.benchmarks.rows import Row
 
-Row = dict[str, Any]
 NETWORKS = {
     "resnet50": ["layer2", "layer3"],
     "densenet121": ["features.denseblock1", "features.denseblock2"],
@@ -40,7 +39,6 @@ def measure(network: str) -> Row:
     ratios = [new / old for old, new in pairs]
     measured = statistics.median(ratios)
     return {
-        "network": network,
         "FLOPs": round(costs.flops, 3),
         "predicted": round(costs.time, 3),
         "measured": round(measured, 3),
