@@ -47,9 +47,7 @@ def measure(network: str, graph: str) -> Row:
 
 def conclusion(rows: list[Row]) -> str:
     """How far the prediction is off at most."""
-    as_it_is, handed_back = (
-        max(abs(row[key]) for row in rows) for key in ("difference", "difference, handed back")
-    )
+    as_it_is, handed_back = (max(abs(row[key]) for row in rows) for key in ("difference", "difference, handed back"))
     return f"growth at most {as_it_is:.1%} off, {handed_back:.1%} where freed memory is handed back"
 
 
