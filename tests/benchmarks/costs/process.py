@@ -1,8 +1,8 @@
 """By how much a process grows in a real step of a built training graph.
 
-Measured twice: with malloc as it is, and with one that hands freed memory back to the system at once. As it is, glibc's
-keeps blocks of up to 32 MiB for later use, and fills the gaps between them as well as it can: that is memory of the
-process, but of no tensor.
+Measured twice: with malloc as it is, and with one that hands freed memory back to the system at once. As it is,
+glibc's keeps blocks of up to 32 MiB for later use, and fills the gaps between them as well as it can: that is memory
+of the process, but of no tensor.
 """
 
 from __future__ import annotations
