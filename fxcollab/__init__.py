@@ -25,7 +25,14 @@ from fxcollab.errors import (
     StateError,
     VerificationError,
 )
-from fxcollab.objectives import CollaborativeLoss
+from fxcollab.objectives import (
+    CollaborativeLoss,
+    DistillationLoss,
+    KDCLLoss,
+    MutualLoss,
+    Objective,
+    ONELoss,
+)
 from fxcollab.partition import partition
 from fxcollab.prune import prune
 from fxcollab.rewrite import private_copy, rescale, rewrite
@@ -46,8 +53,13 @@ __all__ = [
     "Costs",
     "Diff",
     "DiffError",
+    "DistillationLoss",
     "FxCollabError",
     "HeadTree",
+    "KDCLLoss",
+    "MutualLoss",
+    "ONELoss",
+    "Objective",
     "ObjectiveError",
     "Option",
     "PatternError",

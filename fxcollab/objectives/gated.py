@@ -1,0 +1,137 @@
+"""ONE: a gate makes a teacher of all heads.
+
+Lan et al., "Knowledge Distillation by On-the-Fly Native Ensemble", 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from fxcollab.errors import ObjectiveError
+from fxcollab.objectives.consensus import require_peers
+from fxcollab.objectives.objective import Objective, Options, require_temperature, total
+from fxcollab.objectives.outputs import at_least_float32, described
+
+
+class Gate(nn.Module):
+    """How far to trust each head, by features that all heads share: linear, batch norm, ReLU, softmax.
+
+    Args:
+        features: channels of the shared features.
+        heads: H.
+    """
+
+    def __init__(self, features: int, heads: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, heads)
+        self.norm = nn.BatchNorm1d(heads)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Weights (N, H) that sum to one, of features (N, C, ...), averaged over positions."""
+        pooled = features.flatten(2).mean(2) if features.dim() > 2 else features
+        return torch.softmax(torch.relu(self.norm(self.linear(pooled))), dim=1)
+
+
+class ONELoss(Objective):
+    """The loss of ONE: labels for all heads and for a gated ensemble of them, and the ensemble for all heads.
+
+    ``J_hard(y, z_e) + total over the heads h of J_hard(y, z_h) + T^2 * KL(p_e || p_h)``, z_e being the sum of the
+    heads' logits weighed by the gate. The gate's parameters belong to the loss: hand ``loss.parameters()`` to the
+    optimizer too.
+
+    Args:
+        features: channels of the features that the gate sees; or a gate of your own, a module that makes weights
+            (N, H) of them.
+        heads: H.
+        temperature: T, finite and above 0; 3 as in its paper.
+        detach: whether the ensemble is a constant to the heads that learn from it.
+        options: those of every `Objective`: task, hard, logits, reduction, finite.
+
+    Raises:
+        ObjectiveError: a value is out of its range, or ``hard`` is no loss or reduces otherwise.
+
+    Example:
+        >>> seen = {}
+        >>> keep = lambda module, inputs, output: seen.update(features=output)
+        >>> train_model.layer2.register_forward_hook(keep)   # the trunk ends here
+        >>> loss = ONELoss(features=128, heads=4)
+        >>> loss(train_model(x), target, seen["features"]).backward()
+    """
+
+    options = ("temperature", "detach", *Objective.options)
+
+    def __init__(
+        self,
+        features: int | nn.Module,
+        heads: int,
+        temperature: float = 3.0,
+        *,
+        detach: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        require_temperature(temperature)
+        self.gate = features if isinstance(features, nn.Module) else Gate(features, heads)
+        self.temperature = temperature
+        self.detach = detach
+
+    def forward(self, outputs: Sequence[object], target: Tensor, features: Tensor | None = None) -> Tensor:
+        """The total loss.
+
+        Args:
+            outputs: as for `Objective.forward`.
+            target: as for `Objective.forward`.
+            features: what the gate sees, (N, C, ...): a value of the trunk.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ObjectiveError: as `Objective.forward`; or the gate doesn't give one weight a head.
+        """
+        heads = self.heads(outputs)
+        ensemble = self._ensemble(heads, features)
+        [labelled] = self.labelled([ensemble], target)
+        return self.checked(labelled + total(self._losses(heads, target, ensemble)), heads)
+
+    def per_head(self, outputs: Sequence[object], target: Tensor, features: Tensor | None = None) -> list[Tensor]:
+        """The loss of every head, without that of the ensemble."""
+        heads = self.heads(outputs)
+        return self._losses(heads, target, self._ensemble(heads, features))
+
+    def losses(self, heads: list[Tensor], target: Tensor) -> list[Tensor]:
+        """Not without features."""
+        raise _no_features(None)
+
+    def _losses(self, heads: list[Tensor], target: Tensor, ensemble: Tensor) -> list[Tensor]:
+        hard = self.labelled(heads, target)
+        teacher = ensemble.detach() if self.detach else ensemble
+        entropy = self.task.soft(teacher, teacher, self.temperature)
+        soft = (self.task.soft(teacher, z, self.temperature) - entropy for z in heads)
+        return [h + s for h, s in zip(hard, soft, strict=True)]
+
+    def _ensemble(self, heads: list[Tensor], features: Tensor | None) -> Tensor:
+        require_peers(heads)
+        if not isinstance(features, Tensor):
+            raise _no_features(features)
+        weights = at_least_float32(self.gate(features))
+        if weights.shape != (len(heads[0]), len(heads)):
+            raise ObjectiveError(
+                f"The gate gives weights of shape {tuple(weights.shape)} for {len(heads)} heads.",
+                why=f"It must give one a sample and head: {(len(heads[0]), len(heads))}.",
+                hint=f"ONELoss(features=..., heads={len(heads)})",
+            )
+        stacked = torch.stack(heads, dim=1)
+        return (weights.view(*weights.shape, *(1 for _ in stacked.shape[2:])) * stacked).sum(1)
+
+
+def _no_features(features: object) -> ObjectiveError:
+    return ObjectiveError(
+        f"The gate takes a tensor of features, not {described(features)}.",
+        why="ONE weighs the heads by what they share.",
+        hint="Keep the trunk's value by a forward hook and hand it in: loss(outputs, target, features).",
+    )

@@ -1,0 +1,113 @@
+"""Reading the logits out of what a training model returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fxcollab.errors import ObjectiveError, closest
+
+
+def logits_of_heads(outputs: Sequence[object], field: str) -> list[Tensor]:
+    """The logits of every head, in float32 or wider, all of one shape.
+
+    Args:
+        outputs: one entry a head: a tensor, or a structure with a field of that name (a mapping, named tuple,
+            dataclass or any other object).
+        field: the field that holds the logits.
+
+    Raises:
+        ObjectiveError: there is no sequence of heads, a head has no floating-point logits, or shapes differ.
+    """
+    if not isinstance(outputs, tuple | list) or not outputs:
+        raise ObjectiveError(
+            f"The loss takes a tuple or list with one output per head, not {described(outputs)}.",
+            hint="Hand in what the training model returns; the output of a single network as (output,).",
+        )
+    logits = [_logits_of(output, field, head) for head, output in enumerate(outputs)]
+    require_one_shape(logits)
+    return [at_least_float32(z) for z in logits]
+
+
+def require_one_shape(logits: Sequence[Tensor]) -> None:
+    """Refuse heads whose logits would broadcast.
+
+    Raises:
+        ObjectiveError: their shapes differ.
+    """
+    first = logits[0]
+    for head, z in enumerate(logits):
+        if z.shape != first.shape:
+            raise ObjectiveError(
+                f"All heads must give logits of one shape, not {tuple(first.shape)} and {tuple(z.shape)}.",
+                where=f"heads 0 and {head}",
+                hint="Heads are instances of one network: give them the same input and the same classes.",
+            )
+
+
+def described(value: object) -> str:
+    """What a value is, for an error: its type, and for a tensor its shape."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and dtype {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, tuple | list) and not value:
+        return f"an empty {type(value).__name__}"
+    return "None" if value is None else f"of type {type(value).__name__}"
+
+
+def at_least_float32(z: Tensor) -> Tensor:
+    """``z`` itself, or in float32 where it has fewer bits."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))
+
+
+def _logits_of(output: object, field: str, head: int) -> Tensor:
+    z = _lookup(output, field)
+    if not isinstance(z, Tensor):
+        raise _no_logits(output, field, head)
+    if not z.is_floating_point():
+        raise ObjectiveError(
+            f"Logits are floating point tensors, not {described(z)}.",
+            where=f"head {head}",
+            hint="Hand in what the network computes, not the classes it picks.",
+        )
+    return z
+
+
+def _lookup(output: object, field: str) -> object:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        return output.get(field)
+    return getattr(output, field, None)
+
+
+def _no_logits(output: object, field: str, head: int) -> ObjectiveError:
+    fields = _fields_of(output)
+    kind = type(output).__name__
+    others = [name for name in fields if name != field]
+    if field in fields:
+        why = f"{field!r} of this {kind} is {described(_lookup(output, field))}."
+    elif others:
+        why = f"This {kind} has the fields {', '.join(others)}."
+    else:
+        why = f"This {kind} has no named fields."
+    if others:
+        guess = closest(field, others, count=1) or others[0]
+        hint = f"Name the field that holds them, as in CollaborativeLoss(logits={guess!r})."
+    else:
+        hint = "Pick them yourself, as in loss([output[0] for output in outputs], target)."
+    return ObjectiveError(
+        f"The head's output has no logits under {field!r}.", where=f"head {head}", why=why, hint=hint
+    )
+
+
+def _fields_of(output: object) -> list[str]:
+    if isinstance(output, Mapping):
+        return [str(key) for key in output]
+    if isinstance(output, tuple):
+        return list(getattr(output, "_fields", ()))
+    if dataclasses.is_dataclass(output):
+        return [field.name for field in dataclasses.fields(output)]
+    return list(getattr(output, "__dict__", ()))
