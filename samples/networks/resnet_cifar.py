@@ -44,12 +44,12 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Three stages of ``blocks`` basic blocks each (the n of 6n+2).
 
-    Takes images of any size and gives ``num_classes`` logits.
+    Takes images of any size, of ``in_maps`` channels, and gives ``num_classes`` logits.
     """
 
-    def __init__(self, blocks: int, num_classes: int = 10) -> None:
+    def __init__(self, blocks: int, num_classes: int = 10, in_maps: int = 3) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_maps, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.stage1 = _stage(16, 16, blocks, stride=1)
         self.stage2 = _stage(16, 32, blocks, stride=2)
@@ -70,12 +70,12 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(self.pool(x), 1))
 
 
-def resnet_cifar(depth: int, num_classes: int = 10) -> ResNet:
+def resnet_cifar(depth: int, num_classes: int = 10, in_maps: int = 3) -> ResNet:
     """The CIFAR ResNet of ``depth`` layers, where ``depth`` is 6n+2: 8, 14, 20, 32, 44, 56, 110, ..."""
     blocks, rest = divmod(depth - 2, 6)
     if blocks < 1 or rest:
         raise ValueError(f"depth must be 6n+2 with n >= 1 (8, 14, 20, 32, ...), not {depth}")
-    return ResNet(blocks, num_classes)
+    return ResNet(blocks, num_classes, in_maps)
 
 
 def resnet20(num_classes: int = 10) -> ResNet:

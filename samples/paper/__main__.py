@@ -1,0 +1,92 @@
+"""The paper's tables and figures: ``python -m samples.paper table1 table3 --scale cpu``.
+
+Each run adds a line to ``SCALE.jsonl`` in ``--results``; runs that stand there are not made again, so that tables
+share them and an interrupted series goes on. Then the tables (Markdown) and figures (SVG) are made of what is there.
+
+Scales: ``smoke`` (seconds), ``cpu`` (two cores, minutes to an hour a table), ``gpu`` (the same data in full and the
+paper's ResNet-32, on one GPU), ``paper`` (CIFAR and ImageNet as the paper has them; see ``scales.py``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from samples.paper.experiments import EXPERIMENTS
+from samples.paper.report import write
+from samples.paper.runs import Row, Run, carry_out
+from samples.paper.scales import SCALES
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Make the runs that are missing, then the tables and figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="*", metavar="NAME", help=f"{', '.join(EXPERIMENTS)}; default: all")
+    parser.add_argument("--scale", choices=list(SCALES), default="cpu")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="where data sets are")
+    parser.add_argument("--checkpoints", type=Path, metavar="DIR", help="keep unfinished runs there, epoch by epoch")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time, each with a thread of its own")
+    parser.add_argument("--report", action="store_true", help="only tables and figures, of what is there")
+    options = parser.parse_args(arguments)
+    names = options.experiments or list(EXPERIMENTS)
+    if unknown := [name for name in names if name not in EXPERIMENTS]:
+        parser.error(f"no experiment {', '.join(unknown)}: there are {', '.join(EXPERIMENTS)}")
+    options.results.mkdir(parents=True, exist_ok=True)
+    file = options.results / f"{options.scale}.jsonl"
+    if not options.report:
+        done = {row["key"] for row in _rows(file)}
+        runs = {run.key: run for name in names for run in EXPERIMENTS[name].runs(options.scale)}
+        missing = [run for key, run in runs.items() if key not in done]
+        _carry_out(missing, file, options)
+    write(_rows(file), options.scale, options.results)
+
+
+def _carry_out(runs: list[Run], file: Path, options: argparse.Namespace) -> None:
+    results = _results(runs, options)
+    console = Console(stderr=True)
+    with file.open("a") as output:
+        for row in track(results, total=len(runs), console=console, description=f"{len(runs)} runs"):
+            output.write(json.dumps(row) + "\n")
+            output.flush()
+            console.print(
+                f"{row['method']}, noise {row['noise']:.0%}, seed {row['seed']}: error {row['error']:.2%}, "
+                f"{row['seconds']:.0f} s"
+            )
+
+
+def _results(runs: list[Run], options: argparse.Namespace) -> Iterator[Row]:
+    """As they come."""
+    arguments = options.data, options.checkpoints
+    if options.processes == 1:
+        yield from (carry_out(run, *arguments) for run in runs)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.processes, spawn, _one_thread) as pool:
+        for job in as_completed([pool.submit(carry_out, run, *arguments) for run in runs]):
+            yield job.result()
+
+
+def _one_thread() -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+
+
+def _rows(file: Path) -> list[Row]:
+    lines: Iterable[str] = file.read_text().splitlines() if file.exists() else ()
+    return [json.loads(line) for line in lines]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The rows of the paper's tables: how one network is trained, alone or by several heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+import fxcollab
+from fxcollab.tree import Pattern
+from samples.paper.networks import Network
+from samples.training.recipe import Recipe
+from samples.training.steps import Loss, alternating, simultaneous
+from samples.training.trainer import Training
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train a network.
+
+    Attributes:
+        name: the row of the table.
+        pattern: of the heads; None for the network by itself.
+        heads: how many; None for the pattern's usual number.
+        temperature: T.
+        beta: weight of the labels; 1 for those alone.
+        smoothing: of the labels.
+        scaling: where heads meet: the rescale of equation 5, nothing, or 1/H times the loss instead (table 3).
+        alternating: whether heads are updated one after the other (table 2).
+        teachers: members of the ensemble that it is distilled from.
+    """
+
+    name: str
+    pattern: Pattern | None = None
+    heads: int | None = None
+    temperature: float = 2.0
+    beta: float = 0.5
+    smoothing: float = 0.0
+    scaling: Literal["rescale", "none", "loss"] = "rescale"
+    alternating: bool = False
+    teachers: int = 0
+
+
+SINGLE = Method("single instance", beta=1)
+SMOOTHED = Method("label smoothing (0.05)", beta=1, smoothing=0.05)
+SMOOTHED_MORE = Method("label smoothing (0.1)", beta=1, smoothing=0.1)
+TWO_INSTANCES = Method("2 instances", "multi-instance", 2)
+FOUR_INSTANCES = Method("4 instances", "multi-instance", 4)
+SIMPLE = Method("2 heads, simple", "simple", 2)
+HIERARCHICAL = Method("4 heads, hierarchical", "hierarchical")
+ALTERNATING = Method("2 instances, alternating, T = 1", "multi-instance", 2, temperature=1, alternating=True)
+SIMULTANEOUS = Method("2 instances, T = 1", "multi-instance", 2, temperature=1)
+NO_SCALING = Method("4 heads, simple, no scaling", "simple", 4, scaling="none")
+LOSS_SCALING = Method("4 heads, simple, loss scaling", "simple", 4, scaling="loss")
+RESCALED = Method("4 heads, simple", "simple", 4)
+DISTILLED = Method("distilled from 2", teachers=2)
+
+
+def training(
+    method: Method,
+    network: Network,
+    build: Callable[[], nn.Module],
+    recipe: Recipe,
+    seed: int,
+    teachers: Sequence[nn.Module] = (),
+    device: torch.device | None = None,
+) -> Training:
+    """What to train, from first weights that depend on the seed alone: head 0's are those of the single instance.
+
+    Args:
+        method: the row.
+        network: with the splits of its patterns.
+        build: makes it.
+        recipe: of the run.
+        seed: of the run.
+        teachers: trained networks to distil from.
+        device: where to train.
+    """
+    torch.manual_seed(seed)
+    if method.pattern is None:
+        model = build().to(device)
+        optimizer = recipe.optimizer(model.parameters())
+        return Training((model,), simultaneous(model, _loss(method, teachers), optimizer, recipe), (optimizer,))
+    model = fxcollab.transform(
+        build,
+        method.pattern,
+        network.splits[method.pattern],
+        heads=method.heads,
+        seed=seed,
+        rescale=method.scaling == "rescale",
+    ).to(device)
+    if not method.alternating:
+        optimizer = recipe.optimizer(model.parameters())
+        return Training((model,), simultaneous(model, _loss(method), optimizer, recipe), (optimizer,))
+    optimizers = tuple(recipe.optimizer(parameters) for parameters in _of_each_instance(model, method.heads or 2))
+    objective = fxcollab.CollaborativeLoss(method.beta, method.temperature)
+    return Training((model,), alternating(model, objective, optimizers, recipe), optimizers)
+
+
+def _loss(method: Method, teachers: Sequence[nn.Module] = ()) -> Loss:
+    hard = nn.CrossEntropyLoss(label_smoothing=method.smoothing)
+    if method.teachers:
+        return _distilled(fxcollab.DistillationLoss(method.beta, method.temperature, hard=hard), teachers)
+    objective = fxcollab.CollaborativeLoss(method.beta, method.temperature, hard=hard)
+
+    def loss(outputs: Sequence[Tensor], labels: Tensor, images: Tensor) -> Tensor:
+        total: Tensor = objective(outputs, labels)
+        return total / len(outputs) if method.scaling == "loss" else total
+
+    return loss
+
+
+def _distilled(objective: fxcollab.DistillationLoss, teachers: Sequence[nn.Module]) -> Loss:
+    def loss(outputs: Sequence[Tensor], labels: Tensor, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            taught = [teacher(images) for teacher in teachers]
+        total: Tensor = objective(outputs, labels, taught)
+        return total
+
+    return loss
+
+
+def _of_each_instance(model: nn.Module, heads: int) -> list[list[nn.Parameter]]:
+    """The parameters of independent instances: the original's, then those of each peer."""
+    named = dict(model.named_parameters())
+    prefixes = [f"peers.b{head}." for head in range(1, heads)]
+    own = [parameter for name, parameter in named.items() if not name.startswith("peers.")]
+    return [own, *([p for name, p in named.items() if name.startswith(prefix)] for prefix in prefixes)]

@@ -1,0 +1,113 @@
+"""One run: a network trained by one method from one seed, and what came out."""
+
+from __future__ import annotations
+
+import platform
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import fxcollab
+from samples.paper.methods import SINGLE, Method, training
+from samples.paper.networks import NETWORKS
+from samples.paper.scales import Setting, data_of
+from samples.training.data import DataSet
+from samples.training.evaluate import errors
+from samples.training.trainer import epochs
+
+Row = dict[str, Any]
+HISTOGRAM = (-0.5, 0.5, 200)  # of a layer's weights: from, to, bins
+
+
+@dataclass(frozen=True)
+class Run:
+    """What identifies a run.
+
+    Attributes:
+        setting: data, network and recipe.
+        method: the row of the table.
+        noise: the share of corrupted labels.
+        seed: all that is random depends on it.
+    """
+
+    setting: Setting
+    method: Method
+    noise: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Names the run in files: the method's options count, not only its name."""
+        setting = self.setting
+        parts = setting.data, setting.network, setting.recipe, self.method, f"noise {self.noise}", f"seed {self.seed}"
+        return " | ".join(map(str, parts))
+
+
+def carry_out(run: Run, folder: Path, checkpoints: Path | None) -> Row:
+    """Train, prune to head 0, and evaluate after the last epoch.
+
+    Args:
+        run: what to do.
+        folder: where data sets are.
+        checkpoints: where unfinished runs are kept, to go on from; None for nowhere.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = data_of(run.setting.data, folder, run.noise)
+    start = time.perf_counter()
+    model, loss = _trained(run, data, checkpoints, device)
+    seconds = time.perf_counter() - start
+    inference = fxcollab.prune(model) if isinstance(model, fxcollab.CollabGraphModule) else model
+    everyone, kept = errors(model, data.test(500), device), errors(inference, data.test(500), device)
+    return {
+        "key": run.key,
+        "data": run.setting.data,
+        "network": run.setting.network,
+        "recipe": asdict(run.setting.recipe),
+        "method": run.method.name,
+        "noise": run.noise,
+        "seed": run.seed,
+        "error": kept.heads[0],
+        "top5 error": kept.top5,
+        "errors of heads": everyone.heads,
+        "error of the ensemble": everyone.ensemble,
+        "loss": loss,
+        "seconds": round(seconds, 1),
+        "memory": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
+        "weights": dict(_weights(inference)),
+        "torch": torch.__version__,
+        "fxcollab": fxcollab.__version__,
+        "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _trained(run: Run, data: DataSet, checkpoints: Path | None, device: torch.device) -> tuple[nn.Module, float]:
+    network, recipe = NETWORKS[run.setting.network], run.setting.recipe
+    build = partial(network.make, num_classes=data.classes)
+    teachers = [
+        _trained(Run(run.setting, SINGLE, run.noise, 1000 * (member + 1) + run.seed), data, checkpoints, device)[0]
+        for member in range(run.method.teachers)
+    ]
+    started = training(run.method, network, build, recipe, run.seed, [t.eval() for t in teachers], device)
+    file = checkpoints / f"{zlib.crc32(run.key.encode()):08x}.pt" if checkpoints else None
+    loss = 0.0
+    for epoch in epochs(started, data, recipe, run.seed, device=device, file=file):
+        loss = epoch.loss
+    return started.modules[0], loss
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Row]]:
+    """Deviation and histogram of every layer's weights, in the order of the network (figure 4)."""
+    low, high, bins = HISTOGRAM
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weight = module.weight.detach().float().cpu()
+            counts = torch.histc(weight, bins, low, high)
+            yield name, {"std": weight.std().item(), "histogram": counts.int().tolist()}

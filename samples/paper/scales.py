@@ -1,0 +1,88 @@
+"""How large the experiments are: seconds, minutes to an hour on two cores, or as the paper ran them.
+
+The paper's supplement, which has its exact recipes, was not at hand. What stands at the scale ``paper`` instead: for
+CIFAR the recipe that OKDDip and others use (SGD 0.1 with Nesterov's momentum, batch 128, weight decay 5e-4, 300
+epochs, a tenth of the rate at 150 and 225), for ImageNet torchvision's for ResNet-50 (SGD 0.1, batch 256, weight decay
+1e-4, 90 epochs, a tenth of the rate every 30).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from samples.training.data import DataSet, InMemory, cifar, digits, fashion_mnist, image_folder
+from samples.training.recipe import Recipe
+
+Role: TypeAlias = Literal["CIFAR-10", "CIFAR-100", "ImageNet"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One data set, one network, one recipe.
+
+    Attributes:
+        data: a name of `DATA`.
+        network: a name of `samples.paper.networks.NETWORKS`.
+        recipe: the same for every method.
+        seeds: how many runs, with seeds from 0.
+    """
+
+    data: str
+    network: str
+    recipe: Recipe
+    seeds: int
+
+
+DATA: Mapping[str, Callable[[Path], DataSet]] = {
+    "digits": lambda folder: digits(),
+    "Fashion-MNIST": lambda folder: fashion_mnist(),
+    "Fashion-MNIST, 20,000": lambda folder: fashion_mnist(count=20_000),
+    "CIFAR-10": lambda folder: cifar(10, folder),
+    "CIFAR-100": lambda folder: cifar(100, folder),
+    "ImageNet": lambda folder: image_folder(folder / "imagenet"),
+}
+
+_CIFAR = Recipe(300)
+_SMOKE = Setting("digits", "ResNet-8, grey", Recipe(1, batch=64), 1)
+_CPU = Setting("Fashion-MNIST, 20,000", "ResNet-8, grey", Recipe(15, bfloat16=True), 3)
+_GPU = Setting("Fashion-MNIST", "ResNet-32, grey", Recipe(30, bfloat16=True), 3)
+SCALES: Mapping[str, Mapping[Role, tuple[Setting, ...]]] = {
+    "smoke": {"CIFAR-10": (_SMOKE,), "CIFAR-100": (_SMOKE,), "ImageNet": (_SMOKE,)},
+    "cpu": {"CIFAR-10": (_CPU,), "CIFAR-100": (_CPU,), "ImageNet": (_CPU,)},
+    "gpu": {"CIFAR-10": (_GPU,), "CIFAR-100": (_GPU,), "ImageNet": (_GPU,)},
+    "paper": {
+        "CIFAR-10": (
+            Setting("CIFAR-10", "ResNet-32", _CIFAR, 5),
+            Setting("CIFAR-10", "ResNet-110", _CIFAR, 5),
+            Setting("CIFAR-10", "DenseNet-40-12", replace(_CIFAR, batch=64), 3),
+        ),
+        "CIFAR-100": (Setting("CIFAR-100", "ResNet-32", _CIFAR, 5),),
+        "ImageNet": (
+            Setting(
+                "ImageNet",
+                "ResNet-50",
+                Recipe(90, batch=256, weight_decay=1e-4, milestones=(1 / 3, 2 / 3), bfloat16=True),
+                1,
+            ),
+        ),
+    },
+}
+
+
+def data_of(name: str, folder: Path, noise: float) -> DataSet:
+    """A data set with so many wrong labels.
+
+    Args:
+        name: of `DATA`.
+        folder: where data sets are downloaded to, or expected.
+        noise: the share of corrupted labels; sets that don't fit into memory have none.
+    """
+    data = DATA[name](folder)
+    if not noise:
+        return data
+    if not isinstance(data, InMemory):
+        raise ValueError(f"label noise is for data sets held in memory, not for {name}")
+    return replace(data, noise=noise)

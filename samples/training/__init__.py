@@ -1,0 +1,1 @@
+"""A small trainer, shared by ``samples/train.py`` and ``samples/paper``."""
