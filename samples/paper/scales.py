@@ -1,9 +1,9 @@
 """How large the experiments are: seconds, minutes to an hour on two cores, or as the paper ran them.
 
 The paper's supplement, which has its exact recipes, was not at hand. What stands at the scale ``paper`` instead: for
-CIFAR the recipe that OKDDip and others use (SGD 0.1 with Nesterov's momentum, batch 128, weight decay 5e-4, 300
-epochs, a tenth of the rate at 150 and 225), for ImageNet torchvision's for ResNet-50 (SGD 0.1, batch 256, weight decay
-1e-4, 90 epochs, a tenth of the rate every 30).
+CIFAR the recipe that OKDDip and others use (SGD 0.1 with Nesterov momentum, batch 128, weight decay 5e-4, 300 epochs,
+a tenth of the rate at 150 and 225), for ImageNet torchvision's for ResNet-50 (SGD 0.1, batch 256, weight decay 1e-4,
+90 epochs, a tenth of the rate every 30).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -201,13 +201,22 @@ def torchvision_data(name: str, folder: Path, size: int = 224) -> FromDisk:
     return FromDisk(train, test, classes)
 
 
-def data_set(name: str, folder: Path) -> DataSet:
+def data_set(name: str, folder: Path, rgb: bool = False) -> DataSet:
     """A data set by the name that the command line takes.
 
     Args:
         name: "fashion-mnist", "digits", a class of torchvision.datasets, or "folder".
         folder: where its files are, or where they are downloaded to.
+        rgb: whether grey images get three channels; those that are read from files have three.
     """
+    found = _named(name, folder)
+    if rgb and isinstance(found, InMemory):
+        images, test_images = (part.expand(-1, 3, -1, -1) for part in (found.images, found.test_images))
+        return replace(found, images=images, test_images=test_images)
+    return found
+
+
+def _named(name: str, folder: Path) -> DataSet:
     if name == "fashion-mnist":
         return fashion_mnist(folder if (folder / "train-images-idx3-ubyte.gz").exists() else FASHION_MNIST)
     if name == "digits":

@@ -1,0 +1,48 @@
+"""Accelerate: the plain loop, with gradient accumulation and clipping.
+
+python -m samples.integrations.accelerate_loop, or: accelerate launch -m samples.integrations.accelerate_loop
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+import fxcollab
+from samples.integrations.digits import DigitNet, error, training_set
+
+
+def main(epochs: int = 3, folder: Path | None = None) -> float:
+    """Train, save as Accelerate does, prune the checkpoint, load it into the plain network: its error."""
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), gradient_accumulation_steps=2)
+    train_model = fxcollab.transform(DigitNet, splits=["stage1", "stage2"], seed=0)
+    loss = fxcollab.CollaborativeLoss()
+    optimizer = torch.optim.SGD(train_model.parameters(), 0.1, 0.9, weight_decay=1e-4)
+    model, optimizer, loader = accelerator.prepare(
+        train_model, optimizer, DataLoader(training_set(), 32, shuffle=True)
+    )
+    for _ in range(epochs):
+        for images, labels in loader:
+            with accelerator.accumulate(model):
+                accelerator.backward(loss(model(images), labels))
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), 5.0)
+                optimizer.step()
+                optimizer.zero_grad()
+    with tempfile.TemporaryDirectory() as temporary:
+        output = folder or Path(temporary)
+        accelerator.save_model(model, str(output))
+        checkpoint = load_file(output / "model.safetensors")
+    network = DigitNet()
+    network.load_state_dict(fxcollab.prune_state_dict(checkpoint, head=0))
+    return error(network)
+
+
+if __name__ == "__main__":
+    print(f"error of the plain network {main():.1%}")

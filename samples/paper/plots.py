@@ -1,0 +1,60 @@
+"""Figures 3 and 4, as SVG."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from samples.paper.runs import HISTOGRAM, Row
+
+mpl.rcParams["svg.hashsalt"] = "fxcollab"  # the same file twice
+
+
+def errors_by_noise(rows: Sequence[Row], methods: Sequence[str]) -> str:
+    """Error of head 0 over the level of noise, a line a method, with the spread over seeds (figure 3)."""
+    figure = Figure((6, 4), layout="constrained")
+    axes = figure.subplots()
+    levels = sorted({row["noise"] for row in rows})
+    for method in methods:
+        by_level = [[100 * r["error"] for r in rows if r["method"] == method and r["noise"] == n] for n in levels]
+        found = [(100 * level, errors) for level, errors in zip(levels, by_level, strict=True) if errors]
+        if found:
+            means = [statistics.fmean(errors) for _, errors in found]
+            spreads = [statistics.stdev(errors) if len(errors) > 1 else 0.0 for _, errors in found]
+            axes.errorbar([level for level, _ in found], means, spreads, marker="o", capsize=3, label=method)
+    axes.set(xlabel="corrupted labels (%)", ylabel="test error of head 0 (%)")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return _svg(figure)
+
+
+def weights_by_layer(rows: Sequence[Row]) -> str:
+    """Histograms of every layer's weights, a row of plots a layer and a line a method (figure 4)."""
+    layers = list(rows[0]["weights"])
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    columns = 3
+    figure = Figure((10, 2.2 * -(-len(layers) // columns)), layout="constrained")
+    grid = figure.subplots(-(-len(layers) // columns), columns, squeeze=False)
+    low, high, bins = HISTOGRAM
+    middles = np.linspace(low, high, bins + 1)[:-1] + (high - low) / bins / 2
+    for axes, layer in zip(grid.flat, layers, strict=False):
+        for method in methods:
+            counts = sum(np.array(r["weights"][layer]["histogram"]) for r in rows if r["method"] == method)
+            axes.plot(middles, counts / counts.sum(), label=method, linewidth=1)
+        axes.set_title(layer, fontsize=8)
+        axes.tick_params(labelsize=6)
+    for axes in list(grid.flat)[len(layers) :]:
+        axes.set_axis_off()
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
