@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
@@ -498,3 +500,13 @@ def test_a_profile_leaves_the_model_as_it_is() -> None:
     untouched = Untouched(model)
     profile(captured, Interface((InputSpec("x", (2, 3, 8, 8), "float32"),)))
     assert untouched.differences() == []
+
+
+@pytest.mark.parametrize("measure", [False, True])
+def test_nothing_is_held_once_costs_are_known(measure: bool) -> None:
+    model = resnet20()
+    gone = weakref.ref(model)
+    fxcollab.training_costs(model, splits=["stage1"], example_inputs=(torch.rand(2, 3, 8, 8),), measure=measure)
+    del model
+    gc.collect()
+    assert gone() is None

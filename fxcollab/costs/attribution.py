@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -51,8 +52,12 @@ class Attributed(Interpreter):
             if function is None or function in self._seen or hasattr(function, "variable"):
                 continue
             self._seen.add(function)
-            function.register_prehook(lambda _: self._enter(("backward", node)))
+            function.register_prehook(partial(_tell, self._enter, node))  # not self: a circle that nothing would free
             functions += [following for following, _ in function.next_functions]
+
+
+def _tell(enter: Callable[[Moment], None], node: fx.Node, gradients: object) -> None:
+    enter(("backward", node))
 
 
 def _real(value: Tensor) -> Tensor:

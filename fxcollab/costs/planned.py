@@ -35,7 +35,8 @@ def training_costs(
 ) -> Costs:
     """What a training step will cost on the graph that `transform` would make of the same arguments.
 
-    Nothing is built, and nothing computed but on fake tensors, unless times are measured.
+    Nothing is built, and nothing computed but on fake tensors, unless times are measured. What is counted is what
+    PyTorch would run on the model's device: on meta, attention is not fused, so that its matrices count as memory.
 
     Args:
         model: any module on any device, meta included, which stays as it is; or a factory of one.

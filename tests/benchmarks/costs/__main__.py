@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 def main() -> None:
     """Run the parts that are named, all unless said."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
     parser.add_argument("--again", action="store_true", help="measure what stands in the results, too")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     arguments = parser.parse_args()
@@ -37,7 +37,7 @@ def main() -> None:
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     file = arguments.results / "costs.jsonl"
     said = []
-    for name in arguments.parts:
+    for name in arguments.parts or PARTS:
         part = PARTS[name]
         rows = measured(file, name, part.cases(), part.measure, again=arguments.again)
         said.append(f"{name}: {part.conclusion(rows)}")

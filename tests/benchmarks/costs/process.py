@@ -8,14 +8,18 @@ of the process, but of no tensor.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import fxcollab
+from fxcollab.costs.attribution import backward
 from tests.benchmarks.rows import Row
 
 SPLITS = {
@@ -34,14 +38,16 @@ def cases() -> Iterator[tuple[str, str]]:
 
 def measure(network: str, graph: str) -> Row:
     """One graph in a process of its own."""
+    model, x = _built(network)
+    costs = fxcollab.training_costs(model, splits=SPLITS[network], example_inputs=(x,))
+    predicted = (costs.training if graph == "hierarchical" else costs.original).memory
     as_it_is, handed_back = _alone(network, graph, {}), _alone(network, graph, HANDED_BACK)
-    predicted = as_it_is["predicted"]
     return {
         "predicted": predicted,
-        "grown": as_it_is["grown"],
-        "difference": round(predicted / as_it_is["grown"] - 1, 4),
-        "grown, handed back": handed_back["grown"],
-        "difference, handed back": round(predicted / handed_back["grown"] - 1, 4),
+        "grown": as_it_is,
+        "difference": round(predicted / as_it_is - 1, 4),
+        "grown, handed back": handed_back,
+        "difference, handed back": round(predicted / handed_back - 1, 4),
     }
 
 
@@ -51,40 +57,30 @@ def conclusion(rows: list[Row]) -> str:
     return f"growth at most {as_it_is:.1%} off, {handed_back:.1%} where freed memory is handed back"
 
 
-def _alone(network: str, graph: str, environment: Mapping[str, str]) -> Row:
+def _alone(network: str, graph: str, environment: Mapping[str, str]) -> int:
     command = [sys.executable, "-m", "tests.benchmarks.costs.process", network, graph]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **environment})
-    row: Row = json.loads(done.stdout.splitlines()[-1])
-    return row
+    return int(done.stdout.splitlines()[-1])
 
 
-def grow(network: str, graph: str) -> Row:
+def grow(network: str, graph: str) -> int:
     """Bytes by which this process grows while it trains one step with SGD and momentum."""
-    import torch
-    import torchvision
-
-    import fxcollab
-    from fxcollab.costs.attribution import backward
-
     torch.set_num_threads(2)
-    with torch.device("meta"):
-        planned = getattr(torchvision.models, network)()
-    inputs = (torch.empty(BATCH, 3, 224, 224, device="meta"),)
-    costs = fxcollab.training_costs(planned, splits=SPLITS[network], example_inputs=inputs)
-    _step(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), torch.rand(2, 3, 16, 16), backward)  # what torch loads once
+    warm = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 14 * 14, 4))
+    fxcollab.transform(warm, splits=["0"], seed=0)
+    _step(warm, torch.rand(2, 3, 16, 16))  # what is loaded once
     gc.collect()
     before = _resident()
-    model = getattr(torchvision.models, network)()
-    x = torch.rand(BATCH, 3, 224, 224)
-    trained = fxcollab.transform(model, splits=SPLITS[network], seed=0) if graph == "hierarchical" else model
-    _step(trained, x, backward)
-    step = costs.training if graph == "hierarchical" else costs.original
-    return {"predicted": step.memory, "grown": _peak() - before}
+    model, x = _built(network)
+    _step(fxcollab.transform(model, splits=SPLITS[network], seed=0) if graph == "hierarchical" else model, x)
+    return _peak() - before
 
 
-def _step(model: Any, x: Any, backward: Any) -> None:
-    import torch
+def _built(network: str) -> tuple[nn.Module, Tensor]:
+    return getattr(torchvision.models, network)(), torch.rand(BATCH, 3, 224, 224)
 
+
+def _step(model: nn.Module, x: Tensor) -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     for _ in range(2):  # the optimizer's state is there from the second on
         optimizer.zero_grad()
@@ -107,4 +103,4 @@ def _status(entry: str) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(grow(*sys.argv[1:])))
+    print(grow(*sys.argv[1:]))
