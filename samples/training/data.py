@@ -160,14 +160,18 @@ def fashion_mnist(folder: Path = FASHION_MNIST, count: int | None = None) -> InM
     )
 
 
-def digits() -> InMemory:
-    """scikit-learn's digits: 1,797 grey images of 8 x 8, the last 300 for testing."""
+def digits(count: int | None = None) -> InMemory:
+    """scikit-learn's digits: 1,797 grey images of 8 x 8, the last 300 for testing.
+
+    Args:
+        count: how many of the training images, the first ones; None for all.
+    """
     from sklearn.datasets import load_digits
 
     found = load_digits()
     images = torch.from_numpy(found.images * 15).to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(found.target).long()
-    return InMemory(images[:-300], labels[:-300], images[-300:], labels[-300:], 10, shift=1)
+    return InMemory(images[:-300][:count], labels[:-300][:count], images[-300:], labels[-300:], 10, shift=1)
 
 
 def cifar(classes: int, folder: Path) -> InMemory:

@@ -1,0 +1,355 @@
+"""The samples: the trainer, ``samples.train``, the paper's experiments, the integrations; on scikit-learn's digits."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import fxcollab
+from samples.networks.resnet_cifar import resnet_cifar
+from samples.paper import methods
+from samples.paper.__main__ import main as paper
+from samples.paper.experiments import EXPERIMENTS
+from samples.paper.networks import NETWORKS, Network
+from samples.paper.scales import DATA, SCALES
+from samples.training.data import FASHION_MNIST, data_set, digits, fashion_mnist
+from samples.training.evaluate import errors
+from samples.training.noise import with_noise
+from samples.training.recipe import Recipe
+from samples.training.trainer import Training, epochs
+
+RECIPE = Recipe(3, batch=128)
+RESNET = NETWORKS["ResNet-8, grey"]
+build = partial(resnet_cifar, 8, in_maps=1)
+
+
+def started(method: methods.Method, **options: Any) -> Training:
+    return methods.training(method, RESNET, build, RECIPE, seed=1, **options)
+
+
+# --- Data and noise ---
+
+
+def test_noise_corrupts_the_same_samples_and_draws_their_labels_anew() -> None:
+    labels = torch.arange(1000) % 10
+    once, again = (with_noise(labels, 0.4, 10, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    wrong, also_wrong = once != labels, again != labels
+    assert 0.3 < wrong.float().mean() < 0.4  # one in ten of those drawn is right
+    assert (once != again).sum() > 300
+    assert (wrong | also_wrong).sum() <= 400
+    assert torch.equal(with_noise(labels, 0.0, 10, torch.Generator()), labels)
+
+
+def test_an_epoch_is_a_function_of_seed_and_number() -> None:
+    data = replace(digits(), noise=0.2, flip=True)
+    first, same, other, next_one = (
+        [torch.cat(parts) for parts in zip(*data.train(epoch, seed, 64), strict=True)]
+        for epoch, seed in ((0, 0), (0, 0), (0, 1), (1, 0))
+    )
+    assert torch.equal(first[0], same[0])
+    assert torch.equal(first[1], same[1])
+    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[0], next_one[0])
+    assert len(first[0]) == 64 * data.steps(64)
+
+
+def test_images_are_normalised_by_the_training_set() -> None:
+    data = replace(digits(), shift=0)
+    images = torch.cat([images for images, _ in data.train(0, 0, 1_497)])
+    assert images.mean().abs() < 1e-4
+    assert (images.std() - 1).abs() < 1e-3
+
+
+def test_grey_images_are_shown_to_networks_of_three_channels() -> None:
+    assert next(iter(data_set("digits", Path(), rgb=True).test(2)))[0].shape == (2, 3, 8, 8)
+
+
+def test_an_unknown_data_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="no data set 'mnits'"):
+        data_set("mnits", Path())
+
+
+@pytest.mark.skipif(not FASHION_MNIST.exists(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_fashion_mnist_is_read_from_the_files_of_its_authors() -> None:
+    data = fashion_mnist()
+    assert data.images.shape == (60_000, 1, 28, 28)
+    assert data.test_images.shape == (10_000, 1, 28, 28)
+    assert torch.equal(data.labels.bincount(), torch.full((10,), 6_000))
+    assert (data.images.float().mean() - 72.94).abs() < 0.01
+
+
+def test_image_folders_are_trained_on(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for part in ("train", "val"):
+        for kind in ("a", "b"):
+            (tmp_path / part / kind).mkdir(parents=True)
+            Image.new("L", (40, 30)).save(tmp_path / part / kind / "0.png")
+    data = data_set("folder", tmp_path)
+    images, labels = next(iter(replace(data, workers=0).train(0, 0, 2)))
+    assert images.shape == (2, 3, 224, 224)
+    assert sorted(labels.tolist()) == [0, 1]
+
+
+# --- Steps and the loop ---
+
+
+def test_alternating_updates_are_those_of_two_networks_by_hand() -> None:
+    training = started(methods.ALTERNATING)
+    first, second = build(), build()
+    first.load_state_dict(fxcollab.prune_state_dict(training.modules[0].state_dict(), 0))
+    second.load_state_dict(fxcollab.prune_state_dict(training.modules[0].state_dict(), 1))
+    networks = first, second
+    optimizers = [RECIPE.optimizer(network.parameters()) for network in networks]
+    for images, labels in list(digits().train(0, 0, 128))[:3]:
+        training.step(images, labels)
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            outputs = [n(images) for n in networks]
+            own, other = outputs if network is first else outputs[::-1]
+            hard = nn.functional.cross_entropy(own, labels)
+            soft = nn.functional.cross_entropy(own, other.detach().softmax(1))
+            optimizer.zero_grad()
+            (0.5 * hard + 0.5 * soft).backward()
+            optimizer.step()
+    for head, network in enumerate(networks):
+        pruned = fxcollab.prune_state_dict(training.modules[0].state_dict(), head)
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(pruned[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_all_methods_start_from_the_weights_of_the_single_instance() -> None:
+    single = started(methods.SINGLE).modules[0].state_dict()
+    for method in (methods.TWO_INSTANCES, methods.SIMPLE, methods.HIERARCHICAL, methods.NO_SCALING):
+        state = started(method).modules[0].state_dict()
+        assert all(torch.equal(state[name], value) for name, value in single.items()), method
+
+
+def test_scalings_differ_by_the_number_of_heads_as_table_3_has_it() -> None:
+    images, labels = next(iter(digits().train(0, 0, 64)))
+    found = {}
+    for method in (methods.NO_SCALING, methods.LOSS_SCALING, methods.RESCALED):
+        training = started(method)
+        training.optimizers[0].param_groups[0]["lr"] = 0.0
+        training.step(images, labels)
+        network = training.modules[0]
+        found[method] = network.conv1.weight.grad, network.fc.weight.grad
+    none, loss, rescaled = (found[m] for m in (methods.NO_SCALING, methods.LOSS_SCALING, methods.RESCALED))
+    torch.testing.assert_close(none[0] / 4, rescaled[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(loss[0], rescaled[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(none[1], rescaled[1])
+    torch.testing.assert_close(loss[1], rescaled[1] / 4)
+
+
+def test_a_run_that_is_interrupted_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+    class InterruptedRunError(Exception):
+        pass
+
+    def interrupt(loss: Tensor) -> None:
+        if random.random() < 0.05:
+            raise InterruptedRunError
+
+    data = replace(digits(256), noise=0.2)
+    straight = started(methods.HIERARCHICAL)
+    losses = [epoch.loss for epoch in epochs(straight, data, RECIPE, 1)]
+    found: list[float] = []
+    for each_step in [interrupt] * 20 + [lambda loss: None]:
+        resumed = started(methods.HIERARCHICAL)
+        try:
+            found += [
+                epoch.loss
+                for epoch in epochs(resumed, data, RECIPE, 1, file=tmp_path / "run.pt", each_step=each_step)
+            ]
+        except InterruptedRunError:
+            continue
+        break
+    assert found[-1] == losses[-1]
+    states = [training.modules[0].state_dict() for training in (straight, resumed)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_errors_are_counted_for_every_head_and_their_mean() -> None:
+    class Heads(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return x, -x
+
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    found = errors(Heads(), [(x[:3], torch.tensor([0, 1, 1])), (x[3:], torch.tensor([0]))])
+    assert found.heads == (0.25, 0.75)
+    assert found.top5 == 0.0
+
+
+# --- The training script ---
+
+
+def command(output: Path, epochs: int) -> list[str]:
+    arguments = [
+        "samples/networks/resnet_cifar.py:resnet_cifar",
+        "--model-arg",
+        "depth=8",
+        "--data",
+        "digits",
+        "--rgb",
+    ]
+    return [*arguments, "--splits", "stage1,stage2", "--epochs", str(epochs), "--batch", "256", "-o", str(output)]
+
+
+def test_a_killed_run_of_the_script_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, "-m", "samples.train"]
+    killed = subprocess.Popen([*run, *command(tmp_path / "killed", 6)], env=environment, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "killed/metrics.jsonl"
+    while not metrics.exists() and killed.poll() is None:
+        time.sleep(0.02)
+    time.sleep(random.random() / 2)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    outputs = [
+        subprocess.run(
+            [*run, *command(tmp_path / name, 6)], env=environment, check=True, capture_output=True, text=True
+        ).stdout
+        for name in ("killed", "straight")
+    ]
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("killed", "straight")
+    ]
+    for resumed, straight in zip(*lines, strict=True):
+        assert {**resumed, "seconds": 0} == {**straight, "seconds": 0}
+    assert [line["number"] for line in lines[0]] == [1, 2, 3, 4, 5, 6]
+    assert json.loads(outputs[0])["error"] == json.loads(outputs[1])["error"]
+    weights = load_file(tmp_path / "killed/weights.safetensors")
+    resnet_cifar(8).load_state_dict(weights)  # strictly
+    assert len(lines[0][-1]["heads"]) == 4
+
+
+# --- The paper's experiments ---
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("smoke")
+    paper(["--scale", "smoke", "--results", str(folder)])
+    return folder
+
+
+def test_every_table_and_figure_is_made_at_the_scale_smoke(smoke: Path) -> None:
+    text = (smoke / "smoke.md").read_text()
+    for name, experiment in EXPERIMENTS.items():
+        assert f"## {name}: {experiment.title}" in text
+        for method in experiment.methods:
+            assert method.name in text.partition(f"## {name}")[2].partition("\n## ")[0]
+    for name in ("figure3", "figure4"):
+        assert (smoke / f"{name}-smoke.svg").read_text().startswith("<?xml")
+
+
+def test_runs_that_are_there_are_not_made_again(smoke: Path) -> None:
+    before = (smoke / "smoke.jsonl").read_text()
+    text = (smoke / "smoke.md").read_text()
+    paper(["table1", "--scale", "smoke", "--results", str(smoke)])
+    assert (smoke / "smoke.jsonl").read_text() == before
+    assert (smoke / "smoke.md").read_text() == text
+
+
+def test_the_kept_network_is_head_0_of_the_training_model(smoke: Path) -> None:
+    rows = [json.loads(line) for line in (smoke / "smoke.jsonl").read_text().splitlines()]
+    assert all(row["error"] == row["errors of heads"][0] for row in rows)
+    assert {len(row["errors of heads"]) for row in rows} == {1, 2, 4}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_of_the_experiments_split_where_the_paper_says(network: str) -> None:
+    found: Network = NETWORKS[network]
+    with torch.device("meta"):
+        model = found.make(num_classes=10)
+    for pattern, heads in (("simple", 2), ("hierarchical", 4)):
+        captured = fxcollab.capture(model, found.splits[pattern])  # type: ignore[index]
+        assert (
+            fxcollab.partition(captured, fxcollab.HeadTree(found.splits[pattern], (2,) * (heads // 2))).tree.heads
+            == heads
+        )  # type: ignore[index]
+
+
+def test_scales_name_what_there_is() -> None:
+    for roles in SCALES.values():
+        for settings in roles.values():
+            assert all(setting.data in DATA and setting.network in NETWORKS for setting in settings)
+
+
+# --- Where people train ---
+
+
+def test_lightning_trains_and_its_checkpoint_is_pruned(tmp_path: Path) -> None:
+    from samples.integrations.lightning_module import main
+
+    assert main(2, tmp_path) < 0.5
+
+
+def test_hugging_faces_trainer_trains_and_its_checkpoint_is_pruned(tmp_path: Path) -> None:
+    from samples.integrations.hf_trainer import main
+
+    assert main(2, tmp_path) < 0.8
+
+
+def test_accelerate_trains_and_its_checkpoint_is_pruned(tmp_path: Path) -> None:
+    from samples.integrations.accelerate_loop import main
+
+    assert main(2, tmp_path) < 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_plain_loop_trains_in_every_precision(dtype: torch.dtype) -> None:
+    from samples.integrations.plain_loop import main
+
+    assert main(2, dtype) < 0.5
+
+
+def test_the_plain_loop_trains_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    from samples.integrations.plain_loop import main
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    assert main(2, torch.bfloat16, compiled=True) < 0.5
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """Two epochs in one process."""
+    return launch(1, "ddp", 2, tmp_path_factory.mktemp("straight"))
+
+
+def launch(processes: int, strategy: str, epochs: int, folder: Path) -> dict[str, Tensor]:
+    run = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    script = ["samples.integrations.distributed", "--strategy", strategy, "--epochs", str(epochs), "-o", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    subprocess.run([sys.executable, "-m", *run, "-m", *script], env=environment, check=True, capture_output=True)
+    return load_file(folder / "weights.safetensors")
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_two_processes_of_ddp_train_as_one_does(straight: dict[str, Tensor], tmp_path: Path) -> None:
+    assert_close(launch(2, "ddp", 2, tmp_path), straight)
+
+
+def test_fsdp2_goes_on_with_another_number_of_processes(straight: dict[str, Tensor], tmp_path: Path) -> None:
+    launch(2, "fsdp2", 1, tmp_path)
+    assert_close(launch(1, "fsdp2", 2, tmp_path), straight)
