@@ -1,4 +1,4 @@
-"""The samples: the trainer, ``samples.train``, the paper's experiments, the integrations; on scikit-learn's digits."""
+"""The samples on scikit-learn's digits: trainer, training script, the paper's experiments, integrations."""
 
 from __future__ import annotations
 
