@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -95,14 +94,14 @@ class Planning:
                 hint="let them be chosen: --splits auto",
             )
 
-    def transform(self, loaded: Loaded, splits: Sequence[str] | None = None) -> CollabGraphModule:
-        """The training model; ``splits`` are those that were chosen."""
+    def transform(self, loaded: Loaded, choice: Choice | None = None) -> CollabGraphModule:
+        """The training model; ``choice`` is what ``--splits auto`` came to."""
         import fxcollab
 
         return fxcollab.transform(
             loaded.model,
             self.pattern,  # type: ignore[arg-type]  # refused there if unknown
-            self.splits if splits is None else splits,
+            choice or self.splits,
             heads=self.heads,
             fanouts=fanouts(self.fanouts),
             example_inputs=self.inputs,

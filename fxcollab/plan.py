@@ -30,6 +30,7 @@ class Plan:
         peers: the name under which peers live.
         interface: the graph's inputs, with the shapes of the examples, and what is fixed.
         source: where the model came from, if that can be said.
+        chosen: why the splits were chosen; None where they were named.
     """
 
     pattern: Pattern
@@ -41,6 +42,7 @@ class Plan:
     peers: str
     interface: Interface
     source: Source | None
+    chosen: str | None = None
 
 
 def plan_of(train_model: nn.Module) -> Plan:

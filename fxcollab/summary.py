@@ -45,6 +45,7 @@ class Summary:
 
     Attributes:
         pattern, heads, seed, init: as planned.
+        chosen: why the splits were chosen; None where they were named.
         levels: the trunk and every level below it.
         shared, cloned, rescaled, copied: numbers of nodes: once for all heads; added for peers; inserted
             rescales; inserted copies that guard against in-place writes.
@@ -60,6 +61,7 @@ class Summary:
     heads: int
     seed: int
     init: str
+    chosen: str | None
     levels: tuple[Level, ...]
     shared: int
     cloned: int
@@ -93,6 +95,7 @@ def summarise(train_model: CollabGraphModule) -> Summary:
         heads=plan.tree.heads,
         seed=plan.seed,
         init=plan.init,
+        chosen=plan.chosen,
         levels=tuple(_level(train_model, graph, level) for level in range(plan.tree.depth + 1)),
         shared=kinds.count("shared"),
         cloned=sum(any(provenance(node).branch) for node in clones),

@@ -13,7 +13,7 @@ from fxcollab.capture.capture import NOTES_KEY, Granularity
 from fxcollab.capture.examples import why_not_on
 from fxcollab.capture.interface import Interface, interface_of
 from fxcollab.capture.preflight import shared_statistics
-from fxcollab.choice import choose_splits
+from fxcollab.choice import Choice, choose_splits
 from fxcollab.codegen import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError, PatternError
 from fxcollab.factories import model_of
@@ -28,7 +28,7 @@ from fxcollab.tree import AUTO, HeadTree, Pattern, fanouts_to_choose, head_tree,
 def transform(
     model: nn.Module | Callable[[], nn.Module],
     pattern: Pattern = "hierarchical",
-    splits: Sequence[str] | str = (),
+    splits: Sequence[str] | str | Choice = (),
     heads: int | None = None,
     fanouts: Sequence[int] | None = None,
     example_inputs: ExampleInputs | None = None,
@@ -56,7 +56,8 @@ def transform(
             ``hierarchical`` (K splits, a tree).
         splits: names, ordered along the data flow; a text may list them with commas. A module's path
             cuts after its output, ``name@2`` after its second call, ``a+b`` at two values; other names are
-            those of nodes. ``auto`` takes what `choose_splits` says.
+            those of nodes. ``auto`` takes what `choose_splits` says; or hand in a `Choice` of it. Why it was
+            chosen stands in the plan and the summary.
         heads: H of ``simple`` and ``multi-instance``; 2 unless said.
         fanouts: branches at each split of ``hierarchical``; 2 each unless said.
         example_inputs: tuple or dict. Tensors in it are inputs of the graph, also for optional parameters;
@@ -85,15 +86,15 @@ def transform(
         StateError: the model has something named ``peers``.
         The model is never changed by a failure.
     """
-    names = split_names(splits)
+    names = splits.splits if isinstance(splits, Choice) else split_names(splits)
     automatic = names == (AUTO,)
-    tree = head_tree(pattern, names, heads, fanouts) if not automatic else None
+    tree = None if automatic else _tree(splits, pattern, names, heads, fanouts)
     _refuse_budget_of_named_splits(automatic, max_time, max_memory)
     if not isinstance(model, nn.Module):
         factory, source = factory or model, source or source_of(model)
         model = model_of(model)
     if tree is None:
-        chosen = choose_splits(
+        splits = choose_splits(
             model,
             example_inputs,
             fanouts=fanouts_to_choose(pattern, heads, fanouts),
@@ -101,8 +102,8 @@ def transform(
             max_memory=max_memory,
             granularity=granularity,
         )
-        names = chosen.splits
-        tree = HeadTree(names, chosen.option.fanouts)
+        names = splits.splits
+        tree = _tree(splits, pattern, names, heads, fanouts)
     seed = torch.initial_seed() if seed is None else seed
     interface = interface or interface_of(model, example_inputs)
 
@@ -133,8 +134,32 @@ def transform(
     train_model.meta[NOTES_KEY] = (*captured.meta[NOTES_KEY], *shared)
     for sentence in train_model.meta[NOTES_KEY]:
         warnings.warn(f"given up: {sentence}", stacklevel=2)
-    train_model.meta[PLAN_KEY] = Plan(pattern, tree, named_init, seed, rescale, granularity, peers, interface, source)
+    chosen = splits.reason if isinstance(splits, Choice) else None
+    train_model.meta[PLAN_KEY] = Plan(
+        pattern, tree, named_init, seed, rescale, granularity, peers, interface, source, chosen
+    )
     return train_model
+
+
+def _tree(
+    splits: Sequence[str] | str | Choice,
+    pattern: Pattern,
+    names: tuple[str, ...],
+    heads: int | None,
+    fanouts: Sequence[int] | None,
+) -> HeadTree:
+    """The head tree of named splits, or of chosen ones, which the pattern must be able to have."""
+    if not isinstance(splits, Choice):
+        return head_tree(pattern, names, heads, fanouts)
+    planned, chosen = fanouts_to_choose(pattern, heads, fanouts), splits.option.fanouts
+    said = heads is not None or fanouts is not None
+    if len(planned) != len(chosen) or (said and planned != chosen):
+        raise PatternError(
+            f"The splits were chosen for fan-outs {chosen}, not for {planned}.",
+            where=f"pattern {pattern!r}",
+            hint=f"choose anew, choose_splits(model, fanouts={planned}), or leave heads and fan-outs out",
+        )
+    return HeadTree(names, chosen)
 
 
 def _refuse_wrong_inputs(model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None) -> None:

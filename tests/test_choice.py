@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import combinations, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -380,3 +381,23 @@ def test_costs_of_splits_that_are_still_to_be_chosen_are_refused() -> None:
     with pytest.raises(PatternError) as caught:
         fxcollab.training_costs(stack(8, 8, 8), splits="auto", example_inputs=(X,))
     assert "choose_splits" in str(caught.value.hint)
+
+
+def test_the_reason_of_a_choice_stands_in_plan_summary_and_artifact(tmp_path: Path) -> None:
+    train_model = fxcollab.transform(resnet32, splits="auto", seed=0)
+    reason = fxcollab.choose_splits(resnet32()).reason
+    assert fxcollab.summarise(train_model).chosen == reason
+    fxcollab.save(train_model, tmp_path / "run")
+    assert plan_of(fxcollab.load(tmp_path / "run")).chosen == reason
+    assert fxcollab.summarise(fxcollab.transform(resnet32, splits=["stage1", "stage2"], seed=0)).chosen is None
+
+
+def test_a_choice_is_transformed_by() -> None:
+    model = resnet32()
+    choice = fxcollab.choose_splits(model, fanouts=(3, 2))
+    train_model = fxcollab.transform(model, splits=choice, seed=0)
+    assert plan_of(train_model).tree == fxcollab.HeadTree(choice.splits, (3, 2))
+    with pytest.raises(PatternError, match=r"chosen for fan-outs \(3, 2\), not for \(2, 2\)"):
+        fxcollab.transform(model, splits=choice, fanouts=(2, 2))
+    with pytest.raises(PatternError, match=r"not for \(2,\)"):
+        fxcollab.transform(model, "simple", choice)

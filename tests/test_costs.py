@@ -291,6 +291,7 @@ def test_the_summary_of_a_small_net_by_hand() -> None:
         heads=4,
         seed=3,
         init="fresh",
+        chosen=None,
         levels=(
             Level(0, None, 1, ("x", "stem"), STEM),
             Level(1, "stem", 2, ("layer1",), LAYER1),

@@ -51,7 +51,7 @@ def transform(
     with working("choosing splits"):
         choice = planning.choose(loaded)
     with working("transforming"):
-        train_model = planning.transform(loaded, choice.splits if choice else None)
+        train_model = planning.transform(loaded, choice)
         check_inputs(train_model, input_shapes)
         summary = summarise(train_model)
     with working(f"writing {shown}"):

@@ -62,6 +62,7 @@ def plan_to_json(model: CollabGraphModule, target: Path) -> dict[str, Any]:
         "pattern": plan.pattern,
         "splits": list(plan.tree.splits),
         "fanouts": list(plan.tree.fanouts),
+        "chosen": plan.chosen,
         "init": plan.init,
         "seed": plan.seed,
         "rescale": plan.rescale,
@@ -124,6 +125,7 @@ def plan_from_json(data: Mapping[str, Any], folder: Path) -> Plan:
                 tuple(map(_input_from_json, _items(data, "inputs", dict))), tuple(_typed(data, "fixed", dict).items())
             ),
             None if _typed(data, "source", dict | None) is None else Source.from_json(data["source"], folder),
+            _typed(data, "chosen", str | None) if "chosen" in data else None,
         )
     except ValueError as error:
         raise _damaged(folder / PLAN, str(error)) from error
