@@ -39,7 +39,7 @@ class Setting:
 DATA: Mapping[str, Callable[[Path], DataSet]] = {
     "digits, 256": lambda folder: digits(256),
     "Fashion-MNIST": lambda folder: fashion_mnist(),
-    "Fashion-MNIST, 20,000": lambda folder: fashion_mnist(count=20_000),
+    "Fashion-MNIST, 10,000": lambda folder: fashion_mnist(count=10_000),
     "CIFAR-10": lambda folder: cifar(10, folder),
     "CIFAR-100": lambda folder: cifar(100, folder),
     "ImageNet": lambda folder: image_folder(folder / "imagenet"),
@@ -47,7 +47,7 @@ DATA: Mapping[str, Callable[[Path], DataSet]] = {
 
 _CIFAR = Recipe(300)
 _SMOKE = Setting("digits, 256", "ResNet-8, grey", Recipe(1, batch=64), 1)
-_CPU = Setting("Fashion-MNIST, 20,000", "ResNet-8, grey", Recipe(15, bfloat16=True), 3)
+_CPU = Setting("Fashion-MNIST, 10,000", "ResNet-8, grey", Recipe(20, bfloat16=True), 3)
 _GPU = Setting("Fashion-MNIST", "ResNet-32, grey", Recipe(30, bfloat16=True), 3)
 SCALES: Mapping[str, Mapping[Role, tuple[Setting, ...]]] = {
     "smoke": {"CIFAR-10": (_SMOKE,), "CIFAR-100": (_SMOKE,), "ImageNet": (_SMOKE,)},
