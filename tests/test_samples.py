@@ -242,7 +242,7 @@ def test_a_killed_run_of_the_script_goes_on_to_the_same_numbers(tmp_path: Path) 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("smoke")
-    paper(["--scale", "smoke", "--results", str(folder)])
+    paper(["--scale", "smoke", "--results", str(folder), "--processes", "2"])
     return folder
 
 

@@ -12,18 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import track
 
 from samples.paper.experiments import EXPERIMENTS
 from samples.paper.report import write
-from samples.paper.runs import Row, Run, carry_out
+from samples.paper.runs import Row, Run, carry_out, one_thread
 from samples.paper.scales import SCALES
 
 RESULTS = Path(__file__).parent / "results"
@@ -73,14 +71,9 @@ def _results(runs: list[Run], options: argparse.Namespace) -> Iterator[Row]:
         yield from (carry_out(run, *arguments) for run in runs)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.processes, spawn, _one_thread) as pool:
+    with ProcessPoolExecutor(options.processes, spawn, one_thread) as pool:
         for job in as_completed([pool.submit(carry_out, run, *arguments) for run in runs]):
             yield job.result()
-
-
-def _one_thread() -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
 
 
 def _rows(file: Path) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -86,6 +87,12 @@ def carry_out(run: Run, folder: Path, checkpoints: Path | None) -> Row:
         "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
     }
+
+
+def one_thread() -> None:
+    """For each of several processes that carry out runs beside one another."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
 
 
 def _trained(run: Run, data: DataSet, checkpoints: Path | None, device: torch.device) -> tuple[nn.Module, float]:
