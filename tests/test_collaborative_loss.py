@@ -345,8 +345,7 @@ def test_every_further_head_costs_the_same(detach: bool) -> None:
         return operations.count
 
     two, three, four, eight = (step(heads) for heads in (2, 3, 4, 8))
-    assert four["aten._log_softmax.default"] == 8
-    assert four["aten._softmax.default"] == 4
+    assert four["aten._softmax.default"] == 4, "a consensus a head"
     for name in eight:
         one_more = four[name] - three[name]
         assert three[name] - two[name] == one_more, name

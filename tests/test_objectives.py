@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import namedtuple
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxcollab
 from fxcollab.errors import ObjectiveError
@@ -22,6 +25,8 @@ from fxcollab.objectives import (
     Objective,
     ONELoss,
 )
+from fxcollab.objectives.consensus import consensus
+from tests.test_collaborative_loss import OperationCount
 
 SAMPLES, CLASSES = 3, 4
 Logits = Sequence[Any]
@@ -321,8 +326,100 @@ def test_objectives_print_options_and_copy(objective: Callable[..., Objective]) 
     assert torch.equal(copy.deepcopy(loss)(z, y), loss(z, y))
 
 
+# --- Found by trying ---
+
+
+def subclass(kind: Any) -> Any:
+    return type("Mine", (kind,), {})
+
+
+@pytest.mark.parametrize(
+    ("hard", "task"),
+    [
+        (subclass(nn.BCEWithLogitsLoss)(), "multi-label"),
+        (partial(nn.functional.binary_cross_entropy_with_logits, pos_weight=torch.ones(CLASSES)), "multi-label"),
+        (subclass(nn.MSELoss)(), "regression"),
+        (partial(nn.functional.huber_loss, delta=0.5), "regression"),
+        (torch.compile(nn.MSELoss()), "regression"),
+        (nn.MultiMarginLoss(), "classification"),
+        (lambda z, y: z.sum(), "classification"),
+    ],
+)
+def test_the_task_goes_by_the_loss_inside(hard: Any, task: str) -> None:
+    assert CollaborativeLoss(hard=hard).task.name == task
+
+
+@pytest.mark.parametrize(
+    "hard",
+    [nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss(), nn.functional.mse_loss, nn.BCEWithLogitsLoss()],
+)
+def test_no_loss_of_torchs_broadcasts_a_column(hard: Any) -> None:
+    column = torch.zeros(6, 1)
+    with pytest.raises(ObjectiveError, match="nothing is broadcast"):
+        CollaborativeLoss(hard=hard)((column, column), torch.ones(6))
+
+
+def test_a_regressions_own_loss_does_not_measure_the_consensus() -> None:
+    z, y = some_logits(2, 6, 1), torch.ones(6, dtype=torch.float64)
+    mine = CollaborativeLoss(task="regression", hard=lambda a, b: nn.functional.mse_loss(a.squeeze(1), b))
+    assert_same(mine(z, y), CollaborativeLoss(task="regression")(z, y.unsqueeze(1)), z)
+
+
+def test_a_large_head_costs_the_others_no_digits() -> None:
+    z = [torch.full((1, 2), value) for value in (1e30, 1.0, 2.0)]
+    assert torch.equal(consensus(z)[0], torch.full((1, 2), 1.5))
+
+
+def test_a_further_peer_costs_mutual_learning_the_same() -> None:
+    def operations(heads: int) -> int:
+        with OperationCount() as count:
+            MutualLoss()(some_logits(heads), some_indices()).backward()
+        return sum(count.count.values())
+
+    assert operations(8) - operations(4) == 2 * (operations(6) - operations(4))
+
+
+@pytest.mark.parametrize("ensemble", ["naive", "min-logit", "mean"])
+def test_kdcl_learns_from_the_mean_where_there_is_no_label(ensemble: str) -> None:
+    z, y = some_logits(3, 2, CLASSES, 3), some_indices(2, 3)
+    y[:, 1] = 255
+    loss = KDCLLoss(ensemble, hard=nn.CrossEntropyLoss(ignore_index=255))
+    kept = [head[:, :, [0, 2]] for head in z]
+    bare = [head[:, :, [1]] for head in z]
+    expected = KDCLLoss(ensemble, reduction="sum")(kept, y[:, [0, 2]])
+    hard = sum(nn.functional.cross_entropy(head, y[:, [0, 2]], reduction="sum") for head in kept)
+    soft = expected - hard + KDCLLoss("mean", hard=lambda a, b: 0 * a.sum(), reduction="sum")(bare, y[:, [0]])
+    assert_same(loss(z, y), hard / 4 + soft / 6, z)
+    assert torch.isfinite(KDCLLoss(ensemble)(some_logits(2), torch.tensor([0, -100, 1])))
+
+
+def test_distillation_leaves_out_what_has_no_weight() -> None:
+    [z, t] = some_logits(2)
+    y = some_indices()
+    assert torch.equal(DistillationLoss(beta=1)((z,), y), nn.functional.cross_entropy(z, y))
+    ignored = torch.full((SAMPLES,), -100)
+    assert torch.isfinite(DistillationLoss(beta=0)((z,), ignored, [t]))
+
+
+def test_the_gate_takes_features_of_another_type() -> None:
+    loss = ONELoss(features=6, heads=2)
+    assert torch.isfinite(loss(some_logits(2), some_indices(), torch.randn(SAMPLES, 6, dtype=torch.float64)))
+
+
+def test_make_fx_records_the_loss() -> None:
+    z, y = some_logits(2), some_indices()
+    graph = make_fx(lambda a, b: CollaborativeLoss()((a, b), y))(*z)
+    torch.testing.assert_close(graph(*z), CollaborativeLoss()(z, y))
+
+
+def test_an_objective_says_what_heads_learn() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        Objective()  # type: ignore[abstract]
+
+
 # --- What is refused ---
 
+Outputs = namedtuple("Outputs", ["logits", "aux_logits"])
 Z = torch.zeros(3, 4)
 Y = torch.zeros(3, dtype=torch.long)
 
@@ -341,6 +438,16 @@ Y = torch.zeros(3, dtype=torch.long)
         (lambda: CollaborativeLoss(hard=nn.NLLLoss()), ["not what NLLLoss does", "nn.CrossEntropyLoss()"]),
         (lambda: CollaborativeLoss(hard=nn.BCELoss()), ["not what BCELoss does", "nn.BCEWithLogitsLoss()"]),
         (lambda: CollaborativeLoss(hard=nn.functional.nll_loss), ["not what nll_loss does"]),
+        (lambda: CollaborativeLoss(hard=nn.KLDivLoss()), ["not what KLDivLoss does"]),
+        (lambda: CollaborativeLoss(hard=nn.PoissonNLLLoss()), ["can't be told", "task='regression'"]),
+        (
+            lambda: CollaborativeLoss(hard=nn.functional.cross_entropy, reduction="sum"),
+            ["has reduction 'mean', the soft one 'sum'"],
+        ),
+        (
+            lambda: CollaborativeLoss(hard=partial(nn.functional.mse_loss, reduction="sum")),
+            ["has reduction 'sum', the soft one 'mean'"],
+        ),
     ],
 )
 def test_bad_options_are_refused(make: Callable[[], Objective], messages: list[str]) -> None:
@@ -374,6 +481,16 @@ def test_bad_options_are_refused(make: Callable[[], Objective], messages: list[s
             id="a column of numbers",
         ),
         pytest.param(CollaborativeLoss(), [(Z[:, 0], Z[:, 0]), Y], ['task="multi-label"'], id="one logit a sample"),
+        pytest.param(CollaborativeLoss(), [Outputs(Z, Z), Y], ["not one Outputs", "(output,)"], id="a named tuple"),
+        pytest.param(CollaborativeLoss(), [(Z[:0], Z[:0]), Y[:0]], ["batch is empty"], id="empty batch"),
+        pytest.param(CollaborativeLoss(), [(Z, Z), Y.to("meta")], ["target is on meta"], id="another device"),
+        pytest.param(DistillationLoss(), [(Z,), Y, [Z * math.nan]], ["comes from a teacher"], id="NaN teacher"),
+        pytest.param(DistillationLoss(), [(Z,), Y, [Z, Z[:2]]], ["teachers 0 and 1"], id="teachers differ"),
+        pytest.param(ONELoss(4, 2), [(Z[:1], Z[:1]), Y[:1], Z[:1]], ["batch of one"], id="ONE, one sample"),
+        pytest.param(ONELoss(5, 2), [(Z, Z), Y, Z], ["features (N, 5, ...)"], id="ONE, channels"),
+        pytest.param(
+            KDCLLoss(lambda heads, target: heads[0][:1]), [(Z, Z), Y], ["ensemble gave", "(3, 4)"], id="KDCL, shape"
+        ),
     ],
 )
 def test_bad_input_is_refused(loss: Objective, arguments: list[Any], messages: list[str]) -> None:

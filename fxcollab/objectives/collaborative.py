@@ -14,8 +14,10 @@ from typing import Unpack
 from torch import Tensor
 
 from fxcollab.errors import ObjectiveError
+from fxcollab.objectives import closed_form
 from fxcollab.objectives.consensus import consensus
 from fxcollab.objectives.objective import Objective, Options, learnt_from, require_temperature
+from fxcollab.objectives.tasks import is_plain_cross_entropy
 
 
 class CollaborativeLoss(Objective):
@@ -48,7 +50,7 @@ class CollaborativeLoss(Objective):
         >>> loss.backward()
     """
 
-    options = ("beta", "temperature", "detach", *Objective.options)
+    shown = ("beta", "temperature", "detach", *Objective.shown)
 
     def __init__(
         self, beta: float = 0.5, temperature: float = 2.0, *, detach: bool = True, **options: Unpack[Options]
@@ -62,6 +64,19 @@ class CollaborativeLoss(Objective):
 
     def losses(self, heads: list[Tensor], target: Tensor) -> list[Tensor]:
         """L_h of equation 3 for every head h."""
+        if self._has_closed_form(heads, target):
+            target = self.task.target(target, heads[0])
+            return closed_form.losses(
+                heads, target, self.beta, self.temperature, self.reduction == "mean", self._composed
+            )
+        return self._composed(heads, target)
+
+    def _has_closed_form(self, heads: list[Tensor], target: Tensor) -> bool:
+        if self.beta == 1 or not self.detach or len(heads) < 2 or not isinstance(target, Tensor):
+            return False
+        return is_plain_cross_entropy(self.hard) and closed_form.may_be_used(heads, target)
+
+    def _composed(self, heads: list[Tensor], target: Tensor) -> list[Tensor]:
         hard = self.labelled(heads, target)
         if self.beta == 1:
             return hard

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
+import torch
 from torch import Tensor
 
 from fxcollab.errors import ObjectiveError
@@ -13,7 +15,8 @@ from fxcollab.objectives.outputs import require_one_shape
 def consensus(logits: Sequence[Tensor]) -> list[Tensor]:
     """For every head, the mean of the other heads' logits.
 
-    The logits are summed once, so that the cost grows linearly with the number of heads.
+    Sums of the heads before and of those behind are shared, so that the cost grows linearly with the number of heads;
+    nothing is subtracted, so that a large head costs the others no digits.
 
     Args:
         logits: one tensor per head, at least two, all of one shape.
@@ -27,8 +30,18 @@ def consensus(logits: Sequence[Tensor]) -> list[Tensor]:
     """
     require_peers(logits)
     require_one_shape(logits)
-    whole, others = sum(logits[1:], start=logits[0]), len(logits) - 1
-    return [(whole - z) / others for z in logits]
+    return [total / (len(logits) - 1) for total in sums_of_others(logits)]
+
+
+def sums_of_others(logits: Sequence[Tensor]) -> Iterator[Tensor]:
+    """For every head, in order, the sum of all others; of at least two."""
+    behind = list(accumulate(reversed(logits[1:]), torch.add))[::-1]  # behind[h] is the sum of those behind head h
+    yield behind[0]
+    before = logits[0]
+    for z, rest in zip(logits[1:-1], behind[1:], strict=True):
+        yield before + rest
+        before = before + z
+    yield before
 
 
 def require_peers(logits: Sequence[Tensor]) -> None:

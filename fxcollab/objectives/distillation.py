@@ -20,7 +20,7 @@ class DistillationLoss(Objective):
     softmax of the teachers' mean logits in place of the consensus. A single student is ``(output,)``.
 
     Args:
-        beta: weight of the labels against the teachers, in [0, 1].
+        beta: weight of the labels against the teachers, in [0, 1]. With 0 labels are left out, with 1 teachers.
         temperature: T, finite and above 0.
         options: those of every `Objective`: task, hard, logits, reduction, finite.
 
@@ -33,7 +33,7 @@ class DistillationLoss(Objective):
         >>> loss = DistillationLoss()((model(x),), target, taught)
     """
 
-    options = ("beta", "temperature", *Objective.options)
+    shown = ("beta", "temperature", *Objective.shown)
 
     def __init__(self, beta: float = 0.5, temperature: float = 2.0, **options: Unpack[Options]) -> None:
         super().__init__(**options)
@@ -62,7 +62,7 @@ class DistillationLoss(Objective):
             ObjectiveError: as `Objective.forward`; or there is no teacher, or one of another shape.
         """
         heads = self.heads(outputs)
-        return self.checked(total(self._losses(heads, target, teachers)), heads)
+        return self.checked(total(self._losses(heads, target, teachers)), heads, "a teacher, the target")
 
     def per_head(self, outputs: Sequence[object], target: Tensor, teachers: Sequence[object] = ()) -> list[Tensor]:
         """The loss of every head."""
@@ -73,10 +73,13 @@ class DistillationLoss(Objective):
         return self._losses(heads, target, ())
 
     def _losses(self, heads: list[Tensor], target: Tensor, teachers: Sequence[object]) -> list[Tensor]:
+        if self.beta == 1:
+            return self.labelled(heads, target)
         taught = self._taught(heads, teachers)
-        hard = self.labelled(heads, target)
-        soft = (self.task.soft(taught, z, self.temperature) for z in heads)
-        return [self.beta * h + (1 - self.beta) * s for h, s in zip(hard, soft, strict=True)]
+        soft = [(1 - self.beta) * self.task.soft(taught, z, self.temperature) for z in heads]
+        if self.beta == 0:
+            return soft
+        return [self.beta * h + s for h, s in zip(self.labelled(heads, target), soft, strict=True)]
 
     def _taught(self, heads: list[Tensor], teachers: Sequence[object]) -> Tensor:
         if not isinstance(teachers, tuple | list) or not teachers:
@@ -84,7 +87,7 @@ class DistillationLoss(Objective):
                 "Distillation takes a tuple or list with one output per teacher.",
                 hint="loss(outputs, target, [teacher(x) for teacher in teachers]), under torch.no_grad().",
             )
-        taught = torch.stack(logits_of_heads(teachers, self.logits)).mean(0).detach()
+        taught = torch.stack(logits_of_heads(teachers, self.logits, "teacher")).mean(0).detach()
         if taught.shape != heads[0].shape:
             raise ObjectiveError(
                 f"Teachers give {tuple(taught.shape)}, students {tuple(heads[0].shape)}.",

@@ -40,8 +40,8 @@ class ONELoss(Objective):
     """The loss of ONE: labels for all heads and for a gated ensemble of them, and the ensemble for all heads.
 
     ``J_hard(y, z_e) + total over the heads h of J_hard(y, z_h) + T^2 * KL(p_e || p_h)``, z_e being the sum of the
-    heads' logits weighed by the gate. The gate's parameters belong to the loss: hand ``loss.parameters()`` to the
-    optimizer too.
+    heads' logits weighed by the gate. The gate belongs to the loss: hand ``loss.parameters()`` to the optimizer, keep
+    ``loss.state_dict()`` in checkpoints, wrap the loss in DDP like the model, call ``loss.eval()`` with it.
 
     Args:
         features: channels of the features that the gate sees; or a gate of your own, a module that makes weights
@@ -62,7 +62,7 @@ class ONELoss(Objective):
         >>> loss(train_model(x), target, seen["features"]).backward()
     """
 
-    options = ("temperature", "detach", *Objective.options)
+    shown = ("temperature", "detach", *Objective.shown)
 
     def __init__(
         self,
@@ -96,10 +96,10 @@ class ONELoss(Objective):
         heads = self.heads(outputs)
         ensemble = self._ensemble(heads, features)
         [labelled] = self.labelled([ensemble], target)
-        return self.checked(labelled + total(self._losses(heads, target, ensemble)), heads)
+        return self.checked(labelled + total(self._losses(heads, target, ensemble)), heads, "the gate, the target")
 
     def per_head(self, outputs: Sequence[object], target: Tensor, features: Tensor | None = None) -> list[Tensor]:
-        """The loss of every head, without that of the ensemble."""
+        """The loss of every head; that of the ensemble, from which the gate learns, is in `forward` alone."""
         heads = self.heads(outputs)
         return self._losses(heads, target, self._ensemble(heads, features))
 
@@ -118,7 +118,7 @@ class ONELoss(Objective):
         require_peers(heads)
         if not isinstance(features, Tensor):
             raise _no_features(features)
-        weights = at_least_float32(self.gate(features))
+        weights = at_least_float32(self.gate(self._shown(features)))
         if weights.shape != (len(heads[0]), len(heads)):
             raise ObjectiveError(
                 f"The gate gives weights of shape {tuple(weights.shape)} for {len(heads)} heads.",
@@ -127,6 +127,23 @@ class ONELoss(Objective):
             )
         stacked = torch.stack(heads, dim=1)
         return (weights.view(*weights.shape, *(1 for _ in stacked.shape[2:])) * stacked).sum(1)
+
+    def _shown(self, features: Tensor) -> Tensor:
+        """Features in the gate's own type; refused where its batch norm can't say anything."""
+        if isinstance(self.gate, Gate):
+            if features.dim() < 2 or features.shape[1] != self.gate.linear.in_features:
+                raise ObjectiveError(
+                    f"The gate takes features (N, {self.gate.linear.in_features}, ...), not {described(features)}.",
+                    hint="Channels are dimension 1; of tokens (N, L, C) hand in features.transpose(1, 2).",
+                )
+            if self.gate.training and len(features) == 1:
+                raise ObjectiveError(
+                    "The gate can't learn from a batch of one sample.",
+                    why="it normalises over the batch",
+                    hint="train with larger batches, or with a gate of your own",
+                )
+        dtype = next((p.dtype for p in self.gate.parameters()), features.dtype)
+        return features.to(dtype)
 
 
 def _no_features(features: object) -> ObjectiveError:

@@ -15,7 +15,8 @@ from torch import Tensor
 from fxcollab.errors import ObjectiveError, closest
 from fxcollab.objectives.consensus import require_peers
 from fxcollab.objectives.objective import Objective, Options, learnt_from, require_temperature, require_weight
-from fxcollab.objectives.tasks import Classification
+from fxcollab.objectives.outputs import described
+from fxcollab.objectives.tasks import IGNORED, Classification
 
 Ensemble: TypeAlias = Callable[[list[Tensor], Tensor], Tensor]
 """Makes the teacher's logits (N, C, ...) of those of all heads and the class indices (N, ...)."""
@@ -47,8 +48,9 @@ class KDCLLoss(Objective):
     """The loss of KDCL: all heads learn from labels, and from one ensemble of them all.
 
     The total over the heads h of ``J_hard(y, z_h) + weight * T^2 * KL(p_t || p_h)``, p being the softmax at
-    temperature T, and t the ensemble. Its authors also show differently distorted images to the heads, which an
-    objective can't do, and two ensembles that are solved for (linear, general): hand those in as callables.
+    temperature T, and t the ensemble; where ``hard`` ignores the label, the mean of all heads. Its authors also show
+    differently distorted images to the heads, which an objective can't do, and two ensembles that are solved for
+    (linear, general): hand those in as callables.
 
     Args:
         ensemble: "min-logit", "naive" or "mean"; or a callable of the heads' logits and the class indices.
@@ -62,7 +64,7 @@ class KDCLLoss(Objective):
         ObjectiveError: a value is out of its range, or ``hard`` is no loss of classes or reduces otherwise.
     """
 
-    options = ("ensemble", "temperature", "weight", "detach", *Objective.options)
+    shown = ("ensemble", "temperature", "weight", "detach", *Objective.shown)
 
     def __init__(
         self,
@@ -87,10 +89,23 @@ class KDCLLoss(Objective):
         """The loss of every head."""
         require_peers(heads)
         hard = self.labelled(heads, target)
-        teacher = self._ensemble(learnt_from(heads, self.detach), _indices(self.task.target(target, heads[0])))
+        target = _indices(self.task.target(target, heads[0]), heads[0])
+        teacher = self._teacher(learnt_from(heads, self.detach), target)
         entropy = self.task.soft(teacher, teacher, self.temperature)
         soft = (self.task.soft(teacher, z, self.temperature) - entropy for z in heads)
         return [h + self.weight * s for h, s in zip(hard, soft, strict=True)]
+
+    def _teacher(self, heads: list[Tensor], target: Tensor) -> Tensor:
+        """The ensemble; where there is no label, the mean of all heads."""
+        ignored = target.eq(getattr(self.hard, "ignore_index", IGNORED))
+        teacher = self._ensemble(heads, torch.where(ignored, 0, target))
+        if not isinstance(teacher, Tensor) or teacher.shape != heads[0].shape:
+            raise ObjectiveError(
+                f"The ensemble gave {described(teacher)}.",
+                why=f"It must give logits of shape {tuple(heads[0].shape)}, as each head does.",
+                hint="An ensemble takes the heads' logits and the class indices.",
+            )
+        return torch.where(ignored.unsqueeze(1), mean(heads, target), teacher)
 
 
 def _ensemble(ensemble: str | Ensemble) -> Ensemble:
@@ -111,10 +126,16 @@ def _require_classification(loss: Objective) -> None:
         )
 
 
-def _indices(target: Tensor) -> Tensor:
-    if target.is_floating_point():
+def _indices(target: object, z: Tensor) -> Tensor:
+    if not isinstance(target, Tensor) or target.is_floating_point():
         raise ObjectiveError(
             "KDCL's ensembles take class indices, not soft labels.",
+            where=f"the target is {described(target)}",
             hint="Hand in target.argmax(1), or use CollaborativeLoss.",
         )
-    return target
+    if target.shape != (z.shape[0], *z.shape[2:]):
+        raise ObjectiveError(
+            f"The target is {described(target)} and doesn't fit logits of shape {tuple(z.shape)}.",
+            hint="KDCL's ensembles take one class index a position.",
+        )
+    return target.long()

@@ -6,7 +6,7 @@ from typing import Unpack
 
 from torch import Tensor
 
-from fxcollab.objectives.consensus import require_peers
+from fxcollab.objectives.consensus import require_peers, sums_of_others
 from fxcollab.objectives.objective import Objective, Options, learnt_from, require_temperature, require_weight, total
 
 
@@ -26,7 +26,7 @@ class MutualLoss(Objective):
         ObjectiveError: a value is out of its range, or ``hard`` is no loss or reduces otherwise.
     """
 
-    options = ("temperature", "weight", "detach", *Objective.options)
+    shown = ("temperature", "weight", "detach", *Objective.shown)
 
     def __init__(
         self, temperature: float = 1.0, weight: float = 1.0, *, detach: bool = True, **options: Unpack[Options]
@@ -39,13 +39,20 @@ class MutualLoss(Objective):
         self.detach = detach
 
     def losses(self, heads: list[Tensor], target: Tensor) -> list[Tensor]:
-        """The loss of every head; the cost grows with the square of their number."""
+        """The loss of every head; a regression's cost grows with the square of their number."""
         require_peers(heads)
-        hard, teachers, temperature = self.labelled(heads, target), learnt_from(heads, self.detach), self.temperature
-        own = [self.task.soft(t, t, temperature) for t in teachers]  # the entropy: cross entropy less it is the KL
-        learnt = (
-            total([self.task.soft(t, z, temperature) - own[j] for j, t in enumerate(teachers) if j != h])
-            for h, z in enumerate(heads)
-        )
-        share = self.weight / (len(heads) - 1)
-        return [h + share * divergence for h, divergence in zip(hard, learnt, strict=True)]
+        hard, task, temperature = self.labelled(heads, target), self.task, self.temperature
+        peers, share = learnt_from(heads, self.detach), 1 / (len(heads) - 1)
+        said = [task.distribution(t, temperature) for t in peers]
+        own = [task.towards(q, t, temperature) for q, t in zip(said, peers, strict=True)]  # less it, it is the KL
+        if task.linear:
+            towards = [
+                task.towards(q * share, z, temperature) for q, z in zip(sums_of_others(said), heads, strict=True)
+            ]
+        else:
+            towards = [
+                share * total([task.towards(q, z, temperature) for j, q in enumerate(said) if j != h])
+                for h, z in enumerate(heads)
+            ]
+        entropies = [share * entropy for entropy in sums_of_others(own)]
+        return [h + self.weight * (t - e) for h, t, e in zip(hard, towards, entropies, strict=True)]

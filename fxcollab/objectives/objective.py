@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from fxcollab.errors import ObjectiveError
 from fxcollab.objectives.outputs import described, logits_of_heads
@@ -25,7 +26,7 @@ class Options(TypedDict, total=False):
     finite: bool
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A loss that is a sum over heads (equation 4): each head's own part is `per_head`.
 
     Args:
@@ -44,6 +45,9 @@ class Objective(nn.Module):
     Raises:
         ObjectiveError: an option is out of its range, or ``hard`` is no loss or reduces otherwise.
     """
+
+    shown: tuple[str, ...] = ("logits", "reduction")
+    """Attributes that ``print(loss)`` shows."""
 
     def __init__(
         self,
@@ -83,7 +87,7 @@ class Objective(nn.Module):
         return self.checked(total(self.losses(heads, target)), heads)
 
     def per_head(self, outputs: Sequence[object], target: Tensor) -> list[Tensor]:
-        """The loss of every head, L_h of equation 3: what `forward` sums, for logging and for alternating updates.
+        """The loss of every head, L_h of equation 3, for logging and for alternating updates.
 
         Args:
             outputs: as for `forward`.
@@ -112,20 +116,18 @@ class Objective(nn.Module):
         target = self.task.target(target, heads[0])
         return [self._hard(z, target) for z in heads]
 
-    def checked(self, loss: Tensor, heads: Sequence[Tensor]) -> Tensor:
-        """The loss itself, where it is finite, or nobody may ask."""
+    def checked(self, loss: Tensor, heads: Sequence[Tensor], others: str = "the target") -> Tensor:
+        """The loss itself, where it is finite, or nobody may ask; ``others`` is what else it was made of."""
         if not self.finite or not _may_be_asked(loss) or bool(torch.isfinite(loss)):
             return loss
-        raise _not_finite(loss, heads)
+        raise _not_finite(loss, heads, others)
 
     def extra_repr(self) -> str:
         """The options, for ``print(loss)``."""
-        options = [f"{name}={getattr(self, name)!r}" for name in self.options]
+        options = [f"{name}={getattr(self, name)!r}" for name in self.shown]
         options += [f"task={self.task.name!r}"]
         # A module is printed as a child.
         return ", ".join(options if isinstance(self.hard, nn.Module) else [*options, f"hard={self.hard!r}"])
-
-    options: tuple[str, ...] = ("logits", "reduction")
 
     def _hard(self, z: Tensor, target: Tensor) -> Tensor:
         loss = self.hard(z, target)
@@ -179,13 +181,17 @@ def _may_be_asked(loss: Tensor) -> bool:
     """Whether the value can be looked at here: it is there, and nothing records the code that looks."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
+    if get_proxy_mode() is not None:
+        return False
     if type(loss) is not Tensor or loss.is_meta or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     return not (loss.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def _not_finite(loss: Tensor, heads: Sequence[Tensor]) -> ObjectiveError:
+def _not_finite(loss: Tensor, heads: Sequence[Tensor], others: str) -> ObjectiveError:
     what = f"The loss is {loss.item()}."
+    if not heads[0].numel():
+        return ObjectiveError(what, why="The batch is empty.", hint="Leave the rest out: DataLoader(drop_last=True).")
     for head, z in enumerate(heads):
         bad = ~torch.isfinite(z.detach())
         if bad.any():
@@ -199,6 +205,6 @@ def _not_finite(loss: Tensor, heads: Sequence[Tensor]) -> ObjectiveError:
             )
     return ObjectiveError(
         what,
-        why="All logits are finite, so it comes from the target or from the loss on the labels.",
-        hint="Look for NaN in the target, or for a batch in which every position is ignored.",
+        why=f"All heads' logits are finite, so it comes from {others} or the loss on the labels.",
+        hint="Look for NaN there, or for a batch in which every position is ignored.",
     )

@@ -11,13 +11,14 @@ from torch import Tensor
 from fxcollab.errors import ObjectiveError, closest
 
 
-def logits_of_heads(outputs: Sequence[object], field: str) -> list[Tensor]:
+def logits_of_heads(outputs: Sequence[object], field: str, of: str = "head") -> list[Tensor]:
     """The logits of every head, in float32 or wider, all of one shape.
 
     Args:
         outputs: one entry a head: a tensor, or a structure with a field of that name (a mapping, named tuple,
             dataclass or any other object).
         field: the field that holds the logits.
+        of: what each entry is the output of, for errors.
 
     Raises:
         ObjectiveError: there is no sequence of heads, a head has no floating-point logits, or shapes differ.
@@ -27,12 +28,18 @@ def logits_of_heads(outputs: Sequence[object], field: str) -> list[Tensor]:
             f"The loss takes a tuple or list with one output per head, not {described(outputs)}.",
             hint="Hand in what the training model returns; the output of a single network as (output,).",
         )
-    logits = [_logits_of(output, field, head) for head, output in enumerate(outputs)]
-    require_one_shape(logits)
+    if isinstance(outputs, tuple) and hasattr(outputs, "_fields"):
+        raise ObjectiveError(
+            f"The loss takes a tuple or list with one output per {of}, not one {type(outputs).__name__}.",
+            why="a named tuple is the output of one network",
+            hint="Hand in what the training model returns; the output of a single network as (output,).",
+        )
+    logits = [_logits_of(output, field, f"{of} {index}") for index, output in enumerate(outputs)]
+    require_one_shape(logits, of)
     return [at_least_float32(z) for z in logits]
 
 
-def require_one_shape(logits: Sequence[Tensor]) -> None:
+def require_one_shape(logits: Sequence[Tensor], of: str = "head") -> None:
     """Refuse heads whose logits would broadcast.
 
     Raises:
@@ -42,8 +49,8 @@ def require_one_shape(logits: Sequence[Tensor]) -> None:
     for head, z in enumerate(logits):
         if z.shape != first.shape:
             raise ObjectiveError(
-                f"All heads must give logits of one shape, not {tuple(first.shape)} and {tuple(z.shape)}.",
-                where=f"heads 0 and {head}",
+                f"All {of}s must give logits of one shape, not {tuple(first.shape)} and {tuple(z.shape)}.",
+                where=f"{of}s 0 and {head}",
                 hint="Heads are instances of one network: give them the same input and the same classes.",
             )
 
@@ -62,14 +69,14 @@ def at_least_float32(z: Tensor) -> Tensor:
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
-def _logits_of(output: object, field: str, head: int) -> Tensor:
+def _logits_of(output: object, field: str, where: str) -> Tensor:
     z = _lookup(output, field)
     if not isinstance(z, Tensor):
-        raise _no_logits(output, field, head)
+        raise _no_logits(output, field, where)
     if not z.is_floating_point():
         raise ObjectiveError(
             f"Logits are floating point tensors, not {described(z)}.",
-            where=f"head {head}",
+            where=where,
             hint="Hand in what the network computes, not the classes it picks.",
         )
     return z
@@ -83,7 +90,7 @@ def _lookup(output: object, field: str) -> object:
     return getattr(output, field, None)
 
 
-def _no_logits(output: object, field: str, head: int) -> ObjectiveError:
+def _no_logits(output: object, field: str, where: str) -> ObjectiveError:
     fields = _fields_of(output)
     kind = type(output).__name__
     others = [name for name in fields if name != field]
@@ -98,9 +105,7 @@ def _no_logits(output: object, field: str, head: int) -> ObjectiveError:
         hint = f"Name the field that holds them, as in CollaborativeLoss(logits={guess!r})."
     else:
         hint = "Pick them yourself, as in loss([output[0] for output in outputs], target)."
-    return ObjectiveError(
-        f"The head's output has no logits under {field!r}.", where=f"head {head}", why=why, hint=hint
-    )
+    return ObjectiveError(f"The output has no logits under {field!r}.", where=where, why=why, hint=hint)
 
 
 def _fields_of(output: object) -> list[str]:

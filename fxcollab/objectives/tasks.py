@@ -8,9 +8,12 @@ both at a temperature T, times T^2: that factor keeps it in balance with the los
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +25,12 @@ from fxcollab.objectives.outputs import described
 HardLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A loss on the labels: (logits, target) to a scalar."""
 
+IGNORED = -100
+"""The label that cross entropy leaves out unless told otherwise."""
+
 Reduction: TypeAlias = Literal["mean", "sum"]
+
+V = TypeVar("V")
 
 
 class Task(ABC):
@@ -35,6 +43,8 @@ class Task(ABC):
 
     name: str
     usual: type[nn.Module]
+    linear: bool = True
+    """Whether the soft term towards a mean of distributions is the mean of those towards each."""
 
     def __init__(self, hard: HardLoss | None, reduction: Reduction) -> None:
         self.reduction = reduction
@@ -53,16 +63,36 @@ class Task(ABC):
         """What a target must be, and the way out for this one."""
 
     @abstractmethod
+    def distribution(self, teacher: Tensor, temperature: float) -> Tensor:
+        """What a teacher's output says at a temperature, shaped like it."""
+
+    @abstractmethod
+    def towards(self, q: Tensor, z: Tensor, temperature: float) -> Tensor:
+        """J_soft of a head's output ``z`` towards a distribution, times T^2; a scalar."""
+
     def soft(self, teacher: Tensor, z: Tensor, temperature: float) -> Tensor:
-        """J_soft of a head's logits ``z`` towards a teacher's, times T^2; a scalar."""
+        """J_soft of a head's output ``z`` towards a teacher's, times T^2; a scalar."""
+        return self.towards(self.distribution(teacher, temperature), z, temperature)
+
+    @property
+    def known(self) -> bool:
+        """Whether the loss on the labels is one whose targets are known."""
+        return type(self.hard) is self.usual
 
     def target(self, target: Tensor, z: Tensor) -> Tensor:
-        """The target, checked where the loss on the labels is the usual one: what others take is their own affair.
+        """The target, checked where the loss on the labels is a known one: what others take is their own affair.
 
         Raises:
             ObjectiveError: it doesn't fit the logits ``z``.
         """
-        if type(self.hard) is not self.usual or (isinstance(target, Tensor) and self.fits(target, z)):
+        if not self.known:
+            return target
+        if isinstance(target, Tensor) and target.device != z.device:
+            raise ObjectiveError(
+                f"The target is on {target.device}, the logits are on {z.device}.",
+                hint=f"target.to({str(z.device)!r})",
+            )
+        if isinstance(target, Tensor) and self.fits(target, z):
             return target
         why, hint = self.refusal(target, z)
         raise ObjectiveError(
@@ -91,7 +121,7 @@ class Classification(Task):
 
     def target(self, target: Tensor, z: Tensor) -> Tensor:  # noqa: D102
         target = super().target(target, z)
-        takes_indices = type(self.hard) is self.usual and target.dtype == torch.uint8
+        takes_indices = self.known and target.dtype == torch.uint8
         return target.long() if takes_indices else target  # torch refuses dense uint8 ones
 
     def refusal(self, target: object, z: Tensor) -> tuple[str, str]:  # noqa: D102
@@ -107,14 +137,22 @@ class Classification(Task):
             return why, "Drop the dimension of size 1: target.squeeze(1).long()."
         return why, "Dimension 0 of the logits is the batch, dimension 1 the classes, the rest are positions."
 
-    def soft(self, teacher: Tensor, z: Tensor, temperature: float) -> Tensor:
-        """Equation 3 with the softmax of equation 2, summed over classes."""
-        q = F.softmax(teacher / temperature, dim=1)
+    def distribution(self, teacher: Tensor, temperature: float) -> Tensor:
+        """The softmax of equation 2."""
+        return F.softmax(teacher / temperature, dim=1)
+
+    def towards(self, q: Tensor, z: Tensor, temperature: float) -> Tensor:
+        """The cross entropy of equation 3, summed over classes."""
         return temperature**2 * F.cross_entropy(z / temperature, q, reduction=self.reduction)
 
 
 class _Elementwise(Task):
     """Every value of the output stands for itself: (N), (N, L) or more dimensions."""
+
+    @property
+    def known(self) -> bool:
+        """Whether the loss on the labels is one of torch's for the task: none of them may broadcast."""
+        return isinstance(self, _task_class(self.hard) or ())
 
     def require_logits(self, z: Tensor) -> None:
         if z.dim() < 1:
@@ -143,9 +181,12 @@ class MultiLabel(_Elementwise):
     name = "multi-label"
     usual = nn.BCEWithLogitsLoss
 
-    def soft(self, teacher: Tensor, z: Tensor, temperature: float) -> Tensor:
+    def distribution(self, teacher: Tensor, temperature: float) -> Tensor:
+        """The sigmoid at the temperature."""
+        return torch.sigmoid(teacher / temperature)
+
+    def towards(self, q: Tensor, z: Tensor, temperature: float) -> Tensor:
         """The binary cross entropy at the temperature, reduced over labels as over samples."""
-        q = torch.sigmoid(teacher / temperature)
         return temperature**2 * F.binary_cross_entropy_with_logits(z / temperature, q, reduction=self.reduction)
 
 
@@ -155,18 +196,24 @@ class Regression(_Elementwise):
     name = "regression"
     usual = nn.MSELoss
 
-    def soft(self, teacher: Tensor, z: Tensor, temperature: float) -> Tensor:
-        """The loss on the labels with the teacher's output as label; there is no temperature to it."""
-        return self.hard(z, teacher)
+    linear = False
+
+    def distribution(self, teacher: Tensor, temperature: float) -> Tensor:
+        """The output itself: there is no temperature to it."""
+        return teacher
+
+    def towards(self, q: Tensor, z: Tensor, temperature: float) -> Tensor:
+        """The loss on the labels with the teacher's output as label; squared error where that loss is your own."""
+        return self.hard(z, q) if self.known else F.mse_loss(z, q, reduction=self.reduction)
 
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, MultiLabel, Regression)}
 
 _TASK_OF: dict[object, type[Task]] = {
+    nn.CrossEntropyLoss: Classification,
+    F.cross_entropy: Classification,
     nn.BCEWithLogitsLoss: MultiLabel,
-    nn.MultiLabelSoftMarginLoss: MultiLabel,
     F.binary_cross_entropy_with_logits: MultiLabel,
-    F.multilabel_soft_margin_loss: MultiLabel,
     nn.MSELoss: Regression,
     nn.L1Loss: Regression,
     nn.SmoothL1Loss: Regression,
@@ -181,6 +228,8 @@ _INSTEAD: dict[object, str] = {
     F.binary_cross_entropy: "nn.BCEWithLogitsLoss()",
     nn.NLLLoss: "nn.CrossEntropyLoss()",
     F.nll_loss: "nn.CrossEntropyLoss()",
+    nn.KLDivLoss: "nn.CrossEntropyLoss(), which takes soft labels,",
+    F.kl_div: "nn.CrossEntropyLoss(), which takes soft labels,",
 }
 
 
@@ -203,7 +252,7 @@ def task_of(name: str | None, hard: HardLoss | None, reduction: str) -> Task:
     if hard is not None:
         _require_loss(hard, reduction)
     if name is None:
-        kind = _TASK_OF.get(_kind(hard), Classification)
+        kind = _task_class(hard) or _unless_unclear(hard)
     elif name in TASKS:
         kind = TASKS[name]
     else:
@@ -213,20 +262,27 @@ def task_of(name: str | None, hard: HardLoss | None, reduction: str) -> Task:
     return kind(hard, "mean" if reduction == "mean" else "sum")
 
 
+def is_plain_cross_entropy(hard: HardLoss) -> bool:
+    """Whether it is the usual loss of classes, with no option but the reduction."""
+    if type(hard) is not nn.CrossEntropyLoss:
+        return False
+    return hard.weight is None and hard.label_smoothing == 0 and hard.ignore_index == IGNORED
+
+
 def _require_loss(hard: HardLoss, reduction: str) -> None:
     if isinstance(hard, type) or not callable(hard):
         raise ObjectiveError(
             f"hard must be a callable (logits, target) to a scalar, not {hard!r}.",
             hint="Hand in an instance or a function, as in hard=nn.CrossEntropyLoss(label_smoothing=0.1).",
         )
-    instead = _INSTEAD.get(_kind(hard))
+    instead = _found(_INSTEAD, hard)
     if instead is not None:
         raise ObjectiveError(
             f"hard takes logits, not what {getattr(hard, '__name__', type(hard).__name__)} does.",
             why="Heads learn from each other's logits, which must not be probabilities yet.",
             hint=f"Leave the last softmax, log-softmax or sigmoid out of the model, and use {instead}.",
         )
-    own = getattr(hard, "reduction", reduction)
+    own = _own_reduction(hard) or reduction
     if own in ("mean", "sum", "none") and own != reduction:
         raise ObjectiveError(
             f"The hard loss has reduction {own!r}, the soft one {reduction!r}.",
@@ -235,8 +291,48 @@ def _require_loss(hard: HardLoss, reduction: str) -> None:
         )
 
 
-def _kind(hard: HardLoss | None) -> object:
-    return type(hard) if isinstance(hard, nn.Module) else hard
+def _task_class(hard: HardLoss | None) -> type[Task] | None:
+    """The task that a loss of torch's, or a subclass or a partial of one, belongs to."""
+    found = _found(_TASK_OF, hard)
+    assert found is None or isinstance(found, type)
+    return found
+
+
+def _unless_unclear(hard: HardLoss | None) -> type[Task]:
+    """Classification, unless it is another of torch's losses."""
+    inner = _unwrapped(hard)
+    if type(inner).__module__ == nn.CrossEntropyLoss.__module__ and type(inner) is not nn.MultiMarginLoss:
+        raise ObjectiveError(
+            f"What task {type(inner).__name__} is for can't be told.",
+            why="Heads learn from each other by softmax, by sigmoid or by the mean.",
+            hint=f"Name the task: {', '.join(f'task={name!r}' for name in TASKS)}.",
+        )
+    return Classification
+
+
+def _found(table: Mapping[object, V], hard: HardLoss | None) -> V | None:
+    inner = _unwrapped(hard)
+    kinds = type(inner).__mro__ if isinstance(inner, nn.Module) else (inner,)
+    return next((table[kind] for kind in kinds if kind in table), None)
+
+
+def _unwrapped(hard: object) -> object:
+    """The loss inside ``functools.partial`` and ``torch.compile``."""
+    while True:
+        inner = hard.func if isinstance(hard, partial) else getattr(hard, "_orig_mod", None)
+        if inner is None:
+            return hard
+        hard = inner
+
+
+def _own_reduction(hard: HardLoss) -> str | None:
+    """How a loss reduces, where it says so: by an attribute, a bound argument or a default."""
+    own = getattr(hard, "reduction", None)
+    if own is None and callable(hard):
+        with suppress(TypeError, ValueError):
+            parameter = inspect.signature(hard).parameters.get("reduction")
+            own = parameter and parameter.default
+    return own if isinstance(own, str) else None
 
 
 def _positions(z: Tensor) -> tuple[int, ...]:
