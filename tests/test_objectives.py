@@ -272,13 +272,22 @@ def test_heads_parts_sum_to_the_loss(objective: Callable[..., Objective]) -> Non
     z, y, loss = some_logits(4), some_indices(), objective()
     parts = loss.per_head(z, y)
     assert len(parts) == 4
-    assert torch.equal(sum(parts[1:], parts[0]), loss(z, y))
+    torch.testing.assert_close(sum(parts[1:], parts[0]), loss(z, y), rtol=1e-12, atol=1e-14)
 
 
 def test_detached_parts_send_gradient_to_their_head_alone(objective: Callable[..., Objective]) -> None:
     z, y = some_logits(3), some_indices()
     gradients = torch.autograd.grad(objective().per_head(z, y)[1], z, allow_unused=True)
     assert [gradient is not None for gradient in gradients] == [False, True, False]
+
+
+def test_detached_parts_are_differentiated_one_by_one(objective: Callable[..., Objective]) -> None:
+    z, y = some_logits(3), some_indices()
+    parts = objective().per_head([2 * head for head in z], y)
+    for part, head in zip(parts, z, strict=True):
+        part.backward(inputs=[head])
+    expected = torch.autograd.grad(objective()([2 * head for head in z], y), z)
+    torch.testing.assert_close([head.grad for head in z], [*expected])
 
 
 def test_gradients_through_what_is_learnt_from(objective: Callable[..., Objective]) -> None:

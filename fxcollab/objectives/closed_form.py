@@ -11,7 +11,7 @@ What is kept for the backward pass is one tensor a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -26,7 +26,7 @@ from fxcollab.objectives.tasks import IGNORED
 IN_CACHE = 1 << 17
 """Values of one head that are worked on at a time on a CPU; an accelerator takes all of them."""
 
-Losses: TypeAlias = Callable[[list[Tensor], Tensor], list[Tensor]]
+Loss: TypeAlias = Callable[[list[Tensor], Tensor], Tensor]
 
 
 def may_be_used(heads: list[Tensor], target: Tensor) -> bool:
@@ -42,10 +42,10 @@ def may_be_used(heads: list[Tensor], target: Tensor) -> bool:
     return torch._C._functorch.peek_interpreter_stack() is None
 
 
-def losses(
-    heads: list[Tensor], target: Tensor, beta: float, temperature: float, mean: bool, composed: Losses
-) -> list[Tensor]:
-    """L_h of equation 3 for every head, the consensus being a constant.
+def loss(
+    heads: list[Tensor], target: Tensor, beta: float, temperature: float, mean: bool, by_operators: Loss
+) -> Tensor:
+    """The sum over heads of L_h (equations 3 and 4), the consensus being a constant.
 
     Args:
         heads: logits (N, C) or (N, C, d1, ...), at least two.
@@ -53,53 +53,38 @@ def losses(
         beta: weight of the labels.
         temperature: T.
         mean: over positions; else their sum.
-        composed: the same by operators, for what differentiates twice.
+        by_operators: the same for what differentiates twice.
     """
-    return list(_ClosedForm.apply(beta, temperature, mean, composed, target, *heads))
+    total: Tensor = _ClosedForm.apply(beta, temperature, mean, by_operators, target, *heads)
+    return total
 
 
 class _ClosedForm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, beta: float, temperature: float, mean: bool, composed: Losses, target: Tensor, *heads: Tensor
-    ) -> tuple[Tensor, ...]:
+        ctx: Any, beta: float, temperature: float, mean: bool, by_operators: Loss, target: Tensor, *heads: Tensor
+    ) -> Tensor:
         weights = _weights(beta, temperature, mean, target, heads[0])
-        ctx.set_materialize_grads(False)  # heads whose loss is left out get no gradient
         ctx.save_for_backward(target, *heads)
-        ctx.composed, ctx.gradients = composed, [torch.empty_like(z) for z in heads]
-        found = torch.zeros(len(heads), dtype=heads[0].dtype, device=heads[0].device)
+        ctx.by_operators, ctx.gradients = by_operators, [torch.empty_like(z) for z in heads]
+        total = heads[0].new_zeros(())
         for rows in _rows(heads[0]):
-            found += _of_rows([z[rows] for z in heads], target[rows], weights, [g[rows] for g in ctx.gradients])
-        return found.unbind()
+            total += _of_rows([z[rows] for z in heads], target[rows], weights, [g[rows] for g in ctx.gradients])
+        return total
 
     @staticmethod
-    def backward(ctx: Any, *scales: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         target, *heads = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None or torch.is_grad_enabled():  # a second time, or to be differentiated again
-            found = _by_operators(ctx.composed, target, heads, scales)
+            again = torch.is_grad_enabled()
+            with torch.enable_grad():
+                found = torch.autograd.grad(ctx.by_operators(heads, target), heads, scale, create_graph=again)
+        elif scale.device.type == "cpu" and scale.item() == 1:
+            found = gradients
         else:
-            found = [_scaled(gradient, scale) for gradient, scale in zip(gradients, scales, strict=True)]
+            found = [gradient.mul_(scale) for gradient in gradients]  # in place: it is nobody else's
         return None, None, None, None, None, *found
-
-
-def _by_operators(
-    composed: Losses, target: Tensor, heads: Sequence[Tensor], scales: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        parts = composed(list(heads), target)
-        return [
-            None if scale is None else torch.autograd.grad(part, z, scale, create_graph=again)[0]
-            for part, z, scale in zip(parts, heads, scales, strict=True)
-        ]
-
-
-def _scaled(gradient: Tensor, scale: Tensor | None) -> Tensor | None:
-    """In place: it is nobody else's. A CPU sees at no cost where there is nothing to do."""
-    if scale is None or (scale.device.type == "cpu" and scale.item() == 1):
-        return None if scale is None else gradient
-    return gradient.mul_(scale)
 
 
 @dataclass(frozen=True)
@@ -127,14 +112,12 @@ def _rows(z: Tensor) -> Iterator[slice]:
 
 
 def _of_rows(parts: list[Tensor], target: Tensor, weights: _Weights, gradients: list[Tensor]) -> Tensor:
-    """The losses (H) of some samples; their gradients are written into ``gradients``."""
+    """The loss of some samples; its gradients are written into ``gradients``."""
     share = 1 / ((len(parts) - 1) * weights.temperature)
-    return torch.stack(
-        [
-            _of_head(z, torch.softmax(others * share, 1), target, weights, gradient)
-            for z, others, gradient in zip(parts, sums_of_others(parts), gradients, strict=True)
-        ]
-    )
+    total = parts[0].new_zeros(())
+    for z, others, gradient in zip(parts, sums_of_others(parts), gradients, strict=True):
+        total += _of_head(z, torch.softmax(others * share, 1), target, weights, gradient)
+    return total
 
 
 def _of_head(z: Tensor, q: Tensor, target: Tensor, weights: _Weights, gradient: Tensor) -> Tensor:

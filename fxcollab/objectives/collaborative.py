@@ -64,25 +64,24 @@ class CollaborativeLoss(Objective):
 
     def losses(self, heads: list[Tensor], target: Tensor) -> list[Tensor]:
         """L_h of equation 3 for every head h."""
-        if self._has_closed_form(heads, target):
-            target = self.task.target(target, heads[0])
-            return closed_form.losses(
-                heads, target, self.beta, self.temperature, self.reduction == "mean", self._composed
-            )
-        return self._composed(heads, target)
-
-    def _has_closed_form(self, heads: list[Tensor], target: Tensor) -> bool:
-        if self.beta == 1 or not self.detach or len(heads) < 2 or not isinstance(target, Tensor):
-            return False
-        return is_plain_cross_entropy(self.hard) and closed_form.may_be_used(heads, target)
-
-    def _composed(self, heads: list[Tensor], target: Tensor) -> list[Tensor]:
         hard = self.labelled(heads, target)
         if self.beta == 1:
             return hard
         agreed = consensus(learnt_from(heads, self.detach))
         soft = [self.task.soft(c, z, self.temperature) for c, z in zip(agreed, heads, strict=True)]
         return [self.beta * h + (1 - self.beta) * s for h, s in zip(hard, soft, strict=True)]
+
+    def total(self, heads: list[Tensor], target: Tensor) -> Tensor:
+        """The sum over heads (equation 4), in closed form where there is one."""
+        if not self._has_closed_form(heads, target):
+            return super().total(heads, target)
+        target, by_operators = self.task.target(target, heads[0]), super().total
+        return closed_form.loss(heads, target, self.beta, self.temperature, self.reduction == "mean", by_operators)
+
+    def _has_closed_form(self, heads: list[Tensor], target: Tensor) -> bool:
+        if self.beta == 1 or not self.detach or len(heads) < 2 or not isinstance(target, Tensor):
+            return False
+        return is_plain_cross_entropy(self.hard) and closed_form.may_be_used(heads, target)
 
 
 def _require_beta(beta: float) -> None:

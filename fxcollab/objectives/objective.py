@@ -84,7 +84,7 @@ class Objective(nn.Module, ABC):
                 return a scalar, or the loss isn't finite.
         """
         heads = self.heads(outputs)
-        return self.checked(total(self.losses(heads, target)), heads)
+        return self.checked(self.total(heads, target), heads)
 
     def per_head(self, outputs: Sequence[object], target: Tensor) -> list[Tensor]:
         """The loss of every head, L_h of equation 3, for logging and for alternating updates.
@@ -104,6 +104,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def losses(self, heads: list[Tensor], target: Tensor) -> list[Tensor]:
         """The loss of every head by the logits of all; what an objective has to say."""
+
+    def total(self, heads: list[Tensor], target: Tensor) -> Tensor:
+        """The sum over heads (equation 4)."""
+        return total(self.losses(heads, target))
 
     def heads(self, outputs: Sequence[object]) -> list[Tensor]:
         """The logits of all heads, in float32 or wider."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from samples.training.data import digits
+from samples.training.in_memory import digits
 
 
 def training_set() -> TensorDataset:

@@ -10,9 +10,8 @@ paper's ResNet-32, on one GPU), ``paper`` (CIFAR and ImageNet as the paper has t
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -21,8 +20,9 @@ from rich.progress import track
 
 from samples.paper.experiments import EXPERIMENTS
 from samples.paper.report import write
-from samples.paper.runs import Row, Run, carry_out, one_thread
-from samples.paper.scales import SCALES
+from samples.paper.runs import Row, Run, carry_out, checkpoint_of, one_thread
+from samples.paper.scales import SCALES, data_of
+from samples.training.lines import append, read
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,41 +44,49 @@ def main(arguments: list[str] | None = None) -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     file = options.results / f"{options.scale}.jsonl"
     if not options.report:
-        done = {row["key"] for row in _rows(file)}
+        done = {row["key"] for row in read(file)}
         runs = {run.key: run for name in names for run in EXPERIMENTS[name].runs(options.scale)}
         missing = [run for key, run in runs.items() if key not in done]
         _carry_out(missing, file, options)
-    write(_rows(file), options.scale, options.results)
+    write(read(file), options.scale, options.results)
 
 
 def _carry_out(runs: list[Run], file: Path, options: argparse.Namespace) -> None:
     results = _results(runs, options)
     console = Console(stderr=True)
-    with file.open("a") as output:
-        for row in track(results, total=len(runs), console=console, description=f"{len(runs)} runs"):
-            output.write(json.dumps(row) + "\n")
-            output.flush()
-            console.print(
-                f"{row['method']}, noise {row['noise']:.0%}, seed {row['seed']}: error {row['error']:.2%}, "
-                f"{row['seconds']:.0f} s"
-            )
+    failed = []
+    for run, row in track(results, total=len(runs), console=console, description=f"{len(runs)} runs"):
+        what = f"{run.method.name}, noise {run.noise:.0%}, seed {run.seed}"
+        if isinstance(row, Exception):
+            failed.append(row)
+            console.print(f"{what}: FAILED, {type(row).__name__}: {row}")
+            continue
+        append(file, row)
+        if options.checkpoints:
+            checkpoint_of(run, options.checkpoints).unlink(missing_ok=True)
+        console.print(f"{what}: error {row['error']:.2%}, {row['seconds']:.0f} s")
+    if failed:
+        raise SystemExit(f"{len(failed)} of {len(runs)} runs failed; the others are written, and won't be made again")
 
 
-def _results(runs: list[Run], options: argparse.Namespace) -> Iterator[Row]:
-    """As they come."""
+def _results(runs: list[Run], options: argparse.Namespace) -> Iterator[tuple[Run, Row | Exception]]:
+    """As they come; one that fails doesn't stop the others."""
+    for data in {run.setting.data for run in runs}:
+        data_of(data, options.data, 0)  # downloaded once
     arguments = options.data, options.checkpoints
-    if options.processes == 1:
-        yield from (carry_out(run, *arguments) for run in runs)
-        return
     spawn = multiprocessing.get_context("spawn")
+    if options.processes == 1:
+        for run in runs:
+            try:
+                yield run, carry_out(run, *arguments)
+            except Exception as error:
+                yield run, error
+        return
     with ProcessPoolExecutor(options.processes, spawn, one_thread) as pool:
-        for job in as_completed([pool.submit(carry_out, run, *arguments) for run in runs]):
-            yield job.result()
-
-
-def _rows(file: Path) -> list[Row]:
-    lines: Iterable[str] = file.read_text().splitlines() if file.exists() else ()
-    return [json.loads(line) for line in lines]
+        jobs = {pool.submit(carry_out, run, *arguments): run for run in runs}
+        for job in as_completed(jobs):
+            error = job.exception()
+            yield jobs[job], error if isinstance(error, Exception) else job.result()
 
 
 if __name__ == "__main__":

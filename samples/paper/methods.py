@@ -13,7 +13,7 @@ import fxcollab
 from fxcollab.tree import Pattern
 from samples.paper.networks import Network
 from samples.training.recipe import Recipe
-from samples.training.steps import Loss, alternating, simultaneous
+from samples.training.steps import Loss, alternating, outputs_of, simultaneous
 from samples.training.trainer import Training
 
 
@@ -83,7 +83,9 @@ def training(
     if method.pattern is None:
         model = build().to(device)
         optimizer = recipe.optimizer(model.parameters())
-        return Training((model,), simultaneous(model, _loss(method, teachers), optimizer, recipe), (optimizer,))
+        return Training(
+            (model,), simultaneous(model, _loss(method, recipe, teachers), optimizer, recipe), (optimizer,)
+        )
     model = fxcollab.transform(
         build,
         method.pattern,
@@ -94,38 +96,31 @@ def training(
     ).to(device)
     if not method.alternating:
         optimizer = recipe.optimizer(model.parameters())
-        return Training((model,), simultaneous(model, _loss(method), optimizer, recipe), (optimizer,))
-    optimizers = tuple(recipe.optimizer(parameters) for parameters in _of_each_instance(model, method.heads or 2))
+        return Training((model,), simultaneous(model, _loss(method, recipe), optimizer, recipe), (optimizer,))
+    instances = [fxcollab.prune(model, head) for head in range(method.heads or 2)]  # over the same tensors
+    optimizers = tuple(recipe.optimizer(instance.parameters()) for instance in instances)
     objective = fxcollab.CollaborativeLoss(method.beta, method.temperature)
-    return Training((model,), alternating(model, objective, optimizers, recipe), optimizers)
+    return Training((model, *instances), alternating(instances, objective, optimizers, recipe), optimizers)
 
 
-def _loss(method: Method, teachers: Sequence[nn.Module] = ()) -> Loss:
+def _loss(method: Method, recipe: Recipe, teachers: Sequence[nn.Module] = ()) -> Loss:
     hard = nn.CrossEntropyLoss(label_smoothing=method.smoothing)
     if method.teachers:
-        return _distilled(fxcollab.DistillationLoss(method.beta, method.temperature, hard=hard), teachers)
+        return _distilled(fxcollab.DistillationLoss(method.beta, method.temperature, hard=hard), teachers, recipe)
     objective = fxcollab.CollaborativeLoss(method.beta, method.temperature, hard=hard)
 
-    def loss(outputs: Sequence[Tensor], labels: Tensor, images: Tensor) -> Tensor:
+    def loss(outputs: Sequence[object], labels: Tensor, images: Tensor) -> Tensor:
         total: Tensor = objective(outputs, labels)
         return total / len(outputs) if method.scaling == "loss" else total
 
     return loss
 
 
-def _distilled(objective: fxcollab.DistillationLoss, teachers: Sequence[nn.Module]) -> Loss:
-    def loss(outputs: Sequence[Tensor], labels: Tensor, images: Tensor) -> Tensor:
+def _distilled(objective: fxcollab.DistillationLoss, teachers: Sequence[nn.Module], recipe: Recipe) -> Loss:
+    def loss(outputs: Sequence[object], labels: Tensor, images: Tensor) -> Tensor:
         with torch.no_grad():
-            taught = [teacher(images) for teacher in teachers]
+            taught = [outputs_of(teacher, images, recipe)[0] for teacher in teachers]
         total: Tensor = objective(outputs, labels, taught)
         return total
 
     return loss
-
-
-def _of_each_instance(model: nn.Module, heads: int) -> list[list[nn.Parameter]]:
-    """The parameters of independent instances: the original's, then those of each peer."""
-    named = dict(model.named_parameters())
-    prefixes = [f"peers.b{head}." for head in range(1, heads)]
-    own = [parameter for name, parameter in named.items() if not name.startswith("peers.")]
-    return [own, *([p for name, p in named.items() if name.startswith(prefix)] for prefix in prefixes)]

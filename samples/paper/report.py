@@ -33,6 +33,7 @@ def _preface(rows: Sequence[Row]) -> Iterator[str]:
     yield f"Made by `python -m samples.paper` of {len(rows)} runs ({'; '.join(machines)})."
     yield "Error of head 0 after the last epoch, in percent: mean ± standard deviation over seeds, and how many."
     yield "The other heads and their ensemble stand beside it; nothing is selected on the test set."
+    yield "Time is a sum of steps beside other load, memory is a GPU's; both as ratios to the first row."
     yield "Columns of the paper are of its own data set and network, for the order alone."
 
 
@@ -53,23 +54,29 @@ def _section(name: str, experiment: Experiment, rows: Sequence[Row], scale: str,
 def _by_method(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     first = rows[0]
     epochs = first["recipe"]["epochs"]
-    paper = next(iter(experiment.paper.items())) if experiment.paper else ("", {})
+    known = experiment.paper or {}
+    of = first["network"] if first["network"] in known else next(iter(known), "")
     yield f"{first['network']} on {first['data']}, {epochs} epochs."
     yield ""
-    yield f"| | head 0 | other heads | ensemble | time | paper, {paper[0]} |"
-    yield "|---|---|---|---|---|---|"
-    single = _mean([row["seconds"] for row in rows if row["method"] == experiment.methods[0].name])
+    yield f"| | head 0 | top 5 | other heads | ensemble | time | memory | paper, {of} |"
+    yield "|---|---|---|---|---|---|---|---|"
+    base = [row for row in rows if row["method"] == experiment.methods[0].name]
     for method in experiment.methods:
         runs = [row for row in rows if row["method"] == method.name]
         if not runs:
             continue
         others = [error for row in runs for error in row["errors of heads"][1:]]
-        time = f"{_mean([row['seconds'] for row in runs]) / single:.2f}x" if single else ""
-        yield (
-            f"| {method.name} | {_spread([row['error'] for row in runs])} | {_spread(others, count=False)} | "
-            f"{_spread([row['error of the ensemble'] for row in runs], count=False)} | {time} | "
-            f"{paper[1].get(method.name, '')} |"
-        )
+        cells = [
+            method.name,
+            _spread([row["error"] for row in runs]),
+            _spread([row["top5 error"] for row in runs], count=False),
+            _spread(others, count=False),
+            _spread([row["error of the ensemble"] for row in runs], count=False),
+            _ratio(runs, base, "seconds"),
+            _ratio(runs, base, "memory"),
+            known.get(of, {}).get(method.name, ""),
+        ]
+        yield f"| {' | '.join(cells)} |"
     yield ""
 
 
@@ -103,6 +110,12 @@ def _by_layer(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
 def _picture(svg: str, name: str, folder: Path) -> Iterator[str]:
     (folder / name).write_text(svg)
     yield f"![{name}]({name})"
+
+
+def _ratio(runs: Sequence[Row], base: Sequence[Row], key: str) -> str:
+    """To the first row of the table; empty where it was not measured."""
+    here, there = (_mean([row[key] for row in part if row[key]]) for part in (runs, base))
+    return f"{here / there:.2f}x" if here and there else ""
 
 
 def _mean(values: Sequence[float]) -> float:

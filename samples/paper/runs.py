@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import platform
-import time
 import warnings
 import zlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from samples.paper.networks import NETWORKS
 from samples.paper.scales import Setting, data_of
 from samples.training.data import DataSet
 from samples.training.evaluate import errors
-from samples.training.trainer import epochs
+from samples.training.trainer import Epoch, Kept, epochs
 
 Row = dict[str, Any]
 HISTOGRAM = (-0.5, 0.5, 200)  # of a layer's weights: from, to, bins
@@ -61,9 +60,9 @@ def carry_out(run: Run, folder: Path, checkpoints: Path | None) -> Row:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = data_of(run.setting.data, folder, run.noise)
-    start = time.perf_counter()
-    model, loss = _trained(run, data, checkpoints, device)
-    seconds = time.perf_counter() - start
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    model, epochs = _trained(run, data, checkpoints, device)
     inference = fxcollab.prune(model) if isinstance(model, fxcollab.CollabGraphModule) else model
     everyone, kept = errors(model, data.test(500), device), errors(inference, data.test(500), device)
     return {
@@ -78,8 +77,8 @@ def carry_out(run: Run, folder: Path, checkpoints: Path | None) -> Row:
         "top5 error": kept.top5,
         "errors of heads": everyone.heads,
         "error of the ensemble": everyone.ensemble,
-        "loss": loss,
-        "seconds": round(seconds, 1),
+        "loss": epochs[-1].loss,
+        "seconds": epochs[-1].seconds,
         "memory": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
         "weights": dict(_weights(inference)),
         "torch": torch.__version__,
@@ -95,19 +94,28 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _trained(run: Run, data: DataSet, checkpoints: Path | None, device: torch.device) -> tuple[nn.Module, float]:
+def checkpoint_of(run: Run, folder: Path) -> Path:
+    """Where a run that is not finished is kept."""
+    return folder / f"{zlib.crc32(run.key.encode()):08x}.pt"
+
+
+def _trained(
+    run: Run, data: DataSet, checkpoints: Path | None, device: torch.device
+) -> tuple[nn.Module, Sequence[Epoch]]:
+    """The model, and what its epochs gave; those of its teachers count in the seconds."""
     network, recipe = NETWORKS[run.setting.network], run.setting.recipe
     build = partial(network.make, num_classes=data.classes)
-    teachers = [
-        _trained(Run(run.setting, SINGLE, run.noise, 1000 * (member + 1) + run.seed), data, checkpoints, device)[0]
+    taught = [
+        _trained(Run(run.setting, SINGLE, run.noise, 1000 * (member + 1) + run.seed), data, checkpoints, device)
         for member in range(run.method.teachers)
     ]
-    started = training(run.method, network, build, recipe, run.seed, [t.eval() for t in teachers], device)
-    file = checkpoints / f"{zlib.crc32(run.key.encode()):08x}.pt" if checkpoints else None
-    loss = 0.0
-    for epoch in epochs(started, data, recipe, run.seed, device=device, file=file):
-        loss = epoch.loss
-    return started.modules[0], loss
+    teachers = [teacher.eval() for teacher, _ in taught]
+    started = training(run.method, network, build, recipe, run.seed, teachers, device)
+    kept = Kept(checkpoint_of(run, checkpoints), {"run": run.key}) if checkpoints else None
+    before: list[Epoch] = []
+    found = [*epochs(started, data, recipe, run.seed, device=device, kept=kept, before=before.append)]
+    earlier = sum(history[-1].seconds for _, history in taught)
+    return started.modules[0], [replace(epoch, seconds=epoch.seconds + earlier) for epoch in (*before, *found)]
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Row]]:
@@ -116,5 +124,5 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Row]]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             weight = module.weight.detach().float().cpu()
-            counts = torch.histc(weight, bins, low, high)
+            counts = torch.histc(weight.clamp(low, high), bins, low, high)  # what lies outside is in the last bins
             yield name, {"std": weight.std().item(), "histogram": counts.int().tolist()}

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from samples.training.data import DataSet, InMemory, cifar, digits, fashion_mnist, image_folder
+from samples.training.data import DataSet
+from samples.training.from_disk import image_folder
+from samples.training.in_memory import InMemory, cifar, digits, fashion_mnist
 from samples.training.recipe import Recipe
 
 Role: TypeAlias = Literal["CIFAR-10", "CIFAR-100", "ImageNet"]
@@ -39,7 +41,7 @@ class Setting:
 DATA: Mapping[str, Callable[[Path], DataSet]] = {
     "digits, 256": lambda folder: digits(256),
     "Fashion-MNIST": lambda folder: fashion_mnist(),
-    "Fashion-MNIST, 10,000": lambda folder: fashion_mnist(count=10_000),
+    "Fashion-MNIST, 20,000 halved": lambda folder: fashion_mnist(count=20_000, halved=True),
     "CIFAR-10": lambda folder: cifar(10, folder),
     "CIFAR-100": lambda folder: cifar(100, folder),
     "ImageNet": lambda folder: image_folder(folder / "imagenet"),
@@ -47,7 +49,7 @@ DATA: Mapping[str, Callable[[Path], DataSet]] = {
 
 _CIFAR = Recipe(300)
 _SMOKE = Setting("digits, 256", "ResNet-8, grey", Recipe(1, batch=64), 1)
-_CPU = Setting("Fashion-MNIST, 10,000", "ResNet-8, grey", Recipe(20, bfloat16=True), 3)
+_CPU = Setting("Fashion-MNIST, 20,000 halved", "ResNet-8, grey", Recipe(30, bfloat16=True), 3)
 _GPU = Setting("Fashion-MNIST", "ResNet-32, grey", Recipe(30, bfloat16=True), 3)
 SCALES: Mapping[str, Mapping[Role, tuple[Setting, ...]]] = {
     "smoke": {"CIFAR-10": (_SMOKE,), "CIFAR-100": (_SMOKE,), "ImageNet": (_SMOKE,)},

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: written whole or not at all, read without running code."""
+"""Checkpoints of a run: written whole or not at all, read without running code, and only by the same run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +10,58 @@ import torch
 from torch import nn
 
 
-def save(file: Path, epoch: int, modules: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """What ``restore`` needs after so many epochs; an interrupted call leaves the old file."""
+def save(
+    file: Path,
+    identity: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    modules: Sequence[nn.Module],
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> None:
+    """Keep a run; an interrupted call leaves the old file.
+
+    Args:
+        file: where to.
+        identity: what makes the run this one: source, options, seed.
+        history: what every epoch gave.
+        modules: whose state is kept.
+        optimizers: whose state is kept.
+    """
     state = {
-        "epoch": epoch,
+        "identity": dict(identity),
+        "history": [dict(epoch) for epoch in history],
         "modules": [module.state_dict() for module in modules],
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(".part")
+    beside = file.with_name(f"{file.name}.part")
     torch.save(state, beside)
     beside.replace(file)
 
 
-def restore(file: Path, modules: Sequence[nn.Module], optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Put a run back where it was; returns how many epochs are done, 0 where there is no file."""
+def restore(
+    file: Path,
+    identity: Mapping[str, Any],
+    modules: Sequence[nn.Module],
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> list[dict[str, Any]]:
+    """Put a run back where it was; returns what its epochs gave, nothing where there is no file.
+
+    Raises:
+        ValueError: the file is damaged, or of another run.
+    """
     if not file.exists():
-        return 0
-    state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        return []
+    try:
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        kept, history = state["identity"], state["history"]
+    except Exception as error:  # whatever a damaged file makes torch raise
+        raise ValueError(f"{file} is damaged ({error}); delete it to begin anew") from error
+    changed = [name for name in {**kept, **identity} if kept.get(name) != identity.get(name)]
+    if changed:
+        told = ", ".join(f"{name} was {kept.get(name)!r} and is {identity.get(name)!r}" for name in changed)
+        raise ValueError(f"{file} is of another run: {told}; give the same options, or another directory")
     for module, values in zip(modules, state["modules"], strict=True):
         module.load_state_dict(values)
     for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(values)
-    return int(state["epoch"])
+    return list(history)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fxcollab.objectives.outputs import logits_of_heads
+from samples.training.steps import outputs_of
+
 
 @dataclass(frozen=True)
 class Errors:
@@ -16,7 +19,7 @@ class Errors:
     Attributes:
         heads: of every head, head 0 first: that is the one which is kept.
         ensemble: of the mean of all heads' logits.
-        top5: of head 0, among the five likeliest classes; 0 where there are no more than five.
+        top5: of head 0, among the five likeliest classes.
     """
 
     heads: tuple[float, ...]
@@ -29,7 +32,7 @@ def errors(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: t
     """Run a training model, or a plain network, over a test set in eval mode.
 
     Args:
-        model: gives one (N, C), or a tuple of them.
+        model: gives logits (N, C), or a structure with a field of them; a training model a tuple of these.
         batches: images and class indices.
         device: where the model is; None for the CPU.
     """
@@ -37,14 +40,13 @@ def errors(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: t
     model.eval()
     wrong, seen = torch.zeros(0), 0
     for images, labels in batches:
-        outputs = model(images.to(device))
-        heads = [z.float() for z in outputs] if isinstance(outputs, tuple) else [outputs.float()]
+        heads = logits_of_heads(outputs_of(model, images.to(device)), "logits")
         target = labels.to(device)
-        everyone = [*heads, torch.stack(heads).mean(0)]
-        counts = [(z.argmax(1) != target).sum() for z in everyone]
-        counts.append((heads[0].topk(min(5, heads[0].shape[1])).indices != target[:, None]).all(1).sum())
+        counts = [(z.argmax(1) != target).sum() for z in [*heads, torch.stack(heads).mean(0)]]
+        likeliest = heads[0].topk(min(5, heads[0].shape[1])).indices
+        counts.append((likeliest != target[:, None]).all(1).sum())
         found = torch.stack(counts).cpu()
-        wrong = found if not seen else wrong + found
+        wrong = wrong + found if seen else found
         seen += len(labels)
     model.train(training)
     shares = (wrong.double() / seen).tolist()

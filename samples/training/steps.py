@@ -8,20 +8,20 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fxcollab import Objective
+import fxcollab
 from samples.training.recipe import Recipe
 
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Takes images and labels, changes parameters, gives the loss."""
-Loss: TypeAlias = Callable[[Sequence[Tensor], Tensor, Tensor], Tensor]
+Loss: TypeAlias = Callable[[Sequence[object], Tensor, Tensor], Tensor]
 """Of the heads' outputs, labels and images."""
 
 
-def outputs_of(model: nn.Module, images: Tensor, recipe: Recipe) -> tuple[Tensor, ...]:
-    """What every head says; a plain network is one head."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bfloat16):
+def outputs_of(model: nn.Module, images: Tensor, recipe: Recipe | None = None) -> Sequence[object]:
+    """What every head says, under the recipe's autocast; a plain network is one head."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe is not None and recipe.bfloat16):
         outputs = model(images)
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+    return outputs if isinstance(model, fxcollab.CollabGraphModule) and isinstance(outputs, tuple) else (outputs,)
 
 
 def simultaneous(model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, recipe: Recipe) -> Step:
@@ -38,25 +38,37 @@ def simultaneous(model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer,
 
 
 def alternating(
-    model: nn.Module, loss: Objective, optimizers: Sequence[torch.optim.Optimizer], recipe: Recipe
+    instances: Sequence[nn.Module],
+    loss: fxcollab.Objective,
+    optimizers: Sequence[torch.optim.Optimizer],
+    recipe: Recipe,
 ) -> Step:
-    """One head after the other, each after the others have moved: deep mutual learning's way.
+    """One head after the other, each seeing what the ones before it say since they have moved: deep mutual learning.
 
     Args:
-        model: a training model of independent instances, that share no parameters.
+        instances: independent networks, one a head.
         loss: an objective that gives every head's part.
         optimizers: one a head, over its parameters.
         recipe: of the run.
     """
 
+    def say(instance: nn.Module, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bfloat16):
+            said: Tensor = instance(images)
+        return said
+
     def step(images: Tensor, labels: Tensor) -> Tensor:
+        said = [say(instance, images) for instance in instances]
         parts = []
-        for head, optimizer in enumerate(optimizers):
-            part = loss.per_head(outputs_of(model, images, recipe), labels)[head]
+        for head, (instance, optimizer) in enumerate(zip(instances, optimizers, strict=True)):
+            part = loss.per_head(said, labels)[head]
             optimizer.zero_grad()
             part.backward()
             optimizer.step()
             parts.append(part.detach())
+            if instance is not instances[-1]:
+                with torch.no_grad():
+                    said[head] = say(instance, images)
         return torch.stack(parts).sum()
 
     return step

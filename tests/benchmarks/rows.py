@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,13 +9,10 @@ from typing import Any
 
 import torch
 
+from samples.training.lines import append, read, write
+
 Row = dict[str, Any]
 Case = tuple[str, ...]
-
-
-def read(file: Path) -> list[Row]:
-    """The rows of a file; none where there is no file."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def measured(
@@ -29,28 +25,22 @@ def measured(
         part: the part of the benchmark; other parts may stand in the same file.
         cases: the arguments of ``measure``, one tuple a case.
         measure: gives the row of a case.
-        again: measure all of them anew.
+        again: measure all of them anew; each new row takes the place of the old one.
     """
-    cases = list(cases)
-    rows = read(file)
-    if again:
-        rows = [row for row in rows if row["part"] != part]
-        file.write_text("".join(map(_line, rows)))
-    known = {tuple(row["case"]): row for row in rows if row["part"] == part}
+    known = {} if again else {tuple(row["case"]): row for row in read(file) if row["part"] == part}
     return [known.get(case) or _new(file, part, case, measure) for case in cases]
 
 
 def _new(file: Path, part: str, case: Case, measure: Callable[..., Row]) -> Row:
     machine = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
     row = {"part": part, "case": list(case), **measure(*case), **machine}
-    with file.open("a") as output:
-        output.write(_line(row))
+    rows = read(file)
+    others = [other for other in rows if (other["part"], other["case"]) != (part, row["case"])]
+    if len(others) < len(rows):
+        write(file, others)
+    append(file, row)
     print("  ".join(_shown(row)), flush=True)
     return row
-
-
-def _line(row: Row) -> str:
-    return json.dumps(row) + "\n"
 
 
 def _shown(row: Row) -> Iterator[str]:

@@ -47,7 +47,7 @@ def measure(network: str, tree: str) -> Row:
 def conclusion(rows: list[Row]) -> str:
     """How many are equal, and how far the rest is off."""
     equal = sum(row["flops"] == row["flops built"] and row["parameters equal"] for row in rows)
-    off = max(abs(row["difference"]) for row in rows if "difference" in row)
+    off = max((abs(row["difference"]) for row in rows if "difference" in row), default=0.0)
     return f"FLOPs and parameters of {equal} of {len(rows)} equal; peak of memory at most {off:.1%} off"
 
 
