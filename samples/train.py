@@ -4,37 +4,39 @@ For example: ``python -m samples.train samples/networks/resnet_cifar.py:resnet20
 stage1,stage2 --epochs 10 -o runs/resnet20``.
 
 Data sets: ``fashion-mnist`` (the files of Debian's package dataset-fashion-mnist, or those in ``--folder``),
-``digits`` (scikit-learn's), any class of ``torchvision.datasets`` by its name, or ``folder`` (images in
-``train/CLASS`` and ``val/CLASS``). Every epoch adds a line to ``DIR/metrics.jsonl``: the loss, and the test errors of
-head 0, of every head and of their ensemble. A run that was killed goes on from its last whole epoch when the same
-command is given again, to the same numbers. At the end ``DIR/weights.safetensors`` holds head 0 under the original's
-names: the SOURCE loads it.
+``digits`` (scikit-learn's), a class of ``torchvision.datasets`` that has a part to train and one to test on (CIFAR10,
+SVHN, Flowers102, ...), or ``folder`` (images in ``train/CLASS`` and ``val/CLASS``). Every epoch adds a line to
+``DIR/metrics.jsonl``: the loss, and the test errors of head 0, of every head and of their ensemble. A run that was
+killed goes on from its last whole epoch when the same command is given again, to the same numbers; with other options
+it is refused. At the end ``DIR/weights.safetensors`` holds head 0 under the original's names: the SOURCE loads it.
 """
 
 from __future__ import annotations
 
 import json
-import time
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import fxcollab
+from fxcollab.artifact.weights import write_state_dict
+from fxcollab.objectives.outputs import logits_of_heads
 from fxcollab.source import Source, parse_argument
-from samples.training.data import data_set
+from samples.training.data import DataSet, data_set
 from samples.training.evaluate import errors
+from samples.training.lines import read, write
 from samples.training.recipe import Recipe
-from samples.training.steps import simultaneous
-from samples.training.trainer import Training, epochs
+from samples.training.steps import Loss, outputs_of, simultaneous
+from samples.training.trainer import Kept, Training, epochs
 
 CONSOLE = Console(stderr=True)
 
@@ -51,6 +53,7 @@ def train(
     ] = "hierarchical",
     splits: Annotated[str, typer.Option(metavar="A,B", help="Names, or auto.")] = "auto",
     heads: Annotated[int | None, typer.Option(help="Of simple and multi-instance.")] = None,
+    objective: Annotated[str, typer.Option(help="collaborative, mutual or kdcl.")] = "collaborative",
     beta: Annotated[float, typer.Option(help="Weight of the labels against the consensus.")] = 0.5,
     temperature: Annotated[float, typer.Option(help="Of the consensus.")] = 2.0,
     smoothing: Annotated[float, typer.Option(help="Of the labels.")] = 0.0,
@@ -69,6 +72,7 @@ def train(
     loaded = Source.parse(source, dict(map(parse_argument, model_arg or ()))).load()
     example = next(images.test(1))[0]
     model: nn.Module = loaded.model
+    _check(model, example, images)
     if pattern != "none":
         model = fxcollab.transform(
             loaded.model,
@@ -83,46 +87,67 @@ def train(
         CONSOLE.print(
             f"{summary.heads} heads, {pattern}; parameters {summary.parameters[0]:,} -> {summary.parameters[1]:,}"
         )
-    training = _training(model.to(device), recipe, beta if pattern != "none" else 1.0, temperature, smoothing)
+    loss = _objective(objective, beta if pattern != "none" else 1.0, temperature, smoothing)
+    optimizer = recipe.optimizer(model.to(device).parameters())
+    training = Training((model,), simultaneous(model, _of_outputs(loss), optimizer, recipe), (optimizer,))
+    identity = {
+        "SOURCE": source, "--model-arg": model_arg or [], "--data": data, "--rgb": rgb, "--pattern": pattern,
+        "--splits": splits, "--heads": heads, "--seed": seed, "the loss": str(loss), "the recipe": str(recipe),
+    }  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    metrics = output / "metrics.jsonl"
+    metrics, kept = output / "metrics.jsonl", Kept(output / "run.pt", identity)
     with _progress() as progress:
         bar = progress.add_task("training", total=recipe.epochs * images.steps(batch), loss="")
-        started = time.perf_counter()
         advance = partial(progress.update, bar, advance=1)
-        for epoch in epochs(
-            training, images, recipe, seed, device=device, file=output / "run.pt", each_step=lambda _: advance()
-        ):
+        for epoch in epochs(training, images, recipe, seed, device=device, kept=kept, each_step=lambda _: advance()):
             progress.update(bar, completed=epoch.number * images.steps(batch), loss=f"loss {epoch.loss:.3f}")
             found = errors(model, images.test(batch), device)
-            _log(metrics, {**asdict(epoch), **asdict(found), "seconds": round(time.perf_counter() - started, 1)})
+            _log(metrics, {**asdict(epoch), **asdict(found)})
             CONSOLE.print(
                 f"epoch {epoch.number}: loss {epoch.loss:.3f}, error of head 0 {found.heads[0]:.2%}, of the others "
                 f"{', '.join(f'{e:.2%}' for e in found.heads[1:]) or 'none'}, of the ensemble {found.ensemble:.2%}"
             )
     inference = fxcollab.prune(model) if isinstance(model, fxcollab.CollabGraphModule) else model
     weights = output / "weights.safetensors"
-    save_file({name: value.contiguous() for name, value in inference.state_dict().items()}, weights)
+    write_state_dict(inference.state_dict(), weights, force=True)
     final = errors(inference, images.test(batch), device)
     print(json.dumps({"error": final.heads[0], "weights": str(weights), "metrics": str(metrics)}))
 
 
-def _training(model: nn.Module, recipe: Recipe, beta: float, temperature: float, smoothing: float) -> Training:
-    objective = fxcollab.CollaborativeLoss(beta, temperature, hard=nn.CrossEntropyLoss(label_smoothing=smoothing))
+def _objective(name: str, beta: float, temperature: float, smoothing: float) -> fxcollab.Objective:
+    hard = nn.CrossEntropyLoss(label_smoothing=smoothing)
+    if beta == 1 or name == "collaborative":
+        return fxcollab.CollaborativeLoss(beta, temperature, hard=hard)
+    if name not in ("mutual", "kdcl"):
+        raise ValueError(f"no objective {name!r}: it is collaborative, mutual or kdcl")
+    if name == "mutual":
+        return fxcollab.MutualLoss(temperature, hard=hard)
+    return fxcollab.KDCLLoss(temperature=temperature, hard=hard)
 
-    def loss(outputs: Sequence[Tensor], labels: Tensor, images: Tensor) -> Tensor:
+
+def _of_outputs(objective: fxcollab.Objective) -> Loss:
+    def loss(outputs: Sequence[object], labels: Tensor, images: Tensor) -> Tensor:
         total: Tensor = objective(outputs, labels)
         return total
 
-    optimizer = recipe.optimizer(model.parameters())
-    return Training((model,), simultaneous(model, loss, optimizer, recipe), (optimizer,))
+    return loss
 
 
-def _log(file: Path, line: dict[str, object]) -> None:
-    """Add a line; one of the same epoch, from before a kill, gives way."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    kept = [text for text in lines if json.loads(text)["number"] < line["number"]]
-    file.write_text("\n".join([*kept, json.dumps(line)]) + "\n")
+def _check(model: nn.Module, example: Tensor, data: DataSet) -> None:
+    """Refuse a network that doesn't know all classes, before it is trained."""
+    model.eval()
+    with torch.no_grad():
+        [logits] = logits_of_heads(outputs_of(model, example), "logits")
+    if data.classes is not None and logits.shape[1] < data.classes:
+        raise ValueError(
+            f"the network tells {logits.shape[1]} classes apart, the data have {data.classes}: "
+            f"--model-arg num_classes={data.classes}, or as the factory calls it"
+        )
+
+
+def _log(file: Path, line: dict[str, Any]) -> None:
+    """Add a line; those of this epoch and later ones, from before a kill, give way."""
+    write(file, [*(row for row in read(file) if row["number"] < line["number"]), line])
 
 
 def _progress() -> Progress:
@@ -136,4 +161,7 @@ def _progress() -> Progress:
 
 
 if __name__ == "__main__":
-    typer.run(train)
+    try:
+        typer.run(train)
+    except (fxcollab.FxCollabError, ValueError) as error:
+        sys.exit(str(error))

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,11 +27,14 @@ from samples.paper.__main__ import main as paper
 from samples.paper.experiments import EXPERIMENTS
 from samples.paper.networks import NETWORKS, Network
 from samples.paper.scales import DATA, SCALES
-from samples.training.data import FASHION_MNIST, data_set, digits, fashion_mnist
+from samples.training import lines
+from samples.training.data import data_set
 from samples.training.evaluate import errors
+from samples.training.in_memory import FASHION_MNIST, digits, fashion_mnist
 from samples.training.noise import with_noise
 from samples.training.recipe import Recipe
-from samples.training.trainer import Training, epochs
+from samples.training.steps import simultaneous
+from samples.training.trainer import Kept, Training, epochs
 
 RECIPE = Recipe(3, batch=128)
 RESNET = NETWORKS["ResNet-8, grey"]
@@ -52,6 +56,15 @@ def test_noise_corrupts_the_same_samples_and_draws_their_labels_anew() -> None:
     assert (once != again).sum() > 300
     assert (wrong | also_wrong).sum() <= 400
     assert torch.equal(with_noise(labels, 0.0, 10, torch.Generator()), labels)
+    drawn = with_noise(torch.zeros(10_000, dtype=torch.long), 1.0, 10, torch.Generator().manual_seed(0))
+    assert all(900 < count < 1100 for count in drawn.bincount(minlength=10)), "uniform over all classes"
+
+
+def test_the_rate_falls_by_ten_at_half_and_three_quarters() -> None:
+    rates = [Recipe(20).rate(epoch) for epoch in range(20)]
+    assert rates[:10] == [0.1] * 10
+    assert rates[10:15] == pytest.approx([0.01] * 5)
+    assert rates[15:] == pytest.approx([0.001] * 5)
 
 
 def test_an_epoch_is_a_function_of_seed_and_number() -> None:
@@ -93,8 +106,6 @@ def test_fashion_mnist_is_read_from_the_files_of_its_authors() -> None:
 
 
 def test_image_folders_are_trained_on(tmp_path: Path) -> None:
-    from PIL import Image
-
     for part in ("train", "val"):
         for kind in ("a", "b"):
             (tmp_path / part / kind).mkdir(parents=True)
@@ -117,9 +128,9 @@ def test_alternating_updates_are_those_of_two_networks_by_hand() -> None:
     optimizers = [RECIPE.optimizer(network.parameters()) for network in networks]
     for images, labels in list(digits().train(0, 0, 128))[:3]:
         training.step(images, labels)
-        for network, optimizer in zip(networks, optimizers, strict=True):
-            outputs = [n(images) for n in networks]
-            own, other = outputs if network is first else outputs[::-1]
+        said, peers = first(images), second(images)
+        for own, network, optimizer in zip((said, peers), networks, optimizers, strict=True):
+            other = peers if network is first else first(images)  # which has moved
             hard = nn.functional.cross_entropy(own, labels)
             soft = nn.functional.cross_entropy(own, other.detach().softmax(1))
             optimizer.zero_grad()
@@ -154,42 +165,126 @@ def test_scalings_differ_by_the_number_of_heads_as_table_3_has_it() -> None:
     torch.testing.assert_close(loss[1], rescaled[1] / 4)
 
 
-def test_a_run_that_is_interrupted_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
-    class InterruptedRunError(Exception):
-        pass
+class InterruptedRunError(Exception):
+    """As by a kill."""
+
+
+def dropping() -> nn.Module:
+    """A network that draws random numbers."""
+    return nn.Sequential(build(), nn.Dropout(0.2))
+
+
+def of(model: nn.Module) -> Training:
+    optimizer = RECIPE.optimizer(model.parameters())
+    loss = fxcollab.CollaborativeLoss(0.5 if isinstance(model, fxcollab.CollabGraphModule) else 1)
+    return Training(
+        (model,), simultaneous(model, lambda outputs, y, x: loss(outputs, y), optimizer, RECIPE), (optimizer,)
+    )
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_run_that_is_interrupted_goes_on_to_the_same_numbers(step: int, tmp_path: Path) -> None:
+    taken = iter(range(100))
 
     def interrupt(loss: Tensor) -> None:
-        if random.random() < 0.05:
+        if next(taken) == step:
             raise InterruptedRunError
 
+    def trained(**options: Any) -> tuple[dict[str, Tensor], list[float]]:
+        torch.manual_seed(1)
+        training = of(fxcollab.transform(dropping, splits=["0.stage1", "0.stage2"], seed=1))
+        losses: list[float] = []
+        kept = Kept(tmp_path / "run.pt", {"seed": 1}) if options else None
+        options |= {"before": lambda epoch: losses.append(epoch.loss)}
+        losses += [epoch.loss for epoch in epochs(training, data, RECIPE, 1, kept=kept, **options)]
+        return training.modules[0].state_dict(), losses
+
     data = replace(digits(256), noise=0.2)
-    straight = started(methods.HIERARCHICAL)
-    losses = [epoch.loss for epoch in epochs(straight, data, RECIPE, 1)]
-    found: list[float] = []
-    for each_step in [interrupt] * 20 + [lambda loss: None]:
-        resumed = started(methods.HIERARCHICAL)
-        try:
-            found += [
-                epoch.loss
-                for epoch in epochs(resumed, data, RECIPE, 1, file=tmp_path / "run.pt", each_step=each_step)
-            ]
-        except InterruptedRunError:
-            continue
-        break
-    assert found[-1] == losses[-1]
-    states = [training.modules[0].state_dict() for training in (straight, resumed)]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    straight, losses = trained()
+    with pytest.raises(InterruptedRunError):
+        trained(each_step=interrupt)
+    resumed, found = trained(each_step=lambda loss: None)
+    assert found == losses
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_an_epoch_is_done_once_it_was_written_down(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "run.pt", {})
+    running = epochs(of(build()), digits(256), RECIPE, 1, kept=kept)
+    assert next(running).number == 1
+    assert not kept.file.exists(), "a kill here repeats the epoch"
+    assert next(running).number == 2
+    assert kept.file.exists()
+
+
+def test_what_is_kept_of_another_run_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "run.pt"
+    list(epochs(of(build()), digits(256), replace(RECIPE, epochs=1), 1, kept=Kept(file, {"--seed": 1, "--beta": 1})))
+    with pytest.raises(ValueError, match="--seed was 1 and is 2; give the same options"):
+        list(epochs(of(build()), digits(256), RECIPE, 1, kept=Kept(file, {"--seed": 2, "--beta": 1})))
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="is damaged"):
+        list(epochs(of(build()), digits(256), RECIPE, 1, kept=Kept(file, {"--seed": 1})))
+
+
+def test_a_batch_larger_than_the_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="larger than the training set"):
+        next(epochs(of(build()), digits(100), RECIPE, 1))
+
+
+def test_lines_that_were_not_finished_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    lines.append(file, {"a": 1})
+    with file.open("a") as output:
+        output.write('{"a": 2, "b')
+    assert lines.read(file) == [{"a": 1}]
+    lines.append(file, {"a": 3})
+    assert lines.read(file) == [{"a": 1}, {"a": 3}]
 
 
 def test_errors_are_counted_for_every_head_and_their_mean() -> None:
-    class Heads(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            return x, -x
+    model = fxcollab.transform(nn.Linear(7, 7, bias=False), "multi-instance", heads=3, seed=0)
+    with torch.no_grad():
+        for head, sign in enumerate((1.0, -0.4, -0.4)):
+            list(model.parameters())[head].copy_(sign * torch.eye(7))
+    x = torch.eye(7)
+    labels = torch.tensor([0, 1, 2, 3, 0, 0, 0])
+    found = errors(model, [(x[:4], labels[:4]), (x[4:], labels[4:])])
+    assert found.heads[0] == found.ensemble == pytest.approx(3 / 7)  # the mean of 1, -0.4 and -0.4 is above 0
+    assert found.heads[1] > 0.5
+    ranks = x.topk(5).indices
+    assert found.top5 == pytest.approx(
+        sum(int(y) not in rank for y, rank in zip(labels, ranks.tolist(), strict=True)) / 7
+    )
 
-    x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
-    found = errors(Heads(), [(x[:3], torch.tensor([0, 1, 1])), (x[3:], torch.tensor([0]))])
-    assert found.heads == (0.25, 0.75)
-    assert found.top5 == 0.0
+
+def test_a_structure_is_read_as_a_network_of_one_head() -> None:
+    class Structured(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": x}
+
+    assert errors(Structured(), [(torch.eye(3), torch.arange(3))]).heads == (0.0,)
+
+
+def test_figures_of_one_network_are_not_mixed_with_those_of_others() -> None:
+    for name in ("figure3", "table3"):
+        assert {run.setting.network for run in EXPERIMENTS[name].runs("paper")} == {"ResNet-32"}
+    assert len({run.setting.network for run in EXPERIMENTS["table1"].runs("paper")}) == 3
+
+
+def test_folders_of_other_classes_are_refused(tmp_path: Path) -> None:
+    for part, kinds in (("train", "abc"), ("val", "ac")):
+        for kind in kinds:
+            (tmp_path / part / kind).mkdir(parents=True)
+            Image.new("L", (40, 30)).save(tmp_path / part / kind / "0.png")
+    with pytest.raises(ValueError, match="don't hold the same classes: b"):
+        data_set("folder", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["FakeData", "EMNIST", "Caltech101"])
+def test_sets_without_a_part_to_test_on_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no parts named train and test"):
+        data_set(name, tmp_path)
 
 
 # --- The training script ---
@@ -223,17 +318,14 @@ def test_a_killed_run_of_the_script_goes_on_to_the_same_numbers(tmp_path: Path) 
         ).stdout
         for name in ("killed", "straight")
     ]
-    lines = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("killed", "straight")
-    ]
-    for resumed, straight in zip(*lines, strict=True):
+    metrics_of = [lines.read(tmp_path / name / "metrics.jsonl") for name in ("killed", "straight")]
+    for resumed, straight in zip(*metrics_of, strict=True):
         assert {**resumed, "seconds": 0} == {**straight, "seconds": 0}
-    assert [line["number"] for line in lines[0]] == [1, 2, 3, 4, 5, 6]
+    assert [line["number"] for line in metrics_of[0]] == [1, 2, 3, 4, 5, 6]
     assert json.loads(outputs[0])["error"] == json.loads(outputs[1])["error"]
     weights = load_file(tmp_path / "killed/weights.safetensors")
     resnet_cifar(8).load_state_dict(weights)  # strictly
-    assert len(lines[0][-1]["heads"]) == 4
+    assert len(metrics_of[0][-1]["heads"]) == 4
 
 
 # --- The paper's experiments ---
@@ -251,7 +343,8 @@ def test_every_table_and_figure_is_made_at_the_scale_smoke(smoke: Path) -> None:
     for name, experiment in EXPERIMENTS.items():
         assert f"## {name}: {experiment.title}" in text
         for method in experiment.methods:
-            assert method.name in text.partition(f"## {name}")[2].partition("\n## ")[0]
+            named = f"| {method.name} |" if name != "figure4" else f" {method.name} |"
+            assert named in text.partition(f"## {name}")[2].partition("\n## ")[0]
     for name in ("figure3", "figure4"):
         assert (smoke / f"{name}-smoke.svg").read_text().startswith("<?xml")
 
@@ -304,10 +397,10 @@ def test_hugging_faces_trainer_trains_and_its_checkpoint_is_pruned(tmp_path: Pat
     assert main(2, tmp_path) < 0.8
 
 
-def test_accelerate_trains_and_its_checkpoint_is_pruned(tmp_path: Path) -> None:
+def test_accelerate_trains_and_its_state_is_pruned() -> None:
     from samples.integrations.accelerate_loop import main
 
-    assert main(2, tmp_path) < 0.5
+    assert main(2) < 0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

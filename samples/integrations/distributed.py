@@ -36,12 +36,14 @@ def main(strategy: str, epochs: int, output: Path) -> None:
     if device == "cuda":
         torch.cuda.set_device(dist.get_node_local_rank())
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    if BATCH % dist.get_world_size():
+        raise SystemExit(f"{dist.get_world_size()} processes can't share a batch of {BATCH} evenly")
     torch.manual_seed(0)  # the same first weights everywhere
     train_model = fxcollab.transform(DigitNet, splits=["stage1", "stage2"], seed=0).to(device)
     model = _parallel(train_model, strategy, device)
     loss = fxcollab.CollaborativeLoss()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=1e-4)
-    done = _restore(output / "checkpoint", model, optimizer)
+    done = _restore(output, model, optimizer)
     images, labels = training_set().tensors
     for epoch in range(done, epochs):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(epoch))
@@ -50,7 +52,7 @@ def main(strategy: str, epochs: int, output: Path) -> None:
             optimizer.zero_grad()
             loss(model(images[share].to(device)), labels[share].to(device)).backward()
             optimizer.step()
-        _save(output / "checkpoint", epoch + 1, model, optimizer)
+        _save(output, epoch + 1, model, optimizer)
     whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_rank() == 0:
         kept = fxcollab.prune_state_dict(whole, head=0)
@@ -71,20 +73,25 @@ def _parallel(model: nn.Module, strategy: str, device: str) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
-def _save(folder: Path, epochs: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _save(output: Path, epochs: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """A folder an epoch; a kill while it is written leaves the one before."""
     weights, state = get_state_dict(model, optimizer)
-    dcp.save({"model": weights, "optimizer": state, "epochs": torch.tensor(epochs)}, checkpoint_id=str(folder))
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=str(output / f"epoch{epochs}"))
+    if dist.get_rank() == 0:
+        (output / "done.part").write_text(str(epochs))
+        (output / "done.part").replace(output / "done")
 
 
-def _restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _restore(output: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """How many epochs are done."""
-    if not (folder / ".metadata").exists():
+    if not (output / "done").exists():
         return 0
+    epochs = int((output / "done").read_text())
     weights, state = get_state_dict(model, optimizer)
-    saved = {"model": weights, "optimizer": state, "epochs": torch.tensor(0)}
-    dcp.load(saved, checkpoint_id=str(folder))
+    saved = {"model": weights, "optimizer": state}
+    dcp.load(saved, checkpoint_id=str(output / f"epoch{epochs}"))
     set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
-    return int(saved["epochs"])
+    return epochs
 
 
 if __name__ == "__main__":

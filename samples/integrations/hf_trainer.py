@@ -63,7 +63,8 @@ def main(epochs: int = 3, folder: Path | None = None) -> float:
 
     def compute_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         value: Tensor = loss(outputs, labels)
-        return value
+        # The trainer adds up the losses of the batches that it accumulates, and says how many samples they hold.
+        return value * (len(labels) / num_items_in_batch) if num_items_in_batch else value
 
     with tempfile.TemporaryDirectory() as temporary:
         output = folder or Path(temporary)

@@ -86,16 +86,20 @@ def from_torchvision(name: str, folder: Path, size: int = 224) -> FromDisk:
     elif "train" in options and "split" not in options:
         which = {"train": True}, {"train": False}
     else:
-        raise ValueError(f"{name} has no parts named train and test; lay its images out in folders: --data folder")
+        raise ValueError(_WITHOUT_PARTS.format(name))
     download = {"download": True} if "download" in options else {}
-    train, test = (
-        kind(folder, transform=transform, **part, **download)
-        for part, transform in zip(which, (_training_transform(size), _testing_transform(size)), strict=True)
-    )
+    transforms = _training_transform(size), _testing_transform(size)
+    try:
+        train, test = (
+            kind(folder, transform=t, **part, **download) for part, t in zip(which, transforms, strict=True)
+        )
+    except (TypeError, ValueError) as error:  # parts of other names, or more that must be said
+        raise ValueError(f"{_WITHOUT_PARTS.format(name)} ({error})") from error
     classes = getattr(train, "classes", None)
     return FromDisk(train, test, None if classes is None else len(classes))
 
 
+_WITHOUT_PARTS = "{} has no parts named train and test; lay its images out in folders: --data folder"
 _NORMALISE = v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _TENSOR = (v2.RGB(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), _NORMALISE)
 
