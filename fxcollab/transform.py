@@ -151,15 +151,17 @@ def _tree(
     """The head tree of named splits, or of chosen ones, which the pattern must be able to have."""
     if not isinstance(splits, Choice):
         return head_tree(pattern, names, heads, fanouts)
-    planned, chosen = fanouts_to_choose(pattern, heads, fanouts), splits.option.fanouts
+    chosen = splits.option.fanouts
     said = heads is not None or fanouts is not None
-    if len(planned) != len(chosen) or (said and planned != chosen):
+    planned = fanouts_to_choose(pattern, heads, fanouts) if said else chosen
+    if planned != chosen:
         raise PatternError(
             f"The splits were chosen for fan-outs {chosen}, not for {planned}.",
-            where=f"pattern {pattern!r}",
             hint=f"choose anew, choose_splits(model, fanouts={planned}), or leave heads and fan-outs out",
         )
-    return HeadTree(names, chosen)
+    return (
+        head_tree(pattern, names, None, chosen) if pattern == "hierarchical" else head_tree(pattern, names, chosen[0])
+    )
 
 
 def _refuse_wrong_inputs(model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None) -> None:

@@ -399,5 +399,13 @@ def test_a_choice_is_transformed_by() -> None:
     assert plan_of(train_model).tree == fxcollab.HeadTree(choice.splits, (3, 2))
     with pytest.raises(PatternError, match=r"chosen for fan-outs \(3, 2\), not for \(2, 2\)"):
         fxcollab.transform(model, splits=choice, fanouts=(2, 2))
-    with pytest.raises(PatternError, match=r"not for \(2,\)"):
+    for fanouts in ((2,), (3,), (2, 2, 2)):
+        other = fxcollab.choose_splits(model, fanouts=fanouts)
+        tree = plan_of(fxcollab.transform(model, splits=other, seed=0)).tree
+        assert tree == fxcollab.HeadTree(other.splits, fanouts)
+    one = fxcollab.choose_splits(model, fanouts=(3,))
+    assert plan_of(fxcollab.transform(model, "simple", one, seed=0)).tree.heads == 3
+    with pytest.raises(PatternError, match="one split"):
         fxcollab.transform(model, "simple", choice)
+    with pytest.raises(PatternError, match="no split"):
+        fxcollab.transform(model, "multi-instance", one)
