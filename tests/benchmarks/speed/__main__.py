@@ -1,0 +1,46 @@
+"""Speed: ``python -m tests.benchmarks.speed [loss] [startup] [steps]``.
+
+- ``loss``: the collaborative loss against its equations written head by head, 8 heads, batch 1024, 1000 classes.
+- ``startup``: ``fxcollab --help``, and ``fxcollab transform torchvision:resnet50`` beside imports, model and copies.
+- ``steps``: training steps against modules written by hand, and against the single network.
+
+Read a ratio as how many times faster ours is: the median of pairs that were taken in turns, with the least and the
+most. On a machine with a GPU all of it runs there. A line a case goes to ``speed.jsonl`` in ``--results``; cases that
+stand there are not measured again unless ``--again`` is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks.rows import measured
+from tests.benchmarks.speed import loss, startup, steps
+
+PARTS = {"loss": loss, "startup": startup, "steps": steps}
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def main() -> None:
+    """Run the parts that are named, all unless said."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
+    parser.add_argument("--again", action="store_true", help="measure what stands in the results, too")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    said = []
+    for name in arguments.parts or PARTS:
+        part = PARTS[name]
+        rows = measured(arguments.results / "speed.jsonl", name, part.cases(), part.measure, again=arguments.again)
+        said.append(f"{name}: {part.conclusion(rows)}")
+    print("\n" + "\n".join(said))
+
+
+if __name__ == "__main__":
+    main()
