@@ -47,6 +47,7 @@ def train(
     data: Annotated[str, typer.Option(help="fashion-mnist, digits, folder, or a torchvision data set.")],
     folder: Annotated[Path, typer.Option(help="Where the data are, or are downloaded to.")] = Path("data"),
     rgb: Annotated[bool, typer.Option(help="Show grey images to a network of three channels.")] = False,
+    size: Annotated[int | None, typer.Option(help="Resize images to N x N.", min=1)] = None,
     model_arg: Annotated[list[str] | None, typer.Option(metavar="K=V", help="For the model's factory.")] = None,
     pattern: Annotated[
         str, typer.Option(help="multi-instance, simple, hierarchical, or none: one head.")
@@ -67,7 +68,7 @@ def train(
     """Train a model by several heads, and keep one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = Recipe(epochs_, batch, learning_rate, weight_decay=weight_decay, bfloat16=bfloat16)
-    images = data_set(data, folder, rgb=rgb)
+    images = data_set(data, folder, rgb, size)
     torch.manual_seed(seed)
     loaded = Source.parse(source, dict(map(parse_argument, model_arg or ()))).load()
     example = next(images.test(1))[0]
@@ -91,8 +92,8 @@ def train(
     optimizer = recipe.optimizer(model.to(device).parameters())
     training = Training((model,), simultaneous(model, _of_outputs(loss), optimizer, recipe), (optimizer,))
     identity = {
-        "SOURCE": source, "--model-arg": model_arg or [], "--data": data, "--rgb": rgb, "--pattern": pattern,
-        "--splits": splits, "--heads": heads, "--seed": seed, "the loss": str(loss), "the recipe": str(recipe),
+        "SOURCE": source, "--model-arg": model_arg or [], "--data": data, "--rgb": rgb, "--size": size,
+        "--pattern": pattern, "--splits": splits, "--heads": heads, "--seed": seed, "the loss": str(loss), "the recipe": str(recipe),
     }  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     metrics, kept = output / "metrics.jsonl", Kept(output / "run.pt", identity)
@@ -134,10 +135,18 @@ def _of_outputs(objective: fxcollab.Objective) -> Loss:
 
 
 def _check(model: nn.Module, example: Tensor, data: DataSet) -> None:
-    """Refuse a network that doesn't know all classes, before it is trained."""
+    """Refuse a network that doesn't take the images or know all classes, before it is trained."""
     model.eval()
-    with torch.no_grad():
-        [logits] = logits_of_heads(outputs_of(model, example), "logits")
+    shape = "x".join(map(str, example.shape))
+    try:
+        with torch.no_grad():
+            [logits] = logits_of_heads(outputs_of(model, example), "logits")
+    except (RuntimeError, ValueError, TypeError) as error:  # whatever a network raises on images of another shape
+        raise ValueError(
+            f"the network fails on images {shape}: {error}; try --rgb, --size 32 or --size 224"
+        ) from error
+    if logits.dim() != 2:
+        raise ValueError(f"the network gives {tuple(logits.shape)} for images {shape}, not one logit a class")
     if data.classes is not None and logits.shape[1] < data.classes:
         raise ValueError(
             f"the network tells {logits.shape[1]} classes apart, the data have {data.classes}: "

@@ -91,6 +91,10 @@ def test_grey_images_are_shown_to_networks_of_three_channels() -> None:
     assert next(iter(data_set("digits", Path(), rgb=True).test(2)))[0].shape == (2, 3, 8, 8)
 
 
+def test_images_are_resized() -> None:
+    assert next(iter(data_set("digits", Path(), size=20).test(2)))[0].shape == (2, 1, 20, 20)
+
+
 def test_an_unknown_data_set_is_refused() -> None:
     with pytest.raises(ValueError, match="no data set 'mnits'"):
         data_set("mnits", Path())

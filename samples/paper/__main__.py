@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.report:
         done = {row["key"] for row in read(file)}
         runs = {run.key: run for name in names for run in EXPERIMENTS[name].runs(options.scale)}
-        missing = [run for key, run in runs.items() if key not in done]
+        missing = sorted((run for key, run in runs.items() if key not in done), key=lambda run: run.seed)
         _carry_out(missing, file, options)
     write(read(file), options.scale, options.results)
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torchvision
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
 from samples.training.from_disk import from_torchvision, image_folder
 from samples.training.in_memory import FASHION_MNIST, InMemory, cifar, digits, fashion_mnist
@@ -31,25 +32,30 @@ class DataSet(Protocol):
         """Images as they are, normalised."""
 
 
-def data_set(name: str, folder: Path, rgb: bool = False) -> DataSet:
+def data_set(name: str, folder: Path, rgb: bool = False, size: int | None = None) -> DataSet:
     """A data set by the name that the command line takes.
 
     Args:
         name: "fashion-mnist", "digits", a class of torchvision.datasets, or "folder".
         folder: where its files are, or where they are downloaded to.
         rgb: whether grey images get three channels; those that are read from files have three.
+        size: height and width; None for what images have, and 224 where they are read from files.
 
     Raises:
         ValueError: there is no such data set, or it has no parts to train and to test on.
     """
-    found = _named(name, folder)
-    if rgb and isinstance(found, InMemory):
-        images, test_images = (part.expand(-1, 3, -1, -1) for part in (found.images, found.test_images))
-        return replace(found, images=images, test_images=test_images)
-    return found
+    found = _named(name, folder, size or 224)
+    if not isinstance(found, InMemory):
+        return found
+    parts = [found.images, found.test_images]
+    if size:
+        parts = [resize(part, [size, size], antialias=True) for part in parts]
+    if rgb:
+        parts = [part.expand(-1, 3, -1, -1) for part in parts]
+    return replace(found, images=parts[0], test_images=parts[1])
 
 
-def _named(name: str, folder: Path) -> DataSet:
+def _named(name: str, folder: Path, size: int) -> DataSet:
     if name == "fashion-mnist":
         return fashion_mnist(folder if (folder / "train-images-idx3-ubyte.gz").exists() else FASHION_MNIST)
     if name == "digits":
@@ -57,8 +63,8 @@ def _named(name: str, folder: Path) -> DataSet:
     if name in ("CIFAR10", "CIFAR100"):
         return cifar(int(name.removeprefix("CIFAR")), folder)
     if name == "folder":
-        return image_folder(folder)
+        return image_folder(folder, size)
     if name not in torchvision.datasets.__all__:
         known = "fashion-mnist, digits, folder, or a class of torchvision.datasets such as CIFAR10"
         raise ValueError(f"no data set {name!r}: it is one of {known}")
-    return from_torchvision(name, folder)
+    return from_torchvision(name, folder, size)
