@@ -93,7 +93,8 @@ def train(
     training = Training((model,), simultaneous(model, _of_outputs(loss), optimizer, recipe), (optimizer,))
     identity = {
         "SOURCE": source, "--model-arg": model_arg or [], "--data": data, "--rgb": rgb, "--size": size,
-        "--pattern": pattern, "--splits": splits, "--heads": heads, "--seed": seed, "the loss": str(loss), "the recipe": str(recipe),
+        "--pattern": pattern, "--splits": splits, "--heads": heads, "--seed": seed,
+        "the loss": str(loss), "the recipe": str(recipe),
     }  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     metrics, kept = output / "metrics.jsonl", Kept(output / "run.pt", identity)
