@@ -41,6 +41,10 @@ NoRescale = Annotated[bool, typer.Option("--no-rescale", help="Add gradients up 
 Peers = Annotated[
     str, typer.Option("--peers", metavar="NAME", help="The name under which the other heads' state lives.")
 ]
+Recompute = Annotated[
+    str | None,
+    typer.Option("--recompute", metavar="heads", help="Keep one branch's activations at a time; compute again."),
+]
 MaxTime = Annotated[
     str | None,
     typer.Option("--max-time", metavar="1.75x", help="With --splits auto: what a step may take, to the original's."),

@@ -36,6 +36,7 @@ class Planning:
     init: str = "fresh"
     no_rescale: bool = False
     peers: str = "peers"
+    recompute: str | None = None
     max_time: str | None = None
     max_memory: str | None = None
     measure: bool = False
@@ -64,12 +65,14 @@ class Planning:
             always_measured: whether ``--measure`` means something with named splits, too.
         """
         from fxcollab.choice import choose_splits
+        from fxcollab.choice.refusals import refuse_budget_with_recompute
         from fxcollab.tree import AUTO, fanouts_to_choose, split_names
 
         limits = budget(self.max_time, "--max-time"), budget(self.max_memory, "--max-memory")
         if split_names(self.splits) != (AUTO,):
             self._refuse_budgets(always_measured)
             return None
+        refuse_budget_with_recompute(self.recompute, *limits)
         return choose_splits(
             loaded.model,
             self.inputs,
@@ -112,6 +115,7 @@ class Planning:
             factory=loaded.factory,
             source=loaded.source,
             peers=self.peers,
+            recompute=self.recompute,  # type: ignore[arg-type]
         )
 
 

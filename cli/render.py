@@ -22,7 +22,8 @@ _INDENT = 12
 
 def render_summary(summary: Summary, console: Console) -> None:
     """Heads, levels, what was cloned and rescaled, parameters and FLOPs against the original."""
-    console.print(f"{summary.heads} heads, {summary.pattern}, seed {summary.seed}, init {summary.init}")
+    again = ", heads computed again in the backward" if summary.recompute else ""
+    console.print(f"{summary.heads} heads, {summary.pattern}, seed {summary.seed}, init {summary.init}{again}")
     for level in summary.levels:
         _print_entry(console, Text(f"level {level.level}" if level.level else "trunk"), _level(level))
     _print_entry(console, Text("parameters"), Text(_ratio(summary.parameters)))

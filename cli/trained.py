@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from fxcollab.verify import Report
 
 PLANNING = {
-    "pattern", "splits", "heads", "fanouts", "init", "seed", "no_rescale", "granularity", "peers", "model_arg"
+    "pattern", "splits", "heads", "fanouts", "init", "seed", "no_rescale", "granularity", "peers", "recompute",
+    "model_arg",
 }  # fmt: skip
 """Options that make a plan; with a directory they can't be given."""
 

@@ -35,7 +35,8 @@ from fxcollab.objectives import (
 )
 from fxcollab.partition import partition
 from fxcollab.prune import prune
-from fxcollab.rewrite import private_copy, rescale, rewrite
+from fxcollab.rewrite import rewrite
+from fxcollab.runtime import private_copy, rescale
 from fxcollab.state_dict import prune_state_dict
 from fxcollab.summary import Summary, summarise
 from fxcollab.transform import transform

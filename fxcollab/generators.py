@@ -11,23 +11,44 @@ from typing import Any
 import torch
 
 
-class GeneratorState:
-    """The state of the global generators at this moment."""
+class ForeignState:
+    """The state at this moment of the global generators that are not torch's: Python's and numpy's."""
 
     def __init__(self) -> None:
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
         self._python = random.getstate()
         self._numpy: Any = _numpy().get_state() if _numpy() else None
 
     def restore(self) -> None:
         """Go back to it."""
-        torch.set_rng_state(self._cpu)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
         random.setstate(self._python)
         if self._numpy is not None:
             _numpy().set_state(self._numpy)
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Draw from it anew; the generators are put back on leaving."""
+        now = ForeignState()
+        self.restore()
+        try:
+            yield
+        finally:
+            now.restore()
+
+
+class GeneratorState(ForeignState):
+    """The state of all global generators at this moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+
+    def restore(self) -> None:
+        """Go back to it."""
+        super().restore()
+        torch.set_rng_state(self._cpu)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
 
     def foreign_numbers_were_drawn(self) -> bool:
         """Whether Python's or numpy's generators were drawn from since."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,16 @@ def mutable(value: Any) -> Any:
     return value
 
 
-def copy_graph(graph: fx.Graph) -> fx.Graph:
-    """A copy of ``graph``: the same nodes under the same names, in the same order."""
+def copy_graph(graph: fx.Graph, order: Iterable[fx.Node] | None = None) -> fx.Graph:
+    """A copy of ``graph``: the same nodes under the same names.
+
+    Args:
+        graph: the graph.
+        order: its nodes in another order of the data flow; None for their own.
+    """
     new = fx.Graph(tracer_cls=graph._tracer_cls)
     values: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
+    for node in graph.nodes if order is None else order:
         values[node] = copy_node(new, node, node.name, node.target, values.__getitem__)
     new.set_codegen(graph._codegen)
     return new

@@ -8,7 +8,7 @@ from torch import nn
 
 from fxcollab.capture.capture import Granularity
 from fxcollab.capture.interface import Interface
-from fxcollab.codegen import CollabGraphModule
+from fxcollab.codegen import CollabGraphModule, Recompute
 from fxcollab.errors import StateError
 from fxcollab.source import Source
 from fxcollab.tree import HeadTree, Pattern
@@ -31,6 +31,7 @@ class Plan:
         interface: the graph's inputs, with the shapes of the examples, and what is fixed.
         source: where the model came from, if that can be said.
         chosen: why the splits were chosen; None where they were named.
+        recompute: what is computed again in the backward pass; None for nothing.
     """
 
     pattern: Pattern
@@ -43,6 +44,7 @@ class Plan:
     interface: Interface
     source: Source | None
     chosen: str | None = None
+    recompute: Recompute | None = None
 
 
 def plan_of(train_model: nn.Module) -> Plan:

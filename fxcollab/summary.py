@@ -10,14 +10,13 @@ from typing import Any
 from torch import fx
 
 from fxcollab.capture.capture import NOTES_KEY
-from fxcollab.codegen import CollabGraphModule
+from fxcollab.codegen import CollabGraphModule, Recompute
 from fxcollab.costs import Costs, Placement, costs_of, parameter_count
 from fxcollab.costs.counted import Counted, count
 from fxcollab.partition import partition
 from fxcollab.partition.levels import tensors_of
-from fxcollab.plan import plan_of
+from fxcollab.plan import Plan, plan_of
 from fxcollab.provenance import provenance
-from fxcollab.tree import HeadTree
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Summary:
         guessed: whether these are a usual shape that fits, as nobody gave any.
         costs_unknown: why costs can't be counted, or None.
         given_up: what capturing gave up.
+        recompute: what is computed again in the backward pass; None for nothing.
     """
 
     pattern: str
@@ -73,6 +73,7 @@ class Summary:
     guessed: bool
     costs_unknown: str | None
     given_up: tuple[str, ...]
+    recompute: Recompute | None
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -102,11 +103,12 @@ def summarise(train_model: CollabGraphModule) -> Summary:
         rescaled=kinds.count("rescale"),
         copied=kinds.count("copy"),
         parameters=(parameter_count(train_model.root), parameter_count(train_model)),
-        costs=_costs(counted, plan.tree),
+        costs=_costs(counted, plan),
         inputs=counted.inputs,
         guessed=counted.guessed,
         costs_unknown=counted.unknown,
         given_up=tuple(train_model.meta.get(NOTES_KEY, ())),
+        recompute=plan.recompute,
     )
 
 
@@ -138,8 +140,8 @@ def _parameters(train_model: CollabGraphModule, level: int) -> int:
     return owned[level] if level else parameter_count(train_model.root) - sum(owned.values())
 
 
-def _costs(counted: Counted, tree: HeadTree) -> Costs | None:
+def _costs(counted: Counted, plan: Plan) -> Costs | None:
     if counted.profile is None:
         return None
-    placement = Placement.of(counted.captured, partition(counted.captured, tree))
+    placement = Placement.of(counted.captured, partition(counted.captured, plan.tree), plan.recompute)
     return costs_of(counted.captured, placement, counted.profile)

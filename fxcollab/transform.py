@@ -14,7 +14,8 @@ from fxcollab.capture.examples import why_not_on
 from fxcollab.capture.interface import Interface, interface_of
 from fxcollab.capture.preflight import shared_statistics
 from fxcollab.choice import Choice, choose_splits
-from fxcollab.codegen import CollabGraphModule
+from fxcollab.choice.refusals import refuse_budget_with_recompute
+from fxcollab.codegen import CollabGraphModule, Recompute
 from fxcollab.errors import CaptureError, ForwardError, PatternError
 from fxcollab.factories import model_of
 from fxcollab.nearest import with_nearest_splits
@@ -43,6 +44,7 @@ def transform(
     interface: Interface | None = None,
     max_time: float | None = None,
     max_memory: float | None = None,
+    recompute: Recompute | None = None,
 ) -> CollabGraphModule:
     """A training model with several heads of ``model`` (paper, section 3.1).
 
@@ -75,6 +77,8 @@ def transform(
         interface: that of an earlier capture, to be used again without examples.
         max_time: what a training step may take, as a ratio to the original's FLOPs; with ``splits="auto"``.
         max_memory: what the peak of a step's memory may be, as a ratio to the original's; with ``splits="auto"``.
+        recompute: ``heads`` to keep the activations of the trunk and of one branch at a time: those of the others are
+            computed again in the backward pass, for one more forward of what lies behind the splits.
 
     Returns:
         A ``GraphModule`` that trains like any module. `prune` returns the original from it.
@@ -90,6 +94,7 @@ def transform(
     automatic = names == (AUTO,)
     tree = None if automatic else _tree(splits, pattern, names, heads, fanouts)
     _refuse_budget_of_named_splits(automatic, max_time, max_memory)
+    refuse_budget_with_recompute(recompute, max_time, max_memory)
     if not isinstance(model, nn.Module):
         factory, source = factory or model, source or source_of(model)
         model = model_of(model)
@@ -128,6 +133,7 @@ def transform(
         factory=factory,
         rescale=rescale,
         peers=peers,
+        recompute=recompute,
     )
     named_init = init if isinstance(init, str) else getattr(init, "__qualname__", repr(init))
     shared = shared_statistics(cut.straddling & dict(captured.named_buffers(remove_duplicate=False)).keys())
@@ -136,7 +142,7 @@ def transform(
         warnings.warn(f"given up: {sentence}", stacklevel=2)
     chosen = splits.reason if isinstance(splits, Choice) else None
     train_model.meta[PLAN_KEY] = Plan(
-        pattern, tree, named_init, seed, rescale, granularity, peers, interface, source, chosen
+        pattern, tree, named_init, seed, rescale, granularity, peers, interface, source, chosen, recompute
     )
     return train_model
 

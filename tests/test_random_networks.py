@@ -9,7 +9,7 @@ import pytest
 
 from tests.benchmarks.random_networks import run
 
-BATCHES, EACH = 6, 50
+BATCHES, EACH = 6, 20
 SEED = int(os.environ["FXCOLLAB_SEED"])
 
 

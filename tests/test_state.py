@@ -19,8 +19,8 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 import fxcollab
 from fxcollab.errors import FxCollabError, PatternError, StateError
-from fxcollab.rewrite.copying import private_copy
 from fxcollab.rewrite.initialise import isolated_randomness
+from fxcollab.runtime import private_copy
 from tests.references import SkipNet, SmallConvNet
 from tests.untouched import Untouched
 

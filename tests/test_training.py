@@ -7,8 +7,9 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -379,9 +381,10 @@ def _worker(rank: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
-def _mlp(dtype: torch.dtype = torch.float64) -> fxcollab.CollabGraphModule:
+def _mlp(recompute: Literal["heads"] | None = None) -> fxcollab.CollabGraphModule:
     torch.manual_seed(0)
-    return fxcollab.transform(Mlp().to(dtype), splits=["first", "second"], fanouts=(2, 3), seed=1)
+    model = Mlp().double()
+    return fxcollab.transform(model, splits=["first", "second"], fanouts=(2, 3), seed=1, recompute=recompute)
 
 
 def _mlp_batch() -> tuple[Tensor, Tensor]:
@@ -406,21 +409,27 @@ WRAPPINGS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
+RECOMPUTE: dict[str, Literal["heads"] | None] = {"kept": None, "again": "heads"}
+
+
 def _train_under_ddp(rank: int) -> Saved:
-    for name, wrap in WRAPPINGS.items():
-        model = _mlp()
+    for name, how in product(WRAPPINGS, RECOMPUTE):
+        wrap, model = WRAPPINGS[name], _mlp(RECOMPUTE[how])
         wrapped = wrap(model)
         x, target = _half(rank)
         fxcollab.CollaborativeLoss()(wrapped(x), target).backward()
         found = {key: p.grad for key, p in model.named_parameters()}
         torch.optim.SGD(wrapped.parameters(), lr=0.1).step()
-        yield name, (found, wrapped.state_dict(), model.state_dict())
+        yield f"{name} {how}", (found, wrapped.state_dict(), model.state_dict())
 
 
+@pytest.mark.parametrize("how", RECOMPUTE)
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
-def test_ddp_gradients_equal_one_process_on_the_joined_batch(wrapping: str, results: Callable[[str], Any]) -> None:
+def test_ddp_gradients_equal_one_process_on_the_joined_batch(
+    wrapping: str, how: str, results: Callable[[str], Any]
+) -> None:
     twin = _mlp()
-    found, _, _ = results(f"ddp/{wrapping}")
+    found, _, _ = results(f"ddp/{wrapping} {how}")
     assert_same_gradients(found, gradients(twin, twin, _mlp_batch()))
 
 
@@ -428,7 +437,7 @@ def test_ddp_gradients_equal_one_process_on_the_joined_batch(wrapping: str, resu
 def test_checkpoints_from_under_ddp_prune_to_what_the_original_loads(
     wrapping: str, results: Callable[[str], Any]
 ) -> None:
-    _, wrapped_state, plain_state = results(f"ddp/{wrapping}")
+    _, wrapped_state, plain_state = results(f"ddp/{wrapping} kept")
     original = Mlp().double()
     assert list(wrapped_state) != list(plain_state)
     for head in range(6):
@@ -499,7 +508,11 @@ def test_training_under_ddp_lowers_the_loss_and_keeps_processes_together(
 
 def _train_under_fsdp(rank: int) -> Saved:
     mesh = dist.init_device_mesh("cpu", (2,))
-    model = _mlp()
+    for how, recompute in RECOMPUTE.items():
+        yield how, _step_under_fsdp(rank, mesh, _mlp(recompute))
+
+
+def _step_under_fsdp(rank: int, mesh: DeviceMesh, model: fxcollab.CollabGraphModule) -> Any:
     for module in list(model.modules()):
         if isinstance(module, nn.Linear):
             fully_shard(module, mesh=mesh)
@@ -511,11 +524,12 @@ def _train_under_fsdp(rank: int) -> Saved:
     found = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    yield "", (total.detach(), found, whole)
+    return total.detach(), found, whole
 
 
-def test_fsdp2_gradients_equal_one_process_on_the_joined_batch(results: Callable[[str], Any]) -> None:
-    total, found, state = results("fsdp")
+@pytest.mark.parametrize("how", RECOMPUTE)
+def test_fsdp2_gradients_equal_one_process_on_the_joined_batch(how: str, results: Callable[[str], Any]) -> None:
+    total, found, state = results(f"fsdp/{how}")
     assert total.isfinite()
     twin = _mlp()
     expected = gradients(twin, twin, _mlp_batch())

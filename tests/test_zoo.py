@@ -16,9 +16,8 @@ STRUCTURE = [
 VALUES = [
     "timm:test_resnet", "timm:test_vit", "timm:test_efficientnet", "torchvision:squeezenet1_1",
     "transformers:BertForSequenceClassification", "transformers:BloomForTokenClassification",
-    "transformers:XLNetForSequenceClassification", "transformers:Wav2Vec2ForSequenceClassification",
-    "transformers:PerceiverForSequenceClassification", "transformers:Zamba2ForSequenceClassification",
-    "transformers:CTRLForSequenceClassification", "transformers:T5ForSequenceClassification",
+    "transformers:Wav2Vec2ForSequenceClassification", "transformers:Zamba2ForSequenceClassification",
+    "transformers:T5ForSequenceClassification",
 ]  # fmt: skip
 
 

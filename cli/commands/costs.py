@@ -30,6 +30,7 @@ def costs(
     max_memory: options.MaxMemory = None,
     measure: options.Measure = False,
     optimizer: Optimizer = 1.0,
+    recompute: options.Recompute = None,
     input_shapes: options.Input = None,
     model_arg: options.ModelArg = None,
     seed: options.Seed = 0,
@@ -46,17 +47,18 @@ def costs(
         choice = planning.choose(loaded, optimizer=optimizer, always_measured=True)
         found = (
             choice.costs
-            if choice
+            if choice and not recompute
             else fxcollab.training_costs(
                 loaded.model,
                 pattern,  # type: ignore[arg-type]  # refused there if unknown
-                splits,
+                choice.splits if choice else splits,
                 heads,
                 parsed_fanouts(fanouts),
                 planning.inputs,
                 granularity=granularity,  # type: ignore[arg-type]
                 optimizer=optimizer,
                 measure=measure,
+                recompute=recompute,  # type: ignore[arg-type]
             )
         )
     if json:

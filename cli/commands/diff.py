@@ -53,6 +53,7 @@ def diff(
     no_rescale: options.NoRescale = False,
     granularity: options.Granularity = "auto",
     peers: options.Peers = "peers",
+    recompute: options.Recompute = None,
     input_shapes: options.Input = None,
     model_arg: options.ModelArg = None,
     unfolded: All = False,

@@ -29,6 +29,7 @@ def transform(
     no_rescale: options.NoRescale = False,
     granularity: options.Granularity = "auto",
     peers: options.Peers = "peers",
+    recompute: options.Recompute = None,
     max_time: options.MaxTime = None,
     max_memory: options.MaxMemory = None,
     measure: options.Measure = False,

@@ -22,6 +22,7 @@ def verify(
     no_rescale: options.NoRescale = False,
     granularity: options.Granularity = "auto",
     peers: options.Peers = "peers",
+    recompute: options.Recompute = None,
     input_shapes: options.Input = None,
     model_arg: options.ModelArg = None,
     json: options.Json = False,

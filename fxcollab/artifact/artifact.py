@@ -167,6 +167,7 @@ def _transform_again(
             rescale=plan.rescale,
             granularity=plan.granularity,
             peers=plan.peers,
+            recompute=plan.recompute,
             interface=plan.interface,
             example_inputs=example_inputs,
         )

@@ -17,7 +17,7 @@ from fxcollab.artifact.folder import PLAN
 from fxcollab.capture.capture import Granularity
 from fxcollab.capture.interface import InputSpec, Interface
 from fxcollab.capture.operators import assume
-from fxcollab.codegen import CollabGraphModule
+from fxcollab.codegen import CollabGraphModule, Recompute
 from fxcollab.errors import ArtifactError, FxCollabError
 from fxcollab.graphs import describe_node
 from fxcollab.plan import Plan, plan_of
@@ -68,6 +68,7 @@ def plan_to_json(model: CollabGraphModule, target: Path) -> dict[str, Any]:
         "rescale": plan.rescale,
         "granularity": plan.granularity,
         "peers": plan.peers,
+        "recompute": plan.recompute,
         "inputs": [_input_to_json(spec) for spec in plan.interface.inputs],
         "fixed": dict(plan.interface.fixed),
         "fingerprint": fingerprint(model),
@@ -126,6 +127,7 @@ def plan_from_json(data: Mapping[str, Any], folder: Path) -> Plan:
             ),
             None if _typed(data, "source", dict | None) is None else Source.from_json(data["source"], folder),
             _typed(data, "chosen", str | None) if "chosen" in data else None,
+            _one_of(data, "recompute", get_args(Recompute)) if data.get("recompute") is not None else None,
         )
     except ValueError as error:
         raise _damaged(folder / PLAN, str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -16,6 +17,7 @@ from fxcollab.choice.chain import Chain, chain_of
 from fxcollab.choice.names import SplitName, split_names
 from fxcollab.choice.openings import opened
 from fxcollab.costs import Profile, profile
+from fxcollab.costs.attribution import Moment
 from fxcollab.costs.clock import measured
 from fxcollab.costs.refusals import uncountable
 from fxcollab.errors import CaptureError
@@ -123,9 +125,17 @@ def survey(
         raise
     except Exception as error:  # whatever the user's code raises on a wrong shape
         raise uncountable(model, interface, error) from error
-    seconds = measured(captured, model, interface, example_inputs) if measure else None
+    seconds = _by_node(measured(captured, model, interface, example_inputs)) if measure else None
     names = split_names(captured, model, interface, example_inputs, granularity)
     return Survey(chain, interface, _with_stages(dict(_candidates(chain, names, seconds))), seconds)
+
+
+def _by_node(seconds: Mapping[Moment, float]) -> Mapping[fx.Node, float]:
+    """Forward and backward together."""
+    found: dict[fx.Node, float] = defaultdict(float)
+    for (_, node), each in seconds.items():
+        found[node] += each
+    return found
 
 
 def _candidates(

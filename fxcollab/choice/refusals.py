@@ -97,3 +97,17 @@ def could_not_cut(options: int, refusal: SplitError | None) -> SplitError:
         why=refusal.what if refusal else "between no two of the values that cut the model something learns",
         hint=f"ask for fewer splits, or {_DEEPER}",
     )
+
+
+def refuse_budget_with_recompute(recompute: str | None, *limits: object) -> None:
+    """Refuse to choose for the plain graph what another one shall keep.
+
+    Raises:
+        PatternError: a budget was given, and branches are to be computed again.
+    """
+    if recompute and any(limit is not None for limit in limits):
+        raise PatternError(
+            "A budget can't be kept with branches that are computed again.",
+            why="splits are chosen by what the plain graph costs",
+            hint="leave one of both out, or name the splits (fxcollab costs --recompute heads says what they cost)",
+        )

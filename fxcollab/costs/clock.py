@@ -6,16 +6,16 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxcollab.capture.examples import example_tensors
 from fxcollab.capture.interface import ExampleInputs, Interface
 from fxcollab.capture.preserve import preserved, replace_plain_tensors
 from fxcollab.codegen import CollabGraphModule
-from fxcollab.costs.attribution import Attributed, Moment, backward
+from fxcollab.costs.attribution import Attributed, Moment, Phase, backward
 from fxcollab.errors import CaptureError
 from fxcollab.functional import call_with, named_tensors
 from fxcollab.generators import undrawn
@@ -23,7 +23,7 @@ from fxcollab.generators import undrawn
 
 def measured(
     captured: CollabGraphModule, model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None
-) -> Mapping[fx.Node, float]:
+) -> Mapping[Moment, float]:
     """`node_seconds` on the example inputs, or on random ones of the shapes that ``interface`` knows.
 
     Raises:
@@ -47,8 +47,8 @@ def measured(
 _NEWLINE = "\n"
 
 
-def node_seconds(captured: CollabGraphModule, inputs: Sequence[Any], repeats: int = 5) -> Mapping[fx.Node, float]:
-    """Seconds of every node of the train mode's graph, forward and backward: the median of ``repeats`` steps.
+def node_seconds(captured: CollabGraphModule, inputs: Sequence[Any], repeats: int = 5) -> Mapping[Moment, float]:
+    """Seconds of every node of the train mode's graph, forward and backward: each the median of ``repeats`` steps.
 
     The steps run where the model lies, over copies of its tensors: they leave no gradient, no statistic and no random
     number drawn.
@@ -68,7 +68,7 @@ def node_seconds(captured: CollabGraphModule, inputs: Sequence[Any], repeats: in
             hint="build it on a real device, or leave the measurement out: FLOPs stand for time",
         )
     modules = list(captured.modules())
-    taken: dict[fx.Node, list[float]] = {node: [] for node in captured.modes.train.nodes}
+    taken: dict[Moment, list[float]] = {(p, n): [] for p in get_args(Phase) for n in captured.modes.train.nodes}
     with captured.in_mode(True), undrawn(), torch.inference_mode(False), torch.enable_grad():
         for _ in range(repeats + 1):
             with preserved(modules):
@@ -81,9 +81,9 @@ def node_seconds(captured: CollabGraphModule, inputs: Sequence[Any], repeats: in
                     _copied_state(captured),
                     [value.clone() if isinstance(value, Tensor) else value for value in inputs],
                 )
-            for node, seconds in taken.items():
-                seconds.append(clock.seconds[node])
-    return {node: statistics.median(seconds[1:]) for node, seconds in taken.items()}
+            for moment, seconds in taken.items():
+                seconds.append(clock.seconds[moment])
+    return {moment: statistics.median(seconds[1:]) for moment, seconds in taken.items()}
 
 
 class _Step(nn.Module):
@@ -102,7 +102,7 @@ class _Clock:
     """Sums up the time between one moment and the next."""
 
     def __init__(self, inputs: Sequence[Any]) -> None:
-        self.seconds: dict[fx.Node, float] = defaultdict(float)
+        self.seconds: dict[Moment, float] = defaultdict(float)
         self._devices = {value.device for value in inputs if isinstance(value, Tensor) and value.is_cuda}
         self._moment: Moment | None = None
         self._since = 0.0
@@ -114,7 +114,7 @@ class _Clock:
             torch.cuda.synchronize(device)
         now = time.perf_counter()
         if self._moment is not None:
-            self.seconds[self._moment[1]] += now - self._since
+            self.seconds[self._moment] += now - self._since
         self._moment, self._since = moment, now
 
 

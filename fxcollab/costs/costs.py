@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from fxcollab.codegen import CollabGraphModule
+from fxcollab.costs.attribution import Moment
 from fxcollab.costs.profile import Profile
 from fxcollab.costs.step import Placement, StepCost, step_cost
 
@@ -76,7 +77,7 @@ def costs_of(
     placement: Placement,
     profile: Profile,
     optimizer: float = 1.0,
-    seconds: Mapping[fx.Node, float] | None = None,
+    seconds: Mapping[Moment, float] | None = None,
 ) -> Costs:
     """What the training graph that ``placement`` leads to will cost.
 
@@ -85,7 +86,7 @@ def costs_of(
         placement: what belongs to which level.
         profile: that of its train mode's graph.
         optimizer: values that the optimizer holds for each trained one: 1 for SGD with momentum, 2 for Adam.
-        seconds: what each node takes, where that was measured.
+        seconds: what each node takes, forward and backward, where that was measured.
     """
     original = Placement.of_original(captured)
     return Costs(

@@ -10,6 +10,7 @@ from fxcollab.capture import capture
 from fxcollab.capture.capture import Granularity
 from fxcollab.capture.examples import known_interface
 from fxcollab.capture.interface import ExampleInputs
+from fxcollab.codegen import Recompute
 from fxcollab.costs.clock import measured
 from fxcollab.costs.costs import Costs, costs_of
 from fxcollab.costs.profile import profile
@@ -32,6 +33,7 @@ def training_costs(
     granularity: Granularity = "auto",
     optimizer: float = 1.0,
     measure: bool = False,
+    recompute: Recompute | None = None,
 ) -> Costs:
     """What a training step will cost on the graph that `transform` would make of the same arguments.
 
@@ -48,6 +50,7 @@ def training_costs(
         granularity: as for `transform`.
         optimizer: values that the optimizer holds for each trained one: 1 for SGD with momentum, 2 for Adam.
         measure: take the time of every node on this machine; the model needs values.
+        recompute: as for `transform`.
 
     Raises:
         PatternError, SplitError, CaptureError: as `transform`; or no input is known, or fits.
@@ -58,7 +61,7 @@ def training_costs(
     interface = known_interface(model, example_inputs)
     tree = head_tree(pattern, split_names(splits), heads, fanouts)
     captured = capture(model, tree.splits, example_inputs, granularity, interface=interface)
-    placement = Placement.of(captured, partition(captured, tree))
+    placement = Placement.of(captured, partition(captured, tree), recompute)
     try:
         profiled = profile(captured, interface)
     except Exception as error:  # whatever the user's code raises on a wrong shape

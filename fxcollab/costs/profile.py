@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,11 +31,13 @@ class Allocation:
         bytes: its size.
         born: the phase and the node that made it.
         died: the phase and the node in which it is freed; None where it outlives the step, as gradients do.
+        values: the nodes whose values lie in it.
     """
 
     bytes: int
     born: Moment
     died: Moment | None
+    values: tuple[fx.Node, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +122,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._moment: Moment | None = None
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
         self._records: list[_Record] = []
+        self._living: weakref.WeakKeyDictionary[Any, _Record] = weakref.WeakKeyDictionary()
         self._live = self._peak = self._start = self._flops_before = 0
         self._costs: dict[fx.Node, dict[str, Any]] = {}
         self._backward: dict[fx.Node, None] = {}
@@ -157,6 +160,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         cost["differentiable"] = any(tensor.requires_grad for tensor in tensors)
         cost["floating"] = any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
+        for storage in _storages(value):
+            if storage in self._living:
+                self._living[storage].values[node] = None
         if isinstance(value, Tensor):
             cost |= {"shape": tuple(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
 
@@ -165,7 +171,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kept = (r for r in self._records if r.born is not None and r.died != r.born)
         return Profile(
             {node: NodeCost(**self._costs.get(node, {})) for node in graph.nodes},
-            tuple(Allocation(r.bytes, r.born, r.died) for r in kept if r.born is not None),
+            tuple(Allocation(r.bytes, r.born, r.died, tuple(r.values)) for r in kept if r.born is not None),
             tuple(self._backward),
             self.inputs,
         )
@@ -174,6 +180,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         record = _Record(storage.nbytes(), self._moment)
         self._known.add(storage)
         self._records.append(record)
+        self._living[storage] = record
         self._live += record.bytes
         self._peak = max(self._peak, self._live)
         weakref.finalize(storage, self._died, record).atexit = False
@@ -188,6 +195,7 @@ class _Record:
     bytes: int
     born: Moment | None
     died: Moment | None = None
+    values: dict[fx.Node, None] = field(default_factory=dict)
 
 
 def _storages(value: Any) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """The cost of a training step over a head tree, by the profile of the original alone: nothing is built.
 
-Every node runs once a branch of its level. The instances of one node stand side by side, forward and backward, so
-memory is found by playing the profile's allocations in that order.
+Every node runs once a branch of its level; where branches are computed again, its forward runs twice. Memory is found
+by playing the profile's allocations in the order of the steps.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxcollab.codegen import CollabGraphModule
+from fxcollab.codegen import CollabGraphModule, Recompute
 from fxcollab.costs.attribution import Moment, Phase
-from fxcollab.costs.profile import Allocation, Profile
+from fxcollab.costs.play import Play
+from fxcollab.costs.profile import Profile
 from fxcollab.partition.partition import Partition
-from fxcollab.tree import HeadTree, Path
+from fxcollab.tree import HeadTree
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,18 @@ class Placement:
         tree: the head tree.
         nodes: the level of every node of the train mode's graph.
         state: the level of every parameter and buffer, by name.
+        recompute: what is computed again in the backward pass.
     """
 
     tree: HeadTree
     nodes: Mapping[fx.Node, int]
     state: Mapping[str, int]
+    recompute: Recompute | None = None
 
     @classmethod
-    def of(cls, captured: CollabGraphModule, cut: Partition) -> Placement:
+    def of(cls, captured: CollabGraphModule, cut: Partition, recompute: Recompute | None = None) -> Placement:
         """That of a partition."""
-        return cls(cut.tree, cut.nodes[captured.modes.train], cut.state)
+        return cls(cut.tree, cut.nodes[captured.modes.train], cut.state, recompute)
 
     @classmethod
     def of_original(cls, captured: CollabGraphModule) -> Placement:
@@ -67,13 +70,22 @@ class Placement:
         """How many instances there are of a level."""
         return math.prod(self.tree.fanouts[:level])
 
+    def runs(self, phase: Phase, node: fx.Node) -> int:
+        """How often a phase of a node is run in a step.
+
+        A second pass of a branch counts whole, though it ends once all that its backward needs is there: what comes
+        after, as a rule the last product of a head, is not computed again.
+        """
+        level = self.nodes[node]
+        return self.branches(level) * (2 if phase == "forward" and level and self.recompute else 1)
+
 
 def step_cost(
     captured: CollabGraphModule,
     profile: Profile,
     placement: Placement,
     optimizer: float = 1.0,
-    seconds: Mapping[fx.Node, float] | None = None,
+    seconds: Mapping[Moment, float] | None = None,
 ) -> StepCost:
     """The cost of a step of the training graph that ``placement`` leads to.
 
@@ -82,13 +94,16 @@ def step_cost(
         profile: that of its train mode's graph.
         placement: what belongs to which level.
         optimizer: values that the optimizer holds for each trained one: 1 for SGD with momentum, 2 for Adam.
-        seconds: what each node takes, where that was measured.
+        seconds: what each node takes, forward and backward, where that was measured.
     """
     held = held_bytes(captured, optimizer).items()
-    play = _Play(profile, placement)
-    instances = {node: placement.branches(placement.nodes[node]) for node in profile.nodes}
+    play = Play(profile, placement.tree, placement.nodes, recompute=placement.recompute is not None)
     return StepCost(
-        flops=sum(instances[node] * cost.flops for node, cost in profile.nodes.items()),
+        flops=sum(
+            placement.runs("forward", node) * cost.forward_flops
+            + placement.runs("backward", node) * cost.backward_flops
+            for node, cost in profile.nodes.items()
+        ),
         parameters=sum(
             placement.branches(placement.state[name]) * tensor.numel() for name, tensor in captured.named_parameters()
         ),
@@ -96,7 +111,9 @@ def step_cost(
         memory=round(sum(placement.branches(placement.state[name]) * size for name, size in held))
         + profile.inputs
         + play.peak,
-        seconds=None if seconds is None else sum(instances[node] * each for node, each in seconds.items()),
+        seconds=None
+        if seconds is None
+        else sum(placement.runs(phase, node) * each for (phase, node), each in seconds.items()),
     )
 
 
@@ -110,59 +127,3 @@ def held_bytes(captured: CollabGraphModule, optimizer: float) -> Mapping[str, fl
 def trained_bytes(captured: CollabGraphModule) -> Mapping[str, int]:
     """Bytes of one instance of every parameter that takes a gradient."""
     return {name: tensor.nbytes for name, tensor in captured.named_parameters() if tensor.requires_grad}
-
-
-_Step = tuple[Phase, fx.Node, Path]
-
-
-class _Play:
-    """The allocations of a step over a head tree, in the order of its forward and backward.
-
-    Attributes:
-        activations: bytes that are kept between the forward and the backward.
-        peak: the most bytes that are allocated at any time, in excess of what stands before the step.
-    """
-
-    def __init__(self, profile: Profile, placement: Placement) -> None:
-        self._profile, self._levels, self._tree = profile, placement.nodes, placement.tree
-        forward: list[_Step] = [("forward", n, path) for n in profile.nodes for path in self._paths(n)]
-        backward: list[_Step] = [("backward", n, path) for n in profile.backward for path in self._paths(n)[::-1]]
-        steps = [*forward, *backward]
-        self._times = {step: time for time, step in enumerate(steps)}
-        self._born, self._died, self._added = ([0] * (len(steps) + 1) for _ in range(3))
-        for allocation in profile.allocations:
-            self._place(allocation)
-        live = self.peak = self.activations = 0
-        for time, (phase, node, _) in enumerate(steps):
-            if time == len(forward):
-                self.activations = live
-            cost = profile.nodes[node]
-            inside = cost.forward_bytes if phase == "forward" else cost.backward_bytes
-            self.peak = max(self.peak, live + max(inside, self._born[time] + self._added[time]))
-            live += self._born[time] - self._died[time]
-
-    def _paths(self, node: fx.Node) -> list[Path]:
-        return list(self._tree.paths(self._levels[node]))
-
-    def _place(self, allocation: Allocation) -> None:
-        """When each instance of an allocation is made and freed."""
-        phase, node = allocation.born
-        level = self._levels[node]
-        meets = self._levels[allocation.died[1]] if allocation.died is not None else level
-        owners: set[Path] = set()
-        for path in sorted(self._tree.paths(level), key=lambda path: self._times[phase, node, path]):
-            birth = self._times[phase, node, path]
-            if path[:meets] in owners:  # gradients of branches are added up where they meet
-                self._added[birth] += allocation.bytes
-                continue
-            if meets < level:
-                owners.add(path[:meets])
-            self._born[birth] += allocation.bytes
-            if allocation.died is not None:
-                self._died[self._last(allocation.died, path[:meets])] += allocation.bytes
-
-    def _last(self, moment: Moment, path: Path) -> int:
-        """The last time of ``moment`` among the branches that descend from ``path``."""
-        phase, node = moment
-        descendants = (p for p in self._tree.paths(self._levels[node]) if p[: len(path)] == path)
-        return max(self._times[phase, node, p] for p in descendants)

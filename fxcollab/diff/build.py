@@ -20,7 +20,7 @@ from fxcollab.graphs import source_line
 from fxcollab.partition.levels import state_tensors, tensors_of
 from fxcollab.plan import plan_of, training_model
 from fxcollab.provenance import provenance
-from fxcollab.rewrite.fed import Fed
+from fxcollab.runtime import Fed
 
 
 def diff(train_model: nn.Module, inference_model: nn.Module | None = None, *, training: bool = True) -> Diff:

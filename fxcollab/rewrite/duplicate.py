@@ -26,8 +26,7 @@ from fxcollab.errors import CaptureError
 from fxcollab.graphs import attribute, copy_node, map_inputs
 from fxcollab.partition.effects import Write
 from fxcollab.provenance import META_KEY, Kind, Provenance
-from fxcollab.rewrite.copying import private_copy
-from fxcollab.rewrite.rescale import rescale
+from fxcollab.runtime import private_copy, rescale
 from fxcollab.tree import HeadTree, Path, branch_name
 
 

@@ -6,14 +6,15 @@ import keyword
 
 from torch import fx, nn
 
-from fxcollab.codegen import CollabGraphModule
-from fxcollab.errors import StateError
+from fxcollab.codegen import CollabGraphModule, Recompute
+from fxcollab.errors import PatternError, StateError
 from fxcollab.partition import Partition
 from fxcollab.partition.randomness import draws_randomly, module_draws_randomly
 from fxcollab.rewrite.duplicate import Cut, Duplicated, duplicate
-from fxcollab.rewrite.fed import Fed
 from fxcollab.rewrite.initialise import Factory, Init, check_init, initialise
 from fxcollab.rewrite.peers import State, build_peers, nest
+from fxcollab.rewrite.recomputable import refuse_writes_out_of_order
+from fxcollab.runtime import Fed
 
 
 def rewrite(
@@ -25,6 +26,7 @@ def rewrite(
     factory: Factory | None = None,
     rescale: bool = True,
     peers: str = "peers",
+    recompute: Recompute | None = None,
 ) -> CollabGraphModule:
     """The training model: its forward returns a tuple with one output a head, head 0 first.
 
@@ -39,10 +41,12 @@ def rewrite(
         factory: makes models like the captured one, for ``fresh``.
         rescale: False leaves the rescale nodes out (table 3's "no scaling").
         peers: the name under which peers live.
+        recompute: ``heads`` to keep the activations of the trunk and of one branch at a time, and to compute the
+            others again in the backward pass.
 
     Raises:
         StateError: the model has something of that name already.
-        PatternError: ``init`` would leave all heads equal.
+        PatternError: ``init`` would leave all heads equal, or branches can't be computed again.
     """
     if not peers.isidentifier() or keyword.iskeyword(peers):
         raise StateError(f"{peers!r} can't be the name of the peers.", hint="give a Python name: peers='heads'")
@@ -54,6 +58,8 @@ def rewrite(
             hint="give another: transform(..., peers='heads') (--peers heads)",
         )
     check_init(init, is_stochastic(captured, partition))
+    if recompute is not None:
+        _check_recompute(recompute, captured, partition)
     state = State(captured.root, partition.modules, partition.state)
     branches = build_peers(state, partition.tree)
     initialise(branches, state, partition.tree, init, seed, factory)
@@ -76,10 +82,19 @@ def rewrite(
     }
     modes = captured.modes.map(lambda graph: duplicated[graph].graph)
     constants = {name: getattr(captured, name) for name in captured.constants}
-    train_model = CollabGraphModule(captured.root, modes, constants=constants, peers={peers: nested})
+    train_model = CollabGraphModule(
+        captured.root, modes, constants=constants, peers={peers: nested}, recompute=recompute
+    )
     for result in duplicated.values():
         _add_fed(train_model, result)
     return train_model
+
+
+def _check_recompute(recompute: str, captured: CollabGraphModule, partition: Partition) -> None:
+    if recompute != "heads":
+        raise PatternError(f"There is nothing to recompute that is called {recompute!r}.", hint="recompute='heads'")
+    for graph in captured.modes:
+        refuse_writes_out_of_order(graph, partition.nodes[graph], partition.writes[graph])
 
 
 def is_stochastic(captured: CollabGraphModule, partition: Partition) -> bool:

@@ -44,4 +44,5 @@ def error(network: nn.Module) -> float:
     """The share of the test images that a network (of one head) gets wrong."""
     images, labels = test_set()
     network.eval()
+    images = images.to(next(network.parameters()).dtype)
     return float((network(images).argmax(1) != labels).float().mean())

@@ -30,7 +30,7 @@ from samples.integrations.digits import DigitNet, error, training_set
 BATCH = 64  # over all processes
 
 
-def main(strategy: str, epochs: int, output: Path) -> None:
+def main(strategy: str, epochs: int, output: Path, dtype: torch.dtype = torch.float32) -> None:
     """Train on this process' share of every batch; go on from ``output`` where there is a checkpoint."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
@@ -39,7 +39,7 @@ def main(strategy: str, epochs: int, output: Path) -> None:
     if BATCH % dist.get_world_size():
         raise SystemExit(f"{dist.get_world_size()} processes can't share a batch of {BATCH} evenly")
     torch.manual_seed(0)  # the same first weights everywhere
-    train_model = fxcollab.transform(DigitNet, splits=["stage1", "stage2"], seed=0).to(device)
+    train_model = fxcollab.transform(DigitNet, splits=["stage1", "stage2"], seed=0).to(device, dtype)
     model = _parallel(train_model, strategy, device)
     loss = fxcollab.CollaborativeLoss()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=1e-4)
@@ -50,14 +50,14 @@ def main(strategy: str, epochs: int, output: Path) -> None:
         for batch in order.split(BATCH)[: len(order) // BATCH]:
             share = batch.chunk(dist.get_world_size())[dist.get_rank()]
             optimizer.zero_grad()
-            loss(model(images[share].to(device)), labels[share].to(device)).backward()
+            loss(model(images[share].to(device, dtype)), labels[share].to(device)).backward()
             optimizer.step()
         _save(output, epoch + 1, model, optimizer)
     whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_rank() == 0:
         kept = fxcollab.prune_state_dict(whole, head=0)
         save_file(kept, output / "weights.safetensors")
-        network = DigitNet()
+        network = DigitNet().to(dtype)
         network.load_state_dict(kept)
         print(f"error of the plain network {error(network):.1%}")
     dist.destroy_process_group()
@@ -99,5 +99,6 @@ if __name__ == "__main__":
     parser.add_argument("--strategy", choices=["ddp", "fsdp2"], default="ddp")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("-o", "--output", type=Path, default=Path("run"))
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     options = parser.parse_args()
-    main(options.strategy, options.epochs, options.output)
+    main(options.strategy, options.epochs, options.output, getattr(torch, options.dtype))

@@ -119,9 +119,11 @@ def measure(network: str, pattern: str) -> Row:
     single = copy.deepcopy(model)
     train_model = fxcollab.transform(model, pattern, named, seed=0)  # type: ignore[arg-type]
     loss = fxcollab.CollaborativeLoss()
-    row = ratio(lambda: _step(train_model, loss, x, y), lambda: _step(by_hand, loss, x, y), pairs=7)
+    row = ratio(lambda: training_step(train_model, loss, x, y), lambda: training_step(by_hand, loss, x, y), pairs=7)
     alone = ratio(
-        lambda: _step(train_model, loss, x, y), lambda: _step(single, nn.functional.cross_entropy, x, y), pairs=5
+        lambda: training_step(train_model, loss, x, y),
+        lambda: training_step(single, nn.functional.cross_entropy, x, y),
+        pairs=5,
     )
     costs = fxcollab.training_costs(single, pattern, named, example_inputs=(x,))  # type: ignore[arg-type]
     times = 1 / alone["ratio"]
@@ -146,6 +148,7 @@ def _parts(stages: list[nn.Module], pattern: str) -> list[nn.Module]:
     return stages if pattern == "hierarchical" else [stages[0], nn.Sequential(*stages[1:])]
 
 
-def _step(model: nn.Module, loss: Callable[..., Tensor], x: Tensor, y: Tensor) -> None:
+def training_step(model: nn.Module, loss: Callable[..., Tensor], x: Tensor, y: Tensor) -> None:
+    """Forward, loss and backward."""
     model.zero_grad()
     loss(model(x), y).backward()

@@ -11,59 +11,28 @@ Where a forward depends on ``self.training`` there are two graphs, one a mode; t
 from __future__ import annotations
 
 import copy
-import inspect
-import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import fx, nn
 from torch.fx.graph import PythonCode
-from torch.fx.node import map_aggregate
 
-from fxcollab.graphs import copy_graph, first_difference
+from fxcollab.codegen.branches import branch_by_branch
+from fxcollab.codegen.forwards import definitions, dispatch, merge
+from fxcollab.codegen.modes import Modes, put_in_mode
+from fxcollab.codegen.packing import pack, unpack
+from fxcollab.graphs import copy_graph
 from fxcollab.printable import make_printable
-from fxcollab.provenance import META_KEY
 
+Recompute: TypeAlias = Literal["heads"]
 _STATE_HOOKS = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Modes:
-    """The graph of train mode and that of eval mode; one and the same object where they don't differ."""
-
-    train: fx.Graph
-    eval: fx.Graph
-
-    @classmethod
-    def merged(cls, train: fx.Graph, evaluation: fx.Graph) -> Modes:
-        """Both modes, held as one graph where they are equal node for node."""
-        return cls(train, train if first_difference(train, evaluation) is None else evaluation)
-
-    @property
-    def differ(self) -> bool:
-        """Whether the structure depends on the mode."""
-        return self.train is not self.eval
-
-    def map(self, function: Callable[[fx.Graph], fx.Graph]) -> Modes:
-        """``function`` of each graph, called once where both modes share one."""
-        train = function(self.train)
-        return Modes(train, function(self.eval) if self.differ else train)
-
-    def of(self, training: bool) -> fx.Graph:
-        """The graph of one mode."""
-        return self.train if training else self.eval
-
-    def __iter__(self) -> Iterator[fx.Graph]:
-        """The distinct graphs."""
-        return iter((self.train, self.eval) if self.differ else (self.train,))
 
 
 class CollabGraphModule(fx.GraphModule):
@@ -74,6 +43,7 @@ class CollabGraphModule(fx.GraphModule):
         modes: the graphs.
         constants: plain tensors that the graphs refer to by name and that are no state.
         peers: modules added after the root's own, under these names.
+        recompute: ``heads`` to run branch by branch, each computed again in the backward pass (see `branches`).
     """
 
     def __init__(
@@ -83,6 +53,7 @@ class CollabGraphModule(fx.GraphModule):
         *,
         constants: Mapping[str, torch.Tensor] | None = None,
         peers: Mapping[str, nn.Module] | None = None,
+        recompute: Recompute | None = None,
     ) -> None:
         super().__init__(nn.Module(), fx.Graph(), class_name=type(root).__name__)
         # The very dictionaries, not copies: .to(), .double() and load_state_dict(assign=True) replace their
@@ -101,6 +72,7 @@ class CollabGraphModule(fx.GraphModule):
         self.__dict__["_modes"] = modes
         self.__dict__["_peers"] = tuple(peers or ())
         self.__dict__["_constants"] = tuple(constants or ())
+        self.__dict__["_recompute"] = recompute
         _adopt_extra_state(self)
         self.training = root.training
         self.graph = modes.of(self.training)
@@ -125,6 +97,12 @@ class CollabGraphModule(fx.GraphModule):
         return names
 
     @property
+    def recompute(self) -> Recompute | None:
+        """What is computed again in the backward pass; None for nothing."""
+        recompute: Recompute | None = self.__dict__["_recompute"]
+        return recompute
+
+    @property
     def graph(self) -> fx.Graph:
         """The graph of the present mode. Assigning another replaces it in the modes that share it."""
         return self._graph
@@ -140,20 +118,26 @@ class CollabGraphModule(fx.GraphModule):
 
     def recompile(self) -> PythonCode:
         """Generate the forward again after the graph was edited in place."""
-        make_printable(self._graph)
         if "_modes" not in self.__dict__ or not self.modes.differ:
-            return super().recompile()
-        active, compiled = self._graph, {}
+            return self._generate(self._graph)
+        compiled = {}
         for training in (not self.training, self.training):
-            self._graph = self.modes.of(training)
-            make_printable(self._graph)
-            result = super().recompile()
+            result = self._generate(self.modes.of(training))
             compiled[training] = (type(self).forward, self._code)
-        self._graph = active
-        definition = next(_definitions(compiled[True][1])).split("\n", 1)[0]
-        type(self).forward = _dispatch(definition, compiled[True][0], compiled[False][0])
-        self._code = _merge(compiled[True][1], compiled[False][1])
+        definition = next(definitions(compiled[True][1])).split("\n", 1)[0]
+        type(self).forward = dispatch(definition, compiled[True][0], compiled[False][0])
+        self._code = merge(compiled[True][1], compiled[False][1])
         return result
+
+    def _generate(self, graph: fx.Graph) -> PythonCode:
+        """Make the forward of one graph."""
+        make_printable(graph)
+        active = self._graph
+        self._graph = branch_by_branch(graph, self) if self.__dict__.get("_recompute") else graph
+        try:
+            return super().recompile()
+        finally:
+            self._graph = active
 
     def train(self, mode: bool = True) -> CollabGraphModule:
         """Set the mode of all modules the way the root does; peers follow the modules they stem from."""
@@ -194,7 +178,7 @@ class CollabGraphModule(fx.GraphModule):
     def __reduce__(self) -> tuple[Any, ...]:
         """Keep the graph itself, not code to be traced again: that would change in-place operations."""
         state = {k: v for k, v in self.__dict__.items() if k not in _GENERATED}
-        graphs = [_pack(graph) for graph in self.modes]
+        graphs = [pack(graph) for graph in self.modes]
         return _unpickle, (state, graphs)
 
 
@@ -227,14 +211,6 @@ def _plain_attributes(root: nn.Module, modes: Modes) -> set[str]:
     return {name for name in heads - registered if hasattr(root, name)}
 
 
-def put_in_mode(root: nn.Module, mode: bool) -> None:
-    """As the model's own ``train()`` does, which may keep a part in eval mode."""
-    try:
-        root.train(mode)
-    except NotImplementedError:  # exported modules refuse: their graph has one mode for good
-        nn.Module.train(root, mode)
-
-
 def _follow_modes(peers: nn.Module | None, origins: Mapping[str, nn.Module]) -> None:
     for branch in peers.children() if peers is not None else ():
         for name, module in branch.named_modules():
@@ -242,100 +218,7 @@ def _follow_modes(peers: nn.Module | None, origins: Mapping[str, nn.Module]) -> 
                 module.training = origins[name].training
 
 
-def _dispatch(definition: str, train: Callable[..., Any], evaluation: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward that asks ``self.training``, under the very signature of the generated ones.
-
-    It is made from source: tracers read a forward's parameters off its code object.
-    """
-    arguments = ", ".join(inspect.signature(train).parameters)
-    source = f"{definition}\n    return (_train if self.training else _eval)({arguments})"
-    scope = {**train.__globals__, "_train": train, "_eval": evaluation}
-    exec(compile(source, "<forward of both modes>", "exec", dont_inherit=True), scope)
-    forward: Callable[..., Any] = scope["forward"]
-    return forward
-
-
-def _merge(train: str, evaluation: str) -> str:
-    """Both generated forwards as one text."""
-    (head, train_body), (_, eval_body) = (code.split("\n", 1) for code in _definitions(train, evaluation))
-    bodies = [textwrap.indent(body, "    ") for body in (train_body, eval_body)]
-    return f"\n{head}\n    if self.training:\n{bodies[0]}\n    else:\n{bodies[1]}"
-
-
-def _definitions(*codes: str) -> Iterator[str]:
-    return (code[code.index("def forward") :].rstrip() for code in codes)
-
-
-@dataclass(frozen=True)
-class _Input:
-    """A node as an argument in a packed graph."""
-
-    name: str
-
-
-def _pack(graph: fx.Graph) -> dict[str, Any]:
-    nodes = [
-        (
-            node.op,
-            node.name,
-            _pack_target(node.target),
-            map_aggregate(node.args, _pack_argument),
-            map_aggregate(node.kwargs, _pack_argument),
-            node.type,
-            {key: node.meta[key] for key in (META_KEY, "stack_trace") if key in node.meta},
-        )
-        for node in graph.nodes
-    ]
-    return {"nodes": nodes, "codegen": graph._codegen}
-
-
-def _pack_argument(value: Any) -> Any:
-    if isinstance(value, fx.Node):
-        return _Input(value.name)
-    return _pack_target(value) if isinstance(value, torch._ops.OpOverload) else value
-
-
-@dataclass(frozen=True)
-class _Operator:
-    """An operator overload by name; torch's own can't be pickled."""
-
-    name: str
-
-    def resolve(self) -> Any:
-        namespace, name = self.name.split("::")
-        operator, _, overload = name.partition(".")
-        return getattr(getattr(getattr(torch.ops, namespace), operator), overload or "default")
-
-
-def _pack_target(target: Any) -> Any:
-    return _Operator(target.name()) if isinstance(target, torch._ops.OpOverload) else target  # type: ignore[no-untyped-call]
-
-
 def _unpickle(state: dict[str, Any], graphs: list[dict[str, Any]]) -> CollabGraphModule:
-    unpacked = [_unpack(graph) for graph in graphs]
+    unpacked = [unpack(graph) for graph in graphs]
     new = CollabGraphModule.__new__(CollabGraphModule)
     return _restore(new, state | {"_modes": Modes(unpacked[0], unpacked[-1])})
-
-
-def _unpack(packed: dict[str, Any]) -> fx.Graph:
-    graph = fx.Graph()
-    values: dict[str, fx.Node] = {}
-
-    def argument(value: Any) -> Any:
-        if isinstance(value, _Input):
-            return values[value.name]
-        return value.resolve() if isinstance(value, _Operator) else value
-
-    for op, name, target, args, kwargs, type_expr, meta in packed["nodes"]:
-        node = graph.create_node(
-            op,
-            argument(target),
-            map_aggregate(args, argument),
-            map_aggregate(kwargs, argument),
-            name=name,
-            type_expr=type_expr,
-        )
-        node.meta.update(meta)
-        values[name] = node
-    graph.set_codegen(packed["codegen"])
-    return graph

@@ -1,0 +1,170 @@
+"""Code that runs branch by branch, each branch a function that is computed again in the backward pass.
+
+The graph stays as it is. A copy of it, in the order of its branches, is what code is generated from; the statements
+of each branch then become a function of what the branch reads:
+
+    def branch_b0_1(rescale_1):
+        layer4_b0_1 = self.peers.b0_1.layer4(rescale_1);  rescale_1 = None
+        return layer4_b0_1
+    layer4_b0_1 = fxcollab_recompute(branch_b0_1, (self.peers.b0_1.layer4,), rescale_1)
+
+A branch is followed by those that lie behind it, then by its sibling: ``b0, b0_0, b0_1, b1, b1_0, b1_1``. A node
+depends on its own branch and on those before it, so this is an order of the data flow too; and in the backward pass
+the gradient of one branch's result is used up before the sibling's is made.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.graph import _format_target
+
+from fxcollab.graphs import copy_graph
+from fxcollab.provenance import provenance
+from fxcollab.runtime import Fed, recompute
+from fxcollab.tree import Path, branch_name
+
+_MARK = re.compile(r"# COUNTER: (\d+)\n")  # what torch.fx puts before the statement of each node
+_CALLS = ("call_module", "call_function", "call_method")
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """The nodes of one branch.
+
+    Attributes:
+        name: of the function that they become.
+        first, last: positions of its first and last node in the order of the branches.
+        inputs: what it reads of other branches.
+        outputs: what other branches read of it.
+        spent: inputs that nothing reads after it.
+        stateful: expressions for modules, and pairs of a module and a name, whose buffers it may write.
+    """
+
+    name: str
+    first: int
+    last: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    spent: tuple[str, ...]
+    stateful: tuple[str, ...]
+
+
+def branch_by_branch(graph: fx.Graph, root: nn.Module) -> fx.Graph:
+    """A copy of a training graph whose code runs branch by branch, each under `recompute`.
+
+    Args:
+        graph: the graph, which stays as it is.
+        root: the module that targets refer to.
+
+    Raises:
+        StateError: a node was added that belongs to no branch.
+    """
+    ordered = copy_graph(graph, sorted(graph.nodes, key=_place))
+    codegen: Any = copy.copy(graph._codegen)
+    codegen._body_transformer = partial(_in_functions, segments=tuple(_segments(ordered, root)))
+    codegen.additional_globals = lambda: [("fxcollab_recompute", recompute)]
+    ordered.set_codegen(codegen)
+    return ordered
+
+
+def _place(node: fx.Node) -> tuple[int, Path]:
+    """Inputs, then the trunk and every branch before those behind it, then the output."""
+    if node.op == "placeholder":
+        return 0, ()
+    branch = provenance(node).branch
+    return (2, ()) if node.op == "output" else (1, branch)
+
+
+def _segments(ordered: fx.Graph, root: nn.Module) -> Iterator[_Segment]:
+    positions = {node: position for position, node in enumerate(ordered.nodes)}
+    taken = {node.name for node in ordered.nodes}
+    for (_, branch), found in groupby(list(ordered.nodes), key=_place):
+        nodes = list(found)
+        if not branch or not any(node.op in _CALLS for node in nodes):
+            continue
+        inside = set(nodes)
+        read = dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source not in inside)
+        last = positions[nodes[-1]]
+        yield _Segment(
+            name=_fresh(f"branch_{branch_name(branch)}", taken),
+            first=positions[nodes[0]],
+            last=last,
+            inputs=_names(read),
+            outputs=_names(node for node in nodes if any(user not in inside for user in node.users)),
+            spent=_names(node for node in read if all(positions[user] <= last for user in node.users)),
+            stateful=tuple(dict.fromkeys(_stateful(nodes, root))),
+        )
+
+
+def _names(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
+    return tuple(node.name for node in nodes)
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name = f"{name}_"
+    taken.add(name)
+    return name
+
+
+def _stateful(nodes: Iterable[fx.Node], root: nn.Module) -> Iterator[str]:
+    """Where the buffers are registered that nodes call or read."""
+    for node in nodes:
+        target: Any = node.target  # a text that prints itself between quotes
+        if node.op == "call_module" and _has_buffers(root.get_submodule(target)):
+            yield _format_target("self", target)
+        elif node.op == "get_attr":
+            owner, _, name = target.rpartition(".")
+            if name in root.get_submodule(owner)._buffers:
+                yield f"({_format_target('self', owner) if owner else 'self'}, {name!r})"
+
+
+def _has_buffers(module: nn.Module) -> bool:
+    module = module.module if isinstance(module, Fed) else module
+    return next(module.buffers(), None) is not None
+
+
+def _in_functions(body: Sequence[str], segments: Sequence[_Segment]) -> list[str]:
+    """The statements of a forward, those of each segment put into a function."""
+    statements = _by_node("".join(body))
+    for segment in segments:
+        own = "".join(statements[segment.first : segment.last + 1])
+        statements[segment.first : segment.last + 1] = ["", *[""] * (segment.last - segment.first)]
+        statements[segment.last] = _function(segment, own) + _call(segment)
+    return statements
+
+
+def _by_node(body: str) -> list[str]:
+    """What is generated for each node, with the mark before it."""
+    starts = [mark.start() for mark in _MARK.finditer(body)]
+    assert starts and not body[: starts[0]].strip(), "torch.fx no longer marks the statements of nodes"
+    return [body[start:end] for start, end in zip(starts, [*starts[1:], len(body)], strict=True)]
+
+
+def _function(segment: _Segment, statements: str) -> str:
+    inner = f"{statements}return {_tuple(segment.outputs)}\n"
+    return f"def {segment.name}({', '.join(segment.inputs)}):\n{textwrap.indent(inner, '    ')}"
+
+
+def _call(segment: _Segment) -> str:
+    arguments = ", ".join((segment.name, _parenthesised(segment.stateful), *segment.inputs))
+    freed = "".join(f";  {name} = None" for name in segment.spent)
+    return f"{_tuple(segment.outputs)} = fxcollab_recompute({arguments}){freed}\n"
+
+
+def _tuple(names: Sequence[str]) -> str:
+    """One value, or several as a tuple."""
+    return names[0] if len(names) == 1 else _parenthesised(names)
+
+
+def _parenthesised(items: Sequence[str]) -> str:
+    return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"

@@ -1,0 +1,48 @@
+"""Which graphs can be run branch by branch, and each branch twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import fx
+
+from fxcollab.errors import PatternError
+from fxcollab.graphs import place
+from fxcollab.partition.effects import Write
+
+
+def refuse_writes_out_of_order(graph: fx.Graph, levels: Mapping[fx.Node, int], writes: tuple[Write, ...]) -> None:
+    """Refuse what a branch would see differently if all shallower nodes had run before it, or if it ran again.
+
+    Args:
+        graph: a captured graph.
+        levels: the level of every node.
+        writes: in-place writes into the storage of values that cross.
+
+    Raises:
+        PatternError: a value is written after a deeper branch has read it, or a branch writes into shallower state.
+    """
+    positions = {node: position for position, node in enumerate(graph.nodes)}
+    for write in writes:
+        for root in write.roots:
+            for reader in _early_readers(write, root, levels, positions):
+                raise _refusal(write, f"{reader.name!r}, which lies behind a split, reads {root.name!r} before it")
+            if root.op == "get_attr" and levels[root] < levels[write.node]:
+                raise _refusal(write, f"what it writes into, {root.target}, belongs to a shallower level")
+
+
+def _early_readers(
+    write: Write, root: fx.Node, levels: Mapping[fx.Node, int], positions: Mapping[fx.Node, int]
+) -> Iterator[fx.Node]:
+    for reader in root.users:
+        if positions[reader] < positions[write.node] and levels[reader] > levels[write.node]:
+            yield reader
+
+
+def _refusal(write: Write, why: str) -> PatternError:
+    return PatternError(
+        "Branches can't be computed again: a value is written in place.",
+        where=place(write.node),
+        why=why,
+        hint="leave recompute out, or compute a new value instead of writing into one",
+    )
