@@ -307,6 +307,7 @@ def test_the_summary_of_a_small_net_by_hand() -> None:
         guessed=False,
         costs_unknown=None,
         given_up=(),
+        recompute=None,
     )
 
 

@@ -41,7 +41,7 @@ class Setting:
 DATA: Mapping[str, Callable[[Path], DataSet]] = {
     "digits, 256": lambda folder: digits(256),
     "Fashion-MNIST": lambda folder: fashion_mnist(),
-    "Fashion-MNIST, 2,000 halved": lambda folder: fashion_mnist(count=2_000, halved=True),
+    "Fashion-MNIST, 1,000 halved": lambda folder: fashion_mnist(count=1_000, halved=True),
     "CIFAR-10": lambda folder: cifar(10, folder),
     "CIFAR-100": lambda folder: cifar(100, folder),
     "ImageNet": lambda folder: image_folder(folder / "imagenet"),
@@ -50,7 +50,7 @@ DATA: Mapping[str, Callable[[Path], DataSet]] = {
 _CIFAR = Recipe(300)
 _SMOKE = Setting("digits, 256", "ResNet-8, grey", Recipe(1, batch=64), 1)
 # Few images and many epochs: like the networks of the paper after 300 epochs of CIFAR, this one fits its data.
-_CPU = Setting("Fashion-MNIST, 2,000 halved", "ResNet-8, grey", Recipe(100, batch=64), 3)
+_CPU = Setting("Fashion-MNIST, 1,000 halved", "ResNet-8, grey", Recipe(100, batch=32), 3)
 _GPU = Setting("Fashion-MNIST", "ResNet-32, grey", Recipe(30, bfloat16=True), 3)
 SCALES: Mapping[str, Mapping[Role, tuple[Setting, ...]]] = {
     "smoke": {"CIFAR-10": (_SMOKE,), "CIFAR-100": (_SMOKE,), "ImageNet": (_SMOKE,)},
