@@ -37,6 +37,7 @@ from fxcollab.partition import partition
 from fxcollab.prune import prune
 from fxcollab.rewrite import rewrite
 from fxcollab.runtime import private_copy, rescale
+from fxcollab.spread import gathered_state_dict, gradient_norm, spread
 from fxcollab.state_dict import prune_state_dict
 from fxcollab.summary import Summary, summarise
 from fxcollab.transform import transform
@@ -77,6 +78,8 @@ __all__ = [
     "diff",
     "evenness",
     "find_splits",
+    "gathered_state_dict",
+    "gradient_norm",
     "load",
     "partition",
     "private_copy",
@@ -85,6 +88,7 @@ __all__ = [
     "rescale",
     "rewrite",
     "save",
+    "spread",
     "summarise",
     "training_costs",
     "transform",

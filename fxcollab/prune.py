@@ -75,7 +75,7 @@ def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path) -> fx.Graph:
     for node in graph.nodes:
         origin = provenance(node)
         if origin.kind == "output":
-            output = new.output(map_inputs(_output_of(graph, tree, path), value), type_expr=origin.target)
+            output = new.output(map_inputs(output_of(graph, tree, path), value), type_expr=origin.target)
             output.meta = _without_provenance(node)
         elif not origin.inserted and origin.branch == path[: len(origin.branch)]:
             args = node.args[1:] if origin.fed else node.args
@@ -88,27 +88,28 @@ def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path) -> fx.Graph:
                 type_expr=node.type,
             )
             kept[node].meta = _without_provenance(node)
-    new.set_codegen(_codegen_for_one(graph._codegen))
+    new.set_codegen(codegen_for_one(graph._codegen))
     return new
 
 
-def _output_of(graph: fx.Graph, tree: HeadTree, path: Path) -> Any:
+def output_of(graph: fx.Graph, tree: HeadTree, path: Path) -> Any:
     """What one head contributes to the training graph's output."""
     outputs: Any = get_output(graph).args[0]
     head = list(tree.paths(tree.depth)).index(path)
-    if not _flat(graph._codegen):
+    if not is_flat(graph._codegen):
         return outputs[head]
     size = len(outputs) // tree.heads
     return type(outputs)(outputs[head * size : (head + 1) * size])
 
 
-def _flat(codegen: CodeGen) -> bool:
+def is_flat(codegen: CodeGen) -> bool:
     """Whether a graph returns the leaves of its outputs, to be put together by a pytree spec."""
     return isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
 
 
-def _codegen_for_one(codegen: CodeGen) -> CodeGen:
-    if not isinstance(codegen, _PyTreeCodeGen) or not _flat(codegen):
+def codegen_for_one(codegen: CodeGen) -> CodeGen:
+    """Code generation for a graph that returns what one head does."""
+    if not isinstance(codegen, _PyTreeCodeGen) or not is_flat(codegen):
         return codegen
     spec: Any = codegen.pytree_info.out_spec
     one = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)[0]
@@ -125,7 +126,7 @@ def _own_root(model: CollabGraphModule) -> nn.Module:
     own = {name: child for name, child in model._modules.items() if name != peers}
     if all(model.root._modules.get(name) is child for name, child in own.items()):
         return model.root
-    root = _shallow(model.root)
+    root = shallow(model.root)
     root.__dict__["_modules"] = own
     return root
 
@@ -139,7 +140,7 @@ def _branches(model: CollabGraphModule, path: Path) -> list[nn.Module]:
 
 def _graft(module: nn.Module, branches: list[nn.Module]) -> nn.Module:
     """A copy of ``module`` that holds the peers of ``branches`` in the place of their originals."""
-    new = _shallow(module)
+    new = shallow(module)
     for branch in branches:
         new._parameters.update(branch._parameters)
         new._buffers.update(branch._buffers)
@@ -155,7 +156,7 @@ def _graft(module: nn.Module, branches: list[nn.Module]) -> nn.Module:
     return new
 
 
-def _shallow(module: nn.Module) -> nn.Module:
+def shallow(module: nn.Module) -> nn.Module:
     """A module of the same class with registries of its own over the same entries."""
     if isinstance(module, fx.GraphModule):
         new = nn.Module()

@@ -8,6 +8,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
@@ -72,10 +73,41 @@ def belongs_to_the_machinery(file: str) -> bool:
 def scopes(root: nn.Module) -> Iterator[dict[str, Any]]:
     """The globals of all code that is neither Python's nor torch's, and of the forwards in no loaded module."""
     foreign = {cls for module in root.modules() for cls in type(module).__mro__ if not _is_standard(cls.__module__)}
-    loaded = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
-    yield from (vars(module) for name, module in loaded if not _is_standard(name))
+    yield from loaded_scopes().foreign
     forwards = (inspect.unwrap(vars(cls)["forward"]) for cls in foreign if "forward" in vars(cls))
     yield from (function.__globals__ for function in forwards if isinstance(function, FunctionType))
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedScopes:
+    """The globals of what is loaded.
+
+    Attributes:
+        modules: what is loaded, held so that ids stay theirs.
+        all: the globals of every module.
+        foreign: those of code that is neither Python's nor torch's.
+    """
+
+    modules: tuple[object, ...]
+    all: tuple[dict[str, Any], ...]
+    foreign: tuple[dict[str, Any], ...]
+
+
+def loaded_scopes() -> LoadedScopes:
+    """What is loaded now; gone through only where it is not what was loaded the last time."""
+    loaded = dict(sys.modules)
+    return _scopes_of(tuple(loaded), tuple(map(id, loaded.values())))
+
+
+@functools.lru_cache(1)
+def _scopes_of(names: tuple[str, ...], ids: tuple[int, ...]) -> LoadedScopes:
+    loaded = [(name, sys.modules.get(name)) for name in names]
+    modules = [(name, module) for name, module in loaded if isinstance(module, ModuleType)]
+    return LoadedScopes(
+        tuple(module for _, module in loaded),
+        tuple(vars(module) for _, module in modules),
+        tuple(vars(module) for name, module in modules if not _is_standard(name)),
+    )
 
 
 def is_helper(function: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from fxcollab.capture.callers import belongs_to_the_machinery
 from fxcollab.capture.examples import example_tensors, guess_inputs
 from fxcollab.capture.helpers import Helper, innermost_helper
 from fxcollab.capture.interface import ExampleInputs, Interface, interface_of
-from fxcollab.capture.leaks import proxies_taken_out
+from fxcollab.capture.leaks import proxies_taken_out, take_out_of_caches
 from fxcollab.capture.patches import NoExampleError, UntraceableError
 from fxcollab.capture.preflight import given_up
 from fxcollab.capture.preserve import preserved
@@ -132,14 +133,26 @@ def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tenso
     A helper function that asks for values becomes one node, and asks at every call. Where a module's own forward
     asks, an example answers.
     """
+    with proxies_taken_out() as proxies:
+        return _tried(request, training, constants, proxies)
+
+
+def _tried(
+    request: _Request,
+    training: bool,
+    constants: Mapping[str, Tensor] | None,
+    proxies: list[weakref.ref[fx.Proxy]],
+) -> _Traced:
     model, helpers = request.model, list[Helper]()
     resorts = request.examples()
     structured = any(spec.structured for spec in request.interface.inputs)  # of what? only an example tells
     examples = next(resorts) if structured else None
     while True:
+        take_out_of_caches(proxies)  # of the attempt before, whose error is gone
+        proxies.clear()
         try:
             # what one mode sets or draws must not be seen in the other
-            with proxies_taken_out() as proxies, undrawn() as generators, preserved(model.modules()) as assigned:
+            with undrawn() as generators, preserved(model.modules()) as assigned:
                 tracer = LazyTracer(
                     request.opened,
                     request.interface,

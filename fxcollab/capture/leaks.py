@@ -9,7 +9,7 @@ import functools
 import gc
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,17 +23,29 @@ def proxies_taken_out() -> Iterator[list[weakref.ref[fx.Proxy]]]:
     try:
         yield proxies
     finally:
-        _take_out_of_caches(proxies)
+        take_out_of_caches(proxies)
 
 
-def _take_out_of_caches(proxies: Iterable[weakref.ref[fx.Proxy]]) -> None:
-    """Remove what is left of proxies from dictionaries, lists, sets and caches of functions."""
+def take_out_of_caches(proxies: Iterable[weakref.ref[fx.Proxy]]) -> None:
+    """Remove what is left of proxies from dictionaries, lists, sets and caches of functions.
+
+    Whatever lives is gone through where one is left, so let go of an error first: its frames hold them.
+    """
     alive = [proxy for reference in proxies if (proxy := reference()) is not None]
     if not alive:
         return
-    ids = {id(proxy) for proxy in alive}
-    for holder in tuple(gc.get_referrers(*alive)):  # a list would be among the holders of tuples, and change
-        if holder is not alive:
+    holders = tuple(gc.get_referrers(*alive))  # a list would be among the holders of tuples, and change
+    _take_out_of(holders, alive)
+    tuples = tuple(holder for holder in holders if type(holder) is tuple)
+    if tuples:  # a tuple can't be changed; whatever caches it, can
+        outer = (o for o in gc.get_referrers(*tuples) if isinstance(o, dict | list | functools._lru_cache_wrapper))
+        _take_out_of(outer, tuples)
+
+
+def _take_out_of(holders: Iterable[Any], values: Collection[object]) -> None:
+    ids = set(map(id, values))
+    for holder in holders:
+        if holder is not values:
             _take_out(holder, ids)
 
 
@@ -50,7 +62,3 @@ def _take_out(holder: Any, ids: set[int]) -> None:
             holder.discard(value)
     elif isinstance(holder, functools._lru_cache_wrapper):
         holder.cache_clear()
-    elif type(holder) is tuple:
-        for outer in gc.get_referrers(holder):  # a tuple can't be changed; whatever caches it, can
-            if isinstance(outer, dict | list | functools._lru_cache_wrapper):
-                _take_out(outer, {id(holder)})

@@ -5,7 +5,6 @@ Tracers of several threads wait for one another (see `LazyTracer`); what other t
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint as original_checkpoint
 
+from fxcollab.capture.callers import loaded_scopes
 from fxcollab.capture.operators import INPLACE, CustomFunction, writes_in_place
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def patched(tracer: LazyTracer) -> Iterator[None]:
     function: Any = torch.autograd.Function
     autocast: Any = torch.autocast
     apply, enter = function.__dict__["apply"], autocast.__enter__
-    scopes = [vars(module) for module in list(sys.modules.values()) if _holds_checkpoint(module)]
+    scopes = [scope for scope in loaded_scopes().all if scope.get("checkpoint") is original_checkpoint]
     function.apply = classmethod(_recording(tracer, apply))
     autocast.__enter__ = _refusing(tracer, enter)
     for scope in scopes:
@@ -151,6 +151,7 @@ def rewired(tracer: LazyTracer, scopes: Iterable[dict[str, Any]]) -> Iterator[No
     """
     facade, answers = _Facade(tracer), _answers(tracer)
     given: list[dict[str, Any]] = []
+    loaded = loaded_scopes()
     try:
         for scope in scopes:
             given.append(scope)
@@ -160,7 +161,8 @@ def rewired(tracer: LazyTracer, scopes: Iterable[dict[str, Any]]) -> Iterator[No
                 scope.setdefault(name, answer)
         yield
     finally:
-        loaded_since = (vars(module) for module in list(sys.modules.values()) if isinstance(module, ModuleType))
+        now = loaded_scopes()
+        loaded_since = now.all if now is not loaded else ()
         for scope in (*given, *loaded_since):  # a module that was loaded meanwhile may have taken names over
             if scope.get("torch") is facade:
                 scope["torch"] = torch
@@ -267,10 +269,6 @@ def _refusing(tracer: LazyTracer, enter: Callable[..., Any]) -> Callable[..., An
         raise UntraceableError("autocast is switched inside the forward, and a graph would forget that")
 
     return refuse
-
-
-def _holds_checkpoint(module: Any) -> bool:
-    return getattr(module, "__dict__", {}).get("checkpoint") is original_checkpoint
 
 
 def _seeing_through(tracer: LazyTracer) -> Callable[..., Any]:

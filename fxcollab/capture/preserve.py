@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -60,7 +59,7 @@ def _snapshot(module: nn.Module) -> _Saved:
     attributes, seen = dict(module.__dict__), set[int]()
     filled = ((name, value) for name, value in attributes.items() if type(value) in _HOLDERS)
     inside = ((name, container) for name, value in filled for container in _containers([value], seen))
-    return attributes, [(name, container, copy.copy(container)) for name, container in inside]
+    return attributes, [(name, container, container.copy()) for name, container in inside]
 
 
 def _containers(values: Iterable[Any], seen: set[int]) -> Iterator[Any]:

@@ -315,9 +315,8 @@ class LazyTracer(fx.Tracer):
         return self.create_node("call_method", "format", (template, *(nodes[name] for name in names)), {})
 
     def _filter_traceback_frames(self, user_stack_summary: traceback.StackSummary) -> traceback.StackSummary:
-        frames = [f for f in user_stack_summary if not belongs_to_the_machinery(f.filename)]
-        inside = [f.filename for f in user_stack_summary].index(__file__)
-        frames = [f for f in frames if list(user_stack_summary).index(f) > inside]
+        inside = [frame.filename for frame in user_stack_summary].index(__file__)
+        frames = [f for f in user_stack_summary[inside + 1 :] if not belongs_to_the_machinery(f.filename)]
         return traceback.StackSummary.from_list(frames)
 
     def _name_constant(self, constant: Tensor) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, is_dataclass
 from functools import cache
@@ -137,11 +138,8 @@ def _traced_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects 
     with proxies_taken_out() as proxies, undrawn(), preserved(modules):
         for training in (True, False):
             set_mode(modules, training)
-            try:
-                tracer = LazyTracer(frozenset(), interface, operators=True, proxies=proxies)
-                tracer.record_stack_traces = False
-                graph = tracer.trace(module)
-            except (Exception, UntraceableError):  # whatever user code raises on proxies: the module stays unseen
+            graph = _traced(module, interface, proxies)
+            if graph is None:
                 return None
             storages = track_storages(graph, EffectAnalysis(module), graph.find_nodes(op="placeholder"))
             if not all(write.certain for write in storages.writes):
@@ -150,6 +148,16 @@ def _traced_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects 
             returned = get_output(graph).all_input_nodes
             shares |= {str(root.target) for node in returned for root in storages.roots.get(node, ())}
     return _ModuleEffects(frozenset(writes), frozenset(shares))
+
+
+def _traced(module: nn.Module, interface: Interface, proxies: list[weakref.ref[fx.Proxy]]) -> fx.Graph | None:
+    """Its graph down to operations; None where that can't be had."""
+    tracer = LazyTracer(frozenset(), interface, operators=True, proxies=proxies)
+    tracer.record_stack_traces = False
+    try:
+        return tracer.trace(module)
+    except (Exception, UntraceableError):  # whatever user code raises on proxies: the module stays unseen
+        return None
 
 
 @dataclass(frozen=True)

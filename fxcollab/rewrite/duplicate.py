@@ -127,7 +127,7 @@ class _Writer:
         leaves: Any = type(node.args[0])  # a tuple or a list; pruning gives back the same
         new = self._graph.output(leaves(leaf for head in heads for leaf in head) if flat else tuple(heads))
         new.meta = {**node.meta, META_KEY: Provenance("output", node.name, (), node.type)}
-        self._graph.set_codegen(_codegen_for_heads(codegen, self._tree.heads))
+        self._graph.set_codegen(codegen_for_heads(codegen, self._tree.heads))
 
     def _value(self, source: fx.Node, path: Path) -> fx.Node:
         """What an instance of branch ``path`` reads where the original reads ``source``."""
@@ -263,7 +263,7 @@ def _may_carry_gradient(node: fx.Node, root: nn.Module) -> bool:
     return not plain or any(_may_carry_gradient(source, root) for source in node.all_input_nodes)
 
 
-def _codegen_for_heads(codegen: CodeGen, heads: int) -> CodeGen:
+def codegen_for_heads(codegen: CodeGen, heads: int) -> CodeGen:
     """Code generation for a graph that returns one output a head."""
     if type(codegen) is CodeGen:
         return codegen
