@@ -124,10 +124,16 @@ def get_output(graph: fx.Graph) -> fx.Node:
 
 
 class Interpreter(fx.Interpreter):
-    """Runs a module's graph node by node; hands on lists and dicts as such, as generated code does."""
+    """Runs a module's graph node by node.
+
+    As generated code does, it hands on lists and dicts as such, and lets go of values that nothing uses.
+    """
 
     def __init__(self, model: fx.GraphModule) -> None:
         super().__init__(model, graph=model.graph)
+        for node in model.graph.nodes:
+            if not node.users and node.op != "output":
+                self.user_to_last_uses.setdefault(node, []).append(node)
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
         """The arguments of a node; fx's own are immutable."""

@@ -512,3 +512,25 @@ def test_nothing_is_held_once_costs_are_known(measure: bool) -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+class Probed(nn.Module):
+    """A value that nothing uses: what it would need for a backward is let go of with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.probe, self.head = nn.Linear(3, 4), nn.Linear(4, 1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        self.probe(x)
+        return self.head(x * 2)
+
+
+def test_what_no_backward_needs_is_let_go_of() -> None:
+    captured = fxcollab.capture(Probed(), ("stem",))
+    found = profile(captured, Interface((InputSpec("x", (2, 3), "float32"),)))
+    died = {allocation.born: allocation.died for allocation in found.allocations}
+    died_of = {born.name: death for (phase, born), death in died.items() if phase == "forward"}
+    assert "probe" not in died_of
+    assert died_of["stem"] is not None and died_of["stem"][1].name == "mul"

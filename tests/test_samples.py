@@ -6,9 +6,12 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -309,7 +312,7 @@ def command(output: Path, epochs: int) -> list[str]:
 def test_a_killed_run_of_the_script_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     run = [sys.executable, "-m", "samples.train"]
-    killed = subprocess.Popen([*run, *command(tmp_path / "killed", 6)], env=environment, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen([*run, *command(tmp_path / "killed", 4)], env=environment, stderr=subprocess.DEVNULL)
     metrics = tmp_path / "killed/metrics.jsonl"
     while not metrics.exists() and killed.poll() is None:
         time.sleep(0.02)
@@ -318,14 +321,14 @@ def test_a_killed_run_of_the_script_goes_on_to_the_same_numbers(tmp_path: Path) 
     killed.wait()
     outputs = [
         subprocess.run(
-            [*run, *command(tmp_path / name, 6)], env=environment, check=True, capture_output=True, text=True
+            [*run, *command(tmp_path / name, 4)], env=environment, check=True, capture_output=True, text=True
         ).stdout
         for name in ("killed", "straight")
     ]
     metrics_of = [lines.read(tmp_path / name / "metrics.jsonl") for name in ("killed", "straight")]
     for resumed, straight in zip(*metrics_of, strict=True):
         assert {**resumed, "seconds": 0} == {**straight, "seconds": 0}
-    assert [line["number"] for line in metrics_of[0]] == [1, 2, 3, 4, 5, 6]
+    assert [line["number"] for line in metrics_of[0]] == [1, 2, 3, 4]
     assert json.loads(outputs[0])["error"] == json.loads(outputs[1])["error"]
     weights = load_file(tmp_path / "killed/weights.safetensors")
     resnet_cifar(8).load_state_dict(weights)  # strictly
@@ -411,14 +414,14 @@ def test_accelerate_trains_and_its_state_is_pruned() -> None:
 def test_the_plain_loop_trains_in_every_precision(dtype: torch.dtype) -> None:
     from samples.integrations.plain_loop import main
 
-    assert main(2, dtype) < 0.5
+    assert main(1, dtype) < 0.8
 
 
 def test_the_plain_loop_trains_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     from samples.integrations.plain_loop import main
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    assert main(2, torch.bfloat16, compiled=True) < 0.5
+    assert main(1, torch.bfloat16, compiled=True) < 0.8
 
 
 @pytest.fixture(scope="module")
@@ -427,10 +430,30 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     return launch(1, "ddp", 2, tmp_path_factory.mktemp("straight"))
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """The environment that torchrun gives the one process of a group."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in rank.items():
+            patch.setenv(name, value)
+        yield
+
+
 def launch(processes: int, strategy: str, epochs: int, folder: Path) -> dict[str, Tensor]:
+    """Train in float64, in which rounding stays small over two epochs; one process is this one."""
+    if processes == 1:
+        from samples.integrations.distributed import main
+
+        with alone():
+            main(strategy, epochs, folder, torch.float64)
+        return load_file(folder / "weights.safetensors")
     run = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     script = ["samples.integrations.distributed", "--strategy", strategy, "--epochs", str(epochs), "-o", str(folder)]
-    script += ["--dtype", "float64"]  # in which rounding stays small over two epochs
+    script += ["--dtype", "float64"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     subprocess.run([sys.executable, "-m", *run, "-m", *script], env=environment, check=True, capture_output=True)
     return load_file(folder / "weights.safetensors")

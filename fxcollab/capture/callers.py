@@ -95,13 +95,12 @@ class LoadedScopes:
 
 def loaded_scopes() -> LoadedScopes:
     """What is loaded now; gone through only where it is not what was loaded the last time."""
-    loaded = dict(sys.modules)
-    return _scopes_of(tuple(loaded), tuple(map(id, loaded.values())))
+    return _scopes_of(tuple(map(id, sys.modules.values())))
 
 
 @functools.lru_cache(1)
-def _scopes_of(names: tuple[str, ...], ids: tuple[int, ...]) -> LoadedScopes:
-    loaded = [(name, sys.modules.get(name)) for name in names]
+def _scopes_of(ids: tuple[int, ...]) -> LoadedScopes:
+    loaded = list(sys.modules.items())
     modules = [(name, module) for name, module in loaded if isinstance(module, ModuleType)]
     return LoadedScopes(
         tuple(module for _, module in loaded),

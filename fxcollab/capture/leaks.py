@@ -31,6 +31,8 @@ def take_out_of_caches(proxies: Iterable[weakref.ref[fx.Proxy]]) -> None:
 
     Whatever lives is gone through where one is left, so let go of an error first: its frames hold them.
     """
+    if any(reference() is not None for reference in proxies):
+        gc.collect(1)  # frames that torch.fx asks for are in circles
     alive = [proxy for reference in proxies if (proxy := reference()) is not None]
     if not alive:
         return

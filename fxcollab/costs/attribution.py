@@ -34,7 +34,6 @@ class Attributed(Interpreter):
     ) -> None:
         super().__init__(captured)
         self._enter, self._saw = enter, saw
-        self._seen: set[Any] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         """Run it as usual, and tell."""
@@ -46,14 +45,17 @@ class Attributed(Interpreter):
         return value
 
     def _mark(self, node: fx.Node, value: Any) -> None:
-        functions = [leaf.grad_fn for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        functions: list[Any] = [leaf.grad_fn for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
         while functions:
             function = functions.pop()
-            if function is None or function in self._seen or hasattr(function, "variable"):
+            if function is None or _SEEN in function.metadata or hasattr(function, "variable"):
                 continue
-            self._seen.add(function)
+            function.metadata[_SEEN] = True  # on itself: whoever held it would keep what it saved
             function.register_prehook(partial(_tell, self._enter, node))  # not self: a circle that nothing would free
             functions += [following for following, _ in function.next_functions]
+
+
+_SEEN = "fxcollab"
 
 
 def _tell(enter: Callable[[Moment], None], node: fx.Node, gradients: object) -> None:

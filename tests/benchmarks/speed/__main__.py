@@ -1,9 +1,10 @@
-"""Speed: ``python -m tests.benchmarks.speed [loss] [startup] [steps] [memory]``.
+"""Speed: ``python -m tests.benchmarks.speed [loss] [startup] [steps] [memory] [spread]``.
 
 - ``loss``: the collaborative loss against its equations written head by head, 8 heads, batch 1024, 1000 classes.
 - ``startup``: ``fxcollab --help``, and ``fxcollab transform torchvision:resnet50`` beside imports, model and copies.
 - ``steps``: training steps against modules written by hand, and against the single network.
 - ``memory``: four heads whose branches are computed again, against the single network and the plain graph.
+- ``spread``: two ranks with a head each, against the single network in both.
 
 Read a ratio as how many times faster ours is: the median of pairs that were taken in turns, with the least and the
 most. On a machine with a GPU all of it runs there. A line a case goes to ``speed.jsonl`` in ``--results``; cases that
@@ -20,9 +21,9 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.rows import measured
-from tests.benchmarks.speed import loss, memory, startup, steps
+from tests.benchmarks.speed import loss, memory, spread, startup, steps
 
-PARTS = {"loss": loss, "startup": startup, "steps": steps, "memory": memory}
+PARTS = {"loss": loss, "startup": startup, "steps": steps, "memory": memory, "spread": spread}
 RESULTS = Path(__file__).parents[1] / "results"
 
 
