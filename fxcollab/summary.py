@@ -80,8 +80,12 @@ class Summary:
         return dataclasses.asdict(self) | {"costs": self.costs and self.costs.to_json()}
 
 
-def summarise(train_model: CollabGraphModule) -> Summary:
+def summarise(train_model: CollabGraphModule, counted: Counted | None = None) -> Summary:
     """Count what is in a training model; costs at the inputs of its plan, or at a usual shape that fits.
+
+    Args:
+        train_model: what `transform` or `load` returned.
+        counted: what `count` found of it, where that was asked before.
 
     Raises:
         StateError: it is no training model.
@@ -90,7 +94,7 @@ def summarise(train_model: CollabGraphModule) -> Summary:
     graph = train_model.modes.train
     kinds = [provenance(node).kind for node in graph.nodes]
     clones = [node for node in graph.nodes if provenance(node).kind == "clone"]
-    counted = count(train_model)
+    counted = counted or count(train_model)
     return Summary(
         pattern=plan.pattern,
         heads=plan.tree.heads,

@@ -45,6 +45,7 @@ def transform(
     directory = shown.absolute()  # the user's code may change the working directory
     with working("importing"):
         from fxcollab.artifact import refuse_existing, save
+        from fxcollab.costs.counted import count
         from fxcollab.summary import summarise
     refuse_existing(directory, force)
     with working(f"loading {source}"):
@@ -54,9 +55,10 @@ def transform(
     with working("transforming"):
         train_model = planning.transform(loaded, choice)
         check_inputs(train_model, input_shapes)
-        summary = summarise(train_model)
+        counted = count(train_model)
+        summary = summarise(train_model, counted)
     with working(f"writing {shown}"):
-        save(train_model, directory, force=force)
+        save(train_model, directory, force=force, counted=counted)
     if json:
         choices = {"choice": choice.to_json()} if choice else {}
         print_json({"directory": str(shown), **choices, **summary.to_json()})

@@ -22,6 +22,7 @@ from fxcollab.artifact.weights import load_state_dict, save_state_dict
 from fxcollab.capture import ExampleInputs
 from fxcollab.capture.operators import assume
 from fxcollab.codegen import CollabGraphModule
+from fxcollab.costs.counted import Counted
 from fxcollab.diff import diff
 from fxcollab.diff.html import to_html
 from fxcollab.errors import ArtifactError, CaptureError, SplitError, StateError
@@ -31,7 +32,13 @@ from fxcollab.transform import transform
 from fxcollab.tree import branch_name
 
 
-def save(train_model: nn.Module, directory: str | os.PathLike[str], *, force: bool = False) -> Path:
+def save(
+    train_model: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    counted: Counted | None = None,
+) -> Path:
     """Write a training model to a folder.
 
     The folder appears whole or not at all: an interrupted call leaves the old one or none.
@@ -40,13 +47,14 @@ def save(train_model: nn.Module, directory: str | os.PathLike[str], *, force: bo
         train_model: what `transform` or `load` returned; wrapped by DDP or ``torch.compile`` is fine.
         directory: the folder to make.
         force: replace it where it is an artifact already, and nothing else lies in it.
+        counted: what `fxcollab.costs.counted.count` found of it, where that was asked before.
 
     Raises:
         ArtifactError: the folder exists, or the state holds what is no tensor or has no values.
     """
     model, target = training_model(train_model), Path(directory)
     refuse_existing(target, force)
-    page = _page(model)
+    page = _page(model, counted)
     with replaced(target.resolve()) as folder:
         save_state_dict(model.state_dict(keep_vars=True), folder / WEIGHTS, aliases=True)
         (folder / GRAPH).write_text(_readable_code(model), encoding="utf-8")
@@ -57,10 +65,10 @@ def save(train_model: nn.Module, directory: str | os.PathLike[str], *, force: bo
     return target
 
 
-def _page(model: CollabGraphModule) -> str | None:
+def _page(model: CollabGraphModule, counted: Counted | None) -> str | None:
     """The difference to the original; None where another pass changed the graph: no reason to lose the state."""
     try:
-        return to_html(diff(model))
+        return to_html(diff(model, counted=counted))
     except StateError as error:
         warnings.warn(f"{PAGE} is not written: {error.what}", stacklevel=3)
         return None

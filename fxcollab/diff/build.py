@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from fxcollab.capture.capture import NOTES_KEY
 from fxcollab.codegen import CollabGraphModule
-from fxcollab.costs.counted import count
+from fxcollab.costs.counted import Counted, count
 from fxcollab.costs.profile import NodeCost
 from fxcollab.diff.model import Diff, DiffNode
 from fxcollab.diff.related import refuse_another
@@ -23,7 +23,13 @@ from fxcollab.provenance import provenance
 from fxcollab.runtime import Fed
 
 
-def diff(train_model: nn.Module, inference_model: nn.Module | None = None, *, training: bool = True) -> Diff:
+def diff(
+    train_model: nn.Module,
+    inference_model: nn.Module | None = None,
+    *,
+    training: bool = True,
+    counted: Counted | None = None,
+) -> Diff:
     """The difference between the graph of a training model and that of head 0, its inference graph.
 
     Args:
@@ -31,13 +37,14 @@ def diff(train_model: nn.Module, inference_model: nn.Module | None = None, *, tr
         inference_model: what `prune` returned, or the original: to be shown that it belongs to ``train_model``.
             Nothing of the difference depends on it.
         training: train mode's graph, or eval mode's where they differ.
+        counted: what `count` found of it, where that was asked before.
 
     Raises:
         StateError: it is no training model, or another pass put nodes in.
         DiffError: ``inference_model`` is another network.
     """
     model = training_model(train_model)
-    plan, counted = plan_of(model), count(model)
+    plan, counted = plan_of(model), counted or count(model)
     if inference_model is not None:
         refuse_another(inference_model, counted.captured, plan)
     graph, original = model.modes.of(training), counted.captured.modes.of(training)
