@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.testing import assert_close
 
 import fxcollab
@@ -152,12 +153,15 @@ def _train(rank: int) -> Saved:
     model = fxcollab.transform(SmallConvNet().double(), splits=["layer1", "layer2"], seed=rank)  # each its own
     part = fxcollab.spread(model)
     optimizer = torch.optim.SGD(part.parameters(), 0.1, momentum=0.9)
+    average = AveragedModel(part, multi_avg_fn=get_ema_multi_avg_fn(0.5))
     losses = []
     for _ in range(5):
         optimizer.zero_grad()
         losses.append(step("one head a rank", part))
         torch.nn.utils.clip_grads_with_norm_(part.parameters(), 1.0, fxcollab.gradient_norm(part))
         optimizer.step()
+        average.update_parameters(part)
+    yield "average", average.state_dict()
     yield "trained", (torch.stack(losses), state_of(part), fxcollab.gathered_state_dict(part))
 
 
@@ -256,6 +260,13 @@ def test_training_lowers_the_loss_and_keeps_ranks_together(results: Callable[[st
         for name, value in state.items():
             assert_close(other_state[name], value)
     SmallConvNet().double().load_state_dict(fxcollab.prune_state_dict(state, 3), strict=True)
+
+
+def test_averages_of_the_weights_stay_together(results: Callable[[str], list[Any]]) -> None:
+    first, *others = results("train/average")
+    for other in others:
+        for name in first.keys() & other.keys():
+            assert_close(other[name], first[name])
 
 
 def test_what_cannot_be_spread_is_refused(results: Callable[[str], list[Any]]) -> None:

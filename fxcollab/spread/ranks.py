@@ -38,6 +38,10 @@ class Ranks:
     branches: Mapping[Path, dist.ProcessGroup | None]
     rank: int
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Ranks:
+        """Itself: copies of a part, as averages of weights make them, are on the same ranks."""
+        return self
+
     @property
     def heads(self) -> range:
         """The heads of this rank."""
