@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -431,13 +431,15 @@ def test_a_write_that_branches_must_not_see_is_refused() -> None:
     names = [name for name, _ in model.named_modules()]
     with pytest.raises(PatternError, match="can't be computed again") as caught:
         fxcollab.transform(model, "simple", ["second"], recompute="heads", granularity="op")
-    assert "x.add_(1)" in str(caught.value) or "add_" in str(caught.value)
+    assert "add_" in str(caught.value) and "'x'" not in str(caught.value)
     assert [name for name, _ in model.named_modules()] == names
 
 
 def test_another_name_and_a_budget_are_refused() -> None:
     with pytest.raises(PatternError, match="'all'"):
         fxcollab.transform(SmallConvNet(), splits=["layer1"], recompute="all")  # type: ignore[arg-type]
+    with pytest.raises(PatternError, match="'all'"):
+        fxcollab.training_costs(SmallConvNet(), splits=["layer1"], recompute="all")  # type: ignore[arg-type]
     with pytest.raises(PatternError, match="budget"):
         fxcollab.transform(SmallConvNet(), splits="auto", recompute="heads", max_memory=1.2)
 
@@ -506,4 +508,3 @@ def test_costs_are_those_of_the_built_step(options: dict[str, Any]) -> None:
 def test_the_summary_says_so() -> None:
     _, again = pair(SmallConvNet, **TREES["hierarchical"])
     assert summarise(again).recompute == "heads"
-    assert isinstance(again.graph, fx.Graph)

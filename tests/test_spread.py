@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from datetime import timedelta
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.testing import assert_close
 
 import fxcollab
-from fxcollab.errors import FxCollabError, PatternError, StateError
+from fxcollab.errors import FxCollabError, StateError
+from fxcollab.plan import plan_of
 from fxcollab.spread.ranks import heads_of
+from tests.processes import Jobs, Saved, saved_by
 from tests.references import SkipNet, SmallConvNet
 
 X = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -58,7 +54,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], int]] = {
     "tied": (Tied, {"pattern": "simple", "splits": ["first"], "heads": 2}, 2),
     "nested": (Nested, {"pattern": "simple", "splits": ["layer1"], "heads": 2}, 2),
 }
-Saved = Iterator[tuple[str, Any]]
 
 
 def made(case: str) -> fxcollab.CollabGraphModule:
@@ -88,36 +83,8 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Any]]:
-    """What the jobs below saved, rank by rank, by name; starting the processes takes longest."""
-    folder = tmp_path_factory.mktemp("four_processes")
-    torch.multiprocessing.spawn(_worker, (str(folder),), nprocs=4)
-
-    def load(name: str) -> list[Any]:
-        job = name.partition("/")[0]
-        if (folder / f"{job}.error").exists():
-            pytest.fail((folder / f"{job}.error").read_text())
-        files = sorted(folder.glob(f"{name.replace('/', '.')}.[0-3].pt"))
-        return [torch.load(file) for file in files]
-
-    return load
-
-
-def _worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(
-        "gloo", f"file://{folder}/rendezvous", rank=rank, world_size=4, timeout=timedelta(seconds=60)
-    )
-    try:
-        for job in JOBS:
-            try:
-                for name, value in JOBS[job](rank):
-                    torch.save(value, Path(folder) / f"{job}.{name}.{rank}.pt")
-            except Exception:
-                (Path(folder) / f"{job}.error").write_text(traceback.format_exc())
-    finally:
-        dist.destroy_process_group()
+    """What the jobs below saved, rank by rank, by name."""
+    return saved_by(JOBS, 4, tmp_path_factory.mktemp("four_processes"))
 
 
 def _mesh(heads: int) -> Any:
@@ -165,12 +132,22 @@ def _train(rank: int) -> Saved:
     yield "trained", (torch.stack(losses), state_of(part), fxcollab.gathered_state_dict(part))
 
 
+def _gather(rank: int) -> Saved:
+    part = fxcollab.spread(made("simple"))
+    with torch.no_grad():
+        part.get_parameter("conv1.weight").add_(rank)  # nothing that training does
+    before = {name: tensor.clone() for name, tensor in part.state_dict().items()}
+    fxcollab.gathered_state_dict(part)
+    yield "kept", (before, part.state_dict())
+
+
 def _refuse(rank: int) -> Saved:
     found = []
     attempts: list[Callable[[], object]] = [
         lambda: fxcollab.spread(made("six heads on two ranks"), _mesh(4)),
         lambda: fxcollab.spread(made("simple"), init_device_mesh("cpu", (2, 2))),
         lambda: step("simple", fxcollab.spread(made("simple"), _mesh(4)), X + rank),
+        lambda: step("simple", fxcollab.spread(made("simple"), _mesh(4)), X if rank else X * float("nan")),
         lambda: fxcollab.gathered_state_dict(made("simple")),
     ]
     for attempt in attempts:
@@ -181,10 +158,11 @@ def _refuse(rank: int) -> Saved:
     yield "errors", found
 
 
-JOBS: dict[str, Callable[[int], Saved]] = {
+JOBS: Jobs = {
     "cases": _spread_cases,
     "data": _spread_data,
     "train": _train,
+    "gather": _gather,
     "refuse": _refuse,
 }
 
@@ -225,9 +203,9 @@ def test_the_gathered_state_is_that_of_the_whole_and_prunes(case: str, results: 
         assert list(state) == list(expected)
         for name, value in expected.items():
             assert_close(state[name], value)
-        assert set(own) < set(expected) or len(own) == len(expected) == 0
+        assert set(own) < set(expected)  # a rank holds a part
     original = CASES[case][0]().double()
-    for head in range(fxcollab.CollabGraphModule and whole.meta["fxcollab"].tree.heads):
+    for head in range(plan_of(whole).tree.heads):
         original.load_state_dict(fxcollab.prune_state_dict(state, head), strict=True)
 
 
@@ -238,6 +216,12 @@ def test_the_norm_of_all_gradients_counts_each_once(case: str, results: Callable
     expected = torch.nn.utils.get_total_norm([p.grad for p in whole.parameters() if p.grad is not None])
     for _, _, _, norm, _ in results(f"cases/{case}"):
         assert_close(norm, expected)
+
+
+def test_gathering_leaves_the_parts_as_they_are(results: Callable[[str], list[Any]]) -> None:
+    for before, after in results("gather/kept"):
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_rows_with_other_batches_take_the_mean(results: Callable[[str], list[Any]]) -> None:
@@ -271,10 +255,16 @@ def test_averages_of_the_weights_stay_together(results: Callable[[str], list[Any
 
 def test_what_cannot_be_spread_is_refused(results: Callable[[str], list[Any]]) -> None:
     for errors in results("refuse/errors"):
-        assert [name for name, _ in errors] == ["PatternError", "PatternError", "StateError", "StateError"]
+        assert [name for name, _ in errors] == [
+            "PatternError",
+            "PatternError",
+            "StateError",
+            "StateError",
+            "StateError",
+        ]
         assert "6 heads can't be spread over 4 ranks" in errors[0][1]
         assert "heads" in errors[1][1]
-        assert "different batches" in errors[2][1]
+        assert "different batches" in errors[2][1] and "different batches" in errors[3][1]
 
 
 # ---------------------------------------------------------------------------------------------- one process
@@ -288,4 +278,3 @@ def test_without_ranks_it_is_refused() -> None:
 def test_heads_are_shared_evenly_and_neighbours_stay_together() -> None:
     tree = fxcollab.HeadTree(("a", "b"), (2, 3))
     assert [list(heads_of(tree, 3, place)) for place in range(3)] == [[0, 1], [2, 3], [4, 5]]
-    assert issubclass(PatternError, FxCollabError)

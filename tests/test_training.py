@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from itertools import product
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -27,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fxcollab
 from samples.networks import densenet_cifar, resnet_cifar
+from tests.processes import Jobs, Saved, saved_by
 from tests.references import SkipNet, SmallConvNet
 
 CLASSES = 5
@@ -349,36 +345,9 @@ def test_wrapped_state_dicts_prune_to_the_plain_one(train_model: fxcollab.Collab
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """What the jobs below saved in the first of two processes, by name; starting these takes longest."""
-    folder = tmp_path_factory.mktemp("two_processes")
-    torch.multiprocessing.spawn(_worker, (str(folder),), nprocs=2)
-
-    def load(name: str) -> Any:
-        job = name.partition("/")[0]
-        if (folder / f"{job}.error").exists():
-            pytest.fail((folder / f"{job}.error").read_text())
-        return torch.load(folder / f"{name.replace('/', '.')}.pt")
-
-    return load
-
-
-def _worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(
-        "gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    try:
-        for job in JOBS:
-            try:
-                for name, value in JOBS[job](rank):
-                    if rank == 0:
-                        torch.save(value, Path(folder) / f"{job}{name and '.'}{name}.pt")
-            except Exception:
-                (Path(folder) / f"{job}.error").write_text(traceback.format_exc())
-    finally:
-        dist.destroy_process_group()
+    """What the jobs below saved in the first of two processes, by name."""
+    load = saved_by(JOBS, 2, tmp_path_factory.mktemp("two_processes"))
+    return lambda name: load(name)[0]
 
 
 def _mlp(recompute: Literal["heads"] | None = None) -> fxcollab.CollabGraphModule:
@@ -396,8 +365,6 @@ def _half(rank: int) -> tuple[Tensor, Tensor]:
     x, target = _mlp_batch()
     return x[4 * rank : 4 * rank + 4], target[4 * rank : 4 * rank + 4]
 
-
-Saved = Iterator[tuple[str, Any]]
 
 WRAPPINGS: dict[str, Callable[[nn.Module], Any]] = {
     "plain": DistributedDataParallel,
@@ -541,7 +508,7 @@ def test_fsdp2_gradients_equal_one_process_on_the_joined_batch(how: str, results
         assert_close(state[name], p.detach() - 0.1 * expected[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
-JOBS: dict[str, Callable[[int], Saved]] = {
+JOBS: Jobs = {
     "ddp": _train_under_ddp,
     "tied": _train_tied_under_ddp,
     "batch norm": _train_batch_norm_under_ddp,

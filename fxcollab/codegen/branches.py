@@ -22,11 +22,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from torch import fx, nn
 from torch.fx.graph import _format_target
 
+from fxcollab.errors import PatternError
 from fxcollab.graphs import copy_graph
 from fxcollab.provenance import provenance
 from fxcollab.runtime import Fed, recompute
@@ -34,6 +35,22 @@ from fxcollab.tree import Path, branch_name
 
 _MARK = re.compile(r"# COUNTER: (\d+)\n")  # what torch.fx puts before the statement of each node
 _CALLS = ("call_module", "call_function", "call_method")
+
+
+Recompute: TypeAlias = Literal["heads"]
+
+
+def check_recompute(recompute: str | None) -> None:
+    """Refuse what can't be computed again.
+
+    Raises:
+        PatternError: it is neither None nor ``heads``.
+    """
+    if recompute not in (None, "heads"):
+        raise PatternError(
+            f"There is nothing to recompute that is called {recompute!r}.",
+            hint="say recompute='heads' (--recompute heads), or leave it out",
+        )
 
 
 @dataclass(frozen=True)
@@ -137,9 +154,9 @@ def _in_functions(body: Sequence[str], segments: Sequence[_Segment]) -> list[str
     """The statements of a forward, those of each segment put into a function."""
     statements = _by_node("".join(body))
     for segment in segments:
-        own = "".join(statements[segment.first : segment.last + 1])
-        statements[segment.first : segment.last + 1] = ["", *[""] * (segment.last - segment.first)]
-        statements[segment.last] = _function(segment, own) + _call(segment)
+        own = slice(segment.first, segment.last + 1)
+        whole = _function(segment, "".join(statements[own])) + _call(segment)
+        statements[own] = [whole, *[""] * (segment.last - segment.first)]  # places of later ones stay
     return statements
 
 

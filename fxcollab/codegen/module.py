@@ -13,20 +13,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx.graph import PythonCode
 
-from fxcollab.codegen.branches import branch_by_branch
+from fxcollab.codegen.branches import Recompute, branch_by_branch
 from fxcollab.codegen.forwards import definitions, dispatch, merge
 from fxcollab.codegen.modes import Modes, put_in_mode
 from fxcollab.codegen.packing import pack, unpack
 from fxcollab.graphs import copy_graph
 from fxcollab.printable import make_printable
 
-Recompute: TypeAlias = Literal["heads"]
 _STATE_HOOKS = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",

@@ -10,7 +10,7 @@ from fxcollab.capture import capture
 from fxcollab.capture.capture import Granularity
 from fxcollab.capture.examples import known_interface
 from fxcollab.capture.interface import ExampleInputs
-from fxcollab.codegen import Recompute
+from fxcollab.codegen import Recompute, check_recompute
 from fxcollab.costs.clock import measured
 from fxcollab.costs.costs import Costs, costs_of
 from fxcollab.costs.profile import profile
@@ -57,6 +57,7 @@ def training_costs(
     """
     if split_names(splits) == (AUTO,):
         raise PatternError("Costs are those of splits.", hint="choose_splits(...).costs are those of chosen ones")
+    check_recompute(recompute)
     model = model_of(model)
     interface = known_interface(model, example_inputs)
     tree = head_tree(pattern, split_names(splits), heads, fanouts)

@@ -6,8 +6,8 @@ import keyword
 
 from torch import fx, nn
 
-from fxcollab.codegen import CollabGraphModule, Recompute
-from fxcollab.errors import PatternError, StateError
+from fxcollab.codegen import CollabGraphModule, Recompute, check_recompute
+from fxcollab.errors import StateError
 from fxcollab.partition import Partition
 from fxcollab.partition.randomness import draws_randomly, module_draws_randomly
 from fxcollab.rewrite.duplicate import Cut, Duplicated, duplicate
@@ -58,8 +58,10 @@ def rewrite(
             hint="give another: transform(..., peers='heads') (--peers heads)",
         )
     check_init(init, is_stochastic(captured, partition))
-    if recompute is not None:
-        _check_recompute(recompute, captured, partition)
+    check_recompute(recompute)
+    if recompute:
+        for graph in captured.modes:
+            refuse_writes_out_of_order(graph, partition.nodes[graph], partition.writes[graph])
     state = State(captured.root, partition.modules, partition.state)
     branches = build_peers(state, partition.tree)
     initialise(branches, state, partition.tree, init, seed, factory)
@@ -88,13 +90,6 @@ def rewrite(
     for result in duplicated.values():
         _add_fed(train_model, result)
     return train_model
-
-
-def _check_recompute(recompute: str, captured: CollabGraphModule, partition: Partition) -> None:
-    if recompute != "heads":
-        raise PatternError(f"There is nothing to recompute that is called {recompute!r}.", hint="recompute='heads'")
-    for graph in captured.modes:
-        refuse_writes_out_of_order(graph, partition.nodes[graph], partition.writes[graph])
 
 
 def is_stochastic(captured: CollabGraphModule, partition: Partition) -> bool:

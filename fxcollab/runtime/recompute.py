@@ -27,6 +27,8 @@ Stateful: TypeAlias = nn.Module | tuple[nn.Module, str]
 def recompute(branch: Callable[..., Any], stateful: Sequence[Stateful], *inputs: Any) -> Any:
     """What ``branch`` returns for ``inputs``; what its backward needs is computed again there.
 
+    Without gradients, under ``torch.func`` and where the model is exported or traced, it is a plain call.
+
     Args:
         branch: a function of the inputs; it may read modules, and write their buffers.
         stateful: where the buffers are that it may write.

@@ -87,11 +87,12 @@ class Gather:
     def _check_batch(self, inputs: object) -> None:
         """Ranks of a row must see the same batch: told once, by its sums."""
         tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        sums = [torch.stack((t.double().sum(), t.double().flatten().cumsum(0).sum())) for t in tensors if t.numel()]
-        mine = torch.stack(sums) if sums else torch.zeros(1)
+        if not tensors:
+            return
+        mine = torch.stack([_sums(tensor) for tensor in tensors])
         found = [torch.empty_like(mine) for _ in self._ranks.row]
         dist.all_gather(found, mine, group=self._ranks.group)
-        if not all(torch.equal(other, found[0]) for other in found if other.isfinite().all()):
+        if not all(torch.equal(other, found[0]) for other in found):
             raise StateError(
                 "Ranks that share the heads of one model were given different batches.",
                 where=f"ranks {', '.join(map(str, self._ranks.row))}",
@@ -111,6 +112,13 @@ class _Gathered(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         ctx.gather.begin_backward()
         return None, None, *gradients[ctx.first : ctx.first + ctx.count]
+
+
+def _sums(values: Tensor) -> Tensor:
+    """Two numbers that tell batches apart, also by the order of their samples."""
+    plain = values.abs() if values.is_complex() else values
+    flat = plain.detach().flatten().double().nan_to_num(0.5, 1e6, -1e6)
+    return torch.stack((flat.sum(), flat.cumsum(0).sum()))
 
 
 def _sum(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:

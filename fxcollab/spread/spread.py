@@ -50,7 +50,8 @@ def spread(train_model: CollabGraphModule, mesh: DeviceMesh | None = None) -> Co
     All ranks of the mesh call it with the same training model, on the device where it shall train, and then feed the
     same batches along the dimension ``heads``. The part shares its tensors with ``train_model``; let go of that to
     free the others' heads. Loss, optimizer and loop stay as they are: gradients are those of the training model in
-    one process, and along a dimension ``data`` their mean over batches.
+    one process, and along a dimension ``data`` their mean over batches. They come from ``backward()``; what
+    ``torch.autograd.grad`` returns is this rank's share, and a backward that fails loses what was accumulated before.
 
     Norms differ from rank to rank: clip by `gradient_norm`. Under a gradient scaler ranks may skip different steps:
     use bfloat16. Random numbers are drawn rank by rank: seed ranks alike, so that the trunk's are the same.
@@ -70,8 +71,7 @@ def spread(train_model: CollabGraphModule, mesh: DeviceMesh | None = None) -> Co
             why="torch.distributed has no process group",
             hint="call torch.distributed.init_process_group() first, under torchrun",
         )
-    device = next((tensor.device for tensor in train_model.state_dict().values() if isinstance(tensor, Tensor)), None)
-    mesh = mesh or init_device_mesh(device.type if device else "cpu", (dist.get_world_size(),))
+    mesh = mesh or init_device_mesh(_device(train_model).type, (dist.get_world_size(),))
     ranks = place_ranks(plan.tree, mesh)
     levels = partition(prune(train_model), plan.tree).state
     part = keep_heads(train_model, ranks.heads, levels)
@@ -87,7 +87,9 @@ def spread(train_model: CollabGraphModule, mesh: DeviceMesh | None = None) -> Co
 
 
 def gathered_state_dict(part: nn.Module) -> dict[str, Any]:
-    """The state dict of the whole training model, on every rank; all ranks must call it.
+    """The state dict of the whole training model, on every rank of a row; all ranks must call it.
+
+    Of what several ranks hold, the first one's values are taken; none is written to.
 
     Args:
         part: what `spread` returned.
@@ -107,20 +109,20 @@ def gathered_state_dict(part: nn.Module) -> dict[str, Any]:
         if dtype is None:
             state[key] = value
             continue
-        tensor = own[key].contiguous() if key in own else torch.empty(shape, dtype=dtype, device=_device(part))
-        dist.broadcast(tensor, row.owner(path), group=row.group)
-        state[key] = own.get(key, tensor)
+        owner = row.owner(path)
+        mine = owner == row.rank
+        state[key] = own[key].contiguous() if mine else torch.empty(shape, dtype=dtype, device=_device(part))
+        dist.broadcast(state[key], owner, group=row.group)
     return state
 
 
-def gradient_norm(part: nn.Module, norm_type: float = 2.0) -> Tensor:
-    """The norm of all gradients of the whole training model, those of other ranks among them, each counted once.
+def gradient_norm(part: nn.Module) -> Tensor:
+    """The 2-norm of all gradients of the whole training model, those of other ranks among them, each counted once.
 
     For ``torch.nn.utils.clip_grads_with_norm_(part.parameters(), max_norm, gradient_norm(part))``; all ranks call it.
 
     Args:
         part: what `spread` returned, after a backward.
-        norm_type: p of the p-norm, finite.
     """
     found = _spread_of(part)
     row = found.ranks
@@ -129,10 +131,10 @@ def gradient_norm(part: nn.Module, norm_type: float = 2.0) -> Tensor:
         for name, parameter in part.named_parameters()
         if parameter.grad is not None and row.owner(found.tensors[name]) == row.rank
     ]
-    powers = [torch.linalg.vector_norm(gradient, norm_type, dtype=torch.float64) ** norm_type for gradient in own]
-    total = torch.stack(powers).sum() if powers else torch.zeros((), dtype=torch.float64, device=_device(part))
+    squares = [torch.linalg.vector_norm(gradient, dtype=torch.float64).square() for gradient in own]
+    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=_device(part))
     dist.all_reduce(total, group=row.group)
-    return total ** (1 / norm_type)
+    return total.sqrt()
 
 
 def _spread_of(part: nn.Module) -> Spread:
@@ -176,5 +178,5 @@ def _description(value: object) -> tuple[Any, Any, Any]:
     return (tuple(value.shape), value.dtype, None) if isinstance(value, Tensor) else (None, None, value)
 
 
-def _device(part: nn.Module) -> torch.device:
-    return next((tensor.device for _, tensor in _tensors(part)), torch.device("cpu"))
+def _device(model: nn.Module) -> torch.device:
+    return next((tensor.device for _, tensor in _tensors(model)), torch.device("cpu"))

@@ -13,7 +13,7 @@ from fxcollab.plan import plan_of
 from fxcollab.provenance import provenance
 from fxcollab.prune import codegen_for_one, is_flat, output_of, shallow
 from fxcollab.rewrite.duplicate import codegen_for_heads
-from fxcollab.tree import HeadTree, Path, branch_name, parse_branch_name
+from fxcollab.tree import HeadTree, Path, parse_branch_name
 
 
 def keep_heads(train_model: CollabGraphModule, heads: Sequence[int], levels: Mapping[str, int]) -> CollabGraphModule:
@@ -79,5 +79,5 @@ def _kept_peers(peers: nn.Module, kept: Collection[Path]) -> nn.Module:
         if path is None:
             new.add_module(name, _kept_peers(child, kept))
         elif path in kept:
-            new.add_module(branch_name(path), child)
+            new.add_module(name, child)
     return new
