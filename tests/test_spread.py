@@ -137,8 +137,10 @@ def _gather(rank: int) -> Saved:
     with torch.no_grad():
         part.get_parameter("conv1.weight").add_(rank)  # nothing that training does
     before = {name: tensor.clone() for name, tensor in part.state_dict().items()}
-    fxcollab.gathered_state_dict(part)
-    yield "kept", (before, part.state_dict())
+    gathered = fxcollab.gathered_state_dict(part)
+    own = {tensor.data_ptr() for tensor in part.state_dict().values()}
+    shared = [name for name, tensor in gathered.items() if tensor.numel() and tensor.data_ptr() in own]
+    yield "kept", (before, part.state_dict(), shared)
 
 
 def _refuse(rank: int) -> Saved:
@@ -219,7 +221,8 @@ def test_the_norm_of_all_gradients_counts_each_once(case: str, results: Callable
 
 
 def test_gathering_leaves_the_parts_as_they_are(results: Callable[[str], list[Any]]) -> None:
-    for before, after in results("gather/kept"):
+    for before, after, shared in results("gather/kept"):
+        assert not shared  # a copy on every rank, also on the one that owns the tensor
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
 

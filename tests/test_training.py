@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import fxcollab
+from fxcollab.codegen import Recompute
 from samples.networks import densenet_cifar, resnet_cifar
 from tests.processes import Jobs, Saved, saved_by
 from tests.references import SkipNet, SmallConvNet
@@ -350,7 +351,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     return lambda name: load(name)[0]
 
 
-def _mlp(recompute: Literal["heads"] | None = None) -> fxcollab.CollabGraphModule:
+def _mlp(recompute: Recompute | None = None) -> fxcollab.CollabGraphModule:
     torch.manual_seed(0)
     model = Mlp().double()
     return fxcollab.transform(model, splits=["first", "second"], fanouts=(2, 3), seed=1, recompute=recompute)
@@ -376,7 +377,7 @@ WRAPPINGS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-RECOMPUTE: dict[str, Literal["heads"] | None] = {"kept": None, "again": "heads"}
+RECOMPUTE: dict[str, Recompute | None] = {"kept": None, "again": "heads"}
 
 
 def _train_under_ddp(rank: int) -> Saved:

@@ -36,7 +36,6 @@ from fxcollab.tree import Path, branch_name
 _MARK = re.compile(r"# COUNTER: (\d+)\n")  # what torch.fx puts before the statement of each node
 _CALLS = ("call_module", "call_function", "call_method")
 
-
 Recompute: TypeAlias = Literal["heads"]
 
 

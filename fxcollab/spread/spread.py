@@ -89,7 +89,8 @@ def spread(train_model: CollabGraphModule, mesh: DeviceMesh | None = None) -> Co
 def gathered_state_dict(part: nn.Module) -> dict[str, Any]:
     """The state dict of the whole training model, on every rank of a row; all ranks must call it.
 
-    Of what several ranks hold, the first one's values are taken; none is written to.
+    Tensors are copies, and stay as they are when training goes on. Of what several ranks hold, the first one's values
+    are taken; nothing of a part is written to.
 
     Args:
         part: what `spread` returned.
@@ -109,10 +110,10 @@ def gathered_state_dict(part: nn.Module) -> dict[str, Any]:
         if dtype is None:
             state[key] = value
             continue
-        owner = row.owner(path)
-        mine = owner == row.rank
-        state[key] = own[key].contiguous() if mine else torch.empty(shape, dtype=dtype, device=_device(part))
-        dist.broadcast(state[key], owner, group=row.group)
+        state[key] = torch.empty(shape, dtype=dtype, device=_device(part))
+        if row.owner(path) == row.rank:
+            state[key].copy_(own[key])
+        dist.broadcast(state[key], row.owner(path), group=row.group)
     return state
 
 
