@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxcollab.errors import PatternError, StateError
 from fxcollab.generators import seeded
 from fxcollab.partition.levels import tensors_of
-from fxcollab.rewrite.peers import Branch, State, clone_tensor, own_tensors
+from fxcollab.rewrite.peers import Branch, State, clone_tensor
 from fxcollab.tree import HeadTree, Path, branch_name
 
 Factory = Callable[[], nn.Module]
@@ -83,7 +83,7 @@ def _unmark(branches: Mapping[Path, Branch], state: State) -> None:
     originals = set(state.root.modules())
     for path, branch in branches.items():
         tensors = tensors_of(branch)
-        own = (tensors[name] for name in own_tensors(state, path))
+        own = (tensors[name] for name in state.tensors_of(len(path)))
         copies = (module for module in branch.modules() if module not in originals)
         for marked in (*own, *copies):
             marked.__dict__.pop("_is_hf_initialized", None)
@@ -97,26 +97,45 @@ def _has_values(branch: nn.Module) -> bool:
 def _from_factory(branches: Mapping[Path, Branch], state: State, tree: HeadTree, seed: int, factory: Factory) -> bool:
     """Take the values from new models, one a head. Returns False where the factory always makes the same."""
     original = tensors_of(state.root)
+    names = {name for path in branches for name in state.tensors_of(len(path))}
     for head in range(1, tree.heads):
         full = tree.head_path(head)
-        born = [path for path in branches if full == path + (0,) * (tree.depth - len(path))]
-        if not born:
-            continue
-        with isolated_randomness(seed, branch_name(full)):
-            made = tensors_of(factory())
-        _check_alike(original, made)
-        if _equal((name for path in branches for name in own_tensors(state, path)), original, made):
+        born = {path: branches[path] for path in _firsts(full) if path in branches}
+        if born and not _filled(born, state, original, names, factory, seed, full):
             warnings.warn(
                 "the factory makes the same weights at every call (does it set a seed, or load weights?): "
                 "peers are initialised by their modules' own reset_parameters instead",
                 stacklevel=4,
             )
             return False
-        for path in born:
-            peers = tensors_of(branches[path])
-            with torch.no_grad():
-                for name in own_tensors(state, path):
-                    peers[name].copy_(made[name])
+    return True
+
+
+def _firsts(full: Path) -> Iterator[Path]:
+    """The branches whose first head it is."""
+    return (full[:level] for level in range(1, len(full) + 1) if not any(full[level:]))
+
+
+def _filled(
+    born: Mapping[Path, Branch],
+    state: State,
+    original: Mapping[str, Tensor],
+    names: Iterable[str],
+    factory: Factory,
+    seed: int,
+    full: Path,
+) -> bool:
+    """Fill branches from a new model, which is let go of before the next one is made; False where it isn't new."""
+    with isolated_randomness(seed, branch_name(full)):
+        made = tensors_of(factory())
+    _check_alike(original, made)
+    if _equal(names, original, made):
+        return False
+    for path, branch in born.items():
+        peers = tensors_of(branch)
+        with torch.no_grad():
+            for name in state.tensors_of(len(path)):
+                peers[name].copy_(made[name])
     return True
 
 
@@ -148,7 +167,7 @@ def _reset_all(branches: Mapping[Path, Branch], state: State, seed: int) -> None
     redrawn: dict[str, None] = {}
     for path, branch in branches.items():
         with isolated_randomness(seed, branch_name(path)):
-            own = {name: originals[name] for name in own_tensors(state, path)}
+            own = {name: originals[name] for name in state.tensors_of(len(path))}
             redrawn |= dict.fromkeys(_reset(branch, own, library))
     if redrawn:
         names = list(redrawn)

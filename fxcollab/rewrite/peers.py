@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -19,7 +20,7 @@ class Branch(nn.Module):
     """Holds the peers of one branch, or a part of them, under the original names."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
     """The state of a captured model, as the partition sees it.
 
@@ -33,6 +34,29 @@ class State:
     modules: Mapping[str, int]
     tensors: Mapping[str, int]
 
+    def modules_of(self, level: int) -> Sequence[str]:
+        """Paths of the modules that exist once for each branch of a level."""
+        return self._modules_by_level.get(level, ())
+
+    def tensors_of(self, level: int) -> Sequence[str]:
+        """Names of the tensors that exist once for each branch of a level."""
+        return self._tensors_by_level.get(level, ())
+
+    @cached_property
+    def _modules_by_level(self) -> dict[int, list[str]]:
+        return _by_level(self.modules)
+
+    @cached_property
+    def _tensors_by_level(self) -> dict[int, list[str]]:
+        return _by_level(self.tensors)
+
+
+def _by_level(levels: Mapping[str, int]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for name, level in levels.items():
+        found.setdefault(level, []).append(name)
+    return found
+
 
 def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
     """Peers for every branch of ``tree``, each a copy of the root's own state, not yet initialised.
@@ -44,70 +68,92 @@ def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
         StateError: a module can't be copied.
     """
     tensors = tensors_of(state.root)
-    instances: dict[tuple[int, Path], Tensor] = {}
+    kept = {id(module): module for module in _around(state)}
+    held: dict[Path, Mapping[int, Any]] = {(): _originals(state, tensors, 0) | kept}
     branches: dict[Path, Branch] = {}
-    for path in tree.peers():
-        memo = _shared(state, tensors, path, instances)
-        branch = branches[path] = Branch()
-        for name in _of_level(state.modules, len(path)):
-            _attach(branch, name, _copied(state.root.get_submodule(name), name, memo))
-        for name in _of_level(state.tensors, len(path)):
-            _attach_tensor(branch, name, instances[id(tensors[name]), path], state.root)
-        _set_mode_of_holders(branch, state.root.training)
+    for level in range(1, tree.depth + 1):
+        originals = _originals(state, tensors, level)
+        for path in tree.paths(level):
+            held[path] = originals if not any(path) else {key: clone_tensor(t) for key, t in originals.items()}
+            if any(path):
+                ancestry = [held[path[:shallow]] for shallow in range(level, -1, -1)]
+                branches[path] = _build(state, tensors, path, ancestry)
     return branches
 
 
-def own_tensors(state: State, path: Path) -> list[str]:
-    """Names of the tensors that exist once for each branch of the level of ``path``."""
-    return list(_of_level(state.tensors, len(path)))
+def _build(state: State, tensors: Mapping[str, Tensor], path: Path, ancestry: Sequence[Mapping[int, Any]]) -> Branch:
+    """The peers of one branch: its own instances of tensors come first in ``ancestry``, then those around it."""
+    branch = Branch()
+    modules = {name: state.root.get_submodule(name) for name in state.modules_of(len(path))}
+    memo = Memo([*ancestry, _derived(modules.values())])
+    for name, module in modules.items():
+        _attach(branch, name, _copied(module, name, memo))
+    for name in state.tensors_of(len(path)):
+        _attach_tensor(branch, name, ancestry[0][id(tensors[name])], state.root)
+    _set_mode_of_holders(branch, state.root.training)
+    return branch
 
 
-def _of_level(levels: Mapping[str, int], level: int) -> Iterator[str]:
-    return (name for name, own in levels.items() if own == level)
+def _around(state: State) -> Iterator[nn.Module]:
+    """What the modules lie in that are called: a child that refers to its parent must not take it along."""
+    return (state.root.get_submodule(name) for name in {"", *_opened(state.modules)})
 
 
-def _shared(
-    state: State, tensors: Mapping[str, Tensor], path: Path, instances: dict[tuple[int, Path], Tensor]
-) -> dict[int, Any]:
-    """The memo of a deep copy for one branch: clones of its own tensors, its ancestors' instances of others."""
-    memo: dict[int, Any] = {}
-    for name, tensor in tensors.items():
-        level = state.tensors[name]
-        owner = path[:level]
-        if level > len(path) or id(tensor) in memo:
-            continue
-        if not any(owner):
-            memo[id(tensor)] = tensor
-        else:
-            key = (id(tensor), owner)
-            if key not in instances:
-                instances[key] = clone_tensor(tensor)
-            memo[id(tensor)] = instances[key]
-    for module in state.root.modules():
-        for value in module.__dict__.values():
-            if isinstance(value, Tensor) and id(value) not in memo and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()  # such as old weight_norm's, made anew by its hook
-    for name in {"", *_opened(state.modules)}:
-        module = state.root.get_submodule(name)
-        memo[id(module)] = module  # a child that refers to its parent must not take it along
-    return memo
+def _originals(state: State, tensors: Mapping[str, Tensor], level: int) -> dict[int, Any]:
+    return {id(tensors[name]): tensors[name] for name in state.tensors_of(level)}
 
 
-def _copied(module: nn.Module, name: str, memo: dict[int, Any]) -> nn.Module:
-    before = dict(memo)
+class Memo(dict[int, Any]):
+    """The memo of a deep copy, which also knows what stands for an object in the branches around it.
+
+    They are asked in turn rather than merged: every branch would carry the whole model otherwise.
+    """
+
+    def __init__(self, ancestry: Sequence[Mapping[int, Any]]) -> None:
+        super().__init__()
+        self._ancestry = ancestry
+
+    def fresh(self) -> Memo:
+        """One that has seen no copy yet."""
+        return Memo(self._ancestry)
+
+    def __missing__(self, key: int) -> Any:
+        for held in self._ancestry:
+            if key in held:
+                return held[key]
+        raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or any(key in held for held in self._ancestry)
+
+    def get(self, key: int, default: Any = None) -> Any:
+        """As of a plain dict, the branches around it included."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+
+def _derived(modules: Iterable[nn.Module]) -> dict[int, Any]:
+    """Copies of what is computed from state, such as old weight_norm's, made anew by its hook: torch copies none."""
+    values = (value for module in modules for part in module.modules() for value in part.__dict__.values())
+    return {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}
+
+
+def _copied(module: nn.Module, name: str, memo: Memo) -> nn.Module:
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:  # whatever its parts raise
         raise StateError(
             f"Module {name!r} lies behind a split, and can't be copied for the other heads.",
-            where=_uncopyable(module, name, before),
+            where=_uncopyable(module, name, memo),
             why=f"{type(error).__name__}: {error}",
             hint="remove the attribute before the transform and set it again afterwards, "
             "or give the module a __deepcopy__",
         ) from error
 
 
-def _uncopyable(module: nn.Module, name: str, memo: Mapping[int, Any]) -> str:
+def _uncopyable(module: nn.Module, name: str, memo: Memo) -> str:
     """The innermost part of a module that can't be copied, and its attribute where that is why."""
     for path, part in reversed(list(module.named_modules(prefix=name))):
         if not _is_copyable(part, memo):
@@ -116,9 +162,9 @@ def _uncopyable(module: nn.Module, name: str, memo: Mapping[int, Any]) -> str:
     return name
 
 
-def _is_copyable(value: Any, memo: Mapping[int, Any]) -> bool:
+def _is_copyable(value: Any, memo: Memo) -> bool:
     try:
-        copy.deepcopy(value, dict(memo))
+        copy.deepcopy(value, memo.fresh())
     except Exception:  # whatever its parts raise
         return False
     return True

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import keyword
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import fx, nn
 
@@ -66,30 +69,43 @@ def rewrite(
     branches = build_peers(state, partition.tree)
     initialise(branches, state, partition.tree, init, seed, factory)
     nested = nest(branches)
-    duplicated = {
-        graph: duplicate(
-            Cut(
-                graph,
-                partition.nodes[graph],
-                partition.writes[graph],
-                partition.modules,
-                partition.state,
-                partition.tree,
-                captured,
-                peers,
-                rescale,
+    with _collector_paused():
+        duplicated = {
+            graph: duplicate(
+                Cut(
+                    graph,
+                    partition.nodes[graph],
+                    partition.writes[graph],
+                    partition.modules,
+                    partition.state,
+                    partition.tree,
+                    captured,
+                    peers,
+                    rescale,
+                )
             )
+            for graph in captured.modes
+        }
+        modes = captured.modes.map(lambda graph: duplicated[graph].graph)
+        constants = {name: getattr(captured, name) for name in captured.constants}
+        train_model = CollabGraphModule(
+            captured.root, modes, constants=constants, peers={peers: nested}, recompute=recompute
         )
-        for graph in captured.modes
-    }
-    modes = captured.modes.map(lambda graph: duplicated[graph].graph)
-    constants = {name: getattr(captured, name) for name in captured.constants}
-    train_model = CollabGraphModule(
-        captured.root, modes, constants=constants, peers={peers: nested}, recompute=recompute
-    )
     for result in duplicated.values():
         _add_fed(train_model, result)
     return train_model
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Making a graph makes thousands of objects that stay: the collector of cycles would look at them over and over."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def is_stochastic(captured: CollabGraphModule, partition: Partition) -> bool:

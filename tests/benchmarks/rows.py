@@ -32,7 +32,8 @@ def measured(
 
 
 def _new(file: Path, part: str, case: Case, measure: Callable[..., Row]) -> Row:
-    machine = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    machine = {"torch": torch.__version__, "machine": device, "threads": torch.get_num_threads()}
     row = {"part": part, "case": list(case), **measure(*case), **machine}
     rows = read(file)
     others = [other for other in rows if (other["part"], other["case"]) != (part, row["case"])]
