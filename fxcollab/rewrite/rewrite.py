@@ -98,7 +98,7 @@ def rewrite(
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Making a graph makes thousands of objects that stay: the collector of cycles would look at them over and over."""
+    """Making a graph makes thousands of objects that stay: Python would look for cycles in them over and over."""
     was = gc.isenabled()
     gc.disable()
     try:

@@ -43,7 +43,7 @@ def main() -> None:
         part = PARTS[name]
         rows = measured(arguments.results / "speed.jsonl", name, part.cases(), part.measure, again=arguments.again)
         Console(width=160).print(_table(name, rows), f"{part.conclusion(rows)}\n")
-    print("A ratio is how many times faster ours is: the median of pairs taken in turns, with the least and the most.")
+    print("A ratio says how many times faster ours is: the median of pairs taken in turns, least and most beside it.")
 
 
 def _table(name: str, rows: list[Row]) -> Table:
