@@ -16,8 +16,6 @@ the gradient of one branch's result is used up before the sibling's is made.
 from __future__ import annotations
 
 import copy
-import re
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,14 +25,12 @@ from typing import Any, Literal, TypeAlias
 from torch import fx, nn
 from torch.fx.graph import _format_target
 
+from fxcollab.codegen.statements import CALLS, by_node, freed, fresh, function, names_of, one_or_tuple, parenthesised
 from fxcollab.errors import PatternError
 from fxcollab.graphs import copy_graph
 from fxcollab.provenance import provenance
 from fxcollab.runtime import Fed, recompute
 from fxcollab.tree import Path, branch_name
-
-_MARK = re.compile(r"# COUNTER: (\d+)\n")  # what torch.fx puts before the statement of each node
-_CALLS = ("call_module", "call_function", "call_method")
 
 Recompute: TypeAlias = Literal["heads"]
 
@@ -105,31 +101,20 @@ def _segments(ordered: fx.Graph, root: nn.Module) -> Iterator[_Segment]:
     taken = {node.name for node in ordered.nodes}
     for (_, branch), found in groupby(list(ordered.nodes), key=_place):
         nodes = list(found)
-        if not branch or not any(node.op in _CALLS for node in nodes):
+        if not branch or not any(node.op in CALLS for node in nodes):
             continue
         inside = set(nodes)
         read = dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source not in inside)
         last = positions[nodes[-1]]
         yield _Segment(
-            name=_fresh(f"branch_{branch_name(branch)}", taken),
+            name=fresh(f"branch_{branch_name(branch)}", taken),
             first=positions[nodes[0]],
             last=last,
-            inputs=_names(read),
-            outputs=_names(node for node in nodes if any(user not in inside for user in node.users)),
-            spent=_names(node for node in read if all(positions[user] <= last for user in node.users)),
+            inputs=names_of(read),
+            outputs=names_of(node for node in nodes if any(user not in inside for user in node.users)),
+            spent=names_of(node for node in read if all(positions[user] <= last for user in node.users)),
             stateful=tuple(dict.fromkeys(_stateful(nodes, root))),
         )
-
-
-def _names(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
-    return tuple(node.name for node in nodes)
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name = f"{name}_"
-    taken.add(name)
-    return name
 
 
 def _stateful(nodes: Iterable[fx.Node], root: nn.Module) -> Iterator[str]:
@@ -151,36 +136,17 @@ def _has_buffers(module: nn.Module) -> bool:
 
 def _in_functions(body: Sequence[str], segments: Sequence[_Segment]) -> list[str]:
     """The statements of a forward, those of each segment put into a function."""
-    statements = _by_node("".join(body))
+    statements = by_node(body)
     for segment in segments:
         own = slice(segment.first, segment.last + 1)
-        whole = _function(segment, "".join(statements[own])) + _call(segment)
-        statements[own] = [whole, *[""] * (segment.last - segment.first)]  # places of later ones stay
+        branch = function(segment.name, segment.inputs, "".join(statements[own]), one_or_tuple(segment.outputs))
+        statements[own] = [
+            branch + _call(segment),
+            *[""] * (segment.last - segment.first),
+        ]  # later ones stay in place
     return statements
 
 
-def _by_node(body: str) -> list[str]:
-    """What is generated for each node, with the mark before it."""
-    starts = [mark.start() for mark in _MARK.finditer(body)]
-    assert starts and not body[: starts[0]].strip(), "torch.fx no longer marks the statements of nodes"
-    return [body[start:end] for start, end in zip(starts, [*starts[1:], len(body)], strict=True)]
-
-
-def _function(segment: _Segment, statements: str) -> str:
-    inner = f"{statements}return {_tuple(segment.outputs)}\n"
-    return f"def {segment.name}({', '.join(segment.inputs)}):\n{textwrap.indent(inner, '    ')}"
-
-
 def _call(segment: _Segment) -> str:
-    arguments = ", ".join((segment.name, _parenthesised(segment.stateful), *segment.inputs))
-    freed = "".join(f";  {name} = None" for name in segment.spent)
-    return f"{_tuple(segment.outputs)} = fxcollab_recompute({arguments}){freed}\n"
-
-
-def _tuple(names: Sequence[str]) -> str:
-    """One value, or several as a tuple."""
-    return names[0] if len(names) == 1 else _parenthesised(names)
-
-
-def _parenthesised(items: Sequence[str]) -> str:
-    return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
+    arguments = ", ".join((segment.name, parenthesised(segment.stateful), *segment.inputs))
+    return f"{one_or_tuple(segment.outputs)} = fxcollab_recompute({arguments}){freed(segment.spent)}\n"

@@ -49,7 +49,7 @@ def verify(
         CaptureError: no inputs are given and none could be guessed.
         StateError: ``train_model`` is no training model.
     """
-    trained = training_model(train_model)
+    trained = training_model(train_model).as_one(False)
     plan = plan_of(trained)
     captured = capture(model, plan.tree.splits, example_inputs, plan.granularity, interface=plan.interface)
     trial = Trial(model, trained, plan.interface, _values(model, plan.interface, example_inputs, seed), seed)

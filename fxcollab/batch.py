@@ -1,0 +1,137 @@
+"""Batch: a training model whose sibling branches run as one, where that is faster."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxcollab.capture import ExampleInputs
+from fxcollab.codegen import CollabGraphModule
+from fxcollab.codegen.siblings import in_levels
+from fxcollab.costs.attribution import backward
+from fxcollab.errors import PatternError
+from fxcollab.generators import seeded
+from fxcollab.graphs import place
+from fxcollab.partition.effects import EffectAnalysis, track_storages
+from fxcollab.plan import plan_of, training_model
+
+
+@dataclass(frozen=True)
+class BatchedTiming:
+    """What a step takes, forward and backward.
+
+    Attributes:
+        plain: seconds with branches one after the other, the median of the runs.
+        batched: seconds with the branches of a level as one.
+    """
+
+    plain: float
+    batched: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster the branches are as one; below 1 they are slower."""
+        return self.plain / self.batched
+
+
+def batch_branches(train_model: nn.Module) -> CollabGraphModule:
+    """A training model over the same state whose branches of a level run as one, under `torch.vmap`.
+
+    Siblings are the same computation with other weights. For a step these are stacked; names, parameters, optimizers
+    and checkpoints stay as they are, and so does the graph: prune, verify and diff see no difference. Results are
+    equal to rounding. It pays where a kernel takes less time than its launch, as for small networks on a GPU, and
+    costs time where kernels are large: `time_batched` tells on your own model, inputs and device.
+
+    Random operations draw for each branch, though not the numbers that they would draw one after the other. Hooks of
+    a branch's modules are those of its first sibling. Where the model is exported or traced again, and under autocast
+    on a CPU, branches run one after the other.
+
+    Args:
+        train_model: what `transform` returned; it stays as it is, and shares its state with the result.
+
+    Raises:
+        PatternError: its branches are computed again, or a value that several of them read is written in place.
+        StateError: it is no training model, or its graph was edited so that siblings compute different things.
+    """
+    model = training_model(train_model)
+    if model.recompute:
+        raise PatternError(
+            "Branches that are computed again can't run as one.",
+            why="recompute='heads' keeps one of them alive at a time",
+            hint="transform without recompute, or leave batching out",
+        )
+    for graph in model.modes:
+        _refuse_other_order(graph, model)
+    return model.as_one(True)
+
+
+def time_batched(
+    train_model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    runs: int = 7,
+    prepare: Callable[[nn.Module], Callable[..., Any]] | None = None,
+) -> BatchedTiming:
+    """Measure forward and backward both ways, in turns, on a copy of the training model.
+
+    Args:
+        train_model: what `transform` returned, on the device where it will be trained, in the mode to be measured.
+        example_inputs: tuple or dict of a whole batch, on that device.
+        runs: how many of each kind count, after two that don't.
+        prepare: what is done to both before, such as ``torch.compile``.
+
+    Raises:
+        PatternError, StateError: as of `batch_branches`.
+        CaptureError: the inputs don't fit the signature.
+    """
+    model = copy.deepcopy(training_model(train_model))
+    plan = plan_of(model)
+    values = plan.interface.values_of(model, example_inputs)
+    args, kwargs = plan.interface.call(model, values)
+    ways = [model.as_one(False), batch_branches(model)]
+    steps = [partial(_step, prepare(way) if prepare else way, args, kwargs) for way in ways]
+    with seeded(0):
+        for step in (*steps, *steps):
+            _seconds(step, values)
+        taken = [[_seconds(step, values) for step in steps] for _ in range(runs)]
+    return BatchedTiming(*(statistics.median(times) for times in zip(*taken, strict=True)))
+
+
+def _step(model: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> None:
+    backward(model(*args, **kwargs))
+
+
+def _seconds(step: Callable[[], None], values: Sequence[Any]) -> float:
+    devices = {value.device for value in values if isinstance(value, Tensor) and value.is_cuda}
+    for device in devices:
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    step()
+    for device in devices:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _refuse_other_order(graph: fx.Graph, model: CollabGraphModule) -> None:
+    """Refuse where level by level somebody would read a value before, not after, it is written in place, or after."""
+    before = {node: position for position, node in enumerate(graph.nodes)}
+    then = {node: position for position, node in enumerate(in_levels(graph))}
+    storages = track_storages(graph, EffectAnalysis(model), graph.nodes)
+    for write in storages.writes:
+        for node in graph.nodes:
+            reads = any(storages.roots.get(source, frozenset()) & write.roots for source in node.all_input_nodes)
+            if reads and (before[node] < before[write.node]) != (then[node] < then[write.node]):
+                raise PatternError(
+                    "Branches can't run as one: a value is written in place.",
+                    where=place(write.node),
+                    why=f"{node.name!r} reads it, and would run on the other side of the write",
+                    hint="leave batching out, or compute a new value instead of writing into one",
+                )

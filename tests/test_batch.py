@@ -1,0 +1,341 @@
+"""Branches of a level as one: the plain numbers to rounding, and everything else as it was."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import fxcollab
+from fxcollab.errors import PatternError, StateError
+from samples.networks.resnet_cifar import resnet_cifar
+from tests.references import SkipNet, SmallConvNet
+
+X = torch.randn(6, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(6) % 5
+TREES: dict[str, dict[str, Any]] = {
+    "hierarchical": {"splits": ["layer1", "layer2"]},
+    "fan-outs": {"splits": ["layer1", "layer2"], "fanouts": (3, 2)},
+    "simple": {"pattern": "simple", "splits": ["layer1"], "heads": 4},
+    "instances": {"pattern": "multi-instance", "heads": 3},
+}
+
+
+def pair(factory: Callable[[], nn.Module], **options: Any) -> tuple[fxcollab.CollabGraphModule, ...]:
+    """The same training model twice, its branches in turn and as one, over tensors of their own."""
+    torch.manual_seed(0)
+    plain = fxcollab.transform(factory().double(), seed=1, **options)
+    return plain, fxcollab.batch_branches(copy.deepcopy(plain))
+
+
+def loss_of(outputs: Any) -> Tensor:
+    return torch.stack([F.cross_entropy(output, LABELS) for output in outputs]).sum()
+
+
+def step(model: nn.Module, x: Tensor = X) -> dict[str, Tensor]:
+    """Outputs and gradients of a step, and the buffers after it."""
+    torch.manual_seed(0)
+    model.zero_grad()
+    outputs = model(x)
+    loss_of(outputs).backward()
+    found = {f"output {head}": output for head, output in enumerate(outputs)}
+    found |= {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return found | {f"buffer {name}": buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def assert_alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert_close(
+            found[name], expected[name], rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def calls(model: fxcollab.CollabGraphModule) -> int:
+    return model.code.count("fxcollab_batched(")
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("factory", [SmallConvNet, SkipNet])
+def test_outputs_gradients_and_statistics_are_the_plain_ones_to_rounding(
+    factory: Callable[[], nn.Module], tree: str
+) -> None:
+    plain, batched = pair(factory, **TREES[tree])
+    for _ in range(2):
+        assert_alike(step(batched), step(plain))
+    assert_alike(step(batched.eval()), step(plain.eval()))
+
+
+def test_branches_opened_down_to_operations() -> None:
+    plain, batched = pair(lambda: resnet_cifar(8, 5), splits=["stage1", "stage2"], granularity="op")
+    assert_alike(step(batched), step(plain))
+
+
+def test_five_steps_of_an_optimizer_lead_to_the_same_weights() -> None:
+    models = pair(SmallConvNet, **TREES["hierarchical"])
+    for model in models:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+        for _ in range(5):
+            step(model)
+            optimizer.step()
+    plain, batched = models
+    assert_alike(batched.state_dict(), plain.state_dict())
+
+
+def test_state_and_graph_are_those_of_the_given_model() -> None:
+    plain, _ = pair(SkipNet, **TREES["hierarchical"])
+    batched = fxcollab.batch_branches(plain)
+    own = dict(plain.named_parameters())
+    assert all(own[name] is parameter for name, parameter in batched.named_parameters())
+    assert list(batched.state_dict()) == list(plain.state_dict())
+    assert [node.format_node() for node in batched.graph.nodes] == [node.format_node() for node in plain.graph.nodes]
+    assert calls(plain) == 0 and calls(batched) == 2
+    assert fxcollab.prune(batched, 1).code == fxcollab.prune(plain, 1).code
+    assert fxcollab.verify(plain.root, batched, (X,))
+
+
+def test_the_code_is_a_function_a_level() -> None:
+    _, batched = pair(SmallConvNet, **TREES["simple"])
+    lines = [line.partition(";  ")[0].strip() for line in batched.code.splitlines()]
+    start = lines.index("def branch_b0(self, rescale):")
+    assert lines[start + 1 : start + 10] == [
+        "layer2 = self.layer2(rescale)",
+        "layer3 = self.layer3(layer2)",
+        "pool = self.pool(layer3)",
+        "flatten = torch.flatten(pool, 1)",
+        "fc = self.fc(flatten)",
+        "return (fc,)",
+        "(fc,), (fc_b1,), (fc_b2,), (fc_b3,) = fxcollab_batched(branch_b0, (",
+        "dict(layer2=self.layer2, layer3=self.layer3, pool=self.pool, fc=self.fc),",
+        "dict(layer2=self.peers.b1.layer2, layer3=self.peers.b1.layer3, pool=self.peers.b1.pool, "
+        "fc=self.peers.b1.fc),",
+    ]
+
+
+class Writing(nn.Module):
+    """The first thing behind the split writes in place into what all branches read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(768, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.first(x.flatten(1)), inplace=True))
+
+
+class Remembering(nn.Module):
+    """Reads a buffer that it then writes, and assigns another anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.register_buffer("scale", torch.ones(8))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.fc(x)) * self.scale.clone()
+        self.scale.mul_(0.5)
+        self.calls = self.calls + 1
+        return y * self.calls
+
+
+class RememberingNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.memory, self.last = nn.Linear(768, 8), Remembering(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.memory(self.first(x.flatten(1))))
+
+
+class Sized(nn.Module):
+    """Sizes, a tuple and None go from level to level beside tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(768, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x.flatten(1))
+        second = self.second(first)
+        size = second.size(0)
+        return self.last(torch.tanh(second).view(size, -1)) + first.mean() * size
+
+
+class TiedOverTheSplit(nn.Module):
+    """A weight of the trunk is used again behind the split, by a module and by a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first, self.last = nn.Linear(768, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.last.weight = self.first.weight
+        self.out = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(torch.tanh(self.embed(x.flatten(1)))))
+        return self.out(torch.tanh(self.last(x)) + F.linear(x, self.first.weight))
+
+
+class CalledTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.cell, self.last = (
+            nn.Linear(768, 8),
+            nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)),
+            nn.Linear(8, 5),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cell(self.first(x.flatten(1)))
+        return self.last(self.cell(torch.relu(x)))
+
+
+@pytest.mark.parametrize(
+    ("factory", "splits"),
+    [
+        (Writing, ["first"]),
+        (RememberingNet, ["first"]),
+        (Sized, ["first", "second"]),
+        (TiedOverTheSplit, ["first"]),
+        (CalledTwice, ["first"]),
+    ],
+)
+@pytest.mark.parametrize("granularity", ["auto", "op"])
+@pytest.mark.filterwarnings("ignore:given up")
+def test_hazards(factory: Callable[[], nn.Module], splits: list[str], granularity: str) -> None:
+    plain, batched = pair(factory, splits=splits, granularity=granularity)
+    for _ in range(2):
+        assert_alike(step(batched), step(plain))
+
+
+def test_random_operations_draw_for_each_branch() -> None:
+    class Dropping(SmallConvNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(super().forward(x), 0.5, self.training)
+
+    model = fxcollab.transform(Dropping().double(), splits=["layer1", "layer2"], init="copy-anyway")
+    outputs = fxcollab.batch_branches(model)(X)
+    zeros = torch.stack([output == 0 for output in outputs])
+    assert 0.2 < zeros.double().mean() < 0.8
+    assert len({tuple(mask.flatten().tolist()) for mask in zeros}) == 4
+
+
+def test_traced_and_exported_branches_run_one_after_the_other() -> None:
+    plain, batched = pair(SkipNet, **TREES["hierarchical"])
+    expected = plain.eval()(X)
+    batched.eval()
+    with torch.no_grad():
+        again = torch.fx.symbolic_trace(batched)
+        exported = torch.export.export(batched, (X,)).module()
+        jitted = torch.jit.trace(batched, X)
+        made = torch.fx.experimental.proxy_tensor.make_fx(batched)(X)
+        for model in (again, exported, jitted, made):
+            for found, output in zip(model(X), expected, strict=True):
+                assert torch.equal(found, output)
+
+
+def test_compiled_it_gives_the_same_numbers() -> None:
+    plain, batched = pair(SmallConvNet, **TREES["hierarchical"])
+    found = step(torch.compile(batched, fullgraph=True, backend="aot_eager"))
+    assert_alike({name.replace("_orig_mod.", ""): value for name, value in found.items()}, step(plain))
+
+
+def test_under_autocast() -> None:
+    models = [model.float() for model in pair(SmallConvNet, **TREES["simple"])]
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = (model(X.float()) for model in models)
+    assert found[0].dtype == expected[0].dtype == torch.bfloat16
+    assert_close(torch.stack(found), torch.stack(expected), rtol=0.05, atol=0.05)
+
+
+def test_copies_run_as_one_too_and_a_saved_one_does_not(tmp_path: Path) -> None:
+    plain, batched = pair(SmallConvNet, **TREES["hierarchical"])
+    expected = step(copy.deepcopy(plain))
+    for model in (copy.deepcopy(batched), copy.copy(batched), pickle.loads(pickle.dumps(batched))):
+        assert model.batched and calls(model) == 2
+        state = copy.deepcopy(model.state_dict())
+        assert_alike(step(model), expected)
+        model.load_state_dict(state)
+    fxcollab.save(batched, tmp_path / "saved")
+    assert "fxcollab_batched" not in (tmp_path / "saved" / "graph.py").read_text()
+    assert not fxcollab.load(tmp_path / "saved", SmallConvNet().double()).batched
+
+
+def test_each_mode_has_functions_of_its_own() -> None:
+    class Moody(SmallConvNet):
+        def forward(self, x: Tensor) -> Tensor:
+            x = super().forward(x)
+            return x * 2 if self.training else x
+
+    plain, batched = pair(Moody, **TREES["hierarchical"])
+    assert batched.modes.differ and calls(batched) == 4
+    assert_alike(step(batched), step(plain))
+    assert_alike(step(batched.eval()), step(plain.eval()))
+
+
+def test_a_frozen_head_stays_frozen() -> None:
+    plain, batched = pair(SmallConvNet, **TREES["simple"])
+    for model in (plain, batched):
+        model.get_submodule("peers.b1").requires_grad_(False)
+    found = step(batched)
+    assert_alike(found, step(plain))
+    assert not any(name.startswith("peers.b1.") for name in found)
+
+
+def test_a_branch_in_another_mode_is_refused() -> None:
+    _, batched = pair(SmallConvNet, **TREES["simple"])
+    batched.get_submodule("peers.b1.layer2").eval()
+    with pytest.raises(StateError, match=r"can't be run as one[^#]*in train mode in one"):
+        batched(X)
+
+
+def test_a_graph_whose_branches_differ_is_refused() -> None:
+    plain, _ = pair(SmallConvNet, **TREES["simple"])
+    node = next(node for node in plain.graph.nodes if node.name == "flatten_b1")
+    node.args = (node.args[0], 2)
+    with pytest.raises(StateError, match=r"don't compute the same[^#]*flatten_b1"):
+        fxcollab.batch_branches(plain)
+
+
+def test_what_is_computed_again_is_refused() -> None:
+    model = fxcollab.transform(SmallConvNet(), splits=["layer1"], recompute="heads")
+    with pytest.raises(PatternError, match="computed again can't run as one"):
+        fxcollab.batch_branches(model)
+
+
+class WritesLate(nn.Module):
+    """The trunk writes into a value after what lies behind the split has read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(768, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.flatten(1)) * 1.0
+        z = torch.tanh(self.second(x)) + x
+        x.add_(1)
+        return self.third(z * x)
+
+
+def test_a_write_that_would_come_too_early_is_refused() -> None:
+    model = fxcollab.transform(WritesLate(), "simple", ["second"], granularity="op")
+    with pytest.raises(PatternError, match=r"a value is written in place[^#]*add_"):
+        fxcollab.batch_branches(model)
+
+
+def test_timing_leaves_the_model_as_it_was() -> None:
+    plain, _ = pair(SmallConvNet, **TREES["simple"])
+    state, generator = copy.deepcopy(plain.state_dict()), torch.get_rng_state()
+    timing = fxcollab.time_batched(plain, (X,), runs=1)
+    assert timing.plain > 0 and timing.batched > 0 and timing.ratio == timing.plain / timing.batched
+    assert all(torch.equal(value, state[name]) for name, value in plain.state_dict().items())
+    assert all(parameter.grad is None for parameter in plain.parameters())
+    assert torch.equal(torch.get_rng_state(), generator)
