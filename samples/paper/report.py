@@ -33,6 +33,7 @@ def _preface(rows: Sequence[Row]) -> Iterator[str]:
     yield f"Made by `python -m samples.paper` of {len(rows)} runs ({'; '.join(machines)})."
     yield "Error of head 0 after the last epoch, in percent: mean ± standard deviation over seeds, and how many."
     yield "The other heads and their ensemble stand beside it; nothing is selected on the test set."
+    yield "The gain is by how much the first row's error is higher, seed by seed: head 0's first weights are the same."
     yield "Time is a sum of steps beside other load, memory is a GPU's; both as ratios to the first row."
     yield "Columns of the paper are of its own data set and network, for the order alone."
 
@@ -58,8 +59,8 @@ def _by_method(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     of = first["network"] if first["network"] in known else next(iter(known), "")
     yield f"{first['network']} on {first['data']}, {epochs} epochs."
     yield ""
-    yield f"| | head 0 | top 5 | other heads | ensemble | time | memory | paper, {of} |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield f"| | head 0 | gain | top 5 | other heads | ensemble | time | memory | paper, {of} |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     base = [row for row in rows if row["method"] == experiment.methods[0].name]
     for method in experiment.methods:
         runs = [row for row in rows if row["method"] == method.name]
@@ -69,6 +70,7 @@ def _by_method(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
         cells = [
             method.name,
             _spread([row["error"] for row in runs]),
+            "" if runs == base else _gain(runs, base),
             _spread([row["top5 error"] for row in runs], count=False),
             _spread(others, count=False),
             _spread([row["error of the ensemble"] for row in runs], count=False),
@@ -90,6 +92,16 @@ def _by_noise(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
             for level in levels
         ]
         yield f"| {method.name} | {' | '.join(cells)} |"
+    yield from ("", f"Gain over {experiment.methods[0].name}:", "")
+    yield f"| | {' | '.join(f'{level:.0%} wrong' for level in levels)} |"
+    yield f"|---|{'---|' * len(levels)}"
+    base = [row for row in rows if row["method"] == experiment.methods[0].name]
+    for method in experiment.methods[1:]:
+        runs = [row for row in rows if row["method"] == method.name]
+        by_level = (
+            _gain(*([row for row in part if row["noise"] == level] for part in (runs, base))) for level in levels
+        )
+        yield f"| {method.name} | {' | '.join(by_level)} |"
     yield ""
 
 
@@ -112,6 +124,12 @@ def _picture(svg: str, name: str, folder: Path) -> Iterator[str]:
     yield f"![{name}]({name})"
 
 
+def _gain(runs: Sequence[Row], base: Sequence[Row]) -> str:
+    """What errors of the first row are higher by, over the seeds that both have."""
+    before = {row["seed"]: row["error"] for row in base}
+    return _spread([before[row["seed"]] - row["error"] for row in runs if row["seed"] in before], sign=True)
+
+
 def _ratio(runs: Sequence[Row], base: Sequence[Row], key: str) -> str:
     """To the first row of the table; empty where it was not measured."""
     here, there = (_mean([row[key] for row in part if row[key]]) for part in (runs, base))
@@ -122,9 +140,10 @@ def _mean(values: Sequence[float]) -> float:
     return statistics.fmean(values) if values else 0.0
 
 
-def _spread(values: Sequence[float], *, count: bool = True) -> str:
+def _spread(values: Sequence[float], *, count: bool = True, sign: bool = False) -> str:
     if not values:
         return ""
     percent = [100 * value for value in values]
     spread = f" ± {statistics.stdev(percent):.2f}" if len(percent) > 1 else ""
-    return f"{statistics.fmean(percent):.2f}{spread}" + (f" ({len(percent)})" if count else "")
+    mean = f"{statistics.fmean(percent):{'+' if sign else ''}.2f}"
+    return f"{mean}{spread}" + (f" ({len(percent)})" if count else "")
