@@ -33,7 +33,7 @@ def _preface(rows: Sequence[Row]) -> Iterator[str]:
     yield f"Made by `python -m samples.paper` of {len(rows)} runs ({'; '.join(machines)})."
     yield "Error of head 0 after the last epoch, in percent: mean ± standard deviation over seeds, and how many."
     yield "The other heads and their ensemble stand beside it; nothing is selected on the test set."
-    yield "The gain is by how much the first row's error is higher, seed by seed: head 0's first weights are the same."
+    yield "The gain is what the first row's error is higher by, seed by seed; head 0 begins with the same weights."
     yield "Time is a sum of steps beside other load, memory is a GPU's; both as ratios to the first row."
     yield "Columns of the paper are of its own data set and network, for the order alone."
 
