@@ -7,6 +7,7 @@ import pickle
 import random
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -722,6 +723,34 @@ def test_each_head_of_a_tree_is_one_model_of_the_factory() -> None:
     assert values["peers.b1.layer2.0.weight"] == values["peers.b1_0.fc.bias"] != values["fc.bias"]
     heads = {values[f"{prefix}fc.bias"] for prefix in ("", "peers.b0_1.", "peers.b1_0.", "peers.b1_1.")}
     assert len(heads) == 4 and heads <= set(made)
+
+
+def test_one_model_of_the_factory_is_held_at_a_time() -> None:
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def factory() -> SmallConvNet:
+        alive.append(sum(tensor() is not None for tensor in made))
+        model = SmallConvNet()
+        made.append(weakref.ref(model.fc.weight))
+        return model
+
+    fxcollab.transform(SmallConvNet(), **CHAIN, factory=factory)
+    assert alive == [0, 0, 0]
+
+
+def test_what_branches_around_hold_is_asked_for_and_not_copied() -> None:
+    class Shared(SmallConvNet):
+        """The classifier's module knows the one before it, unregistered."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc.__dict__["before"] = self.layer3
+
+    train_model = fxcollab.transform(Shared(), splits=["layer1", "layer2"])
+    for branch in ("b0_1", "b1_0", "b1_1"):
+        peers = train_model.get_submodule(f"peers.{branch}")
+        assert peers.get_submodule("fc").__dict__["before"] is peers.get_submodule("layer3")
 
 
 def test_a_pretrained_factory_is_noticed_and_peers_reset_themselves() -> None:
