@@ -13,8 +13,9 @@ from fxcollab.capture.examples import run_on_fakes
 from fxcollab.capture.interface import InputSpec, Interface
 from fxcollab.costs.attribution import backward
 from tests.benchmarks.rows import Row
+from tests.benchmarks.speed.devices import batch, placed, training_step
 from tests.benchmarks.speed.pairs import ratio
-from tests.benchmarks.speed.steps import NETWORKS, training_step
+from tests.benchmarks.speed.steps import NETWORKS
 from tests.live_bytes import LiveBytes
 
 CASES = {"ResNet-50": (64, 8), "ResNet-32": (128, 128)}
@@ -29,15 +30,15 @@ def cases() -> Iterator[tuple[str]]:
 def measure(network: str) -> Row:
     """Peaks of a step without an optimizer, counted storage by storage on fake tensors; and times, in turns."""
     make, _, splits, shape = NETWORKS[network]
-    batch, timed = CASES[network]
+    size, timed = CASES[network]
     with torch.device("meta"):
         single = make().train()
         plain, again = (fxcollab.transform(make().train(), splits=splits, recompute=how) for how in (None, "heads"))
-        inputs = (torch.empty(batch, *shape[1:]),)
+        inputs = (torch.empty(size, *shape[1:]),)
         predicted = fxcollab.training_costs(
             single, splits=splits, example_inputs=inputs, optimizer=0, recompute="heads"
         )
-    alone, *peaks = (_peak(model, (batch, *shape[1:])) for model in (single, plain, again))
+    alone, *peaks = (_peak(model, (size, *shape[1:])) for model in (single, plain, again))
     times = _times(network, timed)
     return {
         "memory": round(peaks[1] / alone, 3),
@@ -69,11 +70,10 @@ def _peak(model: nn.Module, shape: tuple[int, ...]) -> int:
     return peaks[0]
 
 
-def _times(network: str, batch: int) -> Row:
+def _times(network: str, count: int) -> Row:
     make, _, splits, shape = NETWORKS[network]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = make().to(device)
-    x, y = torch.rand(batch, *shape[1:], device=device), torch.zeros(batch, dtype=torch.long, device=device)
+    model = placed(make())
+    x, y = batch((count, *shape[1:]))
     plain, again = (
         fxcollab.transform(copy.deepcopy(model), splits=splits, seed=0, recompute=how) for how in (None, "heads")
     )

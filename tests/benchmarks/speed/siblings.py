@@ -10,13 +10,14 @@ from torch import nn
 
 import fxcollab
 from tests.benchmarks.rows import Row
+from tests.benchmarks.speed.devices import CUDA, batch, placed, training_step
 from tests.benchmarks.speed.pairs import ratio
-from tests.benchmarks.speed.steps import NETWORKS, training_step
+from tests.benchmarks.speed.steps import NETWORKS
 
 SHAPES = {
     "ResNet-32": ((2, 3, 8, 8), (8, 3, 16, 16), (128, 3, 32, 32)),
-    "ViT-S": ((1, 3, 224, 224),),
-    "ResNet-50": ((8, 3, 224, 224),),
+    "ViT-S": ((64 if CUDA else 1, 3, 224, 224),),
+    "ResNet-50": ((64 if CUDA else 8, 3, 224, 224),),
 }
 """From kernels so small that their launch is what takes time to such as fill the device."""
 
@@ -26,7 +27,7 @@ def cases() -> Iterator[tuple[str, str, str, str]]:
     for network, shapes in SHAPES.items():
         for shape in shapes:
             for how in ("eager", "compiled"):
-                if how == "eager" or (network == "ResNet-32" and (torch.cuda.is_available() or shape[0] < 128)):
+                if how == "eager" or (network == "ResNet-32" and (CUDA or shape[0] < 128)):
                     for pattern in ("multi-instance", "hierarchical"):
                         yield network, "x".join(map(str, shape)), pattern, how
 
@@ -34,12 +35,10 @@ def cases() -> Iterator[tuple[str, str, str, str]]:
 def measure(network: str, size: str, pattern: str, how: str) -> Row:
     """How many times faster a step is as one; gradients must be the same to rounding."""
     make, _, splits, _ = NETWORKS[network]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    shape = tuple(map(int, size.split("x")))
-    x, y = torch.rand(shape, device=device), torch.zeros(shape[0], dtype=torch.long, device=device)
+    x, y = batch(tuple(map(int, size.split("x"))))
     torch.manual_seed(0)
     named: Any = splits if pattern == "hierarchical" else ()
-    plain = fxcollab.transform(make().to(device), pattern, named, heads=4, seed=0)  # type: ignore[arg-type]
+    plain = fxcollab.transform(placed(make()), pattern, named, heads=4, seed=0)  # type: ignore[arg-type]
     batched = fxcollab.batch_branches(plain)
     loss = fxcollab.CollaborativeLoss()
     ways: list[Callable[..., Any]] = [batched, plain]

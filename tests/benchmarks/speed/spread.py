@@ -14,8 +14,9 @@ from torch import nn
 
 import fxcollab
 from tests.benchmarks.rows import Row
+from tests.benchmarks.speed.devices import training_step
 from tests.benchmarks.speed.pairs import ratio
-from tests.benchmarks.speed.steps import NETWORKS, training_step
+from tests.benchmarks.speed.steps import NETWORKS
 
 RANKS = 2
 

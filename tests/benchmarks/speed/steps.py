@@ -14,6 +14,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 import fxcollab
 from samples.networks.resnet_cifar import resnet32
 from tests.benchmarks.rows import Row
+from tests.benchmarks.speed.devices import batch, placed, training_step
 from tests.benchmarks.speed.pairs import ratio
 
 Stages = Callable[[nn.Module], list[nn.Module]]
@@ -108,14 +109,13 @@ def cases() -> Iterator[tuple[str, str]]:
 def measure(network: str, pattern: str) -> Row:
     """Steps of both in turns; then of the single network beside the training model."""
     make, stages, splits, shape = NETWORKS[network]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = make().to(device)
+    model = placed(make())
     parts, named = (
         _parts(stages(model), pattern),
         splits[: len(PATTERNS[pattern])] if pattern != "multi-instance" else (),
     )
-    by_hand = ByHand(parts, PATTERNS[pattern]).to(device)
-    x, y = torch.rand(shape, device=device), torch.zeros(shape[0], dtype=torch.long, device=device)
+    by_hand = placed(ByHand(parts, PATTERNS[pattern]))
+    x, y = batch(shape, on_a_gpu=max(shape[0], 64))
     single = copy.deepcopy(model)
     train_model = fxcollab.transform(model, pattern, named, seed=0)  # type: ignore[arg-type]
     loss = fxcollab.CollaborativeLoss()
@@ -146,9 +146,3 @@ def _parts(stages: list[nn.Module], pattern: str) -> list[nn.Module]:
     if pattern == "multi-instance":
         return [nn.Identity(), nn.Sequential(*stages)]
     return stages if pattern == "hierarchical" else [stages[0], nn.Sequential(*stages[1:])]
-
-
-def training_step(model: nn.Module, loss: Callable[..., Tensor], x: Tensor, y: Tensor) -> None:
-    """Forward, loss and backward."""
-    model.zero_grad()
-    loss(model(x), y).backward()
