@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils import _pytree as pytree
 
 import fxcollab
 from fxcollab.errors import PatternError, StateError
@@ -32,8 +33,9 @@ TREES: dict[str, dict[str, Any]] = {
 def pair(factory: Callable[[], nn.Module], **options: Any) -> tuple[fxcollab.CollabGraphModule, ...]:
     """The same training model twice, its branches in turn and as one, over tensors of their own."""
     torch.manual_seed(0)
-    plain = fxcollab.transform(factory().double(), seed=1, **options)
-    return plain, fxcollab.batch_branches(copy.deepcopy(plain))
+    plain, other = (fxcollab.transform(factory().double(), seed=1, **options) for _ in range(2))
+    other.load_state_dict(plain.state_dict())
+    return plain, fxcollab.batch_branches(other)
 
 
 def loss_of(outputs: Any) -> Tensor:
@@ -198,10 +200,68 @@ class CalledTwice(nn.Module):
         return self.last(self.cell(torch.relu(x)))
 
 
+class Counting(nn.Module):
+    """A forward that sets attributes: a number, and a tensor that it reads again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.calls, self.seen = nn.Linear(8, 8), 0, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y = torch.tanh(self.fc(x))
+        if self.seen is not None:
+            y = y + 0.1 * self.seen
+        self.seen = y.detach()
+        return y * self.calls
+
+
+class CountingNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.counting, self.last = nn.Linear(768, 8), Counting(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.counting(self.first(x.flatten(1))))
+
+
+class Normed(nn.Module):
+    """Weights that are made anew at every call, by a hook and by a parametrization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(768, 8)
+        self.old, self.new = (
+            nn.utils.weight_norm(nn.Linear(8, 8)),
+            nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)),
+        )
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.new(torch.tanh(self.old(self.first(x.flatten(1)))))))
+
+
+class Shaped(nn.Module):
+    """A size, whole, goes from one level to the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(768, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x.flatten(1))
+        second = self.second(first)
+        shape = first.shape
+        return self.last(torch.tanh(second).reshape(shape) + second.mean())
+
+
 @pytest.mark.parametrize(
     ("factory", "splits"),
     [
         (Writing, ["first"]),
+        (CountingNet, ["first"]),
+        (Normed, ["first"]),
+        (Shaped, ["first", "second"]),
         (RememberingNet, ["first"]),
         (Sized, ["first", "second"]),
         (TiedOverTheSplit, ["first"]),
@@ -212,8 +272,96 @@ class CalledTwice(nn.Module):
 @pytest.mark.filterwarnings("ignore:given up")
 def test_hazards(factory: Callable[[], nn.Module], splits: list[str], granularity: str) -> None:
     plain, batched = pair(factory, splits=splits, granularity=granularity)
-    for _ in range(2):
+    for _ in range(3):
         assert_alike(step(batched), step(plain))
+    held = pytree.tree_leaves([list(module.__dict__.values()) for module in batched.modules()])
+    assert not any(torch._C._functorch.is_batchedtensor(leaf) for leaf in held if isinstance(leaf, Tensor))
+
+
+def test_attributes_that_a_forward_sets_are_each_siblings_own() -> None:
+    plain, batched = pair(CountingNet, splits=["first"])
+    for model in (plain, batched):
+        step(model)
+        step(model)
+    for name in ("counting", "peers.b1.counting"):
+        here, there = batched.get_submodule(name), plain.get_submodule(name)
+        assert here.calls == there.calls == 2
+        assert_close(here.seen, there.seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [("p", 0.25, "attribute p is 0.0 in one"), ("state", (torch.ones(8), 1), "state holds tensors")],
+)
+def test_attributes_that_differ_and_tensors_inside_of_them_are_refused(name: str, value: Any, why: str) -> None:
+    class Regular(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.fc, self.drop = nn.Linear(768, 8), nn.Linear(8, 5), nn.Dropout(0.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.drop(self.first(x.flatten(1))))
+
+    _, batched = pair(Regular, splits=["first"])
+    batched(X)
+    setattr(batched.get_submodule("peers.b1.drop"), name, value)
+    if name == "state":
+        batched.get_submodule("drop").state = value
+    with pytest.raises(StateError, match=why):
+        batched(X)
+
+
+class Spectral(nn.Module):
+    """Power iteration writes by ``out=``, which vmap doesn't know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(768, 8), nn.utils.parametrizations.spectral_norm(nn.Linear(8, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x.flatten(1)))
+
+
+class Asking(nn.Module):
+    """What is computed depends on a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.asks = nn.Linear(768, 8), Asks()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.asks(self.first(x.flatten(1)))
+
+
+class Asks(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if y.sum() > 0 else -y
+
+
+@pytest.mark.parametrize("factory", [Spectral, Asking])
+@pytest.mark.filterwarnings("ignore:no module initialises")
+def test_what_vmap_cannot_run_is_refused(factory: Callable[[], nn.Module]) -> None:
+    _, batched = pair(factory, splits=["first"])
+    tensors = dict(batched.named_parameters())
+    with pytest.raises(StateError, match="can't be run as one"):
+        batched(X)
+    assert all(parameter is tensors[name] for name, parameter in batched.named_parameters())
+
+
+def test_an_error_inside_a_branch_leaves_its_state_in_place() -> None:
+    _, batched = pair(SmallConvNet, **TREES["simple"])
+    tensors = {**dict(batched.named_parameters()), **dict(batched.named_buffers())}
+    handle = batched.get_submodule("fc").register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        batched(X)
+    handle.remove()
+    now = {**dict(batched.named_parameters()), **dict(batched.named_buffers())}
+    assert all(now[name] is tensor for name, tensor in tensors.items())
+    batched(X)
 
 
 def test_random_operations_draw_for_each_branch() -> None:
@@ -293,7 +441,7 @@ def test_a_frozen_head_stays_frozen() -> None:
 def test_a_branch_in_another_mode_is_refused() -> None:
     _, batched = pair(SmallConvNet, **TREES["simple"])
     batched.get_submodule("peers.b1.layer2").eval()
-    with pytest.raises(StateError, match=r"can't be run as one[^#]*in train mode in one"):
+    with pytest.raises(StateError, match=r"can't be run as one[^#]*training is True in one"):
         batched(X)
 
 

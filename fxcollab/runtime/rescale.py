@@ -26,7 +26,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import handle_torch_function, has_torch_function_unary
 from torch.utils import _pytree as pytree
 
-_CARRIES_NO_GRADIENT = (
+CARRIES_NO_GRADIENT = (
     type(None), bool, int, float, complex, str, bytes, slice, type(...),
     torch.dtype, torch.device, torch.layout, torch.memory_format,
     torch.SymInt, torch.SymFloat, torch.SymBool,
@@ -68,7 +68,7 @@ def rescale(value: Any, factor: float) -> Any:
         return handle_torch_function(rescale, (value,), value, factor)
     if isinstance(value, Tensor):
         return _rescale_tensor(value, factor)
-    if isinstance(value, _CARRIES_NO_GRADIENT):
+    if isinstance(value, CARRIES_NO_GRADIENT):
         return value
     return pytree.tree_map(lambda leaf: _rescale_leaf(leaf, factor), value)
 
@@ -80,7 +80,7 @@ rescale.__module__ = "fxcollab"
 def _rescale_leaf(leaf: Any, factor: float) -> Any:
     if isinstance(leaf, Tensor) or has_torch_function_unary(leaf):
         return rescale(leaf, factor)
-    if isinstance(leaf, _CARRIES_NO_GRADIENT):
+    if isinstance(leaf, CARRIES_NO_GRADIENT):
         return leaf
     raise TypeError(
         f"rescale can't look into a value of type {type(leaf).__qualname__}: its gradient would stay unscaled\n"
