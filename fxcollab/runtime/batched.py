@@ -273,27 +273,27 @@ def _refuse_unlike(parts: Sequence[Sequence[nn.Module]]) -> None:
                 )
 
 
-_PLAIN = (type(None), bool, int, float, str)
-_CONTAINERS = (tuple, list, dict)
-_REGISTRIES = frozenset(nn.Module().__dict__)
+_PLAIN = frozenset((type(None), bool, int, float, str))
+_CONTAINERS = frozenset((tuple, list, dict))
+_REGISTRIES = frozenset(nn.Module().__dict__) - {"training"}
 
 
 def _attributes(part: nn.Module) -> dict[str, Any]:
     """What a module has in attributes and that decides what it computes; the mode is one of them."""
     found = {}
     for name, value in part.__dict__.items():
-        if type(value) in _PLAIN:
+        kind = type(value)
+        if kind in _PLAIN:
             found[name] = value
-        elif type(value) in _CONTAINERS and name not in _REGISTRIES and _holds_tensors(value):
-            raise _unlike(
-                f"{type(part).__qualname__}.{name} holds tensors, each sibling its own",
-                "register them as buffers, or use the graph whose branches run one after the other",
-            )
+        elif kind in _CONTAINERS and name not in _REGISTRIES:
+            if _PLAIN.issuperset(map(type, value.values() if kind is dict else value)):
+                found[name] = value
+            elif any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
+                raise _unlike(
+                    f"{type(part).__qualname__}.{name} holds tensors, each sibling its own",
+                    "register them as buffers, or use the graph whose branches run one after the other",
+                )
     return found
-
-
-def _holds_tensors(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
 
 
 def _unlike(why: str, hint: str = "use the graph whose branches run one after the other") -> StateError:
