@@ -50,9 +50,10 @@ def batch_branches(train_model: nn.Module) -> CollabGraphModule:
     equal to rounding. It pays where a kernel takes less time than its launch, as for small networks on a GPU, and
     costs time where kernels are large: `time_batched` tells on your own model, inputs and device.
 
-    Random operations draw for each branch, though not the numbers that they would draw one after the other. Hooks of
-    a branch's modules are those of its first sibling. Where the model is exported or traced again, and under autocast
-    on a CPU, branches run one after the other.
+    Random operations draw for each branch, though not the numbers that they would draw one after the other. Where
+    the model is exported or traced again, and under autocast on a CPU, branches run one after the other. A call is
+    refused where siblings have come to differ in more than their tensors (modes, options, hooks), and where a branch
+    does what ``torch.vmap`` can't: ask for values, checkpoint its own parts, run recurrent layers.
 
     Args:
         train_model: what `transform` returned; it stays as it is, and shares its state with the result.

@@ -355,10 +355,12 @@ def test_what_vmap_cannot_run_is_refused(factory: Callable[[], nn.Module]) -> No
 def test_an_error_inside_a_branch_leaves_its_state_in_place() -> None:
     _, batched = pair(SmallConvNet, **TREES["simple"])
     tensors = {**dict(batched.named_parameters()), **dict(batched.named_buffers())}
-    handle = batched.get_submodule("fc").register_forward_hook(lambda *_: 1 / 0)
+    heads = [batched.get_submodule(f"{branch}fc") for branch in ("", "peers.b1.", "peers.b2.", "peers.b3.")]
+    handles = [head.register_forward_hook(lambda *_: 1 / 0) for head in heads]
     with pytest.raises(ZeroDivisionError):
         batched(X)
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     now = {**dict(batched.named_parameters()), **dict(batched.named_buffers())}
     assert all(now[name] is tensor for name, tensor in tensors.items())
     batched(X)
@@ -443,6 +445,23 @@ def test_a_branch_in_another_mode_is_refused() -> None:
     batched.get_submodule("peers.b1.layer2").eval()
     with pytest.raises(StateError, match=r"can't be run as one[^#]*training is True in one"):
         batched(X)
+
+
+def test_a_hook_on_one_sibling_is_refused() -> None:
+    _, batched = pair(SmallConvNet, **TREES["simple"])
+    batched.get_submodule("peers.b1.layer2").register_forward_hook(lambda *_: None)
+    with pytest.raises(StateError, match="_forward_hooks is 0 in one Sequential and 1 in another"):
+        batched(X)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_statistics_are_written_too(context: Callable[[], Any]) -> None:
+    plain, batched = pair(SmallConvNet, **TREES["hierarchical"])
+    with context():
+        for found, expected in zip(batched(X), plain(X), strict=True):
+            assert_close(found, expected)
+    for name, buffer in plain.named_buffers():
+        assert_close(batched.get_buffer(name), buffer)
 
 
 def test_a_graph_whose_branches_differ_is_refused() -> None:

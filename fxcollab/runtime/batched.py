@@ -6,6 +6,7 @@ modules; what the call writes into them goes back to each sibling's own, and gra
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -245,7 +246,7 @@ def _stack(column: Column) -> Tensor:
 
 def _version(stack: Tensor) -> int:
     """How often it was written into, as far as that leaves a trace."""
-    return 0 if torch.compiler.is_compiling() else stack._version
+    return 0 if torch.compiler.is_compiling() or stack.is_inference() else stack._version
 
 
 def _plain(leaf: Any) -> Any:
@@ -279,12 +280,14 @@ _REGISTRIES = frozenset(nn.Module().__dict__) - {"training"}
 
 
 def _attributes(part: nn.Module) -> dict[str, Any]:
-    """What a module has in attributes and that decides what it computes; the mode is one of them."""
+    """What a module has in attributes and that decides what it computes: numbers, its mode, how many hooks."""
     found = {}
     for name, value in part.__dict__.items():
         kind = type(value)
         if kind in _PLAIN:
             found[name] = value
+        elif kind is OrderedDict:
+            found[name] = len(value)
         elif kind in _CONTAINERS and name not in _REGISTRIES:
             if _PLAIN.issuperset(map(type, value.values() if kind is dict else value)):
                 found[name] = value
