@@ -55,8 +55,10 @@ def train(
     splits: Annotated[str, typer.Option(metavar="A,B", help="Names, or auto.")] = "auto",
     heads: Annotated[int | None, typer.Option(help="Of simple and multi-instance.")] = None,
     objective: Annotated[str, typer.Option(help="collaborative, mutual or kdcl.")] = "collaborative",
-    beta: Annotated[float, typer.Option(help="Weight of the labels against the consensus.")] = 0.5,
-    temperature: Annotated[float, typer.Option(help="Of the consensus.")] = 2.0,
+    beta: Annotated[
+        float | None, typer.Option(help="Weight of the labels; collaborative's, 0.5 unless said.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the consensus, 2 unless said.")] = None,
     smoothing: Annotated[float, typer.Option(help="Of the labels.")] = 0.0,
     epochs_: Annotated[int, typer.Option("--epochs", min=1)] = 10,
     batch: Annotated[int, typer.Option(min=1)] = 128,
@@ -66,12 +68,13 @@ def train(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Train a model by several heads, and keep one."""
+    _refuse_idle(pattern, splits, heads, objective, beta, temperature)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = Recipe(epochs_, batch, learning_rate, weight_decay=weight_decay, bfloat16=bfloat16)
     images = data_set(data, folder, rgb, size)
     torch.manual_seed(seed)
     loaded = Source.parse(source, dict(map(parse_argument, model_arg or ()))).load()
-    example = next(images.test(1))[0]
+    example = next(images.test(2))[0]  # of one, BatchNorm in train mode has no variance
     model: nn.Module = loaded.model
     _check(model, example, images)
     if pattern != "none":
@@ -88,13 +91,14 @@ def train(
         CONSOLE.print(
             f"{summary.heads} heads, {pattern}; parameters {summary.parameters[0]:,} -> {summary.parameters[1]:,}"
         )
-    loss = _objective(objective, beta if pattern != "none" else 1.0, temperature, smoothing)
+    loss = _objective(objective if pattern != "none" else "labels", beta, temperature or 2.0, smoothing)
     optimizer = recipe.optimizer(model.to(device).parameters())
     training = Training((model,), simultaneous(model, _of_outputs(loss), optimizer, recipe), (optimizer,))
     identity = {
-        "SOURCE": source, "--model-arg": model_arg or [], "--data": data, "--rgb": rgb, "--size": size,
-        "--pattern": pattern, "--splits": splits, "--heads": heads, "--seed": seed,
-        "the loss": str(loss), "the recipe": str(recipe),
+        "SOURCE": source, "--model-arg": model_arg or [], "--data": data, "--folder": str(folder.resolve()),
+        "--rgb": rgb, "--size": size, "--pattern": pattern, "--splits": splits, "--heads": heads, "--seed": seed,
+        "--objective": objective, "--beta": beta, "--temperature": temperature, "--smoothing": smoothing,
+        "the recipe": str(recipe),
     }  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     metrics, kept = output / "metrics.jsonl", Kept(output / "run.pt", identity)
@@ -116,12 +120,28 @@ def train(
     print(json.dumps({"error": final.heads[0], "weights": str(weights), "metrics": str(metrics)}))
 
 
-def _objective(name: str, beta: float, temperature: float, smoothing: float) -> fxcollab.Objective:
+def _refuse_idle(
+    pattern: str, splits: str, heads: int | None, objective: str, beta: float | None, temperature: float | None
+) -> None:
+    """Refuse an unknown objective, and options that would change nothing."""
+    if objective not in ("collaborative", "mutual", "kdcl"):
+        raise ValueError(f"no objective {objective!r}: it is collaborative, mutual or kdcl")
+    if objective != "collaborative" and beta is not None:
+        raise ValueError(f"--objective {objective} has no beta: leave --beta out")
+    if pattern == "none":
+        said = {"--splits": splits != "auto", "--heads": heads, "--objective": objective != "collaborative"}
+        said |= {"--beta": beta is not None, "--temperature": temperature is not None}
+        if idle := [name for name, given in said.items() if given]:
+            raise ValueError(f"--pattern none trains one head on the labels alone: leave {', '.join(idle)} out")
+
+
+def _objective(name: str, beta: float | None, temperature: float, smoothing: float) -> fxcollab.Objective:
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"--smoothing is a share of the labels, from 0 to 1, not {smoothing}")
     hard = nn.CrossEntropyLoss(label_smoothing=smoothing)
-    if beta == 1 or name == "collaborative":
-        return fxcollab.CollaborativeLoss(beta, temperature, hard=hard)
-    if name not in ("mutual", "kdcl"):
-        raise ValueError(f"no objective {name!r}: it is collaborative, mutual or kdcl")
+    if name in ("collaborative", "labels"):
+        weight = 1.0 if name == "labels" else 0.5 if beta is None else beta
+        return fxcollab.CollaborativeLoss(weight, temperature, hard=hard)
     if name == "mutual":
         return fxcollab.MutualLoss(temperature, hard=hard)
     return fxcollab.KDCLLoss(temperature=temperature, hard=hard)

@@ -166,3 +166,23 @@ def test_other_losses_take_operators(options: dict[str, Any], used: list[bool]) 
 def test_what_is_transformed_or_compiled_takes_operators(run: Callable[..., Any], used: list[bool]) -> None:
     run(CollaborativeLoss(), some_logits(3, 4, CLASSES), indices(4))
     assert not any(used)
+
+
+@pytest.mark.parametrize("logits", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("labels", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_soft_labels_of_any_type(logits: torch.dtype, labels: torch.dtype, used: list[bool]) -> None:
+    z, y = some_logits(3, 4, CLASSES, dtype=logits), torch.rand(4, CLASSES).softmax(1).to(labels)
+    found = CollaborativeLoss()(z, y)
+    assert used == [True]
+    expected = CollaborativeLoss()([head.double() for head in z], y.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert all(g.dtype == logits for g in torch.autograd.grad(found, z))
+
+
+def test_heads_of_different_types() -> None:
+    z = [
+        z.to(dtype).detach().requires_grad_()
+        for z, dtype in zip(some_logits(2, 4, CLASSES), (torch.float32, torch.float64), strict=True)
+    ]
+    gradients = torch.autograd.grad(CollaborativeLoss()(z, indices(4)), z)
+    assert [gradient.dtype for gradient in gradients] == [torch.float32, torch.float64]

@@ -362,6 +362,10 @@ def test_every_further_head_costs_the_same(detach: bool) -> None:
         ({"beta": -0.5}, "beta must be in (0, 1], not -0.5."),
         ({"beta": 1.5}, "beta must be in (0, 1], not 1.5."),
         ({"beta": float("nan")}, "beta must be in (0, 1], not nan."),
+        ({"beta": "0.5"}, "beta must be a number, not '0.5'."),
+        ({"beta": True}, "beta must be a number, not True."),
+        ({"beta": nn.Parameter(torch.tensor(0.5))}, "It can't be learnt."),
+        ({"temperature": None}, "temperature must be a number, not None."),
         ({"temperature": 0}, "temperature must be finite and above 0, not 0."),
         ({"temperature": -1.0}, "temperature must be finite and above 0, not -1.0."),
         ({"temperature": float("inf")}, "temperature must be finite and above 0, not inf."),
@@ -396,6 +400,8 @@ RENAMED = [Named(Z, None), namedtuple("Other", ["logit", "aux"])(Z, None)]
         pytest.param((Z, Z[:, :3]), Y, ["not (3, 4) and (3, 3)", "heads 0 and 1"], id="classes differ"),
         pytest.param((Z, Z[:1]), Y, ["not (3, 4) and (1, 4)", "heads 0 and 1"], id="batches differ"),
         pytest.param((Z[0], Z[0]), Y, ["not a tensor of shape (4,)", "unsqueeze"], id="unbatched"),
+        pytest.param((Z, Z), Y + 4, ["holds 4", "classes 0 to 3", "3 of 3", "ignore_index=4"], id="no such class"),
+        pytest.param((Z, Z), Y - 1, ["holds -1", "classes 0 to 3"], id="negative class"),
         pytest.param((Z, Z.long()), Y, ["floating point", "dtype int64", "head 1"], id="integer logits"),
         pytest.param(
             SEGMENTED, Y, ["no logits under 'logits'", "head 0", "out, aux", "logits='out'"], id="other key"

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from samples.paper.__main__ import main as paper
 from samples.paper.experiments import EXPERIMENTS
 from samples.paper.networks import NETWORKS, Network
 from samples.paper.scales import DATA, SCALES
+from samples.train import train
 from samples.training import lines
 from samples.training.data import data_set
 from samples.training.evaluate import errors
@@ -309,6 +311,13 @@ def command(output: Path, epochs: int) -> list[str]:
     return [*arguments, "--splits", "stage1,stage2", "--epochs", str(epochs), "--batch", "256", "-o", str(output)]
 
 
+def script(arguments: list[str]) -> None:
+    """Run the script in this process; what it raises comes through."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(train)
+    app(arguments, standalone_mode=False)
+
+
 def test_a_killed_run_of_the_script_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     run = [sys.executable, "-m", "samples.train"]
@@ -318,7 +327,7 @@ def test_a_killed_run_of_the_script_goes_on_to_the_same_numbers(tmp_path: Path) 
         time.sleep(0.02)
     time.sleep(random.random() / 2)
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    assert killed.wait() == -signal.SIGKILL  # and was not done before
     outputs = [
         subprocess.run(
             [*run, *command(tmp_path / name, 4)], env=environment, check=True, capture_output=True, text=True
@@ -329,10 +338,42 @@ def test_a_killed_run_of_the_script_goes_on_to_the_same_numbers(tmp_path: Path) 
     for resumed, straight in zip(*metrics_of, strict=True):
         assert {**resumed, "seconds": 0} == {**straight, "seconds": 0}
     assert [line["number"] for line in metrics_of[0]] == [1, 2, 3, 4]
-    assert json.loads(outputs[0])["error"] == json.loads(outputs[1])["error"]
+    assert json.loads(outputs[0])["error"] == json.loads(outputs[1])["error"] == metrics_of[0][-1]["heads"][0]
     weights = load_file(tmp_path / "killed/weights.safetensors")
     resnet_cifar(8).load_state_dict(weights)  # strictly
     assert len(metrics_of[0][-1]["heads"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--objective", "mutual", "--beta", "1"], "no beta"),
+        (["--pattern", "none", "--splits", "stage1"], "leave --splits"),
+        (["--pattern", "none", "--objective", "kdcl"], "leave --objective"),
+        (["--objective", "nonsense"], "it is collaborative, mutual or kdcl"),
+        (["--smoothing", "1.5"], "from 0 to 1"),
+    ],
+)
+def test_options_of_the_script_that_mean_nothing_are_refused(
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [*command(tmp_path / "run", 1), *options]
+    if options[:2] == ["--pattern", "none"] and "--splits" not in options:
+        del given[given.index("--splits") : given.index("--splits") + 2]
+    with pytest.raises(ValueError, match=message):
+        script(given)
+
+
+def test_a_run_with_another_smoothing_is_another_run(tmp_path: Path) -> None:
+    script(command(tmp_path / "run", 1))
+    with pytest.raises(ValueError, match="--smoothing"):
+        script([*command(tmp_path / "run", 1), "--smoothing", "0.3"])
+
+
+def test_the_script_chooses_splits_where_batch_norm_sees_one_pixel(tmp_path: Path) -> None:
+    network = ["torchvision:resnet18", "--model-arg", "num_classes=10", "--data", "digits", "--rgb", "--size", "32"]
+    script([*network, "--epochs", "1", "--batch", "512", "-o", str(tmp_path / "run")])
+    assert len(lines.read(tmp_path / "run/metrics.jsonl")[0]["heads"]) == 4
 
 
 # --- The paper's experiments ---

@@ -16,7 +16,7 @@ from torch import Tensor
 from fxcollab.errors import ObjectiveError
 from fxcollab.objectives import closed_form
 from fxcollab.objectives.consensus import consensus
-from fxcollab.objectives.objective import Objective, Options, learnt_from, require_temperature
+from fxcollab.objectives.objective import Objective, Options, learnt_from, require_number, require_temperature
 from fxcollab.objectives.tasks import is_plain_cross_entropy
 
 
@@ -85,6 +85,7 @@ class CollaborativeLoss(Objective):
 
 
 def _require_beta(beta: float) -> None:
+    require_number(beta, "beta")
     if not 0 < beta <= 1:
         raise ObjectiveError(
             f"beta must be in (0, 1], not {beta}.",

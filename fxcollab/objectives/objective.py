@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from numbers import Real
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from fxcollab.errors import ObjectiveError
+from fxcollab.objectives.asking import may_be_asked
 from fxcollab.objectives.outputs import described, logits_of_heads
 from fxcollab.objectives.tasks import HardLoss, Task, task_of
 
@@ -122,7 +123,7 @@ class Objective(nn.Module, ABC):
 
     def checked(self, loss: Tensor, heads: Sequence[Tensor], others: str = "the target") -> Tensor:
         """The loss itself, where it is finite, or nobody may ask; ``others`` is what else it was made of."""
-        if not self.finite or not _may_be_asked(loss) or bool(torch.isfinite(loss)):
+        if not self.finite or not may_be_asked(loss) or bool(torch.isfinite(loss)):
             return loss
         raise _not_finite(loss, heads, others)
 
@@ -153,12 +154,26 @@ def total(terms: Sequence[Tensor]) -> Tensor:
     return sum(terms[1:], start=terms[0])
 
 
+def require_number(value: object, name: str) -> None:
+    """Refuse what is no plain number.
+
+    Raises:
+        ObjectiveError: it is a text, a tensor or the like.
+    """
+    if type(value) is bool or not isinstance(value, Real):
+        raise ObjectiveError(
+            f"{name} must be a number, not {value!r}.",
+            hint="It is a constant of the objective; of a tensor, take tensor.item(). It can't be learnt.",
+        )
+
+
 def require_temperature(temperature: float) -> None:
     """Refuse what logits can't be divided by.
 
     Raises:
         ObjectiveError: it isn't finite and above 0.
     """
+    require_number(temperature, "The temperature")
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ObjectiveError(
             f"The temperature must be finite and above 0, not {temperature}.",
@@ -173,23 +188,13 @@ def require_weight(weight: float, name: str) -> None:
     Raises:
         ObjectiveError: it isn't finite and at least 0.
     """
+    require_number(weight, name)
     if not (weight >= 0 and math.isfinite(weight)):
         raise ObjectiveError(
             f"{name} must be finite and at least 0, not {weight}.",
             why="It weighs what heads learn from each other against the labels.",
             hint="1 is the usual choice.",
         )
-
-
-def _may_be_asked(loss: Tensor) -> bool:
-    """Whether the value can be looked at here: it is there, and nothing records the code that looks."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return False
-    if get_proxy_mode() is not None:
-        return False
-    if type(loss) is not Tensor or loss.is_meta or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    return not (loss.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _not_finite(loss: Tensor, heads: Sequence[Tensor], others: str) -> ObjectiveError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from fxcollab.errors import ObjectiveError, closest
 
 
 def logits_of_heads(outputs: Sequence[object], field: str, of: str = "head") -> list[Tensor]:
-    """The logits of every head, in float32 or wider, all of one shape.
+    """The logits of every head, in float32 or wider, all of one shape and type.
 
     Args:
         outputs: one entry a head: a tensor, or a structure with a field of that name (a mapping, named tuple,
@@ -36,7 +37,8 @@ def logits_of_heads(outputs: Sequence[object], field: str, of: str = "head") -> 
         )
     logits = [_logits_of(output, field, f"{of} {index}") for index, output in enumerate(outputs)]
     require_one_shape(logits, of)
-    return [at_least_float32(z) for z in logits]
+    widest = reduce(torch.promote_types, (z.dtype for z in logits), torch.float32)
+    return [z.to(widest) for z in logits]
 
 
 def require_one_shape(logits: Sequence[Tensor], of: str = "head") -> None:

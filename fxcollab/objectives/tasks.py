@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxcollab.errors import ObjectiveError, closest
+from fxcollab.objectives.asking import may_be_asked
 from fxcollab.objectives.outputs import described
 
 HardLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -121,8 +122,26 @@ class Classification(Task):
 
     def target(self, target: Tensor, z: Tensor) -> Tensor:  # noqa: D102
         target = super().target(target, z)
-        takes_indices = self.known and target.dtype == torch.uint8
-        return target.long() if takes_indices else target  # torch refuses dense uint8 ones
+        if not self.known:
+            return target
+        if target.is_floating_point():
+            return target.to(z.dtype)
+        self._require_classes(target, z.shape[1])
+        return target.long() if target.dtype == torch.uint8 else target  # torch refuses dense uint8 ones
+
+    def _require_classes(self, target: Tensor, classes: int) -> None:
+        """Refuse indices of no class. On an accelerator nobody waits for the answer: torch says it there."""
+        if target.device.type != "cpu" or not may_be_asked(target):
+            return
+        ignored = getattr(self.hard, "ignore_index", IGNORED)
+        wrong = target[((target < 0) | (target >= classes)) & (target != ignored)]
+        if len(wrong):
+            raise ObjectiveError(
+                f"The target holds {wrong[0].item()}, and the logits have the classes 0 to {classes - 1}.",
+                why=f"{len(wrong)} of {target.numel()} labels are indices of no class",
+                hint="Look at the labels and at the network's number of classes; labels that say nothing are left "
+                f"out by hard=nn.CrossEntropyLoss(ignore_index={wrong[0].item()}).",
+            )
 
     def refusal(self, target: object, z: Tensor) -> tuple[str, str]:  # noqa: D102
         positions = _positions(z)

@@ -1,5 +1,8 @@
 """Hugging Face's Trainer: hand it the training model, and the loss as ``compute_loss_func``.
 
+Its own evaluation drops the first of several outputs, which here is head 0: evaluate the network that is kept, as at
+the end of this script.
+
 python -m samples.integrations.hf_trainer
 """
 
