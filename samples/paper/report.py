@@ -34,7 +34,8 @@ def _preface(rows: Sequence[Row]) -> Iterator[str]:
     yield "Error of head 0 after the last epoch, in percent: mean ± standard deviation over seeds, and how many."
     yield "The other heads and their ensemble stand beside it; nothing is selected on the test set."
     yield "The gain is what the first row's error is higher by, seed by seed; head 0 begins with the same weights."
-    yield "Time is a sum of steps beside other load, memory is a GPU's; both as ratios to the first row."
+    yield "Time and memory are a GPU's, as ratios to the first row; runs on CPUs stood beside other load."
+    yield "A run repeats exactly on the same kind of CPU; on another, rounding makes it another draw."
     yield "Columns of the paper are of its own data set and network, for the order alone."
 
 
@@ -59,8 +60,10 @@ def _by_method(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     of = first["network"] if first["network"] in known else next(iter(known), "")
     yield f"{first['network']} on {first['data']}, {epochs} epochs."
     yield ""
-    yield f"| | head 0 | gain | top 5 | other heads | ensemble | time | memory | paper, {of} |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    measured = ["time", "memory"] if any(row["memory"] for row in rows) else []
+    columns = ["", "head 0", "gain", "top 5", "other heads", "ensemble", *measured, f"paper, {of}"]
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{'---|' * len(columns)}"
     base = [row for row in rows if row["method"] == experiment.methods[0].name]
     for method in experiment.methods:
         runs = [row for row in rows if row["method"] == method.name]
@@ -74,8 +77,7 @@ def _by_method(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
             _spread([row["top5 error"] for row in runs], count=False),
             _spread(others, count=False),
             _spread([row["error of the ensemble"] for row in runs], count=False),
-            _ratio(runs, base, "seconds"),
-            _ratio(runs, base, "memory"),
+            *(_ratio(runs, base, {"time": "seconds", "memory": "memory"}[column]) for column in measured),
             known.get(of, {}).get(method.name, ""),
         ]
         yield f"| {' | '.join(cells)} |"

@@ -83,9 +83,14 @@ def carry_out(run: Run, folder: Path, checkpoints: Path | None) -> Row:
         "weights": dict(_weights(inference)),
         "torch": torch.__version__,
         "fxcollab": fxcollab.__version__,
-        "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "machine": torch.cuda.get_device_name() if device.type == "cuda" else _cpu(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _cpu() -> str:
+    """The kind of CPU, as far as torch's kernels differ by it."""
+    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def one_thread() -> None:
