@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import fxcollab
 from samples.networks.resnet_cifar import resnet_cifar
-from samples.paper import methods
+from samples.paper import methods, runs
 from samples.paper.__main__ import main as paper
 from samples.paper.experiments import EXPERIMENTS
 from samples.paper.networks import NETWORKS, Network
@@ -98,6 +98,12 @@ def test_grey_images_are_shown_to_networks_of_three_channels() -> None:
 
 def test_images_are_resized() -> None:
     assert next(iter(data_set("digits", Path(), size=20).test(2)))[0].shape == (2, 1, 20, 20)
+
+
+def test_noise_is_for_training_labels_alone() -> None:
+    clean, noisy = digits(), replace(digits(), noise=0.8)
+    for (_, expected), (_, found) in zip(clean.test(100), noisy.test(100), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_an_unknown_data_set_is_refused() -> None:
@@ -342,6 +348,21 @@ def test_a_killed_run_of_the_script_goes_on_to_the_same_numbers(tmp_path: Path) 
     weights = load_file(tmp_path / "killed/weights.safetensors")
     resnet_cifar(8).load_state_dict(weights)  # strictly
     assert len(metrics_of[0][-1]["heads"]) == 4
+
+
+def test_teachers_are_other_networks_in_eval_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    taught: list[Any] = []
+
+    def training(method: Any, *arguments: Any, **options: Any) -> Training:
+        taught.extend(arguments[4])
+        return methods.training(method, *arguments, **options)
+
+    monkeypatch.setattr(runs, "training", training)
+    setting = SCALES["smoke"]["ImageNet"][0]
+    runs.carry_out(runs.Run(setting, methods.DISTILLED, 0.0, 0), Path(), None)
+    first, second = taught
+    assert not first.training and not second.training
+    assert not torch.equal(first.conv1.weight, second.conv1.weight)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ def alternating(
 ) -> Step:
     """One head after the other, each seeing what the ones before it say since they have moved: deep mutual learning.
 
+    An instance speaks again once it has moved, all but the last: its BatchNorm statistics move twice a step.
+
     Args:
         instances: independent networks, one a head.
         loss: an objective that gives every head's part.
