@@ -7,11 +7,14 @@ import importlib
 import io
 import pickle
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -209,6 +212,123 @@ def test_state_that_a_branch_reads_and_writes_is_read_as_it_was_and_written_once
         expected, found = step(plain), step(again)
     assert_equal(found, expected)
     assert found["memory.scale"][0] == 0.25
+
+
+class Holding(nn.Module):
+    """Keeps things between calls wherever Python can, and computes with all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.calls, self.seen = nn.Linear(8, 8), 0, torch.ones(8)
+        self.cache: dict[str, list[Tensor]] = {"means": []}
+        self.box = SimpleNamespace(count=0, pairs=deque([(torch.zeros(8), 0)], maxlen=2))
+        self.own = torch.Generator().manual_seed(3)
+        self.foreign, self.python = np.random.default_rng(4), random.Random(5)
+        self.table = np.ones(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.box.count += 2
+        self.table *= 0.5
+        y = torch.tanh(self.fc(x)) * self.seen.clone() * self.calls + self.box.count + float(self.table[0])
+        y = y + torch.stack([*self.cache["means"], *(pair[0].mean() for pair in self.box.pairs)]).sum()
+        self.cache["means"].append(y.mean().detach())
+        self.box.pairs.append((y.detach()[0], self.calls))
+        self.seen.mul_(0.9)
+        noise = torch.rand(8, generator=self.own) + self.foreign.random() + self.python.random()
+        return torch.sin(y) * noise.to(y.dtype)
+
+
+class HoldingNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.holding, self.last = nn.Linear(768, 8), Holding(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.holding(self.first(x.flatten(1))))
+
+
+def test_whatever_a_module_holds_is_as_it_was_in_the_second_pass() -> None:
+    plain, again = pair(HoldingNet, pattern="simple", splits=["first"])
+    for _ in range(3):
+        expected, found = step(plain), step(again)
+        assert_equal(found, expected)
+    for name in ("holding", "peers.b1.holding"):
+        here, there = again.get_submodule(name), plain.get_submodule(name)
+        assert here.calls == there.calls == 3 and here.box.count == there.box.count == 6
+        assert len(here.cache["means"]) == len(there.cache["means"]) == 3
+        assert here.python.random() == there.python.random()
+        assert torch.equal(here.seen, there.seen) and (here.table == there.table).all()
+
+
+class CalledOnBothSides(nn.Module):
+    """A BatchNorm and a weight that are used in the trunk and behind the split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first, self.norm = nn.Linear(768, 8), nn.Linear(8, 8), nn.BatchNorm1d(8)
+        self.second, self.last = nn.Linear(8, 8), nn.Linear(8, 5)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(self.norm(self.embed(x.flatten(1)))))
+        return self.last(self.norm(torch.tanh(self.second(x))))
+
+
+@pytest.mark.filterwarnings("ignore:given up")
+def test_what_is_used_on_both_sides_of_a_split_is_computed_again() -> None:
+    plain, again = pair(lambda: CalledOnBothSides().double(), pattern="simple", splits=["first"], heads=3)
+    for _ in range(2):
+        expected, found = step(plain, X.double()), step(again, X.double())
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert_close(found[name], expected[name], rtol=1e-10, atol=1e-12)
+
+
+class TrunkGoesOn(nn.Module):
+    """The trunk calls a module with statistics after what lies behind the split has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first, self.norm = nn.Linear(768, 8), nn.Linear(8, 8), nn.BatchNorm1d(8)
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(1))
+        y = self.norm(torch.tanh(self.first(x)))
+        return self.last(y + self.norm(x))
+
+
+@pytest.mark.filterwarnings("ignore:given up")
+def test_statistics_that_would_be_gathered_in_another_order_are_refused() -> None:
+    with pytest.raises(PatternError, match=r"(?s)can't be computed again.*norm_1.*'norm'"):
+        fxcollab.transform(TrunkGoesOn(), "simple", ["first"], recompute="heads")
+
+
+def test_a_mode_that_changes_before_the_backward_changes_nothing() -> None:
+    plain, again = pair(SmallConvNet, **TREES["simple"])
+    expected = step(plain)
+    loss = loss_of(again(X))
+    again.eval()
+    loss.backward()
+    assert_equal(
+        {name: p.grad for name, p in again.named_parameters()}, {n: expected[n] for n, _ in again.named_parameters()}
+    )
+    assert not any(module.training for module in again.modules())
+
+
+class WritesItsWeight(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.weight.mul_(0.9)
+        return super().forward(x)
+
+
+def test_a_forward_that_writes_into_a_parameter_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 8), WritesItsWeight(8, 5))
+    again = fxcollab.transform(model, "simple", ["1"], recompute="heads")
+    with pytest.raises(StateError, match=r"(?s)writes into a parameter.*WritesItsWeight.weight"):
+        again(X)
 
 
 def test_a_backward_can_be_run_twice() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import collections
+import copy
 import functools
+import random
 import threading
 import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxcollab
+from fxcollab.errors import CaptureError
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
 
@@ -178,6 +182,58 @@ def test_containers_hold_what_they_held(log: Any, split: str) -> None:
     before = repr(log)
     fxcollab.transform(Net(Logs(log)), "simple", [split])
     assert repr(log) == before
+
+
+class Journal:
+    """An object of the user's, with others in it."""
+
+    def __init__(self) -> None:
+        self.entries: list[int] = []
+        self.last = types.SimpleNamespace(size=0)
+        self.inner: Journal | None = None
+
+
+class KeepsAJournal(Kept):
+    """Changes an array, generators and objects at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.foreign, self.old = np.ones(2), np.random.default_rng(0), np.random.RandomState(1)
+        self.own, self.python = torch.Generator().manual_seed(2), random.Random(3)
+        self.journal = Journal()
+        self.journal.inner = Journal()
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.journal.inner is not None
+        self.table *= 2
+        self.journal.inner.entries.append(1)
+        self.journal.last.size += 1
+        shift = self.foreign.random() + self.old.rand() + self.python.random()
+        return self.layer(x) + torch.rand(8, generator=self.own) * shift
+
+
+def held_by(module: KeepsAJournal) -> list[Any]:
+    inner = module.journal.inner
+    return [
+        module.table.tolist(),
+        module.foreign.bit_generator.state,
+        module.old.get_state()[1].tolist(),
+        module.own.get_state().tolist(),
+        module.python.getstate(),
+        module.journal.last.size,
+        inner and inner.entries,
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:given up")
+def test_arrays_generators_and_objects_are_as_they_were() -> None:
+    part = KeepsAJournal()
+    expected = copy.deepcopy(held_by(part))
+    fxcollab.transform(Net(part), "simple", ["a"], seed=0, init="copy-anyway")
+    assert held_by(part) == expected
+    with pytest.raises(CaptureError, match=r"(?s)test_untouched_world.*an object of type Generator is handed on"):
+        fxcollab.transform(Net(part), "simple", ["c.layer"], seed=0, init="copy-anyway")
+    assert held_by(part) == expected
 
 
 def test_models_of_other_threads_run_as_they_are_meanwhile() -> None:

@@ -117,8 +117,7 @@ def why_not_on(model: nn.Module, interface: Interface, values: Sequence[Any]) ->
     with preserved(modules), undrawn(), torch.no_grad():
         for training in (True, False):
             put_in_mode(model, training)
-            for module in modules:
-                replace_plain_tensors(module, Tensor.clone)
+            replace_plain_tensors(modules, Tensor.clone)
             state = {name: tensor.clone() for name, tensor in named_tensors(model)}
             args, kwargs = interface.call(model, copy.deepcopy(list(values)))
             try:
@@ -177,8 +176,7 @@ def run_on_fakes(
             return fakes[id(tensor)]
 
         state = {name: fake(tensor) for name, tensor in named_tensors(model)}
-        for module in modules:
-            replace_plain_tensors(module, fake)
+        replace_plain_tensors(modules, fake)
         call = _Call(model, run or (lambda model, *values: _called(model, interface, values)))
         named_in_call = {f"model.{name}": tensor for name, tensor in state.items()}
         return call_with(call, named_in_call, tuple(map(fake, examples)))

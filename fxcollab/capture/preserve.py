@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import zip_longest
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
 
+from fxcollab.holders import Holder, Snapshot, holders_of, items
+
 
 @contextmanager
 def preserved(modules: Iterable[nn.Module]) -> Iterator[Callable[[], tuple[str, ...]]]:
-    """Restore attributes, registrations and plain containers of modules and their classes, also after a failure.
+    """Restore everything that modules hold, and the attributes of their classes, also after a failure.
 
     Yields a function that names what was set since: ``step``, ``layer1.ema``.
     """
     modules = list(modules)
-    saved = [(module, _snapshot(module)) for module in modules]
+    before = Snapshot(holders_of(modules))
     classes = [(cls, dict(vars(cls))) for cls in _own_classes(modules)]
     try:
-        yield lambda: tuple(_changed(saved, modules))
+        yield lambda: tuple(_names(before.changed(), modules))
     finally:
-        for module, (attributes, containers) in saved:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for _, container, content in containers:
-                container.clear()
-                (container.extend if isinstance(container, list | deque) else container.update)(content)
+        before.restore()
         for cls, attributes in classes:
             _restore_class(cls, attributes)
 
 
-def replace_plain_tensors(module: nn.Module, replacement: Callable[[Tensor], Tensor]) -> None:
-    """Put others in the place of a module's tensors that are no state; `preserved` takes that back."""
-    for container in _containers([module.__dict__], set()):
-        if any(container is own for own in (module._parameters, module._buffers)):
+def replace_plain_tensors(modules: Iterable[nn.Module], replacement: Callable[[Tensor], Tensor]) -> None:
+    """Put others in the place of modules' tensors that are no state; `preserved` takes that back."""
+    for holder in holders_of(modules):
+        module = holder.module
+        if module is None or holder.value is module._parameters or holder.value is module._buffers:
             continue
-        items = container.items() if isinstance(container, dict) else enumerate(container)
-        for key, value in list(items) if not isinstance(container, set) else ():
+        for key, value in list(items(holder.value)) if not isinstance(holder.value, set) else ():
             if isinstance(value, Tensor):
-                container[key] = replacement(value)
+                holder.value[key] = replacement(value)
 
 
 def set_mode(modules: Iterable[nn.Module], training: bool) -> None:
@@ -51,51 +45,15 @@ def set_mode(modules: Iterable[nn.Module], training: bool) -> None:
         module.__dict__["training"] = training
 
 
-_Saved = tuple[dict[str, Any], list[tuple[str, Any, Any]]]
-
-
-def _snapshot(module: nn.Module) -> _Saved:
-    """The attributes, and by their names what is in those that a forward may fill: registries, lists, caches."""
-    attributes, seen = dict(module.__dict__), set[int]()
-    filled = ((name, value) for name, value in attributes.items() if type(value) in _HOLDERS)
-    inside = ((name, container) for name, value in filled for container in _containers([value], seen))
-    return attributes, [(name, container, container.copy()) for name, container in inside]
-
-
-def _containers(values: Iterable[Any], seen: set[int]) -> Iterator[Any]:
-    """Lists, dicts and the like among ``values``, and inside of one another."""
-    for value in values:
-        if isinstance(value, SimpleNamespace):
-            value = value.__dict__
-        if type(value) in _CONTAINERS and id(value) not in seen:
-            seen.add(id(value))
-            yield value
-            yield from _containers(value.values() if isinstance(value, dict) else value, seen)
-
-
-def _changed(saved: list[tuple[nn.Module, _Saved]], modules: list[nn.Module]) -> Iterator[str]:
-    names = {module: f"{path}." if path else "" for path, module in modules[0].named_modules()} if modules else {}
-    for module, (attributes, containers) in saved:
-        prefix = names.get(module, "")
-        present = module.__dict__
-        set_since = [k for k, v in present.items() if k != "training" and attributes.get(k, present) is not v]
-        for name, container, content in containers:
-            changed = list(_changed_inside(container, content))
-            set_since += changed if name in _REGISTRIES else [name] * bool(changed)
-        yield from (f"{prefix}{name}" for name in dict.fromkeys(map(str, set_since)))
-
-
-def _changed_inside(container: Any, content: Any) -> Iterator[Any]:
-    """Keys of a dict, places of a list that hold another value now."""
-    if isinstance(container, dict):
-        yield from (k for k, v in container.items() if content.get(k, container) is not v)
-    elif isinstance(container, set):
-        yield from container - content
-    else:
-        yield from (k for k, (one, other) in enumerate(zip_longest(container, content)) if one is not other)
-
-
-_REGISTRIES = ("_parameters", "_buffers", "_modules")
+def _names(changed: Iterable[tuple[Holder, Any]], modules: list[nn.Module]) -> Iterator[str]:
+    """The attributes that hold something else, each once."""
+    paths = {module: f"{path}." if path else "" for path, module in modules[0].named_modules()} if modules else {}
+    found: dict[str, None] = {}
+    for holder, key in changed:
+        if holder.path or key != "training":
+            assert holder.module is not None
+            found[paths.get(holder.module, "") + (holder.attribute or str(key))] = None
+    return iter(found)
 
 
 def _own_classes(modules: Iterable[nn.Module]) -> list[type]:
@@ -110,7 +68,3 @@ def _restore_class(cls: type, attributes: dict[str, Any]) -> None:
             delattr(cls, name)
         elif attributes[name] is not value and not name.startswith("__"):
             setattr(cls, name, attributes[name])
-
-
-_CONTAINERS = frozenset((dict, OrderedDict, defaultdict, list, deque, set))
-_HOLDERS = _CONTAINERS | {SimpleNamespace}

@@ -37,6 +37,7 @@ COPIES = "fxcollab_copies"
 
 # Tracing patches torch while it lasts.
 _ONE_AT_A_TIME = threading.RLock()
+_SET_ON_THE_ROOT = (torch.Generator, torch.ScriptObject)  # what torch.fx would give a name on the caller's model
 
 
 class LazyTracer(fx.Tracer):
@@ -268,11 +269,11 @@ class LazyTracer(fx.Tracer):
             return self.create_node("call_function", type(a), (entries,), {})
         if not isinstance(a, Tensor):
             try:
-                return super().create_arg(a)
+                if not isinstance(a, _SET_ON_THE_ROOT):
+                    return super().create_arg(a)
             except NotImplementedError:
-                raise UntraceableError(
-                    f"an object of type {type(a).__qualname__} is handed on, which a graph can't hold"
-                ) from None
+                pass
+            raise UntraceableError(f"an object of type {type(a).__qualname__} is handed on, which a graph can't hold")
         name = self._state.get(id(a)) or self._constant_names.get(id(a))
         if name is None:
             name = self._constant_names[id(a)] = self._name_constant(a)

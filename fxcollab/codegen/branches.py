@@ -25,11 +25,12 @@ from typing import Any, Literal, TypeAlias
 from torch import fx, nn
 from torch.fx.graph import _format_target
 
+from fxcollab.codegen.order import may_change, parts_of
 from fxcollab.codegen.statements import CALLS, by_node, freed, fresh, function, names_of, one_or_tuple, parenthesised
 from fxcollab.errors import PatternError
 from fxcollab.graphs import copy_graph
 from fxcollab.provenance import provenance
-from fxcollab.runtime import Fed, recompute
+from fxcollab.runtime import recompute
 from fxcollab.tree import Path, branch_name
 
 Recompute: TypeAlias = Literal["heads"]
@@ -58,7 +59,7 @@ class _Segment:
         inputs: what it reads of other branches.
         outputs: what other branches read of it.
         spent: inputs that nothing reads after it.
-        stateful: expressions for modules, and pairs of a module and a name, whose buffers it may write.
+        stateful: expressions for modules that it may change, and pairs of a module and a name for tensors it reads.
     """
 
     name: str
@@ -80,12 +81,17 @@ def branch_by_branch(graph: fx.Graph, root: nn.Module) -> fx.Graph:
     Raises:
         StateError: a node was added that belongs to no branch.
     """
-    ordered = copy_graph(graph, sorted(graph.nodes, key=_place))
+    ordered = copy_graph(graph, in_branches(graph))
     codegen: Any = copy.copy(graph._codegen)
     codegen._body_transformer = partial(_in_functions, segments=tuple(_segments(ordered, root)))
     codegen.additional_globals = lambda: [("fxcollab_recompute", recompute)]
     ordered.set_codegen(codegen)
     return ordered
+
+
+def in_branches(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes of a training graph, each branch before those behind it and before its siblings."""
+    return sorted(graph.nodes, key=_place)
 
 
 def _place(node: fx.Node) -> tuple[int, Path]:
@@ -118,20 +124,15 @@ def _segments(ordered: fx.Graph, root: nn.Module) -> Iterator[_Segment]:
 
 
 def _stateful(nodes: Iterable[fx.Node], root: nn.Module) -> Iterator[str]:
-    """Where the buffers are registered that nodes call or read."""
+    """What nodes call and read that isn't the same at every call."""
     for node in nodes:
         target: Any = node.target  # a text that prints itself between quotes
-        if node.op == "call_module" and _has_buffers(root.get_submodule(target)):
+        if node.op == "call_module" and any(map(may_change, parts_of(root.get_submodule(target)))):
             yield _format_target("self", target)
         elif node.op == "get_attr":
             owner, _, name = target.rpartition(".")
-            if name in root.get_submodule(owner)._buffers:
+            if name not in root.get_submodule(owner)._parameters:
                 yield f"({_format_target('self', owner) if owner else 'self'}, {name!r})"
-
-
-def _has_buffers(module: nn.Module) -> bool:
-    module = module.module if isinstance(module, Fed) else module
-    return next(module.buffers(), None) is not None
 
 
 def _in_functions(body: Sequence[str], segments: Sequence[_Segment]) -> list[str]:

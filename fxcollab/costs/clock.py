@@ -72,8 +72,7 @@ def node_seconds(captured: CollabGraphModule, inputs: Sequence[Any], repeats: in
     with captured.in_mode(True), undrawn(), torch.inference_mode(False), torch.enable_grad():
         for _ in range(repeats + 1):
             with preserved(modules):
-                for module in modules:
-                    replace_plain_tensors(module, Tensor.clone)
+                replace_plain_tensors(modules, Tensor.clone)
                 clock = _Clock(inputs)
                 step = _Step(captured, clock)
                 call_with(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from torch import fx
+from torch import fx, nn
 
+from fxcollab.codegen.branches import in_branches
+from fxcollab.codegen.order import swapped_calls
 from fxcollab.errors import PatternError
 from fxcollab.graphs import place
 from fxcollab.partition.effects import Write
+from fxcollab.provenance import provenance
 
 
 def refuse_writes_out_of_order(graph: fx.Graph, levels: Mapping[fx.Node, int], writes: tuple[Write, ...]) -> None:
@@ -29,6 +32,23 @@ def refuse_writes_out_of_order(graph: fx.Graph, levels: Mapping[fx.Node, int], w
                 raise _refusal(write, f"{reader.name!r}, which lies behind a split, reads {root.name!r} before it")
             if root.op == "get_attr" and levels[root] < levels[write.node]:
                 raise _refusal(write, f"what it writes into, {root.target}, belongs to a shallower level")
+
+
+def refuse_calls_out_of_order(graph: fx.Graph, train_model: nn.Module) -> None:
+    """Refuse modules with state that would be called in another order, branch by branch, than in the graph.
+
+    Raises:
+        PatternError: with both calls.
+    """
+    swapped = swapped_calls(graph, in_branches(graph), train_model)
+    if swapped:
+        first, second = swapped
+        raise PatternError(
+            "Branches can't be computed again: a module with state is called in several of them.",
+            where=place(second),
+            why=f"{second.name!r} would run before {first.name!r}, and both call {str(provenance(first).target)!r}",
+            hint="leave recompute out, or put the splits before or behind all calls of the module",
+        )
 
 
 def _early_readers(

@@ -16,7 +16,7 @@ from fxcollab.partition.randomness import draws_randomly, module_draws_randomly
 from fxcollab.rewrite.duplicate import Cut, Duplicated, duplicate
 from fxcollab.rewrite.initialise import Factory, Init, check_init, initialise
 from fxcollab.rewrite.peers import State, build_peers, nest
-from fxcollab.rewrite.recomputable import refuse_writes_out_of_order
+from fxcollab.rewrite.recomputable import refuse_calls_out_of_order, refuse_writes_out_of_order
 from fxcollab.runtime import Fed
 
 
@@ -88,11 +88,14 @@ def rewrite(
         }
         modes = captured.modes.map(lambda graph: duplicated[graph].graph)
         constants = {name: getattr(captured, name) for name in captured.constants}
+        for result in duplicated.values():
+            _add_fed(nested, peers, captured, result)
         train_model = CollabGraphModule(
             captured.root, modes, constants=constants, peers={peers: nested}, recompute=recompute
         )
-    for result in duplicated.values():
-        _add_fed(train_model, result)
+    if recompute:
+        for graph in modes:
+            refuse_calls_out_of_order(graph, train_model)
     return train_model
 
 
@@ -121,12 +124,14 @@ def _draws(node: fx.Node, captured: nn.Module) -> bool:
     return draws_randomly(node)
 
 
-def _add_fed(train_model: CollabGraphModule, result: Duplicated) -> None:
+def _add_fed(nested: nn.Module, peers: str, captured: nn.Module, result: Duplicated) -> None:
+    """Put what is fed with shallower parameters beside the branches, before code is made that calls it."""
     for target, module in result.fed.items():
-        owner: nn.Module = train_model
-        *path, leaf = target.split(".")
+        _, *path, leaf = target.split(".")
+        owner = nested
         for atom in path:
             if atom not in owner._modules:
                 owner.add_module(atom, nn.Module())
             owner = owner.get_submodule(atom)
-        owner.add_module(leaf, Fed(train_model.get_submodule(module)))
+        of_peer, own = module.startswith(f"{peers}."), module.removeprefix(f"{peers}.")
+        owner.add_module(leaf, Fed((nested if of_peer else captured).get_submodule(own)))

@@ -1,27 +1,28 @@
 """Recompute: what a branch keeps for its backward is dropped, and computed again when the backward gets there.
 
 Between forward and backward only what branches read and return is alive, and during the backward the activations of
-one branch at a time. What a branch does beside returning values happens once: in the second pass its buffers are
-copies of those it began with, so that BatchNorm's statistics are updated once and state that a forward both reads and
-writes is read as it was; and random numbers are those of the first pass.
+one branch at a time. What a branch does beside returning values happens once: in the second pass modules hold what
+they began with, so that statistics of BatchNorm are updated once and state that is both read and written is read
+as it was (`holders` says what is held); and random numbers are those of the first pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.checkpoint import checkpoint
 
+from fxcollab.errors import StateError
 from fxcollab.generators import ForeignState
-from fxcollab.runtime.fed import Fed
+from fxcollab.holders import Holder, Slot, Snapshot, holders_of, version
 
 Stateful: TypeAlias = nn.Module | tuple[nn.Module, str]
-"""A module with all its buffers, or one buffer by its name in a module."""
+"""A module with everything it holds, or one tensor by its name in a module."""
 
 
 def recompute(branch: Callable[..., Any], stateful: Sequence[Stateful], *inputs: Any) -> Any:
@@ -30,9 +31,12 @@ def recompute(branch: Callable[..., Any], stateful: Sequence[Stateful], *inputs:
     Without gradients, under ``torch.func`` and where the model is exported or traced, it is a plain call.
 
     Args:
-        branch: a function of the inputs; it may read modules, and write their buffers.
-        stateful: where the buffers are that it may write.
+        branch: a function of the inputs; it may change what ``stateful`` holds, except values of parameters.
+        stateful: the modules that it calls and the tensors that it reads.
         inputs: tensors and other values.
+
+    Raises:
+        StateError: the branch wrote into a parameter.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return branch(*inputs)
@@ -41,7 +45,9 @@ def recompute(branch: Callable[..., Any], stateful: Sequence[Stateful], *inputs:
     if _is_recorded():
         return branch(*inputs)
     again = _Again(stateful)
-    return checkpoint(branch, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
+    results = checkpoint(branch, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
+    again.refuse_written_parameters()
+    return results
 
 
 def _is_recorded() -> bool:
@@ -55,49 +61,39 @@ class _Again(AbstractContextManager[None]):
     """Every second pass begins with the state that the first one began with, and leaves none behind."""
 
     def __init__(self, stateful: Sequence[Stateful]) -> None:
-        self._places = list(_places(stateful))
-        self._before = _clones([registry[name] for registry, name in self._places])
+        now = Snapshot(_holders(stateful))
+        self._parameters = [(*found, version(found[-1])) for found in now.with_gradients()]
+        self._before = now.cloned()
         self._generators = ForeignState()
         self._left = ExitStack()
 
     def __enter__(self) -> None:
         with ExitStack() as stack:
-            now = [registry[name] for registry, name in self._places]
-            stack.callback(self._put, now)
-            self._put(_clones(self._before))
+            stack.callback(Snapshot(self._before.holders).restore)
+            self._before.cloned().restore()
             stack.enter_context(self._generators.again())
             self._left = stack.pop_all()
 
     def __exit__(self, *error: object) -> None:
         self._left.close()
 
-    def _put(self, buffers: Sequence[Tensor]) -> None:
-        for (registry, name), buffer in zip(self._places, buffers, strict=True):
-            registry[name] = buffer
+    def refuse_written_parameters(self) -> None:
+        """Their values are not kept twice, so that a second pass would begin with others than the first one."""
+        for holder, name, tensor, before in self._parameters:
+            if version(tensor) != before:
+                raise StateError(
+                    "A branch can't be computed again: its forward writes into a parameter.",
+                    where=f"{type(holder.module).__qualname__}.{name}",
+                    why="the second pass would begin with other values",
+                    hint="transform without recompute, or make it a buffer",
+                )
 
 
-def _places(stateful: Sequence[Stateful]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Where buffers are registered, each place once."""
-    seen: set[tuple[int, str]] = set()
-    for held in stateful:
-        for registry, name in _registered(held):
-            if registry[name] is not None and (id(registry), name) not in seen:
-                seen.add((id(registry), name))
-                yield registry, name
+def _holders(stateful: Sequence[Stateful]) -> list[Holder]:
+    """What is held by the modules, and the tensors that are read by themselves."""
+    slots = [Holder(held[1], _slot(*held), held[0]) for held in stateful if isinstance(held, tuple)]
+    return holders_of(held for held in stateful if isinstance(held, nn.Module)) + slots
 
 
-def _registered(held: Stateful) -> Iterator[tuple[dict[str, Any], str]]:
-    if isinstance(held, tuple):
-        module, name = held
-        yield module._buffers, name
-        return
-    for part in (held.module if isinstance(held, Fed) else held).modules():
-        yield from ((part._buffers, name) for name in part._buffers)
-
-
-def _clones(buffers: Sequence[Tensor]) -> list[Tensor]:
-    """A copy of each; what was one tensor stays one."""
-    copies = {id(buffer): buffer for buffer in buffers}
-    with torch.no_grad():
-        copies = {key: buffer.clone() for key, buffer in copies.items()}
-    return [copies[id(buffer)] for buffer in buffers]
+def _slot(module: nn.Module, name: str) -> Slot:
+    return Slot(module._buffers if name in module._buffers else module.__dict__, name)
