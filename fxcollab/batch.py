@@ -15,13 +15,15 @@ from torch import Tensor, fx, nn
 
 from fxcollab.capture import ExampleInputs
 from fxcollab.codegen import CollabGraphModule
-from fxcollab.codegen.siblings import in_levels
+from fxcollab.codegen.order import swapped_calls
+from fxcollab.codegen.siblings import in_levels, owned_by_level
 from fxcollab.costs.attribution import backward
 from fxcollab.errors import PatternError
 from fxcollab.generators import seeded
-from fxcollab.graphs import place
+from fxcollab.graphs import attribute, place
 from fxcollab.partition.effects import EffectAnalysis, track_storages
 from fxcollab.plan import plan_of, training_model
+from fxcollab.runtime.siblings import siblings_of
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,24 @@ def batch_branches(train_model: nn.Module) -> CollabGraphModule:
     costs time where kernels are large: `time_batched` tells on your own model, inputs and device.
 
     Random operations draw for each branch, though not the numbers that they would draw one after the other. Where
-    the model is exported or traced again, and under autocast on a CPU, branches run one after the other. A call is
-    refused where siblings have come to differ in more than their tensors (modes, options, hooks), and where a branch
-    does what ``torch.vmap`` can't: ask for values, checkpoint its own parts, run recurrent layers.
+    the model is exported or traced again, and under autocast on a CPU, branches run one after the other.
+
+    A call is refused, and leaves everything as it was, where siblings have come to differ in more than their tensors
+    (modes, options), have hooks, or do what does not reach every one of them: fill a container, draw Python's or
+    numpy's random numbers, ask for values, checkpoint their own parts, run recurrent layers. What can't be noticed:
+    inside a branch no tensor is a ``Parameter`` or has ``requires_grad``, which code may ask for; and
+    ``F.embedding`` with a padding index and with indices that depend on the branch has a gradient there
+    (``nn.Embedding`` has none). Under ``torch.compile`` less is noticed: call the model once without. Outputs can't
+    be written into in place. Calls in several threads are not safe: one sibling's modules hold the tensors of all.
 
     Args:
         train_model: what `transform` returned; it stays as it is, and shares its state with the result.
 
     Raises:
-        PatternError: its branches are computed again, or a value that several of them read is written in place.
-        StateError: it is no training model, or its graph was edited so that siblings compute different things.
+        PatternError: its branches are computed again, or would write into a value or call a module with state before
+            others that come first in the graph.
+        StateError: it is no training model, siblings differ already, or the graph was edited so that they compute
+            different things.
     """
     model = training_model(train_model)
     if model.recompute:
@@ -71,6 +81,8 @@ def batch_branches(train_model: nn.Module) -> CollabGraphModule:
         )
     for graph in model.modes:
         _refuse_other_order(graph, model)
+        for level in owned_by_level(graph):
+            siblings_of([{name: attribute(model, target) for name, target in own.items()} for own in level])
     return model.as_one(True)
 
 
@@ -90,9 +102,12 @@ def time_batched(
         prepare: what is done to both before, such as ``torch.compile``.
 
     Raises:
-        PatternError, StateError: as of `batch_branches`.
+        PatternError: there is nothing to measure, or as of `batch_branches`.
+        StateError: as of `batch_branches`.
         CaptureError: the inputs don't fit the signature.
     """
+    if runs < 1:
+        raise PatternError(f"Nothing is measured in {runs} runs.", hint="say runs=1 or more; 7 unless given")
     model = copy.deepcopy(training_model(train_model))
     plan = plan_of(model)
     values = plan.interface.values_of(model, example_inputs)
@@ -122,9 +137,18 @@ def _seconds(step: Callable[[], None], values: Sequence[Any]) -> float:
 
 
 def _refuse_other_order(graph: fx.Graph, model: CollabGraphModule) -> None:
-    """Refuse where level by level somebody would read a value before, not after, it is written in place, or after."""
+    """Refuse where level by level state would change, or a value be written in place, before or after its turn."""
+    ordered = in_levels(graph)
+    swapped = swapped_calls(graph, ordered, model)
+    if swapped:
+        raise PatternError(
+            "Branches can't run as one: a module with state is called in several levels.",
+            where=place(swapped[1]),
+            why=f"{swapped[1].name!r} would run before {swapped[0].name!r}, and both call the same module",
+            hint="leave batching out, or put the splits before or behind all calls of the module",
+        )
     before = {node: position for position, node in enumerate(graph.nodes)}
-    then = {node: position for position, node in enumerate(in_levels(graph))}
+    then = {node: position for position, node in enumerate(ordered)}
     storages = track_storages(graph, EffectAnalysis(model), graph.nodes)
     for write in storages.writes:
         for node in graph.nodes:

@@ -24,6 +24,12 @@ class ForeignState:
         if self._numpy is not None:
             _numpy().set_state(self._numpy)
 
+    def foreign_numbers_were_drawn(self) -> bool:
+        """Whether Python's or numpy's generators were drawn from since."""
+        if random.getstate() != self._python:
+            return True
+        return self._numpy is not None and any(map(_differ, _numpy().get_state(), self._numpy))
+
     @contextmanager
     def again(self) -> Iterator[None]:
         """Draw from it anew; the generators are put back on leaving."""
@@ -49,12 +55,6 @@ class GeneratorState(ForeignState):
         torch.set_rng_state(self._cpu)
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
-
-    def foreign_numbers_were_drawn(self) -> bool:
-        """Whether Python's or numpy's generators were drawn from since."""
-        if random.getstate() != self._python:
-            return True
-        return self._numpy is not None and any(map(_differ, _numpy().get_state(), self._numpy))
 
 
 @contextmanager

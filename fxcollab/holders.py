@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True, eq=False)
-class Holder:
+class Holder(NamedTuple):
     """Something that holds values and can be changed in place.
 
     Attributes:
@@ -98,17 +97,24 @@ class Snapshot:
                     yield holder, key, value
 
 
-def holders_of(modules: Iterable[nn.Module]) -> list[Holder]:
-    """Everything that modules, and those in them, hold things in, each once, in a fixed order."""
+def holders_of(modules: Iterable[nn.Module], *, own: bool = False) -> list[Holder]:
+    """Everything that modules, and those in them, hold things in, each once, in a fixed order.
+
+    Args:
+        modules: the modules.
+        own: leave out what every module has: the registries of its hooks and of its children.
+    """
     found: dict[int, Holder] = {}
     for module in modules:
-        _visit(module, module, "", found)
+        for part in module.modules():
+            _visit_module(part, found, own)
     return list(found.values())
 
 
 def _visit(value: Any, module: nn.Module, path: str, found: dict[int, Holder]) -> None:
     if isinstance(value, nn.Module):
-        _visit_module(value, found)
+        for part in value.modules():
+            _visit_module(part, found, own=False)
     elif isinstance(value, tuple | frozenset):
         _visit_inside(enumerate(value), module, (path + "[{!r}]").format, found)
     else:
@@ -126,18 +132,23 @@ def _visit_inside(
             _visit(member, module, path(key), found)
 
 
-def _visit_module(module: nn.Module, found: dict[int, Holder]) -> None:
-    if id(module.__dict__) in found:
+def _visit_module(module: nn.Module, found: dict[int, Holder], own: bool) -> None:
+    attributes = module.__dict__
+    if id(attributes) in found:
         return
-    for registry in (module._parameters, module._buffers, module._modules, module.__dict__):
+    registries = (module._parameters, module._buffers, *(() if own else (module._modules,)), attributes)
+    for registry in registries:
         if _kind(type(registry)):  # a scripted module's are views of what it has elsewhere
             found[id(registry)] = Holder("", registry, module)
-    _visit_inside(module.__dict__.items(), module, "{}".format, found)
-    _visit_inside(module._modules.items(), module, "{}".format, found)
+    for name, value in attributes.items():
+        if type(value) not in PLAIN and not (own and name in OF_TORCH):
+            _visit(value, module, name, found)
 
 
 PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size))
 """Types of what can't be changed and holds nothing."""
+OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes that every module has: registries, hooks and its mode."""
 _OPAQUE = frozenset((*sys.stdlib_module_names, "torch")) - {"__main__"}
 
 
@@ -192,11 +203,16 @@ def _known(value: Any) -> _Kind:
     return found
 
 
+def is_held(value: Any) -> bool:
+    """Whether it is, or has, a holder of its own."""
+    return _kind(type(value)) is not None or _attributes(value) is not None
+
+
 def items(contents: Any) -> Iterable[tuple[Any, Any]]:
     """What lies in a container, with the way to it."""
     if isinstance(contents, dict):
         return contents.items()
-    return enumerate(contents) if isinstance(contents, list | set | deque) else ()
+    return enumerate(contents) if isinstance(contents, (list, set, deque)) else ()
 
 
 def _changed(before: Any, now: Any) -> Iterator[Any]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 import fxcollab
 from fxcollab.errors import PatternError, StateError
+from fxcollab.holders import Snapshot, holders_of
 from samples.networks.resnet_cifar import resnet_cifar
 from tests.references import SkipNet, SmallConvNet
 
@@ -291,9 +295,19 @@ def test_attributes_that_a_forward_sets_are_each_siblings_own() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "why"),
-    [("p", 0.25, "attribute p is 0.0 in one"), ("state", (torch.ones(8), 1), "state holds tensors")],
+    [
+        ("p", lambda: 0.25, r"drop\.p\n  why: it is 0.0 in one and 0.25 in another"),
+        ("state", lambda: [torch.ones(8), 1], r"drop\.state\.0\n  why: tensors are held there, each sibling's own"),
+        ("state", lambda: {"a": [1, [2, random.random()]]}, r"drop\.state\['a'\]\[1\]\.1\n  why: it is 0\."),
+        ("state", lambda: SimpleNamespace(at=object()), r"drop\.state\.at\n  why: it is <object"),
+        ("state", lambda: np.random.rand(3), r"drop\.state\n  why: it is array"),
+        ("state", lambda: lambda x: x, r"drop\.state\n  why: it is <function"),
+        ("state", lambda: {random.random(): 1}, r"why: it is 1 in one and None in another"),
+    ],
 )
-def test_attributes_that_differ_and_tensors_inside_of_them_are_refused(name: str, value: Any, why: str) -> None:
+def test_attributes_that_differ_and_tensors_inside_of_them_are_refused(
+    name: str, value: Callable[[], Any], why: str
+) -> None:
     class Regular(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -304,9 +318,9 @@ def test_attributes_that_differ_and_tensors_inside_of_them_are_refused(name: str
 
     _, batched = pair(Regular, splits=["first"])
     batched(X)
-    setattr(batched.get_submodule("peers.b1.drop"), name, value)
+    setattr(batched.get_submodule("peers.b1.drop"), name, value())
     if name == "state":
-        batched.get_submodule("drop").state = value
+        batched.get_submodule("drop").state = value()
     with pytest.raises(StateError, match=why):
         batched(X)
 
@@ -352,15 +366,285 @@ def test_what_vmap_cannot_run_is_refused(factory: Callable[[], nn.Module]) -> No
     assert all(parameter is tensors[name] for name, parameter in batched.named_parameters())
 
 
-def test_an_error_inside_a_branch_leaves_its_state_in_place() -> None:
+class Body(nn.Module):
+    """Something behind the split, with a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 5)
+
+
+class Around(nn.Module):
+    def __init__(self, body: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.first, self.body = nn.Linear(768, 8), body()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.first(x.flatten(1)))
+
+
+class LooksUp(Body):
+    """Which row of a table is read depends on the branch; one row has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(3, 8, padding_idx=-2), nn.Linear(8, 5)
+        self.out.weight.data.mul_(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.fc(x).argmax(1) % 3
+        return self.out(self.table(rows) + x)
+
+
+class HasPlainTensor(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.linspace(1, 2, 5).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) * self.scale
+
+
+class WritesItsWeight(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.fc.weight.mul_(0.9)
+        return self.fc(x)
+
+
+class ReplacesABuffer(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        self.mean = 0.9 * self.mean + 0.1 * y.mean(0).detach()
+        return y - self.mean
+
+
+class HasAnExpandedBuffer(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(1).expand(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) * self.scale
+
+    def double(self) -> HasAnExpandedBuffer:
+        return self
+
+
+class Attends(Body):
+    """What torch has a fast path for in eval mode, without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.encoder(x.unsqueeze(1))[:, 0])
+
+
+RIGHT = [LooksUp, HasPlainTensor, WritesItsWeight, ReplacesABuffer, HasAnExpandedBuffer, Attends]
+
+
+@pytest.mark.parametrize("body", RIGHT)
+@pytest.mark.parametrize("training", [True, False])
+def test_more_hazards(body: type[Body], training: bool) -> None:
+    plain, batched = pair(lambda: Around(body), splits=["first"], init="copy-anyway")
+    for model in (plain, batched):
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+        for i, module in enumerate(m for m in model.modules() if isinstance(m, HasPlainTensor)):
+            module.scale = module.scale * i
+        model.train(training)
+    for _ in range(3):
+        assert_alike(step(batched), step(plain))
+
+
+class FillsAList(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(self.fc(x).detach())
+        return self.fc(x)
+
+
+class FillsACache(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = SimpleNamespace(found={})
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.cache.found:
+            self.cache.found["bias"] = self.fc.weight.sum(1).detach()
+        return self.fc(x) + self.cache.found["bias"]
+
+
+class DrawsFromPython(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) * random.random()
+
+
+class DrawsFromItsOwn(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = np.random.default_rng(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) * self.generator.random()
+
+
+class Checkpoints(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = torch.utils.checkpoint.checkpoint(self.fc, x, use_reentrant=False)
+        return found
+
+
+class ReadsNumbers(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return y * float(y.detach().numpy().sum())
+
+
+class WritesUnderAView(Body):
+    """Two buffers over one storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        table = torch.ones(2, 5, dtype=torch.float64)
+        self.register_buffer("table", table)
+        self.register_buffer("row", table[0])
+
+    def double(self) -> WritesUnderAView:
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.table.mul_(0.5)
+        return self.fc(x) * self.row.clone()
+
+
+class KeepsWhatItReads(nn.Module):
+    """In the trunk and behind the split: a module that sets a tensor at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.kept, self.last = nn.Linear(768, 8), Keeps(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.kept(self.first(x.flatten(1)))
+        return self.kept(self.last(x))
+
+
+class Keeps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x.detach()
+        return x * 2
+
+
+REFUSED: dict[Callable[[], nn.Module], str] = {
+    lambda: Around(FillsAList): r"body\.seen\[0\]",
+    lambda: Around(FillsACache): r"body\.cache\.found\['bias'\]",
+    lambda: Around(DrawsFromPython): "drawn once",
+    lambda: Around(DrawsFromItsOwn): r"body\.generator",
+    lambda: Around(Checkpoints): "checkpoints its own parts",
+    lambda: Around(ReadsNumbers): "data pointer",
+    lambda: Around(WritesUnderAView): "views of one another",
+    KeepsWhatItReads: "share a module",
+}
+
+
+@pytest.mark.parametrize(("factory", "why"), REFUSED.items(), ids=list(REFUSED.values()))
+@pytest.mark.filterwarnings("ignore:given up")
+def test_what_would_not_reach_every_sibling_is_refused_and_nothing_stays_of_it(
+    factory: Callable[[], nn.Module], why: str
+) -> None:
+    model = fxcollab.transform(
+        factory().double(), splits=["kept"] if factory is KeepsWhatItReads else ["first"], seed=1
+    )
+    batched = fxcollab.batch_branches(model)
+    before = Snapshot(holders_of([batched.root, batched.peers]))
+    values = copy.deepcopy(batched.state_dict())
+    drawn = random.getstate()
+    with pytest.raises(StateError, match=why):
+        batched(X)
+    assert random.getstate() == drawn
+    assert [(holder.path, key) for holder, key in before.changed() if key not in ("seen", "_buffers")] == []
+    assert_alike(batched.state_dict(), values)
+
+
+class TrunkGoesOn(nn.Module):
+    """The trunk calls a module with statistics after what lies behind the split has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first, self.norm = nn.Linear(768, 8), nn.Linear(8, 8), nn.BatchNorm1d(8)
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(1))
+        y = self.norm(torch.tanh(self.first(x)))
+        return self.last(y + self.norm(x))
+
+
+@pytest.mark.filterwarnings("ignore:given up")
+def test_statistics_that_would_be_gathered_in_another_order_are_refused() -> None:
+    model = fxcollab.transform(TrunkGoesOn(), "simple", ["first"], seed=1)
+    with pytest.raises(PatternError, match="a module with state is called in several levels"):
+        fxcollab.batch_branches(model)
+
+
+def test_siblings_that_differ_are_refused_at_once() -> None:
+    model = fxcollab.transform(SmallConvNet(), splits=["layer1"], seed=1)
+    model.get_submodule("peers.b1.layer2.1").eps = 0.5
+    with pytest.raises(StateError, match=r"layer2\.1\.eps"):
+        fxcollab.batch_branches(model)
+
+
+def test_under_saved_tensors_hooks_of_the_callers_own() -> None:
+    plain, batched = pair(SmallConvNet, **TREES["simple"])
+    with torch.autograd.graph.save_on_cpu():
+        found = step(batched)
+    assert_alike(found, step(plain))
+
+
+@pytest.mark.parametrize(
+    ("body", "training"),
+    [(LooksUp, True), (LooksUp, False), (ReplacesABuffer, True), (ReplacesABuffer, False), (Attends, True)],
+)
+def test_compiled_hazards(body: type[Body], training: bool) -> None:
+    plain, batched = (model.train(training) for model in pair(lambda: Around(body), splits=["first"]))
+    compiled = torch.compile(batched, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        found = step(compiled)
+        assert_alike({name.replace("_orig_mod.", ""): value for name, value in found.items()}, step(plain))
+
+
+@pytest.mark.parametrize("body", [HasPlainTensor, FillsAList])
+def test_what_a_compiler_cannot_see_is_refused(body: type[Body]) -> None:
+    _, batched = pair(lambda: Around(body), splits=["first"])
+    with pytest.raises(Exception, match=r"fxcollab|BatchedTensor"):
+        torch.compile(batched, fullgraph=True, backend="aot_eager")(X)
+
+
+def test_an_error_inside_a_branch_leaves_its_state_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     _, batched = pair(SmallConvNet, **TREES["simple"])
     tensors = {**dict(batched.named_parameters()), **dict(batched.named_buffers())}
-    heads = [batched.get_submodule(f"{branch}fc") for branch in ("", "peers.b1.", "peers.b2.", "peers.b3.")]
-    handles = [head.register_forward_hook(lambda *_: 1 / 0) for head in heads]
-    with pytest.raises(ZeroDivisionError):
-        batched(X)
-    for handle in handles:
-        handle.remove()
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Linear, "forward", lambda self, x: 1 / 0)
+        with pytest.raises(ZeroDivisionError) as caught:
+            batched(X)
+    assert "while branches ran as one" in caught.value.__notes__[0]
     now = {**dict(batched.named_parameters()), **dict(batched.named_buffers())}
     assert all(now[name] is tensor for name, tensor in tensors.items())
     batched(X)
@@ -443,14 +727,14 @@ def test_a_frozen_head_stays_frozen() -> None:
 def test_a_branch_in_another_mode_is_refused() -> None:
     _, batched = pair(SmallConvNet, **TREES["simple"])
     batched.get_submodule("peers.b1.layer2").eval()
-    with pytest.raises(StateError, match=r"can't be run as one[^#]*training is True in one"):
+    with pytest.raises(StateError, match=r"can't be run as one[^#]*layer2\.training[^#]*it is True in one and False"):
         batched(X)
 
 
 def test_a_hook_on_one_sibling_is_refused() -> None:
     _, batched = pair(SmallConvNet, **TREES["simple"])
     batched.get_submodule("peers.b1.layer2").register_forward_hook(lambda *_: None)
-    with pytest.raises(StateError, match="_forward_hooks is 0 in one Sequential and 1 in another"):
+    with pytest.raises(StateError, match=r"layer2\._forward_hooks[^#]*it would see the tensors of all"):
         batched(X)
 
 
@@ -496,6 +780,25 @@ def test_a_write_that_would_come_too_early_is_refused() -> None:
     model = fxcollab.transform(WritesLate(), "simple", ["second"], granularity="op")
     with pytest.raises(PatternError, match=r"a value is written in place[^#]*add_"):
         fxcollab.batch_branches(model)
+
+
+def test_no_run_is_refused() -> None:
+    with pytest.raises(PatternError, match="Nothing is measured in 0 runs"):
+        fxcollab.time_batched(pair(SmallConvNet, **TREES["simple"])[0], (X,), runs=0)
+
+
+def test_a_model_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, num_labels=5
+    )
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(config).double().eval()
+    tokens = {"input_ids": torch.arange(12).reshape(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    plain = fxcollab.transform(model, "simple", ["bert.encoder.layer.0"], example_inputs=tokens, seed=1)
+    batched = fxcollab.batch_branches(plain)
+    for found, expected in zip(batched(**tokens), plain(**tokens), strict=True):
+        assert_close(found.logits, expected.logits, rtol=1e-9, atol=1e-11)
 
 
 def test_timing_leaves_the_model_as_it_was() -> None:

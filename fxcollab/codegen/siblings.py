@@ -45,7 +45,7 @@ class _Level:
         inputs: for each branch, what it reads there.
         outputs: for each branch, what other levels read of it.
         returned: the first branch's names of these.
-        owned: for each branch, expressions of its modules and tensors by the names in the function.
+        owned: for each branch, targets of its modules and tensors by the names in the function.
         spent: inputs that nothing reads after it.
     """
 
@@ -77,6 +77,15 @@ def level_by_level(graph: fx.Graph) -> fx.Graph:
     codegen.additional_globals = lambda: [("fxcollab_batched", batched)]
     ordered.set_codegen(codegen)
     return ordered
+
+
+def owned_by_level(graph: fx.Graph) -> list[tuple[Mapping[str, str], ...]]:
+    """For each level and each of its branches the targets of what it owns, by names that siblings have in common.
+
+    Raises:
+        StateError: as of `level_by_level`.
+    """
+    return [level.owned for level in _levels(copy_graph(graph, in_levels(graph)))]
 
 
 def in_levels(graph: fx.Graph) -> list[fx.Node]:
@@ -172,8 +181,8 @@ def _owned(first: Sequence[fx.Node], alike: Sequence[Mapping[fx.Node, fx.Node]])
         if places not in names:
             flat = places[0].replace(".", "_")
             names[places] = fresh(flat if flat.isidentifier() else f"own_{flat}", taken)
-            for expressions, target in zip(owned, places, strict=True):
-                expressions[names[places]] = _format_target("self", target)
+            for own, target in zip(owned, places, strict=True):
+                own[names[places]] = target
         node.target = names[places]
     return tuple(owned)
 
@@ -189,8 +198,12 @@ def _in_functions(body: Sequence[str], levels: Sequence[_Level]) -> list[str]:
 
 
 def _call(level: _Level) -> str:
-    owned = "".join(f"    dict({', '.join(f'{k}={v}' for k, v in own.items())}),\n" for own in level.owned)
+    owned = "".join(f"    dict({', '.join(map(_keyword, own, own.values()))}),\n" for own in level.owned)
     results, inputs = (
         ", ".join(parenthesised(names) for names in several) for several in (level.outputs, level.inputs)
     )
     return f"{results} = fxcollab_batched({level.name}, (\n{owned}), ({inputs})){freed(level.spent)}\n"
+
+
+def _keyword(name: str, target: str) -> str:
+    return f"{name}={_format_target('self', target)}"

@@ -67,26 +67,35 @@ def initialise(
     """
     if isinstance(init, str) and init.startswith("copy"):
         return
-    _unmark(branches, state)
-    if callable(init):
-        for path, branch in branches.items():
-            with isolated_randomness(seed, branch_name(path)), torch.no_grad():
-                init(branch, branch_name(path))
-        return
-    material = {path: branch for path, branch in branches.items() if _has_values(branch)}
-    if not (material and factory is not None and _from_factory(material, state, tree, seed, factory)):
-        _reset_all(material, state, seed)
+    with _unmarked(branches, state):
+        if callable(init):
+            for path, branch in branches.items():
+                with isolated_randomness(seed, branch_name(path)), torch.no_grad():
+                    init(branch, branch_name(path))
+            return
+        material = {path: branch for path, branch in branches.items() if _has_values(branch)}
+        if not (material and factory is not None and _from_factory(material, state, tree, seed, factory)):
+            _reset_all(material, state, seed)
 
 
-def _unmark(branches: Mapping[Path, Branch], state: State) -> None:
-    """Take off the mark by which transformers knows what it has loaded, which its initialisers leave as it is."""
-    originals = set(state.root.modules())
+_MARK = "_is_hf_initialized"
+
+
+@contextmanager
+def _unmarked(branches: Mapping[Path, Branch], state: State) -> Iterator[None]:
+    """Without the mark by which transformers knows what it has loaded, which its initialisers leave as it is."""
+    originals, taken = set(state.root.modules()), list[tuple[Any, Any]]()
     for path, branch in branches.items():
         tensors = tensors_of(branch)
         own = (tensors[name] for name in state.tensors_of(len(path)))
         copies = (module for module in branch.modules() if module not in originals)
-        for marked in (*own, *copies):
-            marked.__dict__.pop("_is_hf_initialized", None)
+        marked = [held for held in (*own, *copies) if _MARK in held.__dict__]
+        taken.extend((held, held.__dict__.pop(_MARK)) for held in marked)
+    try:
+        yield
+    finally:
+        for held, value in taken:
+            held.__dict__[_MARK] = value
 
 
 def _has_values(branch: nn.Module) -> bool:

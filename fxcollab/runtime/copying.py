@@ -29,13 +29,13 @@ private_copy.__module__ = "fxcollab"
 def _copy(value: Tensor) -> Tensor:
     """Strides are kept, also those of a view with gaps: sums over another layout round otherwise."""
     copy = value.clone()
-    if value.layout is not torch.strided or copy.stride() == value.stride() or not _can_be_written(value):
+    if value.layout is not torch.strided or copy.stride() == value.stride() or not can_be_written(value):
         return copy
     laid_out = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
     return laid_out.copy_(value)
 
 
-def _can_be_written(value: Tensor) -> bool:
+def can_be_written(value: Tensor) -> bool:
     """Whether every element has a place of its own, which torch asks of what is written in place."""
     if torch._C._functorch.is_batchedtensor(value):  # memory under vmap has a dimension that isn't seen
         return False
