@@ -57,7 +57,7 @@ def plan_of(train_model: nn.Module) -> Plan:
     if not isinstance(plan, Plan):
         raise StateError(
             f"{type(train_model).__qualname__} is no training model.",
-            why="it was not made by fxcollab.transform",
+            why="it was not made by fxcollab.transform, or is the part of one that fxcollab.spread made",
             hint="pass what transform or load returned",
         )
     return plan

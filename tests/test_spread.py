@@ -52,6 +52,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], int]] = {
     "no rescale": (SmallConvNet, {"splits": ["layer1", "layer2"], "rescale": False}, 4),
     "computed again": (SmallConvNet, {"splits": ["layer1", "layer2"], "recompute": "heads"}, 2),
     "tied": (Tied, {"pattern": "simple", "splits": ["first"], "heads": 2}, 2),
+    "head 0 frozen": (SmallConvNet, {"pattern": "simple", "splits": ["layer2"], "heads": 2}, 2),
     "nested": (Nested, {"pattern": "simple", "splits": ["layer1"], "heads": 2}, 2),
 }
 
@@ -59,7 +60,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], int]] = {
 def made(case: str) -> fxcollab.CollabGraphModule:
     factory, options, _ = CASES[case]
     torch.manual_seed(0)
-    return fxcollab.transform(factory().double(), seed=1, **options)
+    model = fxcollab.transform(factory().double(), seed=1, **options)
+    if case == "head 0 frozen":
+        model.root.requires_grad_(False)
+    return model
 
 
 def loss_of(case: str, outputs: Any, labels: Tensor = LABELS) -> Tensor:
@@ -151,6 +155,7 @@ def _refuse(rank: int) -> Saved:
         lambda: step("simple", fxcollab.spread(made("simple"), _mesh(4)), X + rank),
         lambda: step("simple", fxcollab.spread(made("simple"), _mesh(4)), X if rank else X * float("nan")),
         lambda: fxcollab.gathered_state_dict(made("simple")),
+        lambda: fxcollab.prune(fxcollab.spread(made("simple"), _mesh(4))),
     ]
     for attempt in attempts:
         try:
@@ -261,13 +266,12 @@ def test_what_cannot_be_spread_is_refused(results: Callable[[str], list[Any]]) -
         assert [name for name, _ in errors] == [
             "PatternError",
             "PatternError",
-            "StateError",
-            "StateError",
-            "StateError",
+            *["StateError"] * 4,
         ]
         assert "6 heads can't be spread over 4 ranks" in errors[0][1]
         assert "heads" in errors[1][1]
         assert "different batches" in errors[2][1] and "different batches" in errors[3][1]
+        assert "fxcollab.spread made" in errors[5][1]
 
 
 # ---------------------------------------------------------------------------------------------- one process

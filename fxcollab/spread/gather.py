@@ -39,7 +39,8 @@ class Gather:
             self._check_batch((args, kwargs))
         flat, specs = zip(*map(pytree.tree_flatten, outputs), strict=True)
         own = [leaf for leaves in flat for leaf in leaves if isinstance(leaf, Tensor)]
-        gathered = iter(_Gathered.apply(self, len(flat), *own))
+        always = torch.zeros((), requires_grad=torch.is_grad_enabled())  # also where this rank's heads are frozen
+        gathered = iter(_Gathered.apply(self, len(flat), always, *own))
         heads = [
             [next(gathered) if isinstance(leaf, Tensor) else leaf for leaf in flat[0]]
             for _ in range(self._ranks.tree.heads)
@@ -104,14 +105,14 @@ class Gather:
 
 class _Gathered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gather: Gather, heads: int, *own: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, gather: Gather, heads: int, always: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
         ctx.gather, ctx.count, ctx.first = gather, len(own), gather._ranks.heads.start * (len(own) // heads)
         return tuple(gather.gather(own, heads))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         ctx.gather.begin_backward()
-        return None, None, *gradients[ctx.first : ctx.first + ctx.count]
+        return None, None, None, *gradients[ctx.first : ctx.first + ctx.count]
 
 
 def _sums(values: Tensor) -> Tensor:
