@@ -50,9 +50,9 @@ def spread(train_model: CollabGraphModule, mesh: DeviceMesh | None = None) -> Co
     All ranks of the mesh call it with the same training model, on the device where it shall train, and then feed the
     same batches along the dimension ``heads``. The part shares its tensors with ``train_model``; let go of that to
     free the others' heads. Loss, optimizer and loop stay as they are: gradients are those of the training model in
-    one process, and along a dimension ``data`` their mean over batches. They come from ``backward()``; the gradient of
-    an input, and what ``torch.autograd.grad`` returns, is this rank's share, and a backward that fails loses what was
-    accumulated before. Heads that the loss leaves out have gradients of zero, not None.
+    one process, and along a dimension ``data`` their mean over batches. They come from ``backward()``; the gradient
+    of an input, and what ``torch.autograd.grad`` returns, is this rank's share, and a backward that fails loses what
+    was accumulated before. Heads that the loss leaves out have gradients of zero, not None.
 
     Norms differ from rank to rank: clip by `gradient_norm`. Under a gradient scaler ranks may skip different steps:
     use bfloat16. Random numbers are drawn rank by rank: seed ranks alike, so that the trunk's are the same; sibling
