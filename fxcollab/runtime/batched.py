@@ -52,8 +52,10 @@ def batched(branch: Branch, owned: Sequence[Owned], inputs: Sequence[Sequence[An
     versions = [version(stack) for stack in stacks]
     outcomes = _as_one(branch, table, stacks)
     changed = [version(stack) != before for stack, before in zip(stacks, versions, strict=True)]
+    assigned = [found for _, found in outcomes]
+    _refuse_assigned(table, assigned[0])
     _write_back(table, stacks, changed)
-    _assign(table, [assigned for _, assigned in outcomes])
+    _assign(table, assigned)
     return tuple(results for results, _ in outcomes)
 
 
@@ -186,6 +188,8 @@ def _standing_in(sibling: Sibling, places: Sequence[Place], values: Sequence[Any
         entered = [dict(registry) for registry in registries]
         yield assigned
         for position, (registry, old) in enumerate(zip(registries, entered, strict=True)):
+            if any(name not in registry for name in old):
+                raise unlike("the forward deletes attributes", at=(sibling, sibling.registries[position].module, ""))
             for name, value in registry.items():
                 if name not in old or old[name] is not value:
                     assigned[position, name] = value
@@ -265,19 +269,22 @@ def _refuse_views(written: Sequence[Tensor], table: _Table) -> None:
         raise unlike("tensors are written that are views of one another")
 
 
+def _refuse_assigned(table: _Table, places: Iterable[Place]) -> None:
+    """What a forward puts into registries anew must be each sibling's own, and no parameter."""
+    for position, name in places:
+        registries = [sibling.registries[position] for sibling in table.siblings]
+        module = registries[0].module
+        at = table.siblings[0], module, name
+        if len({id(registry.value) for registry in registries}) < len(registries):
+            raise unlike("they share a module that each would set anew", at=at)
+        if module is not None and registries[0].value is module._parameters:
+            raise unlike("the forward registers a parameter anew", at=at)
+
+
 def _assign(table: _Table, assigned: Sequence[Mapping[Place, Any]]) -> None:
     """Put what a forward assigned into every sibling's own registries."""
-    for place in assigned[0]:
-        position, name = place
-        registries = [sibling.registries[position] for sibling in table.siblings]
-        if len({id(registry.value) for registry in registries}) < len(registries):
-            raise unlike(
-                "they share a module that each would set anew", at=(table.siblings[0], registries[0].module, name)
-            )
-    for place in assigned[0]:
-        position, name = place
-        for sibling, values in zip(table.siblings, assigned, strict=True):
-            value = values[place]  # a view of what all of them got
+    for sibling, values in zip(table.siblings, assigned, strict=True):
+        for (position, name), value in values.items():  # tensors are views of what all siblings got
             sibling.registries[position].value[name] = value.clone() if isinstance(value, Tensor) else value
 
 
