@@ -533,6 +533,9 @@ def test_two_processes_of_ddp_train_as_one_does(straight: dict[str, Tensor], tmp
     assert_close(launch(2, "ddp", 2, tmp_path), straight)
 
 
-def test_fsdp2_goes_on_with_another_number_of_processes(straight: dict[str, Tensor], tmp_path: Path) -> None:
-    launch(2, "fsdp2", 1, tmp_path)
-    assert_close(launch(1, "fsdp2", 2, tmp_path), straight)
+@pytest.mark.parametrize(("strategy", "first", "then"), [("fsdp2", 2, 1), ("fsdp2", 1, 2), ("ddp", 1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(
+    strategy: str, first: int, then: int, straight: dict[str, Tensor], tmp_path: Path
+) -> None:
+    launch(first, strategy, 1, tmp_path)
+    assert_close(launch(then, strategy, 2, tmp_path), straight)

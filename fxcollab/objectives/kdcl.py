@@ -16,7 +16,7 @@ from fxcollab.errors import ObjectiveError, closest
 from fxcollab.objectives.consensus import require_peers
 from fxcollab.objectives.objective import Objective, Options, learnt_from, require_temperature, require_weight
 from fxcollab.objectives.outputs import described
-from fxcollab.objectives.tasks import IGNORED, Classification
+from fxcollab.objectives.tasks import Classification, ignored_label
 
 Ensemble: TypeAlias = Callable[[list[Tensor], Tensor], Tensor]
 """Makes the teacher's logits (N, C, ...) of those of all heads and the class indices (N, ...)."""
@@ -97,7 +97,7 @@ class KDCLLoss(Objective):
 
     def _teacher(self, heads: list[Tensor], target: Tensor) -> Tensor:
         """The ensemble; where there is no label, the mean of all heads."""
-        ignored = target.eq(getattr(self.hard, "ignore_index", IGNORED))
+        ignored = target.eq(ignored_label(self.hard))
         teacher = self._ensemble(heads, torch.where(ignored, 0, target))
         if not isinstance(teacher, Tensor) or teacher.shape != heads[0].shape:
             raise ObjectiveError(

@@ -210,10 +210,12 @@ def _not_finite(loss: Tensor, heads: Sequence[Tensor], others: str) -> Objective
                 where=f"head {head}",
                 why=f"Its logits hold NaN or infinity in {samples} of {len(z)} samples.",
                 hint="Look for a learning rate too high or an input that isn't finite; gradient clipping may help. "
-                "Under a gradient scaler, which skips such steps, say finite=False.",
+                "Mask classes by a large negative number, not by infinity. Under a gradient scaler, which skips "
+                "such steps, say finite=False.",
             )
     return ObjectiveError(
         what,
-        why=f"All heads' logits are finite, so it comes from {others} or the loss on the labels.",
-        hint="Look for NaN there, or for a batch in which every position is ignored.",
+        why=f"All heads' logits are finite, so it comes from {others}, the loss on the labels or a constant.",
+        hint="Look for NaN there, for a batch in which every position is ignored, or for a temperature so high that "
+        "its square overflows.",
     )

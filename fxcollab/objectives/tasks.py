@@ -133,7 +133,7 @@ class Classification(Task):
         """Refuse indices of no class. On an accelerator nobody waits for the answer: torch says it there."""
         if target.device.type != "cpu" or not may_be_asked(target):
             return
-        ignored = getattr(self.hard, "ignore_index", IGNORED)
+        ignored = ignored_label(self.hard)
         wrong = target[((target < 0) | (target >= classes)) & (target != ignored)]
         if len(wrong):
             raise ObjectiveError(
@@ -286,6 +286,16 @@ def is_plain_cross_entropy(hard: HardLoss) -> bool:
     if type(hard) is not nn.CrossEntropyLoss:
         return False
     return hard.weight is None and hard.label_smoothing == 0 and hard.ignore_index == IGNORED
+
+
+def ignored_label(hard: HardLoss) -> int:
+    """The label that a loss of classes leaves out: by an attribute or a bound argument, else torch's own."""
+    inner: object = hard
+    while isinstance(inner, partial):
+        if "ignore_index" in inner.keywords:
+            return int(inner.keywords["ignore_index"])
+        inner = inner.func
+    return int(getattr(_unwrapped(inner), "ignore_index", IGNORED))
 
 
 def _require_loss(hard: HardLoss, reduction: str) -> None:
