@@ -509,9 +509,47 @@ def test_fsdp2_gradients_equal_one_process_on_the_joined_batch(how: str, results
         assert_close(state[name], p.detach() - 0.1 * expected[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
+def _stages(recompute: Recompute | None = None) -> fxcollab.CollabGraphModule:
+    torch.manual_seed(0)
+    return fxcollab.transform(SmallConvNet().double(), splits=["layer1", "layer2"], seed=1, recompute=recompute)
+
+
+def _stages_batch() -> tuple[Tensor, Tensor]:
+    x, target = batch()
+    return x.double(), target
+
+
+def _recompute_under_fsdp(rank: int) -> Saved:
+    """Stages with statistics, each sharded by itself; both processes see the whole batch."""
+    model = _stages("heads")
+    mesh = dist.init_device_mesh("cpu", (2,))
+    for module in list(model.modules()):
+        if isinstance(module, nn.Sequential):
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    x, target = _stages_batch()
+    for _ in range(2):
+        model.zero_grad()
+        fxcollab.CollaborativeLoss()(model(x), target).backward()
+    yield "", {name: p.grad.full_tensor() for name, p in model.named_parameters()} | dict(model.named_buffers())
+
+
+def test_stages_with_statistics_are_computed_again_under_fsdp2(results: Callable[[str], Any]) -> None:
+    plain = _stages()
+    x, target = _stages_batch()
+    for _ in range(2):
+        plain.zero_grad()
+        fxcollab.CollaborativeLoss()(plain(x), target).backward()
+    expected = {name: p.grad for name, p in plain.named_parameters()} | dict(plain.named_buffers())
+    found = results("recompute under fsdp")
+    for name, value in expected.items():
+        assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
 JOBS: Jobs = {
     "ddp": _train_under_ddp,
     "tied": _train_tied_under_ddp,
     "batch norm": _train_batch_norm_under_ddp,
     "fsdp": _train_under_fsdp,
+    "recompute under fsdp": _recompute_under_fsdp,
 }

@@ -61,9 +61,9 @@ class _Again(AbstractContextManager[None]):
     """Every second pass begins with the state that the first one began with, and leaves none behind."""
 
     def __init__(self, stateful: Sequence[Stateful]) -> None:
-        now = Snapshot(_holders(stateful))
-        self._parameters = [(*found, version(found[-1])) for found in now.with_gradients()]
-        self._before = now.cloned()
+        holders = _holders(stateful)
+        self._parameters = [(*found, version(found[-1])) for found in Snapshot(holders).with_gradients()]
+        self._before = Snapshot(held for held in holders if not _is_parameters(held)).cloned()
         self._generators = ForeignState()
         self._left = ExitStack()
 
@@ -92,7 +92,12 @@ class _Again(AbstractContextManager[None]):
 def _holders(stateful: Sequence[Stateful]) -> list[Holder]:
     """What is held by the modules, and the tensors that are read by themselves."""
     slots = [Holder(held[1], _slot(*held), held[0]) for held in stateful if isinstance(held, tuple)]
-    return holders_of(held for held in stateful if isinstance(held, nn.Module)) + slots
+    return holders_of((held for held in stateful if isinstance(held, nn.Module)), own=True) + slots
+
+
+def _is_parameters(holder: Holder) -> bool:
+    """Whether it is where parameters stand; FSDP puts whole ones there for the second pass, as for the first."""
+    return holder.module is not None and holder.value is holder.module._parameters
 
 
 def _slot(module: nn.Module, name: str) -> Slot:
