@@ -55,13 +55,15 @@ def batch_branches(train_model: nn.Module) -> CollabGraphModule:
     Random operations draw for each branch, though not the numbers that they would draw one after the other. Where
     the model is exported or traced again, and under autocast on a CPU, branches run one after the other.
 
-    A call is refused, and leaves everything as it was, where siblings have come to differ in more than their tensors
-    (modes, options), have hooks, or do what does not reach every one of them: fill a container, draw Python's or
-    numpy's random numbers, ask for values, checkpoint their own parts, run recurrent layers. What can't be noticed:
-    inside a branch no tensor is a ``Parameter`` or has ``requires_grad``, which code may ask for; and
-    ``F.embedding`` with a padding index and with indices that depend on the branch has a gradient there
-    (``nn.Embedding`` has none). Under ``torch.compile`` less is noticed: call the model once without. Outputs can't
-    be written into in place. Calls in several threads are not safe: one sibling's modules hold the tensors of all.
+    A call is refused, and leaves the branches as they were, where siblings have come to differ in more than their
+    tensors (modes, options), have hooks, or do what does not reach every one of them: fill a container, draw
+    Python's or numpy's random numbers, ask for values, checkpoint their own parts, run recurrent layers. What can't
+    be noticed: inside a branch no tensor is a ``Parameter`` or has ``requires_grad``, which code may ask for;
+    ``F.embedding`` with a padding index, and with indices that depend on the branch or are a buffer of it, has a
+    gradient there (``nn.Embedding`` has none); autocast that a branch enters itself on a CPU is lost for
+    convolutions; globals and caches of functions keep tensors of all siblings. Under ``torch.compile`` less is
+    noticed: call the model once without. Outputs can't be written into in place. Calls in several threads are not
+    safe: one sibling's modules hold the tensors of all.
 
     Args:
         train_model: what `transform` returned; it stays as it is, and shares its state with the result.

@@ -78,7 +78,8 @@ def transform(
         max_time: what a training step may take, as a ratio to the original's FLOPs; with ``splits="auto"``.
         max_memory: what the peak of a step's memory may be, as a ratio to the original's; with ``splits="auto"``.
         recompute: ``heads`` to keep the activations of the trunk and of one branch at a time: those of the others are
-            computed again in the backward pass, for one more forward of what lies behind the splits.
+            computed again in the backward pass, for one more forward of what lies behind the splits. State that
+            branches keep in globals, in what functions close over, or by writes through ``.data`` changes twice then.
 
     Returns:
         A ``GraphModule`` that trains like any module. `prune` returns the original from it.

@@ -530,6 +530,55 @@ class WritesUnderAView(Body):
         return self.fc(x) * self.row.clone()
 
 
+class SetsAList(Body):
+    """At the first call already, although nothing differs yet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        self.found = [y.detach()]
+        return y
+
+
+class DeletesAnAttribute(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pending = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        del self.pending
+        return self.fc(x)
+
+
+class HasANumberOfAnotherType(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("floor", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.clamp(self.fc(x), min=self.floor)
+
+
+class Tallies(nn.Module):
+    """In the trunk and behind the split: a module that counts in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return x * self.calls.clone()
+
+
+class TalliesOnBothSides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.kept, self.last = nn.Linear(768, 8), Tallies(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kept(self.last(self.kept(self.first(x.flatten(1)))))
+
+
 class KeepsWhatItReads(nn.Module):
     """In the trunk and behind the split: a module that sets a tensor at every call."""
 
@@ -561,6 +610,8 @@ REFUSED: dict[Callable[[], nn.Module], str] = {
     lambda: Around(ReadsNumbers): "data pointer",
     lambda: Around(WritesUnderAView): "views of one another",
     KeepsWhatItReads: "share a module",
+    lambda: Around(SetsAList): "sets a container of tensors",
+    lambda: Around(DeletesAnAttribute): "deletes attributes",
 }
 
 
@@ -581,6 +632,56 @@ def test_what_would_not_reach_every_sibling_is_refused_and_nothing_stays_of_it(
     assert random.getstate() == drawn
     assert [(holder.path, key) for holder, key in before.changed() if key not in ("seen", "_buffers")] == []
     assert_alike(batched.state_dict(), values)
+
+
+def test_a_number_that_would_decide_of_types_is_refused() -> None:
+    model = fxcollab.transform(Around(HasANumberOfAnotherType), splits=["first"], seed=1)
+    assert model(X.float())[0].dtype == torch.float32
+    with pytest.raises(StateError, match=r"a number of torch\.float64"):
+        fxcollab.batch_branches(model)(X.float())
+
+
+@pytest.mark.filterwarnings("ignore:given up")
+def test_a_buffer_that_siblings_share_and_write_is_refused() -> None:
+    model = fxcollab.transform(TalliesOnBothSides().double(), splits=["kept"], seed=1)
+    with pytest.raises(StateError, match="a buffer is written that they share"):
+        fxcollab.batch_branches(model)(X)
+
+
+def test_hooks_of_all_modules_and_sparse_gradients_are_refused() -> None:
+    _, batched = pair(SmallConvNet, **TREES["simple"])
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        with pytest.raises(StateError, match="hooks of all modules"):
+            batched(X)
+    finally:
+        handle.remove()
+    with pytest.raises(StateError, match=r"body\.table\.sparse"):
+        pair(lambda: Around(LooksUpSparsely), splits=["first"])
+
+
+def test_running_statistics_that_are_written_in_eval_mode() -> None:
+    plain, batched = (model.eval() for model in pair(lambda: Around(NormsAlways), splits=["first"]))
+    for _ in range(2):
+        assert_alike(step(batched), step(plain))
+
+
+class LooksUpSparsely(LooksUp):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, 8, sparse=True)
+
+
+class NormsAlways(Body):
+    """Statistics of the batch, and running ones that a function writes, whatever the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("var", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.batch_norm(x, self.mean, self.var, training=True))
 
 
 class TrunkGoesOn(nn.Module):

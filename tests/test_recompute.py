@@ -7,12 +7,12 @@ import importlib
 import io
 import pickle
 import random
-from collections import deque
+from collections import UserList, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -259,6 +259,152 @@ def test_whatever_a_module_holds_is_as_it_was_in_the_second_pass() -> None:
         assert len(here.cache["means"]) == len(there.cache["means"]) == 3
         assert here.python.random() == there.python.random()
         assert torch.equal(here.seen, there.seen) and (here.table == there.table).all()
+
+
+class Notes(dict[str, int]):
+    """A dictionary of the user's."""
+
+
+class Slotted:
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class State(NamedTuple):
+    seen: Tensor
+
+
+class HoldsRareThings(nn.Module):
+    """Subclasses of containers, slots, tensors in tuples, views, and what belongs to the class."""
+
+    total = 0
+    table: ClassVar[dict[str, int]] = {"calls": 0}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.notes, self.slotted, self.state = nn.Linear(8, 8), Notes(n=0), Slotted(), State(torch.ones(8))
+        self.listed = UserList([0])
+        grid = torch.ones(2, 8)
+        self.register_buffer("grid", grid)
+        self.register_buffer("row", grid[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).total += 1
+        self.table["calls"] += 1
+        self.notes["n"] += 1
+        self.slotted.count += 1
+        self.listed[0] += 1
+        self.state.seen.mul_(0.9)
+        self.grid.mul_(0.8)
+        scale = self.notes["n"] + self.slotted.count + self.listed[0] + self.total + self.table["calls"]
+        return torch.tanh(self.fc(x)) * scale * self.state.seen.clone() * self.row.clone()
+
+
+class RareNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rare, self.last = nn.Linear(768, 8), HoldsRareThings(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.rare(self.first(x.flatten(1))))
+
+
+def test_rare_things_are_as_they_were_too() -> None:
+    found = []
+    for model in pair(RareNet, pattern="simple", splits=["first"]):
+        HoldsRareThings.total, HoldsRareThings.table["calls"] = 0, 0
+        found.append([step(model) for _ in range(2)][-1])
+        assert HoldsRareThings.total == HoldsRareThings.table["calls"] == 4
+    assert_equal(found[1], found[0])
+
+
+class Averages(nn.Module):
+    """A running mean of the user's own, which is read once it is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        with torch.no_grad():
+            self.mean.lerp_(y.mean(0), 0.1)
+        return torch.tanh(y - self.mean)
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.calls = nn.Linear(8, 8), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.tanh(self.fc(x)) * self.calls
+
+
+class Around(nn.Module):
+    def __init__(self, body: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.first, self.body, self.last = nn.Linear(768, 8), body(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.body(self.first(x.flatten(1))))
+
+
+@pytest.mark.parametrize("body", [Averages, Counts, lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))])
+@pytest.mark.filterwarnings("ignore:no module initialises")
+def test_what_a_compiler_cannot_compute_again_runs_as_it_is(body: Callable[[], nn.Module]) -> None:
+    plain, again = pair(lambda: Around(body), pattern="simple", splits=["first"])
+    compiled = torch.compile(again, backend="aot_eager")
+    for _ in range(2):
+        expected, found = step(plain), step(compiled)
+        for name, value in expected.items():
+            assert_close(found[f"_orig_mod.{name}"], value)
+
+
+def test_weights_that_were_changed_before_the_backward_are_refused() -> None:
+    _, again = pair(lambda: Around(Counts), pattern="simple", splits=["first"])
+    loss = loss_of(again(X))
+    with torch.no_grad():
+        again.get_parameter("peers.b1.body.fc.weight").mul_(2)
+    with pytest.raises(StateError, match=r"(?s)written since the forward.*branch_b1, Linear\.weight"):
+        loss.backward()
+
+
+class CallsLate(nn.Module):
+    """The trunk calls a module that counts after what lies behind the split has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first, self.counts, self.last = nn.Linear(768, 8), nn.Linear(8, 8), Counts(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(1))
+        return self.last(self.counts(self.first(x)) + self.counts(x))
+
+
+class HoldsAnIterator(Averages):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = iter(range(1000))
+
+
+@pytest.mark.parametrize(
+    ("factory", "why"),
+    [
+        (CallsLate, "a module with state is called in several"),
+        (lambda: Around(HoldsAnIterator), "numbers is an iterator"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:given up")
+def test_state_that_would_be_another_in_the_second_pass_is_refused(
+    factory: Callable[[], nn.Module], why: str
+) -> None:
+    with pytest.raises(PatternError, match=f"(?s)can't be computed again.*{why}|{why}"):
+        fxcollab.transform(factory(), "simple", ["first"], recompute="heads")
 
 
 class CalledOnBothSides(nn.Module):

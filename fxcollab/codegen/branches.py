@@ -31,6 +31,7 @@ from fxcollab.errors import PatternError
 from fxcollab.graphs import copy_graph
 from fxcollab.provenance import provenance
 from fxcollab.runtime import recompute
+from fxcollab.runtime.compiled import leave_alone
 from fxcollab.tree import Path, branch_name
 
 Recompute: TypeAlias = Literal["heads"]
@@ -81,6 +82,7 @@ def branch_by_branch(graph: fx.Graph, root: nn.Module) -> fx.Graph:
     Raises:
         StateError: a node was added that belongs to no branch.
     """
+    leave_alone()
     ordered = copy_graph(graph, in_branches(graph))
     codegen: Any = copy.copy(graph._codegen)
     codegen._body_transformer = partial(_in_functions, segments=tuple(_segments(ordered, root)))

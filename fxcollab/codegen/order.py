@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from types import FunctionType
 
 from torch import fx, nn
 
+from fxcollab.holders import by_class, classes_of
 from fxcollab.runtime import Fed
 
 
@@ -43,11 +46,38 @@ def parts_of(module: nn.Module) -> Iterable[nn.Module]:
 
 
 def may_change(part: nn.Module) -> bool:
-    """Whether a call may leave it as another: what keeps state may, and what is no layer of torch's own."""
+    """Whether a call may leave it as another: what is seen to keep state may, and what is no layer of torch's own."""
     return keeps_state(part) or not type(part).__module__.startswith("torch.nn.")
 
 
 def keeps_state(part: nn.Module) -> bool:
-    """Whether it is seen to have state beside parameters: buffers, hooks, or weights that a forward writes."""
-    hooks = part._forward_hooks or part._forward_pre_hooks
-    return bool(part._buffers or hooks or getattr(part, "max_norm", None) is not None)
+    """Whether it is seen to keep state beside parameters.
+
+    That are buffers, hooks, weights that a forward writes, a forward of the instance's own, and classes of the user's
+    whose code sets attributes or calls what changes containers.
+    """
+    return bool(
+        part._buffers
+        or part._forward_hooks
+        or part._forward_pre_hooks
+        or getattr(part, "max_norm", None) is not None
+        or "forward" in part.__dict__
+        or any(map(_changes_itself, classes_of(type(part))))
+    )
+
+
+_CHANGES = frozenset(
+    ("append", "extend", "insert", "pop", "popleft", "appendleft", "add", "update", "setdefault", "clear")
+)
+
+
+@by_class
+def _changes_itself(cls: type) -> bool:
+    """Whether methods of a class beside its constructor set attributes or items, or call what changes a container."""
+    functions = (value for name, value in vars(cls).items() if name != "__init__" and isinstance(value, FunctionType))
+    return any(
+        one.opname in ("STORE_ATTR", "STORE_SUBSCR", "DELETE_ATTR", "DELETE_SUBSCR")
+        or (one.opname in ("LOAD_METHOD", "LOAD_ATTR") and one.argval in _CHANGES)
+        for function in functions
+        for one in dis.get_instructions(function)
+    )

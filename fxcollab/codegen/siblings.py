@@ -30,6 +30,7 @@ from fxcollab.errors import StateError
 from fxcollab.graphs import copy_graph, map_inputs, place
 from fxcollab.provenance import provenance
 from fxcollab.runtime import batched
+from fxcollab.runtime.compiled import leave_alone
 from fxcollab.tree import Path, branch_name
 
 
@@ -70,6 +71,7 @@ def level_by_level(graph: fx.Graph) -> fx.Graph:
     Raises:
         StateError: the graph was edited so that branches no longer compute the same, or a node belongs to none.
     """
+    leave_alone()
     ordered = copy_graph(graph, in_levels(graph))
     levels = tuple(_levels(ordered))
     codegen: Any = copy.copy(graph._codegen)

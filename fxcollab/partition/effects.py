@@ -23,7 +23,7 @@ from fxcollab.capture.interface import InputSpec, Interface
 from fxcollab.capture.leaks import proxies_taken_out
 from fxcollab.capture.operators import INPLACE, CustomFunction
 from fxcollab.capture.patches import UntraceableError
-from fxcollab.capture.preserve import preserved, set_mode
+from fxcollab.capture.preserve import preserved
 from fxcollab.capture.tracer import COPIES, HELD_BY, LazyTracer
 from fxcollab.generators import undrawn
 from fxcollab.graphs import get_output
@@ -137,7 +137,8 @@ def _traced_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects 
     modules = list(module.modules())
     with proxies_taken_out() as proxies, undrawn(), preserved(modules):
         for training in (True, False):
-            set_mode(modules, training)
+            for part in modules:  # the flag alone: neither the children's nor through an overridden train()
+                part.__dict__["training"] = training
             graph = _traced(module, interface, proxies)
             if graph is None:
                 return None

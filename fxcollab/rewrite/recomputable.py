@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import fx, nn
 
 from fxcollab.codegen.branches import in_branches
-from fxcollab.codegen.order import swapped_calls
+from fxcollab.codegen.order import parts_of, swapped_calls
 from fxcollab.errors import PatternError
 from fxcollab.graphs import place
+from fxcollab.holders import iterator_in
 from fxcollab.partition.effects import Write
 from fxcollab.provenance import provenance
 
@@ -49,6 +51,26 @@ def refuse_calls_out_of_order(graph: fx.Graph, train_model: nn.Module) -> None:
             why=f"{second.name!r} would run before {first.name!r}, and both call {str(provenance(first).target)!r}",
             hint="leave recompute out, or put the splits before or behind all calls of the module",
         )
+
+
+def refuse_what_is_not_held(graph: fx.Graph, train_model: nn.Module) -> None:
+    """Refuse branches with state that can't be gone back to: that of scripted modules, and iterators.
+
+    Raises:
+        PatternError: with the node that calls it.
+    """
+    for node in graph.nodes:
+        if node.op != "call_module" or not provenance(node).branch:
+            continue
+        module = train_model.get_submodule(str(node.target))
+        scripted = any(isinstance(part, torch.jit.ScriptModule) and part._buffers for part in parts_of(module))
+        if scripted or (found := iterator_in(parts_of(module))):
+            raise PatternError(
+                "A branch can't be computed again: it may keep state that can't be gone back to.",
+                where=place(node),
+                why="a scripted module has buffers" if scripted else f"{found} is an iterator",
+                hint="leave recompute out, or put the splits behind it",
+            )
 
 
 def _early_readers(

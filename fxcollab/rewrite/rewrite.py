@@ -16,7 +16,11 @@ from fxcollab.partition.randomness import draws_randomly, module_draws_randomly
 from fxcollab.rewrite.duplicate import Cut, Duplicated, duplicate
 from fxcollab.rewrite.initialise import Factory, Init, check_init, initialise
 from fxcollab.rewrite.peers import State, build_peers, nest
-from fxcollab.rewrite.recomputable import refuse_calls_out_of_order, refuse_writes_out_of_order
+from fxcollab.rewrite.recomputable import (
+    refuse_calls_out_of_order,
+    refuse_what_is_not_held,
+    refuse_writes_out_of_order,
+)
 from fxcollab.runtime import Fed
 
 
@@ -96,6 +100,7 @@ def rewrite(
     if recompute:
         for graph in modes:
             refuse_calls_out_of_order(graph, train_model)
+            refuse_what_is_not_held(graph, train_model)
     return train_model
 
 

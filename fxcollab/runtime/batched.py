@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
 from fxcollab.holders import Holder, version
+from fxcollab.runtime.compiled import whole
 from fxcollab.runtime.copying import can_be_written
 from fxcollab.runtime.rescale import CARRIES_NO_GRADIENT
 from fxcollab.runtime.siblings import Owned, Sibling, is_of_torch, siblings_of, unlike
@@ -27,6 +28,7 @@ Column: TypeAlias = tuple[Any, ...]
 Place: TypeAlias = tuple[int, str]
 
 
+@whole
 def batched(branch: Branch, owned: Sequence[Owned], inputs: Sequence[Sequence[Any]]) -> tuple[tuple[Any, ...], ...]:
     """What ``branch`` returns for every sibling, run as one: to rounding the same as one after the other.
 
@@ -48,11 +50,15 @@ def batched(branch: Branch, owned: Sequence[Owned], inputs: Sequence[Sequence[An
     table = _tabulate(siblings_of(owned), inputs)
     if not table.stacked:
         return _in_turn(branch, owned, inputs)
+    _refuse_other_promotion(table)
     stacks = [_stack(column) for column in table.stacked]
+    shared = [(tensor, version(tensor)) for tensor in _shared_buffers(table)]
     versions = [version(stack) for stack in stacks]
     outcomes = _as_one(branch, table, stacks)
     changed = [version(stack) != before for stack, before in zip(stacks, versions, strict=True)]
     assigned = [found for _, found in outcomes]
+    if any(version(tensor) != before for tensor, before in shared):
+        raise unlike("a buffer is written that they share: once for all of them")
     _refuse_assigned(table, assigned[0])
     _write_back(table, stacks, changed)
     _assign(table, assigned)
@@ -144,6 +150,21 @@ def _stack(column: Column) -> Tensor:
     return torch.stack(column)
 
 
+def _refuse_other_promotion(table: _Table) -> None:
+    """A stack of numbers has a dimension, and decides of types with others as a number doesn't."""
+    kinds = {column[0].dtype for column in table.stacked if column[0].dim() and column[0].is_floating_point()}
+    for column in table.stacked:
+        if kinds and not column[0].dim() and column[0].is_floating_point() and column[0].dtype not in kinds:
+            raise unlike(f"a number of {column[0].dtype} among other types would make results of its own type")
+
+
+def _shared_buffers(table: _Table) -> Iterator[Tensor]:
+    """What all siblings have in common and none should write, parameters aside."""
+    for column, index in zip(table.columns[: len(table.places)], table.indices, strict=False):
+        if index is None and isinstance(column[0], Tensor) and not isinstance(column[0], nn.Parameter):
+            yield column[0]
+
+
 def _as_one(
     branch: Branch, table: _Table, stacks: Sequence[Tensor]
 ) -> list[tuple[tuple[Any, ...], dict[Place, Any]]]:
@@ -230,8 +251,8 @@ def _write_back(table: _Table, stacks: Sequence[Tensor], changed: Sequence[bool]
     """Into each sibling's own tensors what their stack holds now; batch_norm writes into buffers without a trace."""
     unseen = {
         index
-        for (position, _), index in zip(table.places, table.indices, strict=False)
-        if _may_write_unseen(table.siblings[0].registries[position])
+        for (position, name), index in zip(table.places, table.indices, strict=False)
+        if _may_write_unseen(table.siblings[0].registries[position], name)
     }
     own = {index for index in table.indices[: len(table.places) + len(table.tensors)] if index is not None}
     targets: list[Tensor] = []
@@ -247,12 +268,12 @@ def _write_back(table: _Table, stacks: Sequence[Tensor], changed: Sequence[bool]
             torch._foreach_copy_(targets, values)
 
 
-def _may_write_unseen(registry: Holder) -> bool:
-    """Whether buffers may be written although their version doesn't tell: in training by layers of torch's own."""
-    module = registry.module
-    if module is None or registry.value is not module._buffers:
-        return False
-    return module.training or (torch.compiler.is_compiling() and not is_of_torch(module))
+def _may_write_unseen(registry: Holder, name: str) -> bool:
+    """Whether a tensor may be written although its version doesn't tell, as batch_norm does."""
+    module, tensor = registry.module, registry.value[name]
+    if is_of_torch(module):
+        return module.training and registry.value is module._buffers
+    return bool(torch.compiler.is_compiling() or tensor.is_floating_point()) and not tensor.requires_grad
 
 
 def _refuse_views(written: Sequence[Tensor], table: _Table) -> None:
@@ -265,20 +286,26 @@ def _refuse_views(written: Sequence[Tensor], table: _Table) -> None:
         for tensor in column:
             if id(tensor) not in ids and tensor.untyped_storage()._cdata in storages:
                 raise unlike("tensors are written that are views of one another")
-    if len(storages) < len(ids):
+    if len(storages) < len(written):
         raise unlike("tensors are written that are views of one another")
 
 
-def _refuse_assigned(table: _Table, places: Iterable[Place]) -> None:
-    """What a forward puts into registries anew must be each sibling's own, and no parameter."""
-    for position, name in places:
+def _refuse_assigned(table: _Table, assigned: Mapping[Place, Any]) -> None:
+    """What a forward puts into registries anew must be each sibling's own, and no parameter or container."""
+    for position, name in assigned:
         registries = [sibling.registries[position] for sibling in table.siblings]
         module = registries[0].module
         at = table.siblings[0], module, name
         if len({id(registry.value) for registry in registries}) < len(registries):
             raise unlike("they share a module that each would set anew", at=at)
-        if module is not None and registries[0].value is module._parameters:
+        if registries[0].value is module._parameters:
             raise unlike("the forward registers a parameter anew", at=at)
+        if name not in module._buffers and _tensors_inside(assigned[position, name]):
+            raise unlike("the forward sets a container of tensors", at=at)
+
+
+def _tensors_inside(value: Any) -> bool:
+    return not isinstance(value, Tensor) and any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
 
 
 def _assign(table: _Table, assigned: Sequence[Mapping[Place, Any]]) -> None:

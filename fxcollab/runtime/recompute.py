@@ -19,12 +19,14 @@ from torch.utils.checkpoint import checkpoint
 
 from fxcollab.errors import StateError
 from fxcollab.generators import ForeignState
-from fxcollab.holders import Holder, Slot, Snapshot, holders_of, version
+from fxcollab.holders import Holder, Snapshot, holders_of, version
+from fxcollab.runtime.compiled import whole
 
 Stateful: TypeAlias = nn.Module | tuple[nn.Module, str]
 """A module with everything it holds, or one tensor by its name in a module."""
 
 
+@whole
 def recompute(branch: Callable[..., Any], stateful: Sequence[Stateful], *inputs: Any) -> Any:
     """What ``branch`` returns for ``inputs``; what its backward needs is computed again there.
 
@@ -41,13 +43,21 @@ def recompute(branch: Callable[..., Any], stateful: Sequence[Stateful], *inputs:
     if not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return branch(*inputs)
     if torch.compiler.is_compiling():  # the compiler computes again without effects, and replays random numbers
+        if any(_may_be_written_back(held) for held in stateful):
+            torch._dynamo.graph_break()
         return checkpoint(branch, *inputs, use_reentrant=False)
     if _is_recorded():
         return branch(*inputs)
-    again = _Again(stateful)
+    again = _Again(branch.__name__, stateful)
     results = checkpoint(branch, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
-    again.refuse_written_parameters()
+    again.refuse_written_parameters("its forward writes into a parameter", "leave max_norm out of embeddings")
     return results
+
+
+def _may_be_written_back(held: Stateful) -> bool:
+    """Whether it has buffers of no layer of torch: a second pass that is compiled would begin with written ones."""
+    parts = held.modules() if isinstance(held, nn.Module) else held[:1]
+    return any(part._buffers and not type(part).__module__.startswith("torch.nn.modules.") for part in parts)
 
 
 def _is_recorded() -> bool:
@@ -60,7 +70,8 @@ def _is_recorded() -> bool:
 class _Again(AbstractContextManager[None]):
     """Every second pass begins with the state that the first one began with, and leaves none behind."""
 
-    def __init__(self, stateful: Sequence[Stateful]) -> None:
+    def __init__(self, branch: str, stateful: Sequence[Stateful]) -> None:
+        self._branch = branch
         holders = _holders(stateful)
         self._parameters = [(*found, version(found[-1])) for found in Snapshot(holders).with_gradients()]
         self._before = Snapshot(held for held in holders if not _is_parameters(held)).cloned()
@@ -68,6 +79,9 @@ class _Again(AbstractContextManager[None]):
         self._left = ExitStack()
 
     def __enter__(self) -> None:
+        self.refuse_written_parameters(
+            "a parameter was written since the forward", "run the backward before the step"
+        )
         with ExitStack() as stack:
             stack.callback(Snapshot(self._before.holders).restore)
             self._before.cloned().restore()
@@ -77,28 +91,30 @@ class _Again(AbstractContextManager[None]):
     def __exit__(self, *error: object) -> None:
         self._left.close()
 
-    def refuse_written_parameters(self) -> None:
+    def refuse_written_parameters(self, what: str, hint: str) -> None:
         """Their values are not kept twice, so that a second pass would begin with others than the first one."""
         for holder, name, tensor, before in self._parameters:
             if version(tensor) != before:
                 raise StateError(
-                    "A branch can't be computed again: its forward writes into a parameter.",
-                    where=f"{type(holder.module).__qualname__}.{name}",
+                    f"A branch can't be computed again: {what}.",
+                    where=f"{self._branch}, {type(holder.module).__qualname__}.{name}",
                     why="the second pass would begin with other values",
-                    hint="transform without recompute, or make it a buffer",
+                    hint=f"{hint}, or transform without recompute",
                 )
 
 
 def _holders(stateful: Sequence[Stateful]) -> list[Holder]:
-    """What is held by the modules, and the tensors that are read by themselves."""
-    slots = [Holder(held[1], _slot(*held), held[0]) for held in stateful if isinstance(held, tuple)]
-    return holders_of((held for held in stateful if isinstance(held, nn.Module)), own=True) + slots
+    """What is held by the modules, and where the tensors stand that are read by themselves."""
+    found = holders_of((held for held in stateful if isinstance(held, nn.Module)), own=True)
+    known = {id(holder.value) for holder in found}
+    for module, name in (held for held in stateful if isinstance(held, tuple)):
+        registry = module._buffers if name in module._buffers else module.__dict__
+        if id(registry) not in known:
+            known.add(id(registry))
+            found.append(Holder("", registry, module))
+    return found
 
 
 def _is_parameters(holder: Holder) -> bool:
     """Whether it is where parameters stand; FSDP puts whole ones there for the second pass, as for the first."""
-    return holder.module is not None and holder.value is holder.module._parameters
-
-
-def _slot(module: nn.Module, name: str) -> Slot:
-    return Slot(module._buffers if name in module._buffers else module.__dict__, name)
+    return holder.value is holder.module._parameters

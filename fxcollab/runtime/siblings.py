@@ -84,11 +84,16 @@ def numbers_of(module: nn.Module) -> dict[str, Any]:
 _NUMBERS = frozenset((type(None), bool, int, float, str))
 
 
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _refuse_hooks(sibling: Sibling) -> None:
+    if any(getattr(nn.modules.module, f"_global{name}") for name in _HOOKS):
+        raise unlike("hooks of all modules would see the tensors of all of them in one")
     for module in dict.fromkeys(holder.module for holder in sibling.registries):
+        if isinstance(module, _EMBEDDINGS) and module.sparse:
+            raise unlike("vmap knows no sparse gradients", at=(sibling, module, "sparse"))
         for name in _HOOKS:
             hooks = getattr(module, name)
             if hooks and not all(map(is_of_torch, hooks.values())):
@@ -109,7 +114,7 @@ def _refuse_unlike(first: Sibling, other: Sibling) -> None:
 
 
 # Compilers can't read unions.
-_BY_IDENTITY, _BY_THEMSELVES = (Tensor, FunctionType), (nn.Module, ReferenceType)
+_CONTAINERS, _BY_IDENTITY, _BY_THEMSELVES = (dict, list), (Tensor, FunctionType), (nn.Module, ReferenceType)
 _OF_EVERY_MODULE = OF_TORCH - {"training"}
 
 
@@ -117,15 +122,19 @@ def _differences(one: Holder, other: Holder) -> Iterator[tuple[str, Any, Any]]:
     """The keys or places at which two holders have different contents, and what they have there."""
     registered = not one.path
     here, there = (held.value if registered else held.read() for held in (one, other))
-    if not isinstance(here, dict):
-        here, there = ((dict(enumerate(held)) if isinstance(held, list) else {"": held}) for held in (here, there))
+    if not isinstance(here, _CONTAINERS):
+        if not same(here, there):
+            yield "", here, there
+        return
+    if isinstance(here, list):
+        here, there = (dict(enumerate(held)) for held in (here, there))
     for key in here if here.keys() == there.keys() else {**here, **there}:
         if registered and key in _OF_EVERY_MODULE:
             continue
         mine, theirs = here.get(key), there.get(key)
         if mine is theirs or (registered and isinstance(mine, Tensor) and isinstance(theirs, Tensor)):
             continue
-        if not (same if key == "" else _alike)(mine, theirs):
+        if not _alike(mine, theirs):
             yield str(key), mine, theirs
 
 
@@ -136,7 +145,7 @@ def _alike(one: Any, other: Any) -> bool:
     if type(one) is not type(other) or isinstance(one, _BY_IDENTITY):
         return False
     if type(one) in PLAIN:
-        return bool(one == other)
+        return same(one, other)
     if isinstance(one, _BY_THEMSELVES) or is_held(one):
         return True
     if isinstance(one, MethodType):
@@ -155,15 +164,16 @@ def is_of_torch(value: Any) -> bool:
     return (getattr(value, "__module__", None) or type(value).__module__).partition(".")[0] == "torch"
 
 
-Place: TypeAlias = tuple[Sibling, nn.Module | None, str]
+Spot: TypeAlias = tuple[Sibling, nn.Module, str]
+"""A sibling, a module in it, and what that has."""
 
 
-def unlike(why: str, *, at: Place | None = None, hint: str = IN_TURN) -> StateError:
-    """The refusal of branches that can't be run as one; ``at`` is a sibling, a module in it, and what it has."""
+def unlike(why: str, *, at: Spot | None = None, hint: str = IN_TURN) -> StateError:
+    """The refusal of branches that can't be run as one."""
     return StateError("Branches can't be run as one.", where=_named(*at) if at else None, why=why, hint=hint)
 
 
-def _differing(one: Any, other: Any, at: Place) -> StateError:
+def _differing(one: Any, other: Any, at: Spot) -> StateError:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return unlike(
             "tensors are held there, each sibling's own", at=at, hint=f"register them as buffers, or {IN_TURN}"
@@ -175,7 +185,7 @@ def _shown(value: Any) -> str:
     return "a tensor" if isinstance(value, Tensor) else reprlib.repr(value)
 
 
-def _named(sibling: Sibling, module: nn.Module | None, name: str) -> str:
+def _named(sibling: Sibling, module: nn.Module, name: str) -> str:
     """The way to something by names in the branch's function; by its type under a compiler."""
     path = type(module).__qualname__
     if not torch.compiler.is_compiling():

@@ -24,7 +24,6 @@ def watched(first: Sibling) -> Iterator[None]:
     if torch.compiler.is_compiling():
         yield
         for holder in first.others:
-            assert holder.module is not None
             if numbers_of(holder.module) != holder.value:
                 raise unlike(f"the forward of a {type(holder.module).__qualname__} sets attributes")
         return
@@ -54,7 +53,7 @@ def _go_back(before: Snapshot, generators: ForeignState) -> None:
 
 
 _NO_HOOKS = "vmap: a branch checkpoints its own parts, or keeps what is saved for the backward elsewhere"
-_OF_VMAP = ("vmap", "Batching rule", "data pointer of Tensor", "BatchedTensor")
+_OF_VMAP = ("vmap", "Batching rule", "data pointer of Tensor", "BatchedTensor", "match the broadcast shape")
 
 
 @contextmanager
