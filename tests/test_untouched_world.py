@@ -9,7 +9,7 @@ import random
 import threading
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -194,10 +194,14 @@ class Journal:
 
 
 class KeepsAJournal(Kept):
-    """Changes an array, generators and objects at every call."""
+    """Changes an array, generators, objects, its class and a tensor in a tuple at every call."""
+
+    calls = 0
+    shared: ClassVar[dict[str, int]] = {"calls": 0}
 
     def __init__(self) -> None:
         super().__init__()
+        self.pair, self.fixed = (torch.ones(2), 0), np.broadcast_to(np.nan, 3)
         self.table, self.foreign, self.old = np.ones(2), np.random.default_rng(0), np.random.RandomState(1)
         self.own, self.python = torch.Generator().manual_seed(2), random.Random(3)
         self.journal = Journal()
@@ -206,6 +210,9 @@ class KeepsAJournal(Kept):
     def forward(self, x: Tensor) -> Tensor:
         assert self.journal.inner is not None
         self.table *= 2
+        type(self).calls += 1
+        self.shared["calls"] += 1
+        self.pair[0].mul_(0.5)
         self.journal.inner.entries.append(1)
         self.journal.last.size += 1
         shift = self.foreign.random() + self.old.rand() + self.python.random()
@@ -216,6 +223,7 @@ def held_by(module: KeepsAJournal) -> list[Any]:
     inner = module.journal.inner
     return [
         module.table.tolist(),
+        (KeepsAJournal.calls, KeepsAJournal.shared["calls"], module.pair[0].tolist()),
         module.foreign.bit_generator.state,
         module.old.get_state()[1].tolist(),
         module.own.get_state().tolist(),
@@ -230,6 +238,8 @@ def test_arrays_generators_and_objects_are_as_they_were() -> None:
     part = KeepsAJournal()
     expected = copy.deepcopy(held_by(part))
     fxcollab.transform(Net(part), "simple", ["a"], seed=0, init="copy-anyway")
+    with pytest.raises(CaptureError, match="asks for the data"):
+        fxcollab.choose_splits(Net(part), (X,))
     assert held_by(part) == expected
     with pytest.raises(CaptureError, match=r"(?s)test_untouched_world.*an object of type Generator is handed on"):
         fxcollab.transform(Net(part), "simple", ["c.layer"], seed=0, init="copy-anyway")
