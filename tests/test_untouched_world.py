@@ -241,9 +241,23 @@ def test_arrays_generators_and_objects_are_as_they_were() -> None:
     with pytest.raises(CaptureError, match="asks for the data"):
         fxcollab.choose_splits(Net(part), (X,))
     assert held_by(part) == expected
-    with pytest.raises(CaptureError, match=r"(?s)test_untouched_world.*an object of type Generator is handed on"):
+    with pytest.raises(CaptureError, match="that no graph can name"):
         fxcollab.transform(Net(part), "simple", ["c.layer"], seed=0, init="copy-anyway")
     assert held_by(part) == expected
+
+
+class DrawsFromItsOwn(Kept):
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = torch.Generator()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * torch.rand(8, generator=self.own)
+
+
+def test_an_opened_generator_is_refused_where_it_is_handed_on() -> None:
+    with pytest.raises(CaptureError, match=r"(?s)test_untouched_world.*an object of type Generator is handed on"):
+        fxcollab.transform(Net(DrawsFromItsOwn()), "simple", ["c.layer"], seed=0)
 
 
 def test_models_of_other_threads_run_as_they_are_meanwhile() -> None:
