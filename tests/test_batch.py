@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 import fxcollab
 from fxcollab.errors import PatternError, StateError
-from fxcollab.holders import Snapshot, holders_of
+from fxcollab.held import Snapshot, holders_of
 from samples.networks.resnet_cifar import resnet_cifar
 from tests.references import SkipNet, SmallConvNet
 
@@ -624,7 +624,7 @@ def test_what_would_not_reach_every_sibling_is_refused_and_nothing_stays_of_it(
         factory().double(), splits=["kept"] if factory is KeepsWhatItReads else ["first"], seed=1
     )
     batched = fxcollab.batch_branches(model)
-    before = Snapshot(holders_of([batched.root, batched.peers]))
+    before = Snapshot.of(holders_of([batched.root, batched.peers]))
     values = copy.deepcopy(batched.state_dict())
     drawn = random.getstate()
     with pytest.raises(StateError, match=why):

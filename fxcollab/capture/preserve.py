@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxcollab.holders import Holder, Snapshot, holders_of, items, map_tensors
+from fxcollab.held import Holder, Snapshot, go_back, holders_of, items, map_tensors, read
 
 
 @contextmanager
@@ -18,7 +18,7 @@ def preserved(modules: Iterable[nn.Module]) -> Iterator[Callable[[], tuple[str, 
     Yields a function that names what was set since: ``step``, ``layer1.ema``.
     """
     modules = list(modules)
-    before = Snapshot(holders_of(modules))
+    before = Snapshot.of(holders_of(modules))
     try:
         yield lambda: tuple(_names(before.changed(), modules))
     finally:
@@ -30,12 +30,12 @@ def replace_plain_tensors(modules: Iterable[nn.Module], replacement: Callable[[T
     for holder in holders_of(modules):
         if holder.value is holder.module._parameters or holder.value is holder.module._buffers:
             continue
-        contents = holder.read()
+        contents = read(holder.value)
         for key, value in list(items(contents)):
             replaced = map_tensors(value, replacement)
             if replaced is not value and not isinstance(contents, set):
                 contents[key] = replaced
-        holder.write(contents)
+        go_back(holder.value, contents)
 
 
 def _names(changed: Iterable[tuple[Holder, Any]], modules: list[nn.Module]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from types import FunctionType
 
 from torch import fx, nn
 
-from fxcollab.holders import by_class, classes_of
+from fxcollab.held import by_class, classes_of
 from fxcollab.runtime import Fed
 
 

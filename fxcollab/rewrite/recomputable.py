@@ -11,7 +11,7 @@ from fxcollab.codegen.branches import in_branches
 from fxcollab.codegen.order import parts_of, swapped_calls
 from fxcollab.errors import PatternError
 from fxcollab.graphs import place
-from fxcollab.holders import iterator_in
+from fxcollab.held import iterator_in
 from fxcollab.partition.effects import Write
 from fxcollab.provenance import provenance
 

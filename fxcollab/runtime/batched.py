@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
-from fxcollab.holders import Holder, version
+from fxcollab.held import Holder, version
 from fxcollab.runtime.compiled import whole
 from fxcollab.runtime.copying import can_be_written
 from fxcollab.runtime.rescale import CARRIES_NO_GRADIENT

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fxcollab.errors import StateError
 from fxcollab.generators import ForeignState
-from fxcollab.holders import Holder, Snapshot, holders_of, version
+from fxcollab.held import Holder, Snapshot, holders_of, version
 from fxcollab.runtime.compiled import whole
 
 Stateful: TypeAlias = nn.Module | tuple[nn.Module, str]
@@ -73,8 +73,8 @@ class _Again(AbstractContextManager[None]):
     def __init__(self, branch: str, stateful: Sequence[Stateful]) -> None:
         self._branch = branch
         holders = _holders(stateful)
-        self._parameters = [(*found, version(found[-1])) for found in Snapshot(holders).with_gradients()]
-        self._before = Snapshot(held for held in holders if not _is_parameters(held)).cloned()
+        self._parameters = [(*found, version(found[-1])) for found in Snapshot.of(holders).with_gradients()]
+        self._before = Snapshot.of(held for held in holders if not _is_parameters(held)).cloned()
         self._generators = ForeignState()
         self._left = ExitStack()
 
@@ -83,7 +83,7 @@ class _Again(AbstractContextManager[None]):
             "a parameter was written since the forward", "run the backward before the step"
         )
         with ExitStack() as stack:
-            stack.callback(Snapshot(self._before.holders).restore)
+            stack.callback(Snapshot.of(self._before.holders).restore)
             self._before.cloned().restore()
             stack.enter_context(self._generators.again())
             self._left = stack.pop_all()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcollab.errors import StateError
-from fxcollab.holders import OF_TORCH, PLAIN, Holder, holders_of, is_held, same
+from fxcollab.held import OF_TORCH, PLAIN, Holder, holders_of, is_held, read, same
 from fxcollab.runtime.fed import Fed
 
 Owned: TypeAlias = Mapping[str, Any]
@@ -121,7 +121,7 @@ _OF_EVERY_MODULE = OF_TORCH - {"training"}
 def _differences(one: Holder, other: Holder) -> Iterator[tuple[str, Any, Any]]:
     """The keys or places at which two holders have different contents, and what they have there."""
     registered = not one.path
-    here, there = (held.value if registered else held.read() for held in (one, other))
+    here, there = (held.value if registered else read(held.value) for held in (one, other))
     if not isinstance(here, _CONTAINERS):
         if not same(here, there):
             yield "", here, there

@@ -9,7 +9,7 @@ import torch
 
 from fxcollab.errors import FxCollabError
 from fxcollab.generators import ForeignState
-from fxcollab.holders import Snapshot
+from fxcollab.held import Snapshot
 from fxcollab.runtime.siblings import IN_TURN, Sibling, numbers_of, unlike
 
 
@@ -27,7 +27,7 @@ def watched(first: Sibling) -> Iterator[None]:
             if numbers_of(holder.module) != holder.value:
                 raise unlike(f"the forward of a {type(holder.module).__qualname__} sets attributes")
         return
-    before, generators = Snapshot(first.others), ForeignState()
+    before, generators = Snapshot.of(first.others), ForeignState()
     try:
         with _no_fast_path(), _no_hooks():
             yield
