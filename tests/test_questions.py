@@ -918,17 +918,19 @@ def test_questions_about_what_is_recorded_are_answered() -> None:
     assert agrees(made(model), model, MORE)
 
 
+SEEN: list[bool] = []
+"""Of no module or class, whose containers hold again what they held before a capture."""
+
+
 class LooksAround(Net):
     """What others see of torch while the trace lasts."""
-
-    seen: list[bool] = []  # noqa: RUF012
 
     def forward(self, x: Tensor) -> Any:
         import imported_in_a_forward as lazy  # type: ignore[import-not-found]
 
         real = sys.modules["torch"]
-        self.seen.append(real is THE_REAL_TORCH and real.finfo is THE_REAL_FINFO and real.ones is THE_REAL_ONES)
-        self.seen.append(lazy.found == (THE_REAL_FINFO, THE_REAL_ONES))
+        SEEN.append(real is THE_REAL_TORCH and real.finfo is THE_REAL_FINFO and real.ones is THE_REAL_ONES)
+        SEEN.append(lazy.found == (THE_REAL_FINFO, THE_REAL_ONES))
         assert lazy.torch.finfo(torch.float32).bits == 32
         return super().forward(x + torch.finfo(x.dtype).eps + torch.ones(x.shape[0], 1))
 
@@ -947,9 +949,9 @@ def lazily(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 def test_torch_itself_is_never_changed(lazily: Callable[[str], None]) -> None:
     lazily("import torch\nfound = (torch.finfo, torch.ones)\n")
-    LooksAround.seen.clear()
+    SEEN.clear()
     train_model = proven(LooksAround())
-    assert LooksAround.seen and all(LooksAround.seen)
+    assert SEEN and all(SEEN)
     assert torch.finfo is THE_REAL_FINFO and torch.ones is THE_REAL_ONES
     assert torch.finfo in targets(train_model) and torch.ones in targets(train_model)
 

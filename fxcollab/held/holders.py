@@ -58,7 +58,9 @@ def _visit_module(module: nn.Module, found: dict[int, Holder], seen: set[int], o
     if id(attributes) in found:
         return
     for registry in (module._parameters, module._buffers, *(() if own else (module._modules,)), attributes):
-        if can_be_held(type(registry)):  # a scripted module's are views of what it has elsewhere
+        if type(registry) is dict or can_be_held(
+            type(registry)
+        ):  # a scripted module's are views of what it has elsewhere
             found[id(registry)] = Holder("", registry, module)
             seen.add(id(registry))
     for cls in classes_of(type(module)):
@@ -67,7 +69,9 @@ def _visit_module(module: nn.Module, found: dict[int, Holder], seen: set[int], o
             for name, value in class_attributes(cls).items():
                 _visit(f"{cls.__qualname__}.{name}", value, Holder("", cls, module, cls.__qualname__), found, seen)
     for name, value in attributes.items():
-        if not _is_plain(value) and not (own and name in OF_TORCH):
+        if type(value) in PLAIN or (own and name in OF_TORCH):
+            continue
+        if type(value) is not tuple or not PLAIN.issuperset(map(type, value)):
             _visit(name, value, Holder(name, None, module, name), found, seen)
 
 
@@ -92,10 +96,6 @@ def _visit(path: str, value: Any, start: Holder, found: dict[int, Holder], seen:
         for held in _attributes(value):
             found[id(held)] = start._replace(path=path, value=held)
             pending.extend((f"{path}.{name}", member) for name, member in items(read(held)))
-
-
-def _is_plain(value: Any) -> bool:
-    return type(value) in PLAIN or (type(value) is tuple and PLAIN.issuperset(map(type, value)))
 
 
 def _attributes(value: Any) -> Iterator[Any]:
