@@ -7,7 +7,9 @@ and dictionaries, objects, generators of random numbers, arrays. Left out are ot
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,8 @@ OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes that every module has: registries, hooks and its mode."""
 PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size))
 """Types of what can't be changed and holds nothing."""
+
+_OF_CLASSES = PLAIN | {FunctionType, property, staticmethod, classmethod}
 
 
 class Holder(NamedTuple):
@@ -67,11 +71,15 @@ def _visit_module(module: nn.Module, found: dict[int, Holder], seen: set[int], o
         if id(cls) not in found:
             found[id(cls)] = Holder(cls.__qualname__, cls, module, cls.__qualname__)
             for name, value in class_attributes(cls).items():
+                if type(value) in _OF_CLASSES:
+                    continue
                 _visit(f"{cls.__qualname__}.{name}", value, Holder("", cls, module, cls.__qualname__), found, seen)
     for name, value in attributes.items():
         if type(value) in PLAIN or (own and name in OF_TORCH):
             continue
-        if type(value) is not tuple or not PLAIN.issuperset(map(type, value)):
+        if type(value) is OrderedDict and not value:  # hooks, of which there are none
+            found[id(value)] = Holder(name, value, module, name)
+        elif type(value) is not tuple or not PLAIN.issuperset(map(type, value)):
             _visit(name, value, Holder(name, None, module, name), found, seen)
 
 
