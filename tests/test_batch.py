@@ -22,6 +22,7 @@ import fxcollab
 from fxcollab.errors import PatternError, StateError
 from fxcollab.held import Snapshot, holders_of
 from samples.networks.resnet_cifar import resnet_cifar
+from tests.networks import TrunkGoesOn
 from tests.references import SkipNet, SmallConvNet
 
 X = torch.randn(6, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -530,6 +531,23 @@ class WritesUnderAView(Body):
         return self.fc(x) * self.row.clone()
 
 
+def test_an_interrupt_leaves_containers_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, batched = pair(lambda: Around(FillsAList), splits=["first"])
+    calls = []
+
+    def interrupted(layer: nn.Linear, x: Tensor) -> Tensor:
+        calls.append(layer)
+        if len(calls) == 3:  # of the trunk, of the branch, and once more behind the list
+            raise KeyboardInterrupt
+        return F.linear(x, layer.weight, layer.bias)
+
+    monkeypatch.setattr(nn.Linear, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        batched(X)
+    body = batched.get_submodule("body")
+    assert isinstance(body, FillsAList) and body.seen == []
+
+
 class SetsAList(Body):
     """At the first call already, although nothing differs yet."""
 
@@ -682,20 +700,6 @@ class NormsAlways(Body):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.batch_norm(x, self.mean, self.var, training=True))
-
-
-class TrunkGoesOn(nn.Module):
-    """The trunk calls a module with statistics after what lies behind the split has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.first, self.norm = nn.Linear(768, 8), nn.Linear(8, 8), nn.BatchNorm1d(8)
-        self.last = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x.flatten(1))
-        y = self.norm(torch.tanh(self.first(x)))
-        return self.last(y + self.norm(x))
 
 
 @pytest.mark.filterwarnings("ignore:given up")

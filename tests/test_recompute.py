@@ -31,6 +31,7 @@ from fxcollab.runtime import recompute as runtime
 from fxcollab.summary import summarise
 from samples.networks.resnet_cifar import resnet20, resnet_cifar
 from tests.live_bytes import LiveBytes
+from tests.networks import TrunkGoesOn
 from tests.references import SkipNet, SmallConvNet
 
 X, LABELS = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 5
@@ -429,20 +430,6 @@ def test_what_is_used_on_both_sides_of_a_split_is_computed_again() -> None:
     assert found.keys() == expected.keys()
     for name in expected:
         assert_close(found[name], expected[name], rtol=1e-10, atol=1e-12)
-
-
-class TrunkGoesOn(nn.Module):
-    """The trunk calls a module with statistics after what lies behind the split has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.first, self.norm = nn.Linear(768, 8), nn.Linear(8, 8), nn.BatchNorm1d(8)
-        self.last = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x.flatten(1))
-        y = self.norm(torch.tanh(self.first(x)))
-        return self.last(y + self.norm(x))
 
 
 @pytest.mark.filterwarnings("ignore:given up")

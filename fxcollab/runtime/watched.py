@@ -36,20 +36,15 @@ def watched(first: Sibling) -> Iterator[None]:
             raise unlike("the forward changes what is held there", at=(first, holder.module, name))
         if generators.foreign_numbers_were_drawn():
             raise unlike("numbers of Python's or numpy's generators were drawn once for all of them")
-    except FxCollabError:
-        _go_back(before, generators)
-        raise
-    except Exception as error:
-        _go_back(before, generators)
-        if any(word in str(error) for word in _OF_VMAP):
+    except BaseException as error:  # an interrupt, too, leaves nothing behind
+        before.restore()
+        generators.restore()
+        if isinstance(error, FxCollabError):
+            raise
+        if isinstance(error, RuntimeError) and any(word in str(error) for word in _OF_VMAP):
             raise unlike(str(error).partition("\n")[0]) from error
         error.add_note(f"  while branches ran as one, under torch.vmap; where that is the cause, {IN_TURN}")
         raise
-
-
-def _go_back(before: Snapshot, generators: ForeignState) -> None:
-    before.restore()
-    generators.restore()
 
 
 _NO_HOOKS = "vmap: a branch checkpoints its own parts, or keeps what is saved for the backward elsewhere"
