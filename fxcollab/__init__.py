@@ -8,7 +8,6 @@ inference = fxcollab.prune(train_model, head=0)
 """
 
 from fxcollab.artifact import load, save
-from fxcollab.batch import BatchedTiming, batch_branches, time_batched
 from fxcollab.capture import capture
 from fxcollab.choice import Candidate, Choice, Option, choose_splits, evenness, find_splits
 from fxcollab.codegen import CollabGraphModule
@@ -48,7 +47,6 @@ from fxcollab.version import __version__
 
 __all__ = [
     "ArtifactError",
-    "BatchedTiming",
     "Candidate",
     "CaptureError",
     "Choice",
@@ -75,7 +73,6 @@ __all__ = [
     "Summary",
     "VerificationError",
     "__version__",
-    "batch_branches",
     "capture",
     "choose_splits",
     "diff",
@@ -93,7 +90,6 @@ __all__ = [
     "save",
     "spread",
     "summarise",
-    "time_batched",
     "training_costs",
     "transform",
     "verify",

@@ -57,7 +57,7 @@ def save(
     page = _page(model, counted)
     with replaced(target.resolve()) as folder:
         save_state_dict(model.state_dict(keep_vars=True), folder / WEIGHTS, aliases=True)
-        (folder / GRAPH).write_text(_readable_code(model.as_one(False)), encoding="utf-8")
+        (folder / GRAPH).write_text(_readable_code(model), encoding="utf-8")
         plan = json.dumps(plan_to_json(model, target), indent=2)
         (folder / PLAN).write_text(f"{plan}\n", encoding="utf-8")
         if page is not None:

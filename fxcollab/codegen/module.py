@@ -23,7 +23,6 @@ from fxcollab.codegen.branches import Recompute, branch_by_branch
 from fxcollab.codegen.forwards import definitions, dispatch, merge
 from fxcollab.codegen.modes import Modes, put_in_mode
 from fxcollab.codegen.packing import pack, unpack
-from fxcollab.codegen.siblings import level_by_level
 from fxcollab.graphs import copy_graph
 from fxcollab.printable import make_printable
 
@@ -44,7 +43,6 @@ class CollabGraphModule(fx.GraphModule):
         constants: plain tensors that the graphs refer to by name and that are no state.
         peers: modules added after the root's own, under these names.
         recompute: ``heads`` to run branch by branch, each computed again in the backward pass (see `branches`).
-        batched: whether the branches of a level run as one (see `siblings`).
     """
 
     def __init__(
@@ -55,7 +53,6 @@ class CollabGraphModule(fx.GraphModule):
         constants: Mapping[str, torch.Tensor] | None = None,
         peers: Mapping[str, nn.Module] | None = None,
         recompute: Recompute | None = None,
-        batched: bool = False,
     ) -> None:
         super().__init__(nn.Module(), fx.Graph(), class_name=type(root).__name__)
         # The very dictionaries, not copies: .to(), .double() and load_state_dict(assign=True) replace their
@@ -75,7 +72,6 @@ class CollabGraphModule(fx.GraphModule):
         self.__dict__["_peers"] = tuple(peers or ())
         self.__dict__["_constants"] = tuple(constants or ())
         self.__dict__["_recompute"] = recompute
-        self.__dict__["_batched"] = batched
         _adopt_extra_state(self)
         self.training = root.training
         self.graph = modes.of(self.training)
@@ -104,11 +100,6 @@ class CollabGraphModule(fx.GraphModule):
         """What is computed again in the backward pass; None for nothing."""
         recompute: Recompute | None = self.__dict__["_recompute"]
         return recompute
-
-    @property
-    def batched(self) -> bool:
-        """Whether the branches of a level run as one."""
-        return bool(self.__dict__["_batched"])
 
     @property
     def graph(self) -> fx.Graph:
@@ -149,9 +140,7 @@ class CollabGraphModule(fx.GraphModule):
 
     def _scheduled(self, graph: fx.Graph) -> fx.Graph:
         """What code is generated from: the graph, or a copy of it in another order."""
-        if self.__dict__.get("_recompute"):
-            return branch_by_branch(graph, self)
-        return level_by_level(graph) if self.__dict__.get("_batched") else graph
+        return branch_by_branch(graph, self) if self.__dict__.get("_recompute") else graph
 
     def train(self, mode: bool = True) -> CollabGraphModule:
         """Set the mode of all modules the way the root does; peers follow the modules they stem from."""
@@ -186,12 +175,8 @@ class CollabGraphModule(fx.GraphModule):
 
     def __copy__(self) -> CollabGraphModule:
         """A module over the same state with graphs of its own."""
-        return self.as_one(self.batched)
-
-    def as_one(self, batched: bool) -> CollabGraphModule:
-        """A module over the same state with graphs of its own, whose branches of a level run as one, or in turn."""
         new = CollabGraphModule.__new__(CollabGraphModule)
-        return _restore(new, self.__dict__ | {"_modes": self.modes.map(copy_graph), "_batched": batched})
+        return _restore(new, self.__dict__ | {"_modes": self.modes.map(copy_graph)})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Keep the graph itself, not code to be traced again: that would change in-place operations."""

@@ -38,7 +38,6 @@ def keep_heads(train_model: CollabGraphModule, heads: Sequence[int], levels: Map
         constants=constants,
         peers={plan.peers: _kept_peers(train_model.get_submodule(plan.peers), kept)},
         recompute=train_model.recompute,
-        batched=train_model.batched,
     )
 
 

@@ -50,8 +50,6 @@ def verify(
         StateError: ``train_model`` is no training model.
     """
     trained = training_model(train_model)
-    if trained.batched:  # equal to rounding: what is proved is the graph, its branches run in turn
-        trained = trained.as_one(False)
     plan = plan_of(trained)
     captured = capture(model, plan.tree.splits, example_inputs, plan.granularity, interface=plan.interface)
     trial = Trial(model, trained, plan.interface, _values(model, plan.interface, example_inputs, seed), seed)

@@ -1,10 +1,9 @@
-"""Speed: ``python -m tests.benchmarks [loss] [startup] [steps] [memory] [siblings] [spread] [passes]``.
+"""Speed: ``python -m tests.benchmarks [loss] [startup] [steps] [memory] [spread] [passes]``.
 
 - ``loss``: the collaborative loss against its equations written head by head, 8 heads, batch 1024, 1000 classes.
 - ``startup``: ``fxcollab --help``, and ``fxcollab transform torchvision:resnet50`` beside imports, model and copies.
 - ``steps``: training steps against modules written by hand, and against the single network.
 - ``memory``: four heads whose branches are computed again, against the single network and the plain graph.
-- ``siblings``: branches of a level run as one against one after the other.
 - ``spread``: two ranks with a head each, against the single network in both.
 - ``passes``: partition and rewrite against a plain trace; time by nodes, and the most memory beside the peers'.
 
@@ -25,14 +24,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.rows import Row, measured
-from tests.benchmarks.speed import loss, memory, passes, siblings, spread, startup, steps
+from tests.benchmarks.speed import loss, memory, passes, spread, startup, steps
 
 PARTS = {
     "loss": loss,
     "startup": startup,
     "steps": steps,
     "memory": memory,
-    "siblings": siblings,
     "spread": spread,
     "passes": passes,
 }
