@@ -54,7 +54,7 @@ def _warnings_as_notes() -> Iterator[None]:
         finally:
             messages = (str(w.message) for w in caught if issubclass(w.category, UserWarning))
             for message in dict.fromkeys(messages):
-                if not message.startswith("given up: "):  # summaries and reports list these
+                if not message.startswith("limitation: "):  # summaries and reports list these
                     note(message)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fxcollab.capture.interface import InputSpec
+    from fxcollab.tracing.interface import InputSpec
 
 
 def fanouts(text: str | None) -> tuple[int, ...] | None:
@@ -52,8 +52,8 @@ def input_spec(name: str, text: str) -> InputSpec:
     """An input written as ``1x3x224x224`` or, with a type, ``2x16:int64``."""
     import torch
 
-    from fxcollab.capture.interface import InputSpec
     from fxcollab.errors import CaptureError
+    from fxcollab.tracing.interface import InputSpec
 
     shape, _, dtype = text.lower().partition(":")
     sizes = shape.split("x")

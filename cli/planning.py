@@ -12,9 +12,9 @@ from .parsing import budget, example_inputs, fanouts, input_spec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fxcollab.choice import Choice
-    from fxcollab.codegen import CollabGraphModule
-    from fxcollab.source import Loaded
+    from fxcollab.codegen.module import CollabGraphModule
+    from fxcollab.sources.loaded import Loaded
+    from fxcollab.splits.explain import Choice
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Planning:
             optimizer: values that it holds a trained one.
             always_measured: whether ``--measure`` means something with named splits, too.
         """
-        from fxcollab.choice import choose_splits
-        from fxcollab.choice.refusals import refuse_budget_with_recompute
+        from fxcollab.splits.choose import choose_splits
+        from fxcollab.splits.errors import refuse_budget_with_recompute
         from fxcollab.tree import AUTO, fanouts_to_choose, split_names
 
         limits = budget(self.max_time, "--max-time"), budget(self.max_memory, "--max-memory")
@@ -123,7 +123,7 @@ def load_source(text: str, model_args: list[str] | None, seed: int) -> Loaded:
     """The model that SOURCE names; where it draws its weights without a seed of its own, they follow ``seed``."""
     import torch
 
-    from fxcollab.source import Source, parse_argument
+    from fxcollab.sources.source import Source, parse_argument
 
     torch.manual_seed(seed)
     return Source.parse(text, dict(parse_argument(argument) for argument in model_args or ())).load()
@@ -133,9 +133,9 @@ def check_inputs(train_model: CollabGraphModule, shapes: list[str] | None) -> No
     """Refuse given inputs on which the model fails; tried on fake tensors."""
     if not shapes:
         return
-    from fxcollab.capture.examples import why_not
-    from fxcollab.capture.interface import Interface
     from fxcollab.plan import plan_of
+    from fxcollab.tracing.examples import why_not
+    from fxcollab.tracing.interface import Interface
 
     planned = plan_of(train_model).interface
     if len(shapes) != len(planned.inputs):

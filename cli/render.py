@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from fxcollab.choice import Candidate, Choice
-    from fxcollab.costs import Costs
-    from fxcollab.summary import Level, Summary
-    from fxcollab.verify import Report
+    from fxcollab.costs.costs import Costs
+    from fxcollab.costs.summary import Level, Summary
+    from fxcollab.proof.report import Report
+    from fxcollab.splits.candidates import Candidate
+    from fxcollab.splits.explain import Choice
 
 _SHOWN = 4
 _INDENT = 12
@@ -29,7 +30,7 @@ def render_summary(summary: Summary, console: Console) -> None:
     _print_entry(console, Text("parameters"), Text(_ratio(summary.parameters)))
     for label, text in _costs(summary):
         _print_entry(console, Text(label), Text(text))
-    _print_given_up(console, summary.given_up)
+    _print_limitations(console, summary.limitations)
     console.print(_counts(summary))
 
 
@@ -38,7 +39,7 @@ def render_report(report: Report, console: Console) -> None:
     for check in report:
         mark = Text("ok", "green") if check.ok else Text("FAILED", "bold red")
         _print_entry(console, mark, Text(f"{check.name}: ").append(check.detail, "dim"))
-    _print_given_up(console, report.given_up)
+    _print_limitations(console, report.limitations)
     failed, total = sum(not check.ok for check in report), len(report.checks)
     verdict = Text(f"{failed} of {total} checks failed", "bold red")
     console.print(verdict if failed else Text(f"all {total} checks hold", "bold green"))
@@ -97,9 +98,9 @@ def render_candidates(found: Sequence[Candidate], console: Console) -> None:
     console.print(Text("* a stage ends here: the value's resolution changes behind it", "dim"))
 
 
-def _print_given_up(console: Console, sentences: Iterable[str]) -> None:
+def _print_limitations(console: Console, sentences: Iterable[str]) -> None:
     for sentence in sentences:
-        _print_entry(console, Text("given up", "yellow"), Text(sentence))
+        _print_entry(console, Text("limitation", "yellow"), Text(sentence))
 
 
 def _print_entry(console: Console, label: Text, text: Text) -> None:

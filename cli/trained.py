@@ -12,8 +12,8 @@ from .parsing import example_inputs
 from .planning import Planning, check_inputs, failing_on
 
 if TYPE_CHECKING:
-    from fxcollab.codegen import CollabGraphModule
-    from fxcollab.verify import Report
+    from fxcollab.codegen.module import CollabGraphModule
+    from fxcollab.proof.report import Report
 
 PLANNING = {
     "pattern", "splits", "heads", "fanouts", "init", "seed", "no_rescale", "granularity", "peers", "recompute",

@@ -7,12 +7,16 @@ loss = fxcollab.CollaborativeLoss()(train_model(x), target)
 inference = fxcollab.prune(train_model, head=0)
 """
 
-from fxcollab.artifact import load, save
-from fxcollab.capture import capture
-from fxcollab.choice import Candidate, Choice, Option, choose_splits, evenness, find_splits
-from fxcollab.codegen import CollabGraphModule
-from fxcollab.costs import Costs, StepCost, training_costs
-from fxcollab.diff import Diff, diff
+from fxcollab._transform import transform
+from fxcollab.analysis.partition import partition
+from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.costs.costs import Costs
+from fxcollab.costs.planned import training_costs
+from fxcollab.costs.step import StepCost
+from fxcollab.costs.summary import Summary, summarise
+from fxcollab.diffs.build import diff
+from fxcollab.diffs.model import Diff
+from fxcollab.distributed.spread import gathered_state_dict, gradient_norm, spread
 from fxcollab.errors import (
     ArtifactError,
     CaptureError,
@@ -25,24 +29,26 @@ from fxcollab.errors import (
     StateError,
     VerificationError,
 )
-from fxcollab.objectives import (
-    CollaborativeLoss,
-    DistillationLoss,
-    KDCLLoss,
-    MutualLoss,
-    Objective,
-    ONELoss,
-)
-from fxcollab.partition import partition
-from fxcollab.prune import prune
-from fxcollab.rewrite import rewrite
-from fxcollab.runtime import private_copy, rescale
-from fxcollab.spread import gathered_state_dict, gradient_norm, spread
-from fxcollab.state_dict import prune_state_dict
-from fxcollab.summary import Summary, summarise
-from fxcollab.transform import transform
+from fxcollab.io.artifact import load, save
+from fxcollab.objectives.collaborative import CollaborativeLoss
+from fxcollab.objectives.distillation import DistillationLoss
+from fxcollab.objectives.gated import ONELoss
+from fxcollab.objectives.kdcl import KDCLLoss
+from fxcollab.objectives.mutual import MutualLoss
+from fxcollab.objectives.objective import Objective
+from fxcollab.proof.report import Report
+from fxcollab.proof.verify import verify
+from fxcollab.rewriting.prune import prune
+from fxcollab.rewriting.rewrite import rewrite
+from fxcollab.rewriting.state_dict import prune_state_dict
+from fxcollab.runtime.private_copy import private_copy
+from fxcollab.runtime.rescale import rescale
+from fxcollab.splits.candidates import Candidate, find_splits
+from fxcollab.splits.choose import choose_splits
+from fxcollab.splits.explain import Choice
+from fxcollab.splits.option import Option, evenness
+from fxcollab.tracing.capture import capture
 from fxcollab.tree import HeadTree
-from fxcollab.verify import Report, verify
 from fxcollab.version import __version__
 
 __all__ = [

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fxcollab.capture.capture import Granularity
-from fxcollab.capture.interface import Interface
-from fxcollab.codegen import CollabGraphModule, Recompute
+from fxcollab.codegen.branches import Recompute
+from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import StateError
-from fxcollab.source import Source
+from fxcollab.sources.source import Source
+from fxcollab.tracing.capture import Granularity
+from fxcollab.tracing.interface import Interface
 from fxcollab.tree import HeadTree, Pattern
 
 PLAN_KEY = "fxcollab"

@@ -28,9 +28,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 import fxcollab
-from fxcollab.artifact.weights import write_state_dict
+from fxcollab.io.weights import write_state_dict
 from fxcollab.objectives.outputs import logits_of_heads
-from fxcollab.source import Source, parse_argument
+from fxcollab.sources.source import Source, parse_argument
 from samples.training.data import DataSet, data_set
 from samples.training.evaluate import errors
 from samples.training.lines import read, write

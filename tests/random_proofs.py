@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 import fxcollab
 from fxcollab.errors import CaptureError, SplitError
-from fxcollab.verify.report import Check
+from fxcollab.proof.report import Check
 from tests.random_networks import WIDTH, Network
 from tests.untouched import Untouched
 
@@ -42,10 +42,10 @@ def proof_of(network: Network, data: st.DataObject) -> str:
         return f"refused: {type(error).__name__}: {error.what}"
     report = fxcollab.verify(model, train_model, _inputs(network, 5))
     assert untouched.differences() == []
-    shared = any("used before and behind a split" in note for note in report.given_up)
+    shared = any("used before and behind a split" in note for note in report.limitations)
     failed = [check.name for check in report if not check.ok and not (shared and _feels_shared_buffers(check))]
     assert not failed, f"{network}\nsplits={splits} fanouts={fanouts} granularity={granularity}\n{report}"
-    return "proved" if report else "given up: buffers that all branches update"
+    return "proved" if report else "limitation: buffers that all branches update"
 
 
 def _feels_shared_buffers(check: Check) -> bool:

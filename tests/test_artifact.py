@@ -26,11 +26,13 @@ from torch import Tensor, fx, nn
 
 import fxcollab
 from fxcollab import artifact
-from fxcollab.artifact import artifact as save_module
-from fxcollab.artifact import folder, load_head, load_state_dict, plan_file, weights, write_state_dict
 from fxcollab.errors import ArtifactError, FxCollabError, PatternError, SourceError, StateError
+from fxcollab.io import artifact as save_module
+from fxcollab.io import folder, plan_file, weights
+from fxcollab.io.artifact import load_head
+from fxcollab.io.weights import load_state_dict, write_state_dict
 from fxcollab.plan import plan_of
-from fxcollab.source import Source
+from fxcollab.sources.source import Source
 
 PACKAGE = Path(fxcollab.__file__).parent
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxcollab
 from fxcollab import CaptureError
-from fxcollab.choice import Candidate, find_splits
+from fxcollab.splits.candidates import Candidate, find_splits
 from tests.untouched import Untouched
 
 X = torch.rand(2, 8)

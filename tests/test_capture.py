@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 import fxcollab
 from fxcollab import CaptureError, CollabGraphModule, SplitError, StateError
-from fxcollab.graphs import describe_node, first_difference
+from fxcollab.fx_utils import describe_node, first_difference
 
 
 def operations(graph: fx.Graph) -> list[tuple[str, str]]:
@@ -578,7 +578,7 @@ def test_optional_inputs_are_fixed_without_an_example() -> None:
     assert placeholders(captured) == ["x"]
     assert torch.equal(captured(X), model(X))
     train_model = fxcollab.transform(model, splits=["stem"])
-    notes = fxcollab.verify(model, train_model, (X,)).given_up
+    notes = fxcollab.verify(model, train_model, (X,)).limitations
     assert any("mask, scale, shift are fixed at their defaults" in note for note in notes)
 
 
@@ -691,7 +691,7 @@ def test_a_helper_that_resists_becomes_one_node_and_asks_at_every_call() -> None
     assert node.op == "call_function"
     for batch in (1, 2, 5):
         assert torch.equal(captured(X[:1].expand(batch, -1)), model(X[:1].expand(batch, -1)))
-    assert any("_helper can't be traced and is kept whole" in note for note in captured.meta["fxcollab_given_up"])
+    assert any("_helper can't be traced and is kept whole" in note for note in captured.meta["fxcollab_limitations"])
     assert fxcollab.verify(model, fxcollab.transform(model, splits=["stem"], pattern="simple"), (X,))
 
 
@@ -727,7 +727,7 @@ def test_questions_about_shapes_are_answered_by_an_example_and_sizes_stay_symbol
     captured = fxcollab.capture(model, ["stem"], examples)
     for batch in (1, 2, 7):
         assert torch.equal(captured(torch.ones(batch, 4)), model(torch.ones(batch, 4)))
-    notes = [note for note in captured.meta["fxcollab_given_up"] if "was decided for an example input" in note]
+    notes = [note for note in captured.meta["fxcollab_limitations"] if "was decided for an example input" in note]
     assert len(notes) >= 2 and all("test_capture.py:" in note for note in notes)
 
 

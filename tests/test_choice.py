@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import fxcollab
 from fxcollab import Candidate, CaptureError, Option, PatternError, SplitError, choose_splits
-from fxcollab.choice.rank import rank
-from fxcollab.choice.thin import thinned
 from fxcollab.plan import plan_of
+from fxcollab.splits.rank import rank
+from fxcollab.splits.thin import thinned
 from samples.networks import densenet40_12, resnet32
 from tests.untouched import Untouched
 

@@ -25,9 +25,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fxcollab
-from fxcollab.artifact import load_state_dict, write_state_dict
-from fxcollab.source import Source
-from fxcollab.summary import Summary
+from fxcollab.costs.summary import Summary
+from fxcollab.io.weights import load_state_dict, write_state_dict
+from fxcollab.sources.source import Source
 
 NET = """
     from torch import nn
@@ -384,7 +384,7 @@ def test_verify_proves_a_directory(call: Call, made: Path) -> None:
 def test_verify_proves_a_source_without_writing(call: Call, model: Path) -> None:
     result = call("verify", "model.py", "--pattern", "simple", "--splits", "stem", "--heads", "3", "--json")
     assert result.code == 0
-    assert set(result.json) == {"ok", "checks", "given_up"} and result.json["ok"] is True
+    assert set(result.json) == {"ok", "checks", "limitations"} and result.json["ok"] is True
     assert all(set(check) == {"name", "ok", "detail"} and check["ok"] for check in result.json["checks"])
     assert [check["name"] for check in result.json["checks"] if "head 2" in check["name"]] == [
         "graph of head 2 equals the original's",
@@ -432,7 +432,7 @@ def test_what_was_given_up_is_shown(call: Call, write: Write) -> None:
     for command in ("transform", "verify"):
         result = call(command, "model.py", "--splits", "stem")
         assert result.code == 0
-        assert "given up    optional inputs scale are fixed at their defaults" in result.out
+        assert "limitation  optional inputs scale are fixed at their defaults" in result.out
 
 
 # prune.

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxcollab.objectives import CollaborativeLoss, closed_form
+from fxcollab.objectives import closed_form
+from fxcollab.objectives.collaborative import CollaborativeLoss
 
 CLASSES = 5
 

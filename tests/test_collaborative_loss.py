@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxcollab.errors import ObjectiveError
-from fxcollab.objectives import CollaborativeLoss
+from fxcollab.objectives.collaborative import CollaborativeLoss
 from fxcollab.objectives.consensus import consensus
 
 SAMPLES, CLASSES = 3, 4

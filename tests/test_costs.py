@@ -20,13 +20,15 @@ from torch.profiler import profile as torch_profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxcollab
-from fxcollab.capture.examples import USUAL_IMAGES, accepts, example_tensors, guess_inputs, run_on_fakes
-from fxcollab.capture.interface import InputSpec, Interface
-from fxcollab.costs import Placement, StepCost, parameter_count, profile, step_cost
 from fxcollab.costs.attribution import backward
+from fxcollab.costs.costs import parameter_count
+from fxcollab.costs.profile import profile
+from fxcollab.costs.step import Placement, StepCost, step_cost
+from fxcollab.costs.summary import Level, Summary, summarise
 from fxcollab.errors import CaptureError, StateError
 from fxcollab.plan import plan_of
-from fxcollab.summary import Level, Summary, summarise
+from fxcollab.tracing.examples import USUAL_IMAGES, accepts, example_tensors, guess_inputs, run_on_fakes
+from fxcollab.tracing.interface import InputSpec, Interface
 from samples.networks.resnet_cifar import resnet20
 from tests.untouched import Untouched
 
@@ -306,7 +308,7 @@ def test_the_summary_of_a_small_net_by_hand() -> None:
         inputs="2x3x32x32",
         guessed=False,
         costs_unknown=None,
-        given_up=(),
+        limitations=(),
         recompute=None,
     )
 
@@ -370,7 +372,7 @@ def test_an_input_that_was_given_is_counted_on_with_several_inputs() -> None:
 
 def test_what_capturing_gave_up_is_in_the_summary() -> None:
     example = (torch.zeros(5, 3), torch.zeros(5, 4))
-    [sentence] = summarise(fxcollab.transform(Two(), splits="a", example_inputs=example)).given_up
+    [sentence] = summarise(fxcollab.transform(Two(), splits="a", example_inputs=example)).limitations
     assert "scale" in sentence
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import fxcollab
 from fxcollab import Diff, DiffError, StateError
-from fxcollab.diff.formats import VIEWS
-from fxcollab.diff.terminal import view
+from fxcollab.diffs.formats import VIEWS
+from fxcollab.diffs.terminal import view
 from samples.networks import resnet20
 
 

@@ -15,8 +15,8 @@ import torchvision
 from torch import Tensor, nn
 
 import fxcollab
-from fxcollab.diff.html import to_html
-from fxcollab.diff.notebook import framed
+from fxcollab.diffs.html import to_html
+from fxcollab.diffs.notebook import framed
 from tests.test_diff import Auxiliary, Hostile, Net
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")

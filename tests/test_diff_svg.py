@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import fxcollab
-from fxcollab.diff.boxes import Box, boxes_of, fold, name_of, shown
-from fxcollab.diff.layered import layered
-from fxcollab.diff.png import colours, to_png
-from fxcollab.diff.svg import to_svg
+from fxcollab.diffs.boxes import Box, boxes_of, fold, name_of, shown
+from fxcollab.diffs.layered import layered
+from fxcollab.diffs.png import colours, to_png
+from fxcollab.diffs.svg import to_svg
 from tests.test_diff import Hostile, Net, diff_of
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -119,7 +119,7 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, str]:
 def transformed(model: nn.Module, **options: Any) -> CollabGraphModule:
     options = {"pattern": "simple", "splits": ["stem"], **options}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "given up|no module initialises")
+        warnings.filterwarnings("ignore", "limitation|no module initialises")
         return fxcollab.transform(model, example_inputs=(X,), seed=0, **options)
 
 

@@ -16,16 +16,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxcollab
 from fxcollab.errors import ObjectiveError
-from fxcollab.objectives import (
-    CollaborativeLoss,
-    DistillationLoss,
-    Gate,
-    KDCLLoss,
-    MutualLoss,
-    Objective,
-    ONELoss,
-)
+from fxcollab.objectives.collaborative import CollaborativeLoss
 from fxcollab.objectives.consensus import consensus
+from fxcollab.objectives.distillation import DistillationLoss
+from fxcollab.objectives.gated import Gate, ONELoss
+from fxcollab.objectives.kdcl import KDCLLoss
+from fxcollab.objectives.mutual import MutualLoss
+from fxcollab.objectives.objective import Objective
 from tests.test_collaborative_loss import OperationCount
 
 SAMPLES, CLASSES = 3, 4

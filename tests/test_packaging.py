@@ -88,8 +88,8 @@ def test_the_wheel_holds_both_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     information = next(name for name in names if name.endswith("/METADATA")).partition("/")[0]
     packaged = {name for name in names if not name.startswith(information)}
-    page = (ROOT / "fxcollab/diff/page").iterdir()
-    assert packaged == set(modules()) | {f"fxcollab/diff/page/{file.name}" for file in page}
+    page = (ROOT / "fxcollab/diffs/page").iterdir()
+    assert packaged == set(modules()) | {f"fxcollab/diffs/page/{file.name}" for file in page}
     assert "fxcollab/py.typed" in packaged
 
 

@@ -30,7 +30,7 @@ from tests.untouched import Untouched
 THE_REAL_TORCH, THE_REAL_FINFO, THE_REAL_ONES = torch, torch.finfo, torch.ones
 X = torch.rand(4, 8, generator=torch.Generator().manual_seed(0)) + 0.1
 MORE = torch.rand(7, 8, generator=torch.Generator().manual_seed(1)) + 0.1
-NOTES = "fxcollab_given_up"
+NOTES = "fxcollab_limitations"
 
 
 def bug(reason: str) -> pytest.MarkDecorator:
@@ -64,7 +64,7 @@ class Net(nn.Module):
 def made(model: nn.Module, inputs: Any = None, splits: Sequence[str] = ("b",), **options: Any) -> CollabGraphModule:
     """The training model of two heads; what was given up is not warned of here."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "given up")
+        warnings.filterwarnings("ignore", "limitation")
         return fxcollab.transform(model, "simple", splits, example_inputs=inputs, seed=0, **options)
 
 
@@ -537,7 +537,9 @@ def test_where_data_decide_the_examples_do_and_other_inputs_are_refused(
     make: type[Net], question: str, same: Tensor, other: Tensor
 ) -> None:
     model = make()
-    with pytest.warns(UserWarning, match=r"^given up: what .*test_questions.py:\d+ asks was decided .* are refused"):
+    with pytest.warns(
+        UserWarning, match=r"^limitation: what .*test_questions.py:\d+ asks was decided .* are refused"
+    ):
         train_model = fxcollab.transform(model, "simple", ["b"], example_inputs=(ONES,), seed=0)
     for inputs in (ONES, same):
         fxcollab.verify(model, train_model, (inputs,)).raise_if_failed()
@@ -1161,7 +1163,9 @@ class OfTwo(Indexes):
 
 
 def test_where_nothing_can_be_guessed_it_is_said_that_none_was_not_looked_for() -> None:
-    with pytest.warns(UserWarning, match="^given up: whether a part of what part returns is None could not be seen"):
+    with pytest.warns(
+        UserWarning, match="^limitation: whether a part of what part returns is None could not be seen"
+    ):
         fxcollab.transform(OfTwo(), "simple", ["b"], seed=0)
     train_model = proven(OfTwo(), (X, X))
     assert train_model.meta[NOTES] == ()

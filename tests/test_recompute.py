@@ -23,12 +23,12 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxcollab
-from fxcollab.capture.examples import run_on_fakes
-from fxcollab.capture.interface import InputSpec, Interface
 from fxcollab.costs.attribution import backward
+from fxcollab.costs.summary import summarise
 from fxcollab.errors import PatternError, StateError
-from fxcollab.runtime import recompute as runtime
-from fxcollab.summary import summarise
+from fxcollab.runtime.recompute import recompute as runtime
+from fxcollab.tracing.examples import run_on_fakes
+from fxcollab.tracing.interface import InputSpec, Interface
 from samples.networks.resnet_cifar import resnet20, resnet_cifar
 from tests.live_bytes import LiveBytes
 from tests.networks import TrunkGoesOn
@@ -206,7 +206,7 @@ class RememberingNet(nn.Module):
 
 
 @pytest.mark.parametrize("granularity", ["auto", "op"])
-@pytest.mark.filterwarnings("ignore:given up")
+@pytest.mark.filterwarnings("ignore:limitation")
 def test_state_that_a_branch_reads_and_writes_is_read_as_it_was_and_written_once(granularity: str) -> None:
     plain, again = pair(RememberingNet, pattern="simple", splits=["first"], granularity=granularity)
     for _ in range(2):
@@ -400,7 +400,7 @@ class HoldsAnIterator(Averages):
         (lambda: Around(HoldsAnIterator), "numbers is an iterator"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:given up")
+@pytest.mark.filterwarnings("ignore:limitation")
 def test_state_that_would_be_another_in_the_second_pass_is_refused(
     factory: Callable[[], nn.Module], why: str
 ) -> None:
@@ -422,7 +422,7 @@ class CalledOnBothSides(nn.Module):
         return self.last(self.norm(torch.tanh(self.second(x))))
 
 
-@pytest.mark.filterwarnings("ignore:given up")
+@pytest.mark.filterwarnings("ignore:limitation")
 def test_what_is_used_on_both_sides_of_a_split_is_computed_again() -> None:
     plain, again = pair(lambda: CalledOnBothSides().double(), pattern="simple", splits=["first"], heads=3)
     for _ in range(2):
@@ -432,7 +432,7 @@ def test_what_is_used_on_both_sides_of_a_split_is_computed_again() -> None:
         assert_close(found[name], expected[name], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:given up")
+@pytest.mark.filterwarnings("ignore:limitation")
 def test_statistics_that_would_be_gathered_in_another_order_are_refused() -> None:
     with pytest.raises(PatternError, match=r"(?s)can't be computed again.*norm_1.*'norm'"):
         fxcollab.transform(TrunkGoesOn(), "simple", ["first"], recompute="heads")

@@ -579,7 +579,8 @@ def test_the_models_of_these_tests_would_notice_a_lost_rescale(
 
 
 def test_a_training_model_survives_tracing_again(trained: tuple[fxcollab.CollabGraphModule, Tensor]) -> None:
-    # BUG: with tied weights a TypeError. Fed is no leaf of a plain tracer, which sends proxies into functional_call.
+    # BUG: with tied weights a TypeError. A FunctionalCall is not a leaf of a plain tracer,
+    # which sends proxies into functional_call.
     model, x = trained
     again = fx.symbolic_trace(model)
     factors = [[node.args[1] for node in g.nodes if node.target is rescale] for g in (again.graph, model.graph)]

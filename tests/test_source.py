@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from fxcollab.errors import ArtifactError, SourceError
-from fxcollab.source import Loaded, Source, parse_argument, source_of
+from fxcollab.sources.loaded import Loaded
+from fxcollab.sources.source import Source, parse_argument, source_of
 
 Write = Callable[..., Path]
 

@@ -13,9 +13,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.testing import assert_close
 
 import fxcollab
+from fxcollab.distributed.ranks import heads_of
 from fxcollab.errors import FxCollabError, StateError
 from fxcollab.plan import plan_of
-from fxcollab.spread.ranks import heads_of
 from tests.processes import Jobs, Saved, saved_by
 from tests.references import SkipNet, SmallConvNet
 

@@ -20,8 +20,8 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 import fxcollab
 from fxcollab.errors import FxCollabError, PatternError, StateError
-from fxcollab.rewrite.initialise import isolated_randomness
-from fxcollab.runtime import private_copy
+from fxcollab.rewriting.initialise import isolated_randomness
+from fxcollab.runtime.private_copy import private_copy
 from tests.references import SkipNet, SmallConvNet
 from tests.untouched import Untouched
 
@@ -773,14 +773,14 @@ def test_a_factory_of_another_model_is_refused() -> None:
 
 
 def test_fresh_peers_without_a_factory_use_reset_parameters() -> None:
-    class Counted(nn.Linear):
+    class ProfiledOriginal(nn.Linear):
         def reset_parameters(self) -> None:
             with torch.no_grad():
                 self.weight.copy_(torch.randn_like(self.weight) + 100)
                 self.bias.fill_(3.0)
 
     model = Mlp()
-    model.third = Counted(6, 3)
+    model.third = ProfiledOriginal(6, 3)
     with torch.no_grad():
         model.third.weight.zero_()
         model.third.bias.zero_()

@@ -21,7 +21,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import fxcollab
-from fxcollab.codegen import Recompute
+from fxcollab.codegen.branches import Recompute
 from samples.networks import densenet_cifar, resnet_cifar
 from tests.processes import Jobs, Saved, saved_by
 from tests.references import SkipNet, SmallConvNet

@@ -8,15 +8,7 @@ from typing import Any
 import pytest
 
 from fxcollab.errors import PatternError
-from fxcollab.tree import (
-    HeadTree,
-    branch_name,
-    head_tree,
-    hierarchical,
-    multi_instance,
-    parse_branch_name,
-    simple,
-)
+from fxcollab.tree import HeadTree, branch_name, head_tree, hierarchical, multi_instance, parse_branch_name, simple
 
 # ------------------------------------------------------------------------------------------------ patterns
 

@@ -177,7 +177,7 @@ class Logs(Kept):
     ids=lambda log: type(log).__name__,
 )
 @pytest.mark.parametrize("split", ["a", "c.layer"])
-@pytest.mark.filterwarnings("ignore:given up")
+@pytest.mark.filterwarnings("ignore:limitation")
 def test_containers_hold_what_they_held(log: Any, split: str) -> None:
     before = repr(log)
     fxcollab.transform(Net(Logs(log)), "simple", [split])
@@ -233,7 +233,7 @@ def held_by(module: KeepsAJournal) -> list[Any]:
     ]
 
 
-@pytest.mark.filterwarnings("ignore:given up")
+@pytest.mark.filterwarnings("ignore:limitation")
 def test_arrays_generators_and_objects_are_as_they_were() -> None:
     part = KeepsAJournal()
     expected = copy.deepcopy(held_by(part))

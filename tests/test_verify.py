@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 import fxcollab
 from fxcollab import CaptureError, CollabGraphModule, Report, StateError, VerificationError
 from fxcollab.plan import plan_of
-from fxcollab.verify.runs import Trial, copies, run_original, run_train_model, state_of_head
+from fxcollab.proof.runs import Trial, copies, run_original, run_train_model, state_of_head
 from tests.untouched import Untouched
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
@@ -97,7 +97,7 @@ def test_what_was_given_up_is_listed(model: nn.Module) -> None:
     model.register_forward_hook(lambda module, inputs, output: output)
     train_model = fxcollab.transform(model, splits=["stem"])
     report = fxcollab.verify(model, train_model, (X,))
-    assert any("forward hooks of the root don't run" in note for note in report.given_up)
+    assert any("forward hooks of the root don't run" in note for note in report.limitations)
     assert "note   forward hooks" in str(report)
 
 

@@ -73,9 +73,9 @@ def diff(
     SOURCE may also be a directory that transform wrote; what the graph looks like is then in its plan.
     """
     with working("importing"):
-        from fxcollab.diff import diff as difference
-        from fxcollab.diff.formats import VIEWS, view_of
-        from fxcollab.diff.terminal import view
+        from fxcollab.diffs.build import diff as difference
+        from fxcollab.diffs.formats import VIEWS, view_of
+        from fxcollab.diffs.terminal import view
     named = {".html": html, ".svg": svg, ".png": png, ".dot": dot, ".mmd": mermaid}
     files = [(file, VIEWS[ending]) for ending, file in named.items() if file is not None]
     files += [(file, view_of(file)) for file in output or ()]

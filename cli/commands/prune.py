@@ -26,7 +26,8 @@ def prune(
 ) -> None:
     """Write the weights of one head under the original model's names. Needs no model."""
     with working("pruning"):
-        from fxcollab.artifact import load_head, refuse_existing_file, write_state_dict
+        from fxcollab.io.artifact import load_head
+        from fxcollab.io.weights import refuse_existing_file, write_state_dict
 
         refuse_existing_file(output, force)
         state = load_head(directory, head, weights=weights)

@@ -44,9 +44,10 @@ def transform(
     shown = output or default_directory(source)
     directory = shown.absolute()  # the user's code may change the working directory
     with working("importing"):
-        from fxcollab.artifact import refuse_existing, save
-        from fxcollab.costs.counted import count
-        from fxcollab.summary import summarise
+        from fxcollab.costs.original import profile_original
+        from fxcollab.costs.summary import summarise
+        from fxcollab.io.artifact import save
+        from fxcollab.io.folder import refuse_existing
     refuse_existing(directory, force)
     with working(f"loading {source}"):
         loaded = planning.load()
@@ -55,7 +56,7 @@ def transform(
     with working("transforming"):
         train_model = planning.transform(loaded, choice)
         check_inputs(train_model, input_shapes)
-        counted = count(train_model)
+        counted = profile_original(train_model)
         summary = summarise(train_model, counted)
     with working(f"writing {shown}"):
         save(train_model, directory, force=force, counted=counted)

@@ -41,7 +41,7 @@ def verify(
         report = verified(train_model, input_shapes)
     if json:
         checks = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in report]
-        print_json({"ok": report.ok, "checks": checks, "given_up": list(report.given_up)})
+        print_json({"ok": report.ok, "checks": checks, "limitations": list(report.limitations)})
     else:
         render_report(report, out())
     if not report.ok:

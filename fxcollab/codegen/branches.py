@@ -28,10 +28,10 @@ from torch.fx.graph import _format_target
 from fxcollab.codegen.order import may_change, parts_of
 from fxcollab.codegen.statements import CALLS, by_node, freed, fresh, function, names_of, one_or_tuple, parenthesised
 from fxcollab.errors import PatternError
-from fxcollab.graphs import copy_graph
+from fxcollab.fx_utils import copy_graph
 from fxcollab.provenance import provenance
-from fxcollab.runtime import recompute
 from fxcollab.runtime.compiled import leave_alone
+from fxcollab.runtime.recompute import recompute
 from fxcollab.tree import Path, branch_name
 
 Recompute: TypeAlias = Literal["heads"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from fxcollab.graphs import first_difference
+from fxcollab.fx_utils import first_difference
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Modes:
         return iter((self.train, self.eval) if self.differ else (self.train,))
 
 
-def put_in_mode(root: nn.Module, mode: bool) -> None:
+def set_mode(root: nn.Module, mode: bool) -> None:
     """As the model's own ``train()`` does, which may keep a part in eval mode."""
     try:
         root.train(mode)

@@ -21,9 +21,9 @@ from torch.fx.graph import PythonCode
 
 from fxcollab.codegen.branches import Recompute, branch_by_branch
 from fxcollab.codegen.forwards import definitions, dispatch, merge
-from fxcollab.codegen.modes import Modes, put_in_mode
+from fxcollab.codegen.modes import Modes, set_mode
 from fxcollab.codegen.packing import pack, unpack
-from fxcollab.graphs import copy_graph
+from fxcollab.fx_utils import copy_graph
 from fxcollab.printable import make_printable
 
 _STATE_HOOKS = (
@@ -144,7 +144,7 @@ class CollabGraphModule(fx.GraphModule):
 
     def train(self, mode: bool = True) -> CollabGraphModule:
         """Set the mode of all modules the way the root does; peers follow the modules they stem from."""
-        put_in_mode(self.root, mode)
+        set_mode(self.root, mode)
         for name, child in self._modules.items():
             if child is not None and child is not self.root._modules.get(name):
                 child.train(mode)  # peers, and what took the place of a child since

@@ -9,8 +9,8 @@ from types import FunctionType
 
 from torch import fx, nn
 
-from fxcollab.held import by_class, classes_of
-from fxcollab.runtime import Fed
+from fxcollab.module_state.classes import by_class, classes_of
+from fxcollab.runtime.functional_call import FunctionalCall
 
 
 def swapped_calls(graph: fx.Graph, ordered: Sequence[fx.Node], root: nn.Module) -> tuple[fx.Node, fx.Node] | None:
@@ -42,7 +42,7 @@ def calls_by_state(nodes: Iterable[fx.Node], root: nn.Module) -> list[list[fx.No
 
 def parts_of(module: nn.Module) -> Iterable[nn.Module]:
     """A module and those in it, also where it is called with some of its parameters handed in."""
-    return (module.module if isinstance(module, Fed) else module).modules()
+    return (module.module if isinstance(module, FunctionalCall) else module).modules()
 
 
 def may_change(part: nn.Module) -> bool:

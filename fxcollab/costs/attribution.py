@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxcollab.codegen import CollabGraphModule
-from fxcollab.graphs import Interpreter
+from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.fx_utils import Interpreter
 
 Phase: TypeAlias = Literal["forward", "backward"]
 Moment: TypeAlias = tuple[Phase, fx.Node]

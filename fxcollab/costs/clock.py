@@ -11,14 +11,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from fxcollab.capture.examples import example_tensors
-from fxcollab.capture.interface import ExampleInputs, Interface
-from fxcollab.capture.preserve import preserved, replace_plain_tensors
-from fxcollab.codegen import CollabGraphModule
+from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.attribution import Attributed, Moment, Phase, backward
 from fxcollab.errors import CaptureError
 from fxcollab.functional import call_with, named_tensors
-from fxcollab.generators import undrawn
+from fxcollab.rng import preserve_rng_state
+from fxcollab.tracing.examples import example_tensors
+from fxcollab.tracing.interface import ExampleInputs, Interface
+from fxcollab.tracing.preserve import preserved, replace_plain_tensors
 
 
 def measured(
@@ -69,7 +69,7 @@ def node_seconds(captured: CollabGraphModule, inputs: Sequence[Any], repeats: in
         )
     modules = list(captured.modules())
     taken: dict[Moment, list[float]] = {(p, n): [] for p in get_args(Phase) for n in captured.modes.train.nodes}
-    with captured.in_mode(True), undrawn(), torch.inference_mode(False), torch.enable_grad():
+    with captured.in_mode(True), preserve_rng_state(), torch.inference_mode(False), torch.enable_grad():
         for _ in range(repeats + 1):
             with preserved(modules):
                 replace_plain_tensors(modules, Tensor.clone)

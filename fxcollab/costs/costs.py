@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fxcollab.codegen import CollabGraphModule
+from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.attribution import Moment
 from fxcollab.costs.profile import Profile
 from fxcollab.costs.step import Placement, StepCost, step_cost

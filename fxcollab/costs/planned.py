@@ -6,19 +6,18 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from fxcollab.capture import capture
-from fxcollab.capture.capture import Granularity
-from fxcollab.capture.examples import known_interface
-from fxcollab.capture.interface import ExampleInputs
-from fxcollab.codegen import Recompute, check_recompute
+from fxcollab.analysis.partition import partition
+from fxcollab.codegen.branches import Recompute, check_recompute
 from fxcollab.costs.clock import measured
 from fxcollab.costs.costs import Costs, costs_of
+from fxcollab.costs.errors import uncountable
 from fxcollab.costs.profile import profile
-from fxcollab.costs.refusals import uncountable
 from fxcollab.costs.step import Placement
 from fxcollab.errors import PatternError
-from fxcollab.factories import model_of
-from fxcollab.partition import partition
+from fxcollab.sources.factory import model_of
+from fxcollab.tracing.capture import Granularity, capture
+from fxcollab.tracing.examples import known_interface
+from fxcollab.tracing.interface import ExampleInputs
 from fxcollab.tree import AUTO, Pattern, head_tree, split_names
 
 

@@ -18,10 +18,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxcollab.capture.examples import run_on_fakes
-from fxcollab.capture.interface import Interface
-from fxcollab.codegen import CollabGraphModule
+from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.attribution import Attributed, Moment, backward
+from fxcollab.tracing.examples import run_on_fakes
+from fxcollab.tracing.interface import Interface
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxcollab.codegen import CollabGraphModule, Recompute
+from fxcollab.analysis.partition import Partition
+from fxcollab.codegen.branches import Recompute
+from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.attribution import Moment, Phase
-from fxcollab.costs.play import Play
+from fxcollab.costs.memory import Play
 from fxcollab.costs.profile import Profile
-from fxcollab.partition.partition import Partition
 from fxcollab.tree import HeadTree
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcollab.errors import ObjectiveError
-from fxcollab.objectives.asking import may_be_asked
+from fxcollab.objectives.concrete import is_concrete
 from fxcollab.objectives.outputs import described, logits_of_heads
 from fxcollab.objectives.tasks import HardLoss, Task, task_of
 
@@ -123,7 +123,7 @@ class Objective(nn.Module, ABC):
 
     def checked(self, loss: Tensor, heads: Sequence[Tensor], others: str = "the target") -> Tensor:
         """The loss itself, where it is finite, or nobody may ask; ``others`` is what else it was made of."""
-        if not self.finite or not may_be_asked(loss) or bool(torch.isfinite(loss)):
+        if not self.finite or not is_concrete(loss) or bool(torch.isfinite(loss)):
             return loss
         raise _not_finite(loss, heads, others)
 

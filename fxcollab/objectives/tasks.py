@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxcollab.errors import ObjectiveError, closest
-from fxcollab.objectives.asking import may_be_asked
+from fxcollab.objectives.concrete import is_concrete
 from fxcollab.objectives.outputs import described
 
 HardLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -131,7 +131,7 @@ class Classification(Task):
 
     def _require_classes(self, target: Tensor, classes: int) -> None:
         """Refuse indices of no class. On an accelerator nobody waits for the answer: torch says it there."""
-        if target.device.type != "cpu" or not may_be_asked(target):
+        if target.device.type != "cpu" or not is_concrete(target):
             return
         ignored = ignored_label(self.hard)
         wrong = target[((target < 0) | (target >= classes)) & (target != ignored)]

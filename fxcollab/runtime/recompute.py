@@ -18,8 +18,10 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.checkpoint import checkpoint
 
 from fxcollab.errors import StateError
-from fxcollab.generators import ForeignState
-from fxcollab.held import Holder, Snapshot, holders_of, version
+from fxcollab.module_state.holders import Holder, holders_of
+from fxcollab.module_state.snapshot import Snapshot
+from fxcollab.module_state.tensors import version
+from fxcollab.rng import ForeignState
 from fxcollab.runtime.compiled import whole
 
 Stateful: TypeAlias = nn.Module | tuple[nn.Module, str]

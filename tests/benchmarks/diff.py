@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import nn
 
 import fxcollab
-from fxcollab.diff.html import to_html
+from fxcollab.diffs.html import to_html
 
 RESULTS = Path(__file__).parent / "results"
 OPENINGS = 5

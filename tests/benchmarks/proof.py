@@ -26,7 +26,7 @@ import torchvision
 from torch import fx, nn
 
 import fxcollab
-from fxcollab.graphs import first_difference
+from fxcollab.fx_utils import first_difference
 from fxcollab.plan import plan_of
 from samples.networks import densenet40_12, resnet32, resnet110
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fxcollab import Choice, SplitError, choose_splits
-from fxcollab.capture.examples import USUAL_IMAGES, guess_inputs
+from fxcollab.tracing.examples import USUAL_IMAGES, guess_inputs
 from tests.benchmarks.rows import Row
 
 BATCH = 32

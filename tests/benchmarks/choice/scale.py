@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import fxcollab
-from fxcollab.capture.capture import Granularity
-from fxcollab.choice.candidates import survey
+from fxcollab.splits.candidates import survey
+from fxcollab.tracing.capture import Granularity
 from tests.benchmarks.choice.picks import build
 from tests.benchmarks.rows import Row
 

@@ -11,9 +11,9 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxcollab
-from fxcollab.capture.examples import guess_inputs, run_on_fakes
-from fxcollab.costs import parameter_count
 from fxcollab.costs.attribution import backward
+from fxcollab.costs.costs import parameter_count
+from fxcollab.tracing.examples import guess_inputs, run_on_fakes
 from tests.benchmarks.proof import NETWORKS, TREES
 from tests.benchmarks.rows import Row
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import fxcollab
-from fxcollab.capture.examples import run_on_fakes
-from fxcollab.capture.interface import InputSpec, Interface
 from fxcollab.costs.attribution import backward
+from fxcollab.tracing.examples import run_on_fakes
+from fxcollab.tracing.interface import InputSpec, Interface
 from tests.benchmarks.rows import Row
 from tests.benchmarks.speed.devices import batch, placed, training_step
 from tests.benchmarks.speed.pairs import ratio

@@ -12,13 +12,13 @@ import torchvision
 from torch import Tensor, fx, nn
 
 import fxcollab
-from fxcollab.capture import capture
-from fxcollab.capture.interface import interface_of
-from fxcollab.partition import partition
+from fxcollab.analysis.partition import partition
 from fxcollab.plan import plan_of
-from fxcollab.rewrite import rewrite
+from fxcollab.proof.structure import check_graphs, check_provenance, check_state
+from fxcollab.rewriting.rewrite import rewrite
+from fxcollab.tracing.capture import capture
+from fxcollab.tracing.interface import interface_of
 from fxcollab.tree import hierarchical
-from fxcollab.verify.structure import check_graphs, check_provenance, check_state
 from tests.benchmarks.rows import Row
 from tests.benchmarks.speed.pairs import ratio
 from tests.live_bytes import LiveBytes

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxcollab
-from fxcollab.capture.capture import NOTES_KEY
-from fxcollab.capture.examples import accepts, example_tensors, guess_inputs
-from fxcollab.capture.interface import Interface
+from fxcollab.analysis.partition import partition
 from fxcollab.errors import FxCollabError
-from fxcollab.partition import partition
 from fxcollab.plan import plan_of
-from fxcollab.verify.report import Check
-from fxcollab.verify.structure import check_graphs, check_provenance, check_state
+from fxcollab.proof.report import Check
+from fxcollab.proof.structure import check_graphs, check_provenance, check_state
+from fxcollab.tracing.capture import LIMITATIONS_KEY
+from fxcollab.tracing.examples import accepts, example_tensors, guess_inputs
+from fxcollab.tracing.interface import Interface
 from tests.benchmarks.zoo.models import Entry, entries
 from tests.untouched import Untouched
 
@@ -105,7 +105,7 @@ def _structure(entry: Entry, model: nn.Module, row: Row) -> list[str]:
     interface = plan_of(train_model).interface
     captured = fxcollab.capture(model, row["splits"], inputs, interface=interface)
     cut = partition(captured, plan_of(train_model).tree)
-    row |= {"nodes": len(captured.graph.nodes), "given_up": _given_up(train_model)}
+    row |= {"nodes": len(captured.graph.nodes), "limitations": _limitations(train_model)}
     checks = [check_provenance(train_model), *check_graphs(captured, train_model)]
     return _failed([*checks, *check_state(model, cut, train_model)])
 
@@ -113,7 +113,7 @@ def _structure(entry: Entry, model: nn.Module, row: Row) -> list[str]:
 def _values(entry: Entry, model: nn.Module, row: Row) -> list[str]:
     inputs = entry.inputs(model)
     train_model = fxcollab.transform(model, splits=row["splits"], example_inputs=inputs, seed=0)
-    row |= {"given_up": _given_up(train_model)}
+    row |= {"limitations": _limitations(train_model)}
     report = fxcollab.verify(model, train_model, _one_more(inputs or _guessed(model)))
     row |= {"checks": len(report.checks)}
     return _failed(report)
@@ -144,8 +144,8 @@ def _one_more(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     return {k: torch.cat([v, v[:1]]) if isinstance(v, Tensor) and v.ndim else v for k, v in inputs.items()}
 
 
-def _given_up(train_model: nn.Module) -> list[str]:
-    notes: Any = train_model.meta[NOTES_KEY]
+def _limitations(train_model: nn.Module) -> list[str]:
+    notes: Any = train_model.meta[LIMITATIONS_KEY]
     return [_portable(note) for note in notes]
 
 

@@ -1,0 +1,197 @@
+"""Transform: capture, partition and rewrite in one call."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from fxcollab.analysis.partition import partition
+from fxcollab.codegen.branches import Recompute
+from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.errors import CaptureError, ForwardError, PatternError
+from fxcollab.plan import PLAN_KEY, Plan
+from fxcollab.rewriting.initialise import Init
+from fxcollab.rewriting.rewrite import rewrite
+from fxcollab.sources.factory import model_of
+from fxcollab.sources.source import Source, source_of
+from fxcollab.splits.choose import choose_splits
+from fxcollab.splits.errors import refuse_budget_with_recompute
+from fxcollab.splits.explain import Choice
+from fxcollab.splits.nearest import with_nearest_splits
+from fxcollab.tracing.capture import LIMITATIONS_KEY, Granularity, capture
+from fxcollab.tracing.examples import why_not_on
+from fxcollab.tracing.interface import ExampleInputs, Interface, interface_of
+from fxcollab.tracing.limitations import shared_statistics
+from fxcollab.tree import AUTO, HeadTree, Pattern, fanouts_to_choose, head_tree, split_names
+
+
+def transform(
+    model: nn.Module | Callable[[], nn.Module],
+    pattern: Pattern = "hierarchical",
+    splits: Sequence[str] | str | Choice = (),
+    heads: int | None = None,
+    fanouts: Sequence[int] | None = None,
+    example_inputs: ExampleInputs | None = None,
+    init: Init = "fresh",
+    seed: int | None = None,
+    rescale: bool = True,
+    granularity: Granularity = "auto",
+    *,
+    factory: Callable[[], nn.Module] | None = None,
+    source: Source | None = None,
+    peers: str = "peers",
+    interface: Interface | None = None,
+    max_time: float | None = None,
+    max_memory: float | None = None,
+    recompute: Recompute | None = None,
+) -> CollabGraphModule:
+    """A training model with several heads of ``model`` (paper, section 3.1).
+
+    Its forward takes what the model takes and returns a tuple of H outputs, head 0 first, each of the model's
+    own output structure. Trunk and head 0 are the model's own modules and tensors: training it trains ``model``.
+
+    Args:
+        model: any module on any device, meta included; a zero-argument factory of one; or a ``GraphModule``,
+            which is taken as it is.
+        pattern: ``multi-instance`` (H instances, no split), ``simple`` (one split, H heads) or
+            ``hierarchical`` (K splits, a tree).
+        splits: names, ordered along the data flow; a text may list them with commas. A module's path
+            cuts after its output, ``name@2`` after its second call, ``a+b`` at two values; other names are
+            those of nodes. ``auto`` takes what `choose_splits` says; or hand in a `Choice` of it. Why it was
+            chosen stands in the plan and the summary.
+        heads: H of ``simple`` and ``multi-instance``; 2 unless said.
+        fanouts: branches at each split of ``hierarchical``; 2 each unless said.
+        example_inputs: tuple or dict. Tensors in it are inputs of the graph, also for optional parameters;
+            other values, such as ``use_cache=False``, are fixed. Needed only where the model has several
+            inputs, or asks for values of an input whose shape can't be guessed.
+        init: how peers start. ``fresh``: initialised anew, by the factory where there is one, else by the
+            modules' own ``reset_parameters``. ``copy``: as head 0, refused where nothing is random behind the
+            splits (``copy-anyway`` insists). Or ``callable(module, path)`` for each branch.
+        seed: the peers' initialisation is a function of it; by default ``torch.initial_seed()``.
+        rescale: False leaves gradients unscaled where heads meet.
+        granularity: ``auto`` opens only the modules that hold a split; ``op`` everything down to torch's layers.
+        factory: makes models like ``model``, for ``init="fresh"`` where ``model`` is an instance.
+        source: where the model came from, for `save`; found by itself for importable factories.
+        peers: the name under which the other heads' state lives.
+        interface: that of an earlier capture, to be used again without examples.
+        max_time: what a training step may take, as a ratio to the original's FLOPs; with ``splits="auto"``.
+        max_memory: what the peak of a step's memory may be, as a ratio to the original's; with ``splits="auto"``.
+        recompute: ``heads`` to keep the activations of the trunk and of one branch at a time: those of the others are
+            computed again in the backward pass, for one more forward of what lies behind the splits. State that
+            branches keep in globals, in what functions close over, or by writes through ``.data`` changes twice then.
+
+    Returns:
+        A ``GraphModule`` that trains like any module. `prune` returns the original from it.
+
+    Raises:
+        PatternError: pattern, splits, heads, fan-outs and budgets don't fit together.
+        SplitError: a split can't be found or cut, or no choice keeps the budgets.
+        CaptureError: an opened forward can't be traced; the hint names the nearest splits that work.
+        StateError: the model has something named ``peers``.
+        The model is never changed by a failure.
+    """
+    names = splits.splits if isinstance(splits, Choice) else split_names(splits)
+    automatic = names == (AUTO,)
+    tree = None if automatic else _tree(splits, pattern, names, heads, fanouts)
+    _refuse_budget_of_named_splits(automatic, max_time, max_memory)
+    refuse_budget_with_recompute(recompute, max_time, max_memory)
+    if not isinstance(model, nn.Module):
+        factory, source = factory or model, source or source_of(model)
+        model = model_of(model)
+    if tree is None:
+        splits = choose_splits(
+            model,
+            example_inputs,
+            fanouts=fanouts_to_choose(pattern, heads, fanouts),
+            max_time=max_time,
+            max_memory=max_memory,
+            granularity=granularity,
+        )
+        names = splits.splits
+        tree = _tree(splits, pattern, names, heads, fanouts)
+    seed = torch.initial_seed() if seed is None else seed
+    interface = interface or interface_of(model, example_inputs)
+
+    def attempt(*splits: str) -> None:
+        captured = capture(model, splits, example_inputs, granularity, interface=interface)
+        partition(captured, HeadTree(splits, (2,)))
+
+    try:
+        captured = capture(model, names, example_inputs, granularity, interface=interface)
+    except ForwardError as error:
+        _refuse_wrong_inputs(model, interface, example_inputs)
+        if granularity == "op":
+            error.hint = f"granularity 'auto' keeps modules whole that no split lies in; or {error.hint}"
+            raise
+        raise with_nearest_splits(error, names, attempt) from error.__cause__
+    cut = partition(captured, tree)
+    train_model = rewrite(
+        captured,
+        cut,
+        init=init,
+        seed=seed,
+        factory=factory,
+        rescale=rescale,
+        peers=peers,
+        recompute=recompute,
+    )
+    named_init = init if isinstance(init, str) else getattr(init, "__qualname__", repr(init))
+    shared = shared_statistics(cut.straddling & dict(captured.named_buffers(remove_duplicate=False)).keys())
+    train_model.meta[LIMITATIONS_KEY] = (*captured.meta[LIMITATIONS_KEY], *shared)
+    for sentence in train_model.meta[LIMITATIONS_KEY]:
+        warnings.warn(f"limitation: {sentence}", stacklevel=2)
+    chosen = splits.reason if isinstance(splits, Choice) else None
+    train_model.meta[PLAN_KEY] = Plan(
+        pattern, tree, named_init, seed, rescale, granularity, peers, interface, source, chosen, recompute
+    )
+    return train_model
+
+
+def _tree(
+    splits: Sequence[str] | str | Choice,
+    pattern: Pattern,
+    names: tuple[str, ...],
+    heads: int | None,
+    fanouts: Sequence[int] | None,
+) -> HeadTree:
+    """The head tree of named splits, or of chosen ones, which the pattern must be able to have."""
+    if not isinstance(splits, Choice):
+        return head_tree(pattern, names, heads, fanouts)
+    chosen = splits.option.fanouts
+    said = heads is not None or fanouts is not None
+    planned = fanouts_to_choose(pattern, heads, fanouts) if said else chosen
+    if planned != chosen:
+        raise PatternError(
+            f"The splits were chosen for fan-outs {chosen}, not for {planned}.",
+            hint=f"choose anew, choose_splits(model, fanouts={planned}), or leave heads and fan-outs out",
+        )
+    return (
+        head_tree(pattern, names, None, chosen) if pattern == "hierarchical" else head_tree(pattern, names, chosen[0])
+    )
+
+
+def _refuse_wrong_inputs(model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None) -> None:
+    """Say it where it is not the capture that fails but the model itself."""
+    if example_inputs is None:
+        return
+    values = interface.values_of(model, example_inputs)
+    reason = why_not_on(model, interface, values)
+    if reason:
+        raise CaptureError(
+            "The model fails on the example inputs.",
+            where=f"{type(model).__qualname__}.forward",
+            why=reason,
+            hint="give example_inputs (--input 1x3x224x224) that the model takes in train and in eval mode",
+        )
+
+
+def _refuse_budget_of_named_splits(automatic: bool, *limits: float | None) -> None:
+    if not automatic and any(limit is not None for limit in limits):
+        raise PatternError(
+            "Splits that are named have no budget.",
+            why="their costs follow from their names",
+            hint="let them be chosen, splits='auto' (--splits auto), or leave the budget out",
+        )

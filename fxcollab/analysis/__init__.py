@@ -1,0 +1,1 @@
+"""Partition: which level every node, module and tensor belongs to."""

@@ -1,0 +1,274 @@
+"""The level of every node and of all state: behind how many splits it lies.
+
+A node that depends on inputs has the level of its dependence. One that depends on no input, such as a
+parameter or what is computed from parameters alone, is drawn to where it is used: it has the least level of its
+users, so that a weight used behind a split exists once a branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+
+from fxcollab.analysis.aliasing import refuse_storage_that_crosses_twice, refuse_writes_that_copies_miss
+from fxcollab.analysis.effects import EffectAnalysis, Storages, Write, track_storages, with_aliases
+from fxcollab.analysis.randomness import draws_randomly
+from fxcollab.errors import SplitError
+from fxcollab.functional import named_tensors
+from fxcollab.fx_utils import attribute, place
+
+Cuts = Sequence[tuple[fx.Node, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class GraphLevels:
+    """Levels of one graph.
+
+    Attributes:
+        nodes: the level of every node.
+        writes: in-place writes into the storage of values that cross into deeper levels.
+        floating: nodes that read state behind no user whose level is known yet.
+    """
+
+    nodes: Mapping[fx.Node, int]
+    writes: tuple[Write, ...]
+    floating: frozenset[fx.Node]
+
+
+def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects: EffectAnalysis) -> GraphLevels:
+    """Levels by data flow, where a later read of storage that was written depends on the write.
+
+    Args:
+        graph: a captured graph.
+        cuts: the nodes of each split, in order; one cut at all inputs for independent instances.
+        names: the split's names, for messages.
+        effects: what nodes do to their inputs.
+
+    Raises:
+        SplitError: the splits are not ordered along the data flow, or don't reach the output.
+    """
+    written: dict[fx.Node, set[fx.Node]] = {}
+    while True:
+        levels, floating = _levels(graph, cuts, names, written)
+        crossing = {u for node in graph.nodes for u in node.all_input_nodes if levels[u] < levels[node]}
+        storages = track_storages(graph, effects, crossing)
+        if not _deeper(storages, levels):
+            writes = (*storages.writes, *_writes_to_aliases(graph, levels, effects, crossing))
+            return GraphLevels(levels, writes, floating)
+        tracked = with_aliases(graph, effects, crossing)
+        storages = track_storages(graph, effects, tracked)
+        deeper = _deeper(storages, levels)
+        if not _add_dependences(graph, levels, storages.roots, deeper, written):
+            seen = track_storages(graph, effects, tracked, certain=True)
+            refuse_storage_that_crosses_twice(graph, levels, (storages, seen), deeper, effects)
+            refuse_writes_that_copies_miss(graph, levels, storages, deeper)
+            return GraphLevels(levels, storages.writes, floating)
+
+
+def _deeper(storages: Storages, levels: Mapping[fx.Node, int]) -> tuple[Write, ...]:
+    """The writes of branches into what belongs to a shallower level."""
+    return tuple(w for w in storages.writes if any(levels[root] < levels[w.node] for root in w.roots))
+
+
+def _writes_to_aliases(
+    graph: fx.Graph, levels: Mapping[fx.Node, int], effects: EffectAnalysis, crossing: Collection[fx.Node]
+) -> Iterator[Write]:
+    """Writes into storage that a crossing value shares with values before it: whoever reads it later sees them."""
+    if not _goes_on_beside(graph, levels, crossing):
+        return
+    storages = track_storages(graph, effects, with_aliases(graph, effects, crossing))
+    seen: set[fx.Node] = set()
+    writes = {write.node: write for write in storages.writes}
+    for node in graph.nodes:
+        write = writes.get(node)
+        if write is not None:
+            hit = frozenset(v for v in seen if storages.roots[v] & write.roots and levels[node] <= levels[v])
+            if hit:
+                yield Write(node, hit, write.certain)
+        if node in crossing:
+            seen.add(node)
+
+
+def _goes_on_beside(graph: fx.Graph, levels: Mapping[fx.Node, int], crossing: Collection[fx.Node]) -> bool:
+    """Whether anything is computed behind a crossing value in the order, and not behind the split."""
+    deepest = -1
+    for node in graph.nodes:
+        if levels[node] <= deepest and node.op.startswith("call"):
+            return True
+        if node in crossing:
+            deepest = max(deepest, levels[node])
+    return False
+
+
+def _levels(
+    graph: fx.Graph, cuts: Cuts, names: Sequence[str], written: Mapping[fx.Node, set[fx.Node]]
+) -> tuple[dict[fx.Node, int], frozenset[fx.Node]]:
+    behind = {node: 1 << k for k, cut in enumerate(cuts) for node in cut}
+    masks: dict[fx.Node, int] = {}
+    fed: set[fx.Node] = set()
+    for node in graph.nodes:
+        sources = [*node.all_input_nodes, *written.get(node, ())]
+        masks[node] = 0
+        for source in sources:
+            masks[node] |= masks[source] | behind.get(source, 0)
+        if node.op in ("placeholder", "output") or any(source in fed for source in sources):
+            fed.add(node)
+    _check_order(masks, cuts, names)
+    levels = {node: masks[node].bit_length() for node in graph.nodes}
+    levels[next(iter(reversed(graph.nodes)))] = len(cuts)
+    return levels, _sink(graph, levels, fed)
+
+
+def _check_order(masks: Mapping[fx.Node, int], cuts: Cuts, names: Sequence[str]) -> None:
+    for k, cut in enumerate(cuts):
+        for node in cut:
+            inside = [j for j in range(len(cuts)) if masks[node] >> j & 1]
+            if inside != list(range(k)):
+                raise _out_of_order(k, inside, node, cuts, names)
+    for node, mask in masks.items():
+        if node.op != "output" and mask & (mask + 1):
+            last = names[mask.bit_length() - 1]
+            raise SplitError(
+                f"Splits {', '.join(names)} don't lie one behind the other.",
+                where=place(node),
+                why=f"{node.name!r} depends on {last!r}, but not on every split before it",
+                hint="cut all values that cross at this point in one split: 'a+b'",
+            )
+
+
+def _out_of_order(k: int, inside: Sequence[int], node: fx.Node, cuts: Cuts, names: Sequence[str]) -> SplitError:
+    behind = ", ".join(repr(names[j]) for j in inside if j >= k)
+    if behind == repr(names[k]):
+        return SplitError(
+            f"Split {names[k]!r} cuts at values that lie behind one another.",
+            where=place(node),
+            why=f"{node.name!r} depends on another value of the same split",
+            hint="name them as two splits, or leave this one out",
+        )
+    if behind:
+        return SplitError(
+            f"Split {names[k]!r} lies behind {behind}, which is named after it.",
+            where=place(node),
+            why="splits are given in the order of the data flow",
+            hint="turn the order round",
+        )
+    missing = next(names[j] for j in range(k) if j not in inside)
+    if node in cuts[names.index(missing)]:
+        return SplitError(
+            f"Splits {missing!r} and {names[k]!r} are the same value.",
+            where=place(node),
+            why="a second split at one value would add nothing but a larger fan-out",
+            hint="leave one out",
+        )
+    return SplitError(
+        f"Split {names[k]!r} doesn't lie behind split {missing!r}.",
+        where=place(node),
+        why=f"{node.name!r} doesn't depend on {missing!r}, so neither is deeper than the other",
+        hint=f"if both belong to one cut, name it '{missing}+{names[k]}'",
+    )
+
+
+def check_reaches_output(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects: EffectAnalysis) -> None:
+    """Refuse a split whose value the output doesn't depend on.
+
+    Raises:
+        SplitError: with the nodes that do lie on the way.
+    """
+    needed = _needed(graph)
+    if any(node not in needed for cut in cuts for node in cut):
+        needed = _needed_through_writes(graph, effects)
+    for cut, name in zip(cuts, names, strict=True):
+        for node in cut:
+            if node not in needed:
+                way = [n.name for n in graph.nodes if n in needed and n.op == "call_module"]
+                raise SplitError(
+                    f"Split {name!r} is not on the path to the output.",
+                    where=place(node),
+                    why=f"nothing of the output is computed from {node.name!r}",
+                    hint="on the path are " + ", ".join(way[-8:] or ["no modules"]),
+                )
+
+
+def _needed(graph: fx.Graph, also: Iterable[fx.Node] = ()) -> set[fx.Node]:
+    needed = {next(iter(reversed(graph.nodes))), *also}
+    for node in reversed(graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return needed
+
+
+def _needed_through_writes(graph: fx.Graph, effects: EffectAnalysis) -> set[fx.Node]:
+    """What the output depends on, also where a value gets there by being written into another's storage."""
+    storages = track_storages(graph, effects, graph.nodes)
+    writes: set[fx.Node] = set()
+    while True:
+        needed = _needed(graph, writes)
+        read = frozenset().union(*(storages.roots.get(node, frozenset()) for node in needed))
+        found = {write.node for write in storages.writes if write.certain and write.roots & read}
+        if found <= writes:
+            return needed
+        writes |= found
+
+
+def _sink(graph: fx.Graph, levels: dict[fx.Node, int], fed: set[fx.Node]) -> frozenset[fx.Node]:
+    """Draw nodes that no input feeds to their users. Returns those of them that have none."""
+    stateful = _stateful(graph, fed)
+    unused = set()
+    for node in reversed(graph.nodes):
+        if node in fed or node not in stateful:
+            continue
+        users = [levels[user] for user in node.users if user not in unused]
+        if users:
+            levels[node] = min(users)
+        else:
+            unused.add(node)
+    return frozenset(unused)
+
+
+def _stateful(graph: fx.Graph, fed: set[fx.Node]) -> set[fx.Node]:
+    """Unfed nodes that read state or draw random numbers; plain constants may stay in the trunk."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        reads = node.op in ("get_attr", "call_module") or draws_randomly(node)
+        if node not in fed and (reads or any(source in found for source in node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _add_dependences(
+    graph: fx.Graph,
+    levels: Mapping[fx.Node, int],
+    roots: Mapping[fx.Node, frozenset[fx.Node]],
+    writes: Iterable[Write],
+    written: dict[fx.Node, set[fx.Node]],
+) -> bool:
+    """Let shallower readers that come after a write depend on it. Returns whether any was added."""
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    added = False
+    for write in writes:
+        if not write.certain:
+            continue
+        for node in graph.nodes:
+            late = position[node] > position[write.node] and node.op != "output"
+            reads = any(roots.get(u, frozenset()) & write.roots for u in node.all_input_nodes)
+            if late and reads and levels[node] < levels[write.node] and write.node not in written.get(node, ()):
+                written.setdefault(node, set()).add(write.node)
+                added = True
+    return added
+
+
+def state_tensors(node: fx.Node, root: nn.Module) -> dict[str, Tensor]:
+    """The state that a node reads, by qualified name: of a parameter's node, or of a whole module."""
+    if node.op == "get_attr":
+        value = attribute(root, str(node.target))
+        return {str(node.target): value} if isinstance(value, Tensor) else {}
+    if node.op == "call_module":
+        return tensors_of(root.get_submodule(str(node.target)), f"{node.target}.")
+    return {}
+
+
+def tensors_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """Parameters and buffers of ``module`` under all their names."""
+    return {prefix + name: tensor for name, tensor in named_tensors(module)}

@@ -1,0 +1,199 @@
+"""Partition: which level every node, module and tensor belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from fxcollab.analysis.effects import EffectAnalysis, Write
+from fxcollab.analysis.levels import (
+    Cuts,
+    GraphLevels,
+    check_reaches_output,
+    dependence_levels,
+    state_tensors,
+    tensors_of,
+)
+from fxcollab.analysis.split_names import find_cut
+from fxcollab.analysis.unregistered import refuse_unregistered_state
+from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.errors import SplitError
+from fxcollab.tree import HeadTree
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """A captured model, cut along a head tree.
+
+    Attributes:
+        tree: the head tree.
+        nodes: for each graph, the level of every node.
+        writes: for each graph, in-place writes into the storage of values that cross into deeper levels.
+        modules: the level of each module that is called as one node: the least of its calls.
+        state: the level of each parameter and buffer, under every name it has: the least of its uses.
+        straddling: names of state that is also used at deeper levels than its own.
+    """
+
+    tree: HeadTree
+    nodes: Mapping[fx.Graph, Mapping[fx.Node, int]]
+    writes: Mapping[fx.Graph, tuple[Write, ...]]
+    modules: Mapping[str, int]
+    state: Mapping[str, int]
+    straddling: frozenset[str]
+
+
+def partition(captured: CollabGraphModule, tree: HeadTree) -> Partition:
+    """Cut ``captured`` at the splits of ``tree``.
+
+    Raises:
+        SplitError: a split names nothing, lies off the path to the output, is out of order, or has no effect; or
+            a module reaches state of another level that it doesn't register.
+    """
+    effects = EffectAnalysis(captured)
+    found = {graph: _cut_graph(graph, captured, tree, effects) for graph in captured.modes}
+    uses = _Uses(captured, found)
+    result = Partition(
+        tree,
+        {graph: uses.settle(graph) for graph in found},
+        {graph: levels.writes for graph, levels in found.items()},
+        uses.modules,
+        uses.state_by_name(),
+        uses.straddling(),
+    )
+    _refuse_split_without_effect(captured, result)
+    refuse_unregistered_state(captured.root, result.nodes.values(), result.state, tree.splits)
+    return result
+
+
+def _cut_graph(graph: fx.Graph, captured: CollabGraphModule, tree: HeadTree, effects: EffectAnalysis) -> GraphLevels:
+    if not tree.splits:
+        return _independent(graph, effects)
+    cuts: Cuts = [_find_cut(split, graph, captured) for split in tree.splits]
+    check_reaches_output(graph, cuts, tree.splits, effects)
+    return dependence_levels(graph, cuts, tree.splits, effects)
+
+
+def _find_cut(split: str, graph: fx.Graph, captured: CollabGraphModule) -> tuple[fx.Node, ...]:
+    try:
+        return find_cut(split, graph, captured.root)
+    except SplitError:
+        other = captured.modes.eval if graph is captured.modes.train else captured.modes.train
+        if other is graph or not _has_cut(split, other, captured):
+            raise
+    here, there = ("eval", "train") if graph is captured.modes.train else ("train", "eval")
+    raise SplitError(
+        f"Split {split!r} exists in {here} mode only.",
+        why=f"in {there} mode the forward computes no such value",
+        hint="split at a value that both modes compute",
+    )
+
+
+def _has_cut(split: str, graph: fx.Graph, captured: CollabGraphModule) -> bool:
+    try:
+        find_cut(split, graph, captured.root)
+    except SplitError:
+        return False
+    return True
+
+
+def _independent(graph: fx.Graph, effects: EffectAnalysis) -> GraphLevels:
+    """Independent instances share the inputs and nothing else."""
+    inputs = tuple(graph.find_nodes(op="placeholder"))
+    levels = dependence_levels(graph, [inputs], ["inputs"], effects)
+    nodes = {node: int(node.op != "placeholder") for node in graph.nodes}
+    return GraphLevels(nodes, levels.writes, frozenset())
+
+
+class _Uses:
+    """Levels of state by all of its uses, in all graphs."""
+
+    def __init__(self, captured: CollabGraphModule, found: Mapping[fx.Graph, GraphLevels]) -> None:
+        self._captured, self._found = captured, found
+        self._names = tensors_of(captured)
+        self._paths: dict[nn.Module, list[str]] = {}
+        for path, module in captured.named_modules(remove_duplicate=False):
+            self._paths.setdefault(module, []).append(path)
+        self._levels: dict[int, int] = {}
+        self._deepest: dict[int, int] = {}
+        self.modules: dict[str, int] = {}
+        for graph, levels in found.items():
+            for node in graph.nodes:
+                if node not in levels.floating:
+                    self._use(node, levels.nodes[node])
+        for levels in found.values():
+            for node in levels.floating:
+                self._use(node, self._level_of_owner(node))
+            for write in levels.writes:
+                self._write(write, levels.nodes[write.node])
+
+    def settle(self, graph: fx.Graph) -> dict[fx.Node, int]:
+        """Node levels, with state drawn to the least level of its uses, and what floats next to its state."""
+        levels = self._found[graph]
+        settled = dict(levels.nodes)
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                tensors = state_tensors(node, self._captured).values()
+                settled[node] = min([self._levels[id(t)] for t in tensors], default=settled[node])
+            elif node in levels.floating:
+                own = [self._levels[id(t)] for t in state_tensors(node, self._captured).values()]
+                settled[node] = max([*own, *(settled[u] for u in node.all_input_nodes)], default=0)
+        return settled
+
+    def state_by_name(self) -> dict[str, int]:
+        """The level of every tensor under every name; what no node uses stays in the trunk."""
+        return {name: self._levels.get(id(tensor), 0) for name, tensor in self._names.items()}
+
+    def straddling(self) -> frozenset[str]:
+        """Names of tensors that are used at more than one level."""
+        return frozenset(
+            name for name, t in self._names.items() if self._levels.get(id(t)) != self._deepest.get(id(t))
+        )
+
+    def _use(self, node: fx.Node, level: int) -> None:
+        if node.op == "call_module":
+            module = self._captured.get_submodule(str(node.target))
+            for alias in self._paths[module]:
+                self.modules[alias] = min(level, self.modules.get(alias, level))
+        for tensor in state_tensors(node, self._captured).values():
+            self._levels[id(tensor)] = min(level, self._levels.get(id(tensor), level))
+            self._deepest[id(tensor)] = max(level, self._deepest.get(id(tensor), level))
+
+    def _write(self, write: Write, level: int) -> None:
+        """State that is read as a value, and written behind a split."""
+        for root in write.roots:
+            if root.op == "get_attr":
+                for tensor in state_tensors(root, self._captured).values():
+                    self._deepest[id(tensor)] = max(level, self._deepest[id(tensor)])
+
+    def _level_of_owner(self, node: fx.Node) -> int:
+        """The level of the nearest other state: counters that nothing reads live with their module."""
+        for name in state_tensors(node, self._captured):
+            owner = name
+            while owner:
+                owner = owner.rpartition(".")[0]
+                near = [
+                    self._levels[id(tensor)]
+                    for other, tensor in self._names.items()
+                    if other.startswith(f"{owner}." if owner else "") and id(tensor) in self._levels
+                ]
+                if near and owner:
+                    return min(near)
+        return 0
+
+
+def _refuse_split_without_effect(captured: CollabGraphModule, found: Partition) -> None:
+    tree = found.tree
+    parameters = dict(captured.named_parameters(remove_duplicate=False))
+    levels = {level for name, level in found.state.items() if name in parameters}
+    for level, split in enumerate(tree.splits, start=1):
+        if level not in levels:
+            deeper = tree.splits[level] if level < len(tree.splits) else "the output"
+            raise SplitError(
+                f"Split {split!r} has no effect.",
+                why=f"no parameter lies between it and {deeper}, so its branches would all compute the same",
+                hint="move the split towards the input"
+                if level == len(tree.splits)
+                else f"leave it out and give {deeper!r} a larger fan-out",
+            )

@@ -1,0 +1,132 @@
+"""Split names become nodes: module paths, calls (``name@2``), node names, and ``a+b``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx, nn
+
+from fxcollab.errors import SplitError, closest
+from fxcollab.runtime.operators import stop_gradient
+from fxcollab.tracing.tracer import RETURNED_BY
+
+
+def find_cut(split: str, graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, ...]:
+    """The nodes whose values ``split`` cuts at.
+
+    Args:
+        split: a name, or several joined by ``+``. A module's name stands for the value it returns, ``name@2``
+            for that of its second call; any other name is that of a node.
+        graph: a captured graph.
+        root: the module that the graph's targets refer to.
+
+    Raises:
+        SplitError: a name names nothing, or a value that isn't a single one.
+    """
+    parts = [part.strip() for part in split.split("+")]
+    cut = tuple(_as_the_forward_has_it(_find_value(part, graph, root)) for part in parts)
+    if len(set(cut)) < len(cut):
+        raise SplitError(f"Split {split!r} names the same value twice.", hint="name every value once")
+    return cut
+
+
+def _find_value(name: str, graph: fx.Graph, root: nn.Module) -> fx.Node:
+    path, _, call = name.partition("@")
+    if call and not (call.isdigit() and int(call) >= 1):
+        raise SplitError(f"{name!r} names no call.", hint=f"{path}@2 is the second call of {path}")
+    returned = _returned_values(path, graph, root)
+    if returned:
+        number = int(call or 1)
+        if number > len(returned):
+            times = "once" if len(returned) == 1 else f"{len(returned)} times"
+            raise SplitError(f"There is no call {name!r}.", why=f"{path} is called {times}")
+        return returned[number - 1]
+    named: dict[str, fx.Node] = {node.name: node for node in graph.nodes if node.op != "output"}
+    if name in named:
+        return named[name]
+    raise _unknown(name, path, graph, root)
+
+
+def _as_the_forward_has_it(node: fx.Node) -> fx.Node:
+    """Under ``no_grad`` the value without its gradient: only beside the operation can it be told from its input."""
+    stopped = (user for user in node.users if user.target is stop_gradient and len(user.args) > 1)
+    return next((user for user in stopped if user.args[0] is node), node)
+
+
+def _returned_values(path: str, graph: fx.Graph, root: nn.Module) -> list[fx.Node]:
+    """What the calls of the module at ``path`` return, in the order of the calls."""
+    modules = dict(root.named_modules(remove_duplicate=False))
+    module = modules.get(path)
+    if not path:
+        return []
+    if module is None:  # export drops modules without state, and yet remembers what they did
+        return _returned_by_stack(path, {path}, graph)
+    aliases = {alias for alias, other in modules.items() if other is module}
+    calls = [node for node in graph.nodes if node.op == "call_module" and node.target in aliases]
+    return calls or _returned_by_opened(aliases, graph) or _returned_by_stack(path, aliases, graph)
+
+
+def _returned_by_opened(aliases: set[str], graph: fx.Graph) -> list[fx.Node]:
+    """Values noted by our own tracer when it opened the module."""
+    found = {}
+    for node in graph.nodes:
+        for call in node.meta.get(RETURNED_BY, ()):
+            path, _, number = call.partition("@")
+            if path in aliases:
+                found[int(number or 1)] = node
+    return [found[number] for number in sorted(found)]
+
+
+def _returned_by_stack(path: str, aliases: set[str], graph: fx.Graph) -> list[fx.Node]:
+    """In a graph that someone else traced: what the nodes inside the module hand to those outside."""
+    inside: dict[str, dict[fx.Node, None]] = {}
+    for node in graph.nodes:
+        for key, (module_path, *_) in (node.meta.get("nn_module_stack") or {}).items():
+            if module_path in aliases:
+                inside.setdefault(str(key), {})[node] = None
+    values = []
+    for nodes in inside.values():
+        leaving = [node for node in nodes if node.op != "get_attr" and any(user not in nodes for user in node.users)]
+        if len(leaving) > 1:
+            raise SplitError(
+                f"Module {path!r} hands {len(leaving)} values on.",
+                where=", ".join(node.name for node in leaving),
+                why="a split at a module means the one value that it returns",
+                hint=f"cut at several values at once: {'+'.join(node.name for node in leaving)}",
+            )
+        values += leaving
+    return values
+
+
+def _unknown(name: str, path: str, graph: fx.Graph, root: nn.Module) -> SplitError:
+    modules = dict(root.named_modules(remove_duplicate=False))
+    nodes = [node.name for node in graph.nodes if node.op not in ("output", "placeholder")]
+    if path in modules:
+        why, hint = _way_out(path, graph, nodes)
+        return SplitError(f"Module {path!r} returns no value of the captured graph.", why=why, hint=hint)
+    near = closest(name, [*(p for p in modules if p), *nodes])
+    return SplitError(
+        f"There is no module and no node named {name!r}.",
+        where=f"{type(root).__qualname__}",
+        hint=f"did you mean {near}?" if near else "the values at hand are " + ", ".join(nodes[:12]),
+    )
+
+
+def _way_out(path: str, graph: fx.Graph, nodes: list[str]) -> tuple[str, str]:
+    """Why the module at ``path`` is no place to split, and what is one."""
+    around = sorted(_called_ancestors(path, graph))
+    if around:
+        hint = f"split at {around[0]!r}, or capture with granularity='op' (--granularity op)"
+        return f"{around[0]!r} is kept whole and contains it", hint
+    inside = [str(n.target) for n in graph.nodes if n.op == "call_module" and str(n.target).startswith(f"{path}.")]
+    if inside:
+        last, calls = inside[-1], inside.count(inside[-1])
+        last = last if calls == 1 else f"{last}@{calls}"
+        return "the forward calls the modules in it, and never itself", f"split at the last of them: {last!r}"
+    return "the forward never calls it", "split at a module that the forward calls: " + ", ".join(nodes[:8])
+
+
+def _called_ancestors(path: str, graph: fx.Graph) -> Iterator[str]:
+    for node in graph.nodes:
+        if node.op == "call_module" and path.startswith(f"{node.target}."):
+            yield str(node.target)

@@ -1,0 +1,64 @@
+"""The profile of a training model's original, or why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.costs.profile import Profile, profile
+from fxcollab.errors import CaptureError
+from fxcollab.plan import plan_of
+from fxcollab.rewriting.prune import prune
+from fxcollab.tracing.examples import USUAL_IMAGES, guess_inputs
+from fxcollab.tracing.interface import InputSpec, Interface
+
+
+@dataclass(frozen=True, eq=False)
+class ProfiledOriginal:
+    """What could be counted of a training model's original.
+
+    Attributes:
+        captured: the original, pruned from the training model.
+        profile: of its train mode's graph; None where it can't be counted.
+        interface: the inputs on which it was counted.
+        guessed: whether these are a usual shape that fits, as nobody gave any.
+        unknown: why it can't be counted; None where it could.
+    """
+
+    captured: CollabGraphModule
+    profile: Profile | None
+    interface: Interface
+    guessed: bool
+    unknown: str | None
+
+    @property
+    def inputs(self) -> str | None:
+        """The inputs as text; None where nothing is known of them."""
+        return ", ".join(map(_described, self.interface.inputs)) or None
+
+
+def profile_original(train_model: CollabGraphModule) -> ProfiledOriginal:
+    """Profile the original at the plan's inputs, or at guessed ones, if it runs on fake tensors."""
+    captured, interface = prune(train_model), plan_of(train_model).interface
+    guessed = not interface.known
+    try:
+        if guessed:
+            interface = guess_inputs(train_model.root, USUAL_IMAGES)
+        return ProfiledOriginal(captured, profile(captured, interface), interface, guessed, None)
+    except CaptureError as error:
+        return ProfiledOriginal(captured, None, Interface(()), False, error.why)
+    except Exception as error:  # whatever the user's code raises on a wrong shape
+        first = str(error).partition("\n")[0]
+        return ProfiledOriginal(
+            captured,
+            None,
+            interface,
+            guessed,
+            f"a training step on this input fails: {type(error).__name__}: {first}",
+        )
+
+
+def _described(spec: InputSpec) -> str:
+    """``2x3x224x224``; with the type where it is no floating point."""
+    shape = "x".join(map(str, spec.shape or ())) or "scalar"
+    return shape if spec.dtype is None or "float" in spec.dtype else f"{shape}:{spec.dtype}"

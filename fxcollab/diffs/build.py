@@ -1,0 +1,145 @@
+"""From a training model to the model of the difference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxcollab.analysis.levels import state_tensors, tensors_of
+from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.costs.original import ProfiledOriginal, profile_original
+from fxcollab.costs.profile import NodeCost
+from fxcollab.diffs.model import Diff, DiffNode
+from fxcollab.diffs.related import refuse_another
+from fxcollab.fx_utils import source_line
+from fxcollab.plan import plan_of, training_model
+from fxcollab.provenance import provenance
+from fxcollab.runtime.functional_call import FunctionalCall
+from fxcollab.tracing.capture import LIMITATIONS_KEY
+
+
+def diff(
+    train_model: nn.Module,
+    inference_model: nn.Module | None = None,
+    *,
+    training: bool = True,
+    counted: ProfiledOriginal | None = None,
+) -> Diff:
+    """The difference between the graph of a training model and that of head 0, its inference graph.
+
+    Args:
+        train_model: what `transform` or `load` returned; wrapped by DDP or ``torch.compile`` is fine.
+        inference_model: what `prune` returned, or the original: to be shown that it belongs to ``train_model``.
+            Nothing of the difference depends on it.
+        training: train mode's graph, or eval mode's where they differ.
+        counted: what `count` found of it, where that was asked before.
+
+    Raises:
+        StateError: it is no training model, or another pass put nodes in.
+        DiffError: ``inference_model`` is another network.
+    """
+    model = training_model(train_model)
+    plan, counted = plan_of(model), counted or profile_original(model)
+    if inference_model is not None:
+        refuse_another(inference_model, counted.captured, plan)
+    graph, original = model.modes.of(training), counted.captured.modes.of(training)
+    known = counted.profile is not None and original is counted.captured.modes.train
+    costs = {node.name: cost for node, cost in counted.profile.nodes.items()} if counted.profile and known else {}
+    origins = {node.name: node for node in original.nodes}
+    counter = _Parameters(model)
+    return Diff(
+        plan.pattern,
+        plan.tree,
+        training,
+        tuple(_node(node, origins, counted.captured, costs, counter) for node in graph.nodes),
+        counted.inputs if known else None,
+        counted.unknown if known or counted.unknown else "only train mode's graph is counted",
+        tuple(model.meta.get(LIMITATIONS_KEY, ())),
+    )
+
+
+class _Parameters:
+    """Counts the values of parameters, those that a node before has as none of the node's own."""
+
+    def __init__(self, model: CollabGraphModule) -> None:
+        self._model = model
+        self._seen: set[int] = set()
+
+    def of(self, node: fx.Node) -> tuple[int, int]:
+        """How many a node of the training graph has, and how many of them no node before it has."""
+        called = self._model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        found = tensors_of(called.module) if isinstance(called, FunctionalCall) else state_tensors(node, self._model)
+        tensors = found.values()
+        values = {id(tensor): tensor.numel() for tensor in tensors if isinstance(tensor, nn.Parameter)}
+        new = sum(count for key, count in values.items() if key not in self._seen)
+        self._seen |= values.keys()
+        return sum(values.values()), new
+
+
+def _node(
+    node: fx.Node,
+    origins: Mapping[str, fx.Node],
+    captured: CollabGraphModule,
+    costs: Mapping[str, NodeCost],
+    counter: _Parameters,
+) -> DiffNode:
+    found = provenance(node)
+    origin = origins[found.origin]
+    cost = costs.get(found.origin)
+    own = not found.inserted and found.kind != "output"
+    parameters, new = counter.of(node) if own else (0, 0)
+    return DiffNode(
+        name=node.name,
+        kind=found.kind,
+        counterpart=None if found.inserted else found.origin,
+        origin=found.origin,
+        path=found.branch,
+        op=node.op,
+        label=found.kind if found.inserted else _label(origin, captured),
+        target=_text(origin.target) if not found.inserted else _text(found.target),
+        module=_opened_module(origin),
+        inputs=tuple(dict.fromkeys(source.name for source in node.all_input_nodes)),
+        factor=float(node.args[1]) if found.kind == "rescale" else None,  # type: ignore[arg-type]
+        shape=cost.shape if cost and found.kind not in ("state", "output") else None,
+        dtype=cost.dtype if cost and found.kind not in ("state", "output") else None,
+        parameters=parameters,
+        new_parameters=new,
+        flops=cost.forward_flops if cost and own else None,
+        source=_place(origin),
+    )
+
+
+def _label(node: fx.Node, captured: CollabGraphModule) -> str:
+    if node.op == "call_module":
+        return type(captured.get_submodule(str(node.target))).__name__
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "get_attr":
+        return "state"
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _place(node: fx.Node) -> str | None:
+    """``torchvision/models/resnet.py:273``: libraries' files by their package, the user's own by their names."""
+    found = re.match(r'File "(.*)", line (\d+)', source_line(node) or "")
+    if found is None:
+        return None
+    file, line = Path(found[1]), found[2]
+    parts = file.parts[file.parts.index("site-packages") + 1 :] if "site-packages" in file.parts else (file.name,)
+    return f"{'/'.join(parts)}:{line}"
+
+
+def _text(target: Any) -> str:
+    return target if isinstance(target, str) else torch.typename(target) if callable(target) else str(target)
+
+
+def _opened_module(node: fx.Node) -> str:
+    """The innermost module whose forward was opened around ``node``; the called one's own path doesn't count."""
+    stack = [str(path) for path, *_ in (node.meta.get("nn_module_stack") or {}).values()]
+    inner = [path for path in stack if path and not (node.op == "call_module" and path == str(node.target))]
+    return inner[-1] if inner else ""

@@ -1,0 +1,78 @@
+"""The difference in Graphviz's DOT and in Mermaid, for those who want them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from fxcollab.diffs.model import Change, Diff, DiffNode
+from fxcollab.tree import Path, branch_name
+
+_COLOURS: Mapping[Change, str] = {
+    "shared": "#e8eaed", "own": "#ffffff", "cloned": "#ceead6", "rescaled": "#feefc3", "copied": "#fad2cf",
+    "state": "#d2e3fc",
+}  # fmt: skip
+
+
+def to_dot(diff: Diff) -> str:
+    """Of the training graph: a cluster a branch, colours by change, factors on rescales."""
+    return "\n".join(_dot(diff)) + "\n"
+
+
+def to_mermaid(diff: Diff) -> str:
+    """The same as a Mermaid flowchart."""
+    return "\n".join(_mermaid(diff)) + "\n"
+
+
+def _dot(diff: Diff) -> Iterator[str]:
+    yield "digraph fxcollab {"
+    yield '  node [shape=box, style="rounded,filled", fontname="sans-serif"];'
+    yield from _clusters(diff, (), "  ")
+    for node in diff.nodes:
+        for source in node.inputs:
+            yield f"  {_quoted(source)} -> {_quoted(node.name)};"
+    yield "}"
+
+
+def _clusters(diff: Diff, path: Path, indent: str) -> Iterator[str]:
+    """A branch with its own nodes, and the branches inside of it."""
+    if path:
+        yield f"{indent}subgraph {_quoted(f'cluster_{branch_name(path)}')} {{"
+        yield f"{indent}  label={_quoted(branch_name(path))};"
+    for node in diff.nodes:
+        if node.path == path:
+            colour = _COLOURS[node.change]
+            yield f"{indent}  {_quoted(node.name)} [label={_quoted(_label(node))}, fillcolor={_quoted(colour)}];"
+    if len(path) < diff.tree.depth:
+        for choice in range(diff.tree.fanouts[len(path)]):
+            yield from _clusters(diff, (*path, choice), indent + "  ")
+    if path:
+        yield f"{indent}}}"
+
+
+def _label(node: DiffNode) -> str:
+    if node.factor is not None:
+        return f"{node.name}\ngradient x {node.factor:g}"
+    return f"{node.name}\n{node.label}" if node.label != node.name else node.name
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def _mermaid(diff: Diff) -> Iterator[str]:
+    yield "flowchart TD"
+    numbers = {node.name: f"n{number}" for number, node in enumerate(diff.nodes)}
+    for node in diff.nodes:
+        yield f'  {numbers[node.name]}["{_escaped(_label(node))}"]:::{node.change}'
+    for node in diff.nodes:
+        for source in node.inputs:
+            yield f"  {numbers[source]} --> {numbers[node.name]}"
+    for change, colour in _COLOURS.items():
+        yield f"  classDef {change} fill:{colour},stroke:#5f6368,color:#202124"
+
+
+def _escaped(text: str) -> str:
+    """As text in a label: what could be markup becomes a character's number."""
+    safe = "".join(c if c.isalnum() or c in " _.:-+=~!" else f"#{ord(c)};" for c in text.replace("\n", "\0"))
+    return safe.replace("#0;", "<br/>")

@@ -1,0 +1,29 @@
+"""What a notebook shows of a difference."""
+
+from __future__ import annotations
+
+import html
+
+from fxcollab.diffs.html import to_html
+from fxcollab.diffs.model import Diff
+from fxcollab.diffs.svg import to_svg
+
+_HEIGHT = 720
+
+
+def show(diff: Diff) -> None:
+    """Two outputs: the static picture, and the page in a frame of its own.
+
+    Viewers that take scripts out, such as those of code hosts, drop the second and keep the first.
+    """
+    from IPython import display  # there, since it is who asks
+
+    for data in ({"image/svg+xml": to_svg(diff)}, {"text/html": framed(to_html(diff))}):
+        display.display(data, raw=True)  # type: ignore[no-untyped-call]
+
+
+def framed(page: str) -> str:
+    """A page inside another one, which neither sees nor styles it."""
+    frame = f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" loading="lazy" '
+    frame += f'style="width:100%;height:{_HEIGHT}px;border:1px solid #d0d5dd;border-radius:6px"></iframe>'
+    return f"<details><summary>interactive: open boxes, search, spotlight, passes</summary>{frame}</details>"

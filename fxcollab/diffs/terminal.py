@@ -1,0 +1,103 @@
+"""The difference for a terminal: the head tree, and what each branch holds, unchanged runs folded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+from rich.tree import Tree
+
+from fxcollab.diffs.model import Change, Diff, DiffNode
+from fxcollab.tree import Path, branch_name
+
+STYLES: Mapping[Change, str] = {
+    "shared": "", "own": "", "cloned": "green", "rescaled": "yellow", "copied": "magenta", "state": "cyan"
+}  # fmt: skip
+SHOWN = 3
+"""Names of a folded run that are shown, before the last one."""
+
+
+def view(diff: Diff, *, unfolded: bool = False) -> RenderableType:
+    """Text for a console of any width, with or without colours: glyphs say what they say.
+
+    Args:
+        diff: the difference.
+        unfolded: one line a node.
+    """
+    title = Text(f"{diff.pattern}, {diff.tree.heads} heads, {'train' if diff.training else 'eval'} mode", "bold")
+    root = Tree(Group(Text("trunk", "bold"), *_entries(diff, (), unfolded)), guide_style="dim")
+    _grow(root, diff, (), unfolded)
+    return Group(title, root, legend(), *_state_legend(diff), counts(diff))
+
+
+def legend() -> Text:
+    """What the glyphs mean."""
+    return Text("= original  + another head's instance  ~ gradient scaled  ! copy before a write", "dim")
+
+
+def _state_legend(diff: Diff) -> Iterator[Text]:
+    if diff.count("state"):
+        yield Text(". a parameter of a shallower level, handed in", "dim")
+
+
+def counts(diff: Diff) -> Text:
+    """The last line, which counts nodes."""
+    found = Text()
+    found.append(f"+ {diff.count('cloned')} cloned", STYLES["cloned"]).append("  ")
+    found.append(f"~ {diff.count('rescaled')} rescaled", STYLES["rescaled"]).append("  ")
+    if diff.count("copied"):
+        found.append(f"! {diff.count('copied')} copied", STYLES["copied"]).append("  ")
+    if diff.count("state"):
+        found.append(f". {diff.count('state')} handed in", STYLES["state"]).append("  ")
+    return found.append(f"= {diff.count('shared', 'own')} of the original", "dim")
+
+
+def _grow(tree: Tree, diff: Diff, path: Path, unfolded: bool) -> None:
+    if len(path) == diff.tree.depth:
+        return
+    for child in diff.tree.paths(len(path) + 1):
+        if child[:-1] == path:
+            entries = _entries(diff, child, unfolded)
+            _grow(tree.add(Group(_heading(diff, child), *entries)), diff, child, unfolded)
+
+
+def _heading(diff: Diff, path: Path) -> Text:
+    heads = diff.tree.heads_of(path)
+    which = f"head {heads[0]}" if len(heads) == 1 else f"heads {heads[0]} to {heads[-1]}"
+    return Text(branch_name(path), "bold").append(f"  {which}", "not bold dim")
+
+
+def _entries(diff: Diff, path: Path, unfolded: bool) -> Iterator[Text]:
+    for change, run in groupby(diff.of_branch(path), lambda node: node.change):
+        nodes = list(run)
+        if change in ("rescaled", "copied", "state"):
+            yield from map(_inserted, nodes)
+        elif unfolded:
+            yield from map(_line, nodes)
+        else:
+            yield _folded(change, nodes)
+
+
+def _folded(change: Change, nodes: Sequence[DiffNode]) -> Text:
+    """``= conv1, bn1, relu ... 37 more ... layer2   1.4M parameters``."""
+    names = [node.counterpart or node.name for node in nodes]
+    hidden = len(names) - SHOWN - 1
+    told = f"{', '.join(names[:SHOWN])} ... {hidden} more ... {names[-1]}" if hidden > 1 else ", ".join(names)
+    parameters = sum(node.new_parameters for node in nodes)
+    text = Text(f"{nodes[0].glyph} {told}", STYLES[change])
+    return text.append(f"  {parameters:,} parameters", "dim") if parameters else text
+
+
+def _inserted(node: DiffNode) -> Text:
+    what = {"rescale": f"{node.name}: the gradient of {node.origin} times {node.factor:g}"} if node.factor else {}
+    told = what.get(node.kind, f"{node.name}: {node.kind} of {node.origin}")
+    return Text(f"{node.glyph} {told}", STYLES[node.change])
+
+
+def _line(node: DiffNode) -> Text:
+    text = Text(f"{node.glyph} {node.name}", STYLES[node.change])
+    facts = [node.label if node.label != node.name else "", "x".join(map(str, node.shape or ()))]
+    facts.append(f"{node.parameters:,} parameters" if node.parameters else "")
+    return text.append("  " + "  ".join(filter(None, facts)), "dim")

@@ -1,0 +1,1 @@
+"""The heads of one training model across the ranks of ``torch.distributed``."""

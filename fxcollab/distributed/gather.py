@@ -1,0 +1,133 @@
+"""The outputs of all heads on every rank, and the gradients of what ranks share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxcollab.distributed.ranks import Ranks
+from fxcollab.errors import StateError
+from fxcollab.tree import Path
+
+
+class Gather:
+    """A forward hook: a rank's outputs become those of all heads, and its backward ends with sums over ranks.
+
+    Every rank of a row computes the same loss of the same outputs, so the gradient of a head's output is whole where
+    the head is, and nothing is sent back for it. What several heads share collects its gradient from their ranks once
+    the backward is through; what it held before is left as it is, so that gradients can be accumulated.
+
+    Args:
+        ranks: which rank has which heads.
+        parameters: the parameters of each branch of this rank.
+    """
+
+    def __init__(self, ranks: Ranks, parameters: Mapping[Path, Sequence[nn.Parameter]]) -> None:
+        self._ranks, self._parameters = ranks, parameters
+        self._same_batch = False
+        self._task: int | None = None
+        self._before: list[tuple[nn.Parameter, Tensor | None]] = []
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The outputs of all heads for those of this rank's."""
+        if not self._same_batch:
+            self._check_batch((args, kwargs))
+        flat, specs = zip(*map(pytree.tree_flatten, outputs), strict=True)
+        own = [leaf for leaves in flat for leaf in leaves if isinstance(leaf, Tensor)]
+        always = torch.zeros((), requires_grad=torch.is_grad_enabled())  # also where this rank's heads are frozen
+        gathered = iter(_Gathered.apply(self, len(flat), always, *own))
+        heads = [
+            [next(gathered) if isinstance(leaf, Tensor) else leaf for leaf in flat[0]]
+            for _ in range(self._ranks.tree.heads)
+        ]
+        return tuple(pytree.tree_unflatten(leaves, specs[0]) for leaves in heads)
+
+    def gather(self, own: Sequence[Tensor], heads: int) -> list[Tensor]:
+        """Tensors of all heads, head by head, for those of this rank's ``heads``."""
+        each = len(own) // heads
+        columns = []
+        for leaf in range(each):
+            stacked = torch.stack([own[head * each + leaf] for head in range(heads)])
+            parts = [torch.empty_like(stacked) for _ in self._ranks.row]
+            dist.all_gather(parts, stacked, group=self._ranks.group)
+            columns.append([value for part in parts for value in part.unbind()])
+        return [column[head] for head in range(self._ranks.tree.heads) for column in columns]
+
+    def begin_backward(self) -> None:
+        """Set gradients of earlier steps aside, once a backward, and have this one's summed at its end."""
+        task = torch._C._current_graph_task_id()
+        if task == self._task:
+            return
+        self._task = task
+        self._before = [(p, p.grad) for parameters in self._parameters.values() for p in parameters]
+        for parameter, _ in self._before:
+            parameter.grad = None
+        torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)
+
+    def _end_backward(self) -> None:
+        for path, parameters in self._parameters.items():
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if not gradients:
+                continue
+            group, data = self._ranks.branches[path], self._ranks.data
+            if group is not None:
+                _sum(gradients, group)
+            if data is not None:
+                _sum(gradients, data)
+                torch._foreach_div_(gradients, dist.get_world_size(data))
+        for parameter, before in self._before:
+            if before is not None:
+                parameter.grad = before if parameter.grad is None else before + parameter.grad
+        self._before = []
+
+    def _check_batch(self, inputs: object) -> None:
+        """Ranks of a row must see the same batch: told once, by its sums."""
+        tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        if not tensors:
+            return
+        mine = torch.stack([_sums(tensor) for tensor in tensors])
+        found = [torch.empty_like(mine) for _ in self._ranks.row]
+        dist.all_gather(found, mine, group=self._ranks.group)
+        if not all(torch.equal(other, found[0]) for other in found):
+            raise StateError(
+                "Ranks that share the heads of one model were given different batches.",
+                where=f"ranks {', '.join(map(str, self._ranks.row))}",
+                why="heads learn from one another on the same samples",
+                hint="draw batches by the rank in the mesh's 'data' dimension, not by the global rank",
+            )
+        self._same_batch = True
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gather: Gather, heads: int, always: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
+        ctx.gather, ctx.count, ctx.first = gather, len(own), gather._ranks.heads.start * (len(own) // heads)
+        return tuple(gather.gather(own, heads))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.gather.begin_backward()
+        return None, None, None, *gradients[ctx.first : ctx.first + ctx.count]
+
+
+def _sums(values: Tensor) -> Tensor:
+    """Two numbers that tell batches apart, also by the order of their samples."""
+    plain = values.abs() if values.is_complex() else values
+    flat = plain.detach().flatten().double().nan_to_num(0.5, 1e6, -1e6)
+    return torch.stack((flat.sum(), flat.cumsum(0).sum()))
+
+
+def _sum(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:
+    """Add up over a group, in place; what has one type goes as one piece."""
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+        whole = torch.cat([tensor.flatten() for tensor in alike])
+        dist.all_reduce(whole, group=group)
+        totals = torch.split(whole, [tensor.numel() for tensor in alike])
+        for tensor, total in zip(alike, totals, strict=True):
+            tensor.copy_(total.view(tensor.shape))

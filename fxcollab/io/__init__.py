@@ -1,0 +1,1 @@
+"""Saved training models: plan, weights and readable code in a folder."""

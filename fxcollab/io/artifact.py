@@ -1,0 +1,222 @@
+"""The artifact: a folder that makes the training model again.
+
+``plan.json`` says how, ``weights.safetensors`` holds the state, ``graph.py`` shows the generated forward and
+``diff.html`` the difference to the original. There is no pickle in it. Loading runs the source the plan names, as
+running one's own model file does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fxcollab._transform import transform
+from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.costs.original import ProfiledOriginal
+from fxcollab.diffs.build import diff
+from fxcollab.diffs.html import to_html
+from fxcollab.errors import ArtifactError, CaptureError, SplitError, StateError
+from fxcollab.io.folder import GRAPH, PAGE, PLAN, WEIGHTS, refuse_existing, replaced
+from fxcollab.io.plan_file import fingerprint, plan_from_json, plan_to_json, read_plan, read_plan_data
+from fxcollab.io.weights import load_state_dict, save_state_dict
+from fxcollab.plan import PLAN_KEY, Plan, plan_of, training_model
+from fxcollab.rewriting.state_dict import prune_state_dict, unwrapped
+from fxcollab.runtime.operators import guard
+from fxcollab.tracing.interface import ExampleInputs
+from fxcollab.tree import branch_name
+
+
+def save(
+    train_model: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    counted: ProfiledOriginal | None = None,
+) -> Path:
+    """Write a training model to a folder.
+
+    The folder appears whole or not at all: an interrupted call leaves the old one or none.
+
+    Args:
+        train_model: what `transform` or `load` returned; wrapped by DDP or ``torch.compile`` is fine.
+        directory: the folder to make.
+        force: replace it where it is an artifact already, and nothing else lies in it.
+        counted: what `fxcollab.costs.counted.count` found of it, where that was asked before.
+
+    Raises:
+        ArtifactError: the folder exists, or the state holds what is no tensor or has no values.
+    """
+    model, target = training_model(train_model), Path(directory)
+    refuse_existing(target, force)
+    page = _page(model, counted)
+    with replaced(target.resolve()) as folder:
+        save_state_dict(model.state_dict(keep_vars=True), folder / WEIGHTS, aliases=True)
+        (folder / GRAPH).write_text(_readable_code(model), encoding="utf-8")
+        plan = json.dumps(plan_to_json(model, target), indent=2)
+        (folder / PLAN).write_text(f"{plan}\n", encoding="utf-8")
+        if page is not None:
+            (folder / PAGE).write_text(page, encoding="utf-8")
+    return target
+
+
+def _page(model: CollabGraphModule, counted: ProfiledOriginal | None) -> str | None:
+    """The difference to the original; None where another pass changed the graph: no reason to lose the state."""
+    try:
+        return to_html(diff(model, counted=counted))
+    except StateError as error:
+        warnings.warn(f"{PAGE} is not written: {error.what}", stacklevel=3)
+        return None
+
+
+def load(
+    directory: str | os.PathLike[str],
+    model: nn.Module | Callable[[], nn.Module] | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    example_inputs: ExampleInputs | None = None,
+) -> CollabGraphModule:
+    """Make a saved training model again.
+
+    The source is loaded and captured anew, the plan applied, the graph's fingerprint compared, and the weights
+    loaded.
+
+    Args:
+        directory: a folder that `save` wrote.
+        model: the model (or a factory), where the plan names no source or another one is wanted.
+        weights: a safetensors file to take the state from, by default the folder's own; the training model
+            may have been wrapped when it was saved.
+        example_inputs: like those that were given to `transform`, where the forward asks for more than shapes.
+
+    Raises:
+        ArtifactError: something in the folder is missing or damaged, or the source has changed since.
+        SourceError: the source can't be loaded.
+    """
+    folder = Path(directory)
+    data = read_plan_data(folder)
+    plan = plan_from_json(data, folder)
+    if model is None:
+        if plan.source is None:
+            raise ArtifactError(
+                "The plan doesn't say where the model comes from.",
+                where=str(folder / PLAN),
+                why="it was made from a model object, not from a file or an importable factory",
+                hint="give the model: fxcollab.load(directory, model)",
+            )
+        origin, model = f"source {plan.source}", plan.source.load().model
+    else:
+        origin = "the given model"
+    train_model = _transform_again(model, plan, f"{folder / PLAN}, {origin}", example_inputs)
+    if fingerprint(train_model) != data["fingerprint"]:
+        versions = f"saved with torch {data.get('torch')}, this is {torch.__version__}"
+        asks = any(node.target is guard for graph in train_model.modes for node in graph.nodes)
+        raise _changed(f"{folder / PLAN}, {origin}", f"the graphs' fingerprints differ ({versions})", examples=asks)
+    _load_state(train_model, Path(weights) if weights else folder / WEIGHTS)
+    return train_model
+
+
+def load_head(
+    directory: str | os.PathLike[str], head: int = 0, *, weights: str | os.PathLike[str] | None = None
+) -> dict[str, Tensor]:
+    """The state dict of one head under the original's names; needs neither the model nor its source.
+
+    Args:
+        directory: a folder that `save` wrote.
+        head: the head to keep.
+        weights: a safetensors checkpoint of the training model, by default the folder's own.
+
+    Raises:
+        ArtifactError: something in the folder is missing or damaged, or the checkpoint is another model's.
+        PatternError: there is no such head.
+        StateError: the checkpoint is not of a training model.
+    """
+    plan = read_plan(directory)
+    plan.tree.head_path(head)
+    file = Path(weights) if weights else Path(directory) / WEIGHTS
+    state = unwrapped(load_state_dict(file), plan.peers)
+    planned = {branch_name(path) for path in plan.tree.peers()}
+    found = {key.split(".")[1] for key in state if key.startswith(f"{plan.peers}.")}
+    if found and found != planned:
+        raise ArtifactError(
+            "The weights are those of another head tree.",
+            where=str(file),
+            why=f"they have the branches {', '.join(sorted(found))}, the plan {', '.join(sorted(planned))}",
+            hint="give the weights of this very training model",
+        )
+    return prune_state_dict(state, head, peers=plan.peers)
+
+
+def _readable_code(model: CollabGraphModule) -> str:
+    """The generated forward without the lines' ends that free memory."""
+    newline = "\n"
+    lines = (line.partition(";  ")[0] for line in model.code.strip().splitlines())
+    return f'"""The generated forward; for reading only, fxcollab.load makes it anew."""\n\n{newline.join(lines)}\n'
+
+
+def _transform_again(
+    model: nn.Module | Callable[[], nn.Module], plan: Plan, where: str, example_inputs: ExampleInputs | None
+) -> CollabGraphModule:
+    """The plan's training model, its peers not initialised: their values come from the file."""
+    tree, hierarchical = plan.tree, plan.pattern == "hierarchical"
+    try:
+        train_model = transform(
+            model,
+            plan.pattern,
+            tree.splits,
+            heads=None if hierarchical else tree.heads,
+            fanouts=tree.fanouts if hierarchical else None,
+            init="copy-anyway",
+            seed=plan.seed,
+            rescale=plan.rescale,
+            granularity=plan.granularity,
+            peers=plan.peers,
+            recompute=plan.recompute,
+            interface=plan.interface,
+            example_inputs=example_inputs,
+        )
+    except (CaptureError, SplitError, StateError) as error:
+        raise _changed(where, error.what, examples=isinstance(error, CaptureError)) from error
+    train_model.meta[PLAN_KEY] = plan
+    return train_model
+
+
+def _changed(where: str, why: str, *, examples: bool = False) -> ArtifactError:
+    return ArtifactError(
+        "The source no longer makes the graph that was saved.",
+        where=where,
+        why=why,
+        hint="load with the code and the versions it was saved with, or transform anew"
+        + ("; if transform was given example_inputs, give them to load as well" if examples else ""),
+    )
+
+
+def _load_state(train_model: CollabGraphModule, file: Path) -> None:
+    """Write the file's values into the model's own tensors, which take over their types."""
+    own = train_model.state_dict(keep_vars=True)
+    state = unwrapped(load_state_dict(file), plan_of(train_model).peers)
+    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    wrong += [key for key in state if key not in own]
+    if wrong:
+        raise ArtifactError(
+            "The weights don't fit the plan.",
+            where=f"{file}: {', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}",
+            why="these tensors are missing, unknown or of another shape",
+            hint="are they of another training model, or has the source changed since it was saved?",
+        )
+    born: dict[int, Tensor] = {}
+    for key, tensor in own.items():
+        if tensor.is_meta:
+            state[key] = born.setdefault(id(tensor), _like(tensor, state[key]))
+        elif tensor.dtype != state[key].dtype:
+            tensor.data = state[key].to(tensor.device)
+    train_model.load_state_dict(state, assign=bool(born))
+
+
+def _like(tensor: Tensor, values: Tensor) -> Tensor:
+    """``values`` in the place of ``tensor``: what is one parameter under two names stays one."""
+    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values

@@ -1,0 +1,1 @@
+"""What modules keep from call to call beside parameters: compared and restored."""

@@ -1,5 +1,0 @@
-"""Partition: which level everything belongs to."""
-
-from fxcollab.partition.partition import Partition, partition
-
-__all__ = ["Partition", "partition"]

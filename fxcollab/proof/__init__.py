@@ -1,0 +1,1 @@
+"""The proof that a training model is what it should be."""

@@ -1,0 +1,103 @@
+"""Checks 1 and 2: the pruned graph is the captured one, and the state is the very same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx, nn
+
+from fxcollab.analysis.levels import tensors_of
+from fxcollab.analysis.partition import Partition
+from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.errors import StateError
+from fxcollab.fx_utils import first_difference
+from fxcollab.plan import plan_of
+from fxcollab.proof.report import Check
+from fxcollab.provenance import META_KEY
+from fxcollab.rewriting.prune import prune
+from fxcollab.tree import branch_name
+
+
+def check_provenance(train_model: CollabGraphModule) -> Check:
+    """Every node was made by the rewrite; what another pass put in belongs to no head."""
+    name = "every node belongs to a head"
+    for graph in train_model.modes:
+        for node in graph.nodes:
+            if META_KEY not in node.meta:
+                return Check(name, False, f"node {node.name!r} ({node.op} {node.target}) was not made by fxcollab")
+    return Check(name, True, f"{sum(len(graph.nodes) for graph in train_model.modes)} nodes")
+
+
+def check_graphs(captured: CollabGraphModule, train_model: CollabGraphModule) -> Iterator[Check]:
+    """For every head: names, order, op, target, arguments and generated code of the pruned graph."""
+    tree = plan_of(train_model).tree
+    for head in range(tree.heads):
+        name = f"graph of head {head} equals the original's"
+        try:
+            pruned = prune(train_model, head)
+        except StateError as error:
+            yield Check(name, False, error.what)
+            continue
+        pairs = zip(_both(pruned), _both(captured), strict=True)
+        differences = [found for one, other in pairs if (found := first_difference(one, other))]
+        if differences:
+            yield Check(name, False, differences[0])
+        elif pruned.code != captured.code:
+            yield Check(name, False, "the generated code differs")
+        else:
+            sizes = " and ".join(str(len(graph.nodes)) for graph in captured.modes)
+            yield Check(name, True, f"{sizes} nodes, node for node, and the same code")
+
+
+def check_state(model: nn.Module, cut: Partition, train_model: CollabGraphModule) -> Iterator[Check]:
+    """Keys, their order, and the identity of tensors; peers that share nothing they should not."""
+    own, trained = list(model.state_dict()), list(train_model.state_dict())
+    yield _equal_lists("state dict begins with the original's", own, trained[: len(own)])
+    try:
+        pruned = prune(train_model)
+    except StateError as error:
+        yield Check("pruned state dict has the original's keys", False, error.what)
+    else:
+        yield _equal_lists("pruned state dict has the original's keys", own, list(pruned.state_dict()))
+        yield _same_objects(model, train_model)
+    yield _separate_branches(cut, train_model)
+
+
+def _both(module: CollabGraphModule) -> tuple[fx.Graph, fx.Graph]:
+    return module.modes.train, module.modes.eval
+
+
+def _equal_lists(name: str, expected: list[str], found: list[str]) -> Check:
+    if expected == found:
+        return Check(name, True, f"{len(expected)} keys in order")
+    different = next((i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), None)
+    where = f"key {different}: {expected[different]} became {found[different]}" if different is not None else "length"
+    return Check(name, False, where)
+
+
+def _same_objects(model: nn.Module, train_model: CollabGraphModule) -> Check:
+    """Of the training model and of what is pruned from it: the original must be trained, and come back."""
+    name, expected = "pruned tensors are the original's own", tensors_of(model)
+    trained, found = tensors_of(train_model), tensors_of(prune(train_model))
+    found = {key: tensor for key, tensor in found.items() if trained.get(key) is tensor}
+    other = [key for key in expected if found.get(key) is not expected[key]]
+    if other:
+        return Check(name, False, f"{other[0]} is another tensor (was the model transformed from another object?)")
+    return Check(name, True, f"{len(expected)} tensors, the same objects")
+
+
+def _separate_branches(cut: Partition, train_model: CollabGraphModule) -> Check:
+    """No state behind a split is shared between branches: the classical mistake of wiring by hand."""
+    plan, tensors = plan_of(train_model), tensors_of(train_model)
+    name, counted = "every branch has state of its own", 0
+    for origin, level in cut.state.items():
+        owners: dict[int, str] = {}
+        for path in plan.tree.paths(level):
+            key = f"{plan.peers}.{branch_name(path)}.{origin}" if any(path) else origin
+            if key not in tensors:
+                return Check(name, False, f"{key} is missing")
+            other = owners.setdefault(tensors[key].untyped_storage()._cdata, key)
+            if other != key and tensors[key].numel():
+                return Check(name, False, f"{key} is {other}")
+            counted += any(path)
+    return Check(name, True, f"{counted} tensors of peers")

@@ -1,0 +1,1 @@
+"""The training graph from the captured one, and back."""

@@ -1,0 +1,281 @@
+"""Duplicate what lies behind the splits, once a branch, and rescale what crosses.
+
+Nodes keep the order of the captured graph; the instances of one node stand side by side, head 0's first:
+
+    layer2 = self.layer2(layer1)
+    rescale = fxcollab_rescale(layer2, 0.5)
+    layer3 = self.layer3(rescale)
+    layer3_b1 = self.peers.b1.layer3(rescale)
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.graph import CodeGen, _PyTreeCodeGen
+from torch.utils import _pytree as pytree
+
+from fxcollab.analysis.effects import Write
+from fxcollab.errors import CaptureError
+from fxcollab.fx_utils import attribute, copy_node, map_inputs
+from fxcollab.provenance import META_KEY, Kind, Provenance
+from fxcollab.runtime.private_copy import private_copy
+from fxcollab.runtime.rescale import rescale
+from fxcollab.tree import HeadTree, Path, branch_name
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """One graph with all that its duplication needs.
+
+    Attributes:
+        graph: the captured graph.
+        levels: the level of every node.
+        writes: in-place writes into the storage of values that cross.
+        modules: level of each module called as one node, by path.
+        state: level of each parameter and buffer, by name.
+        tree: the head tree.
+        root: the module that targets refer to.
+        peers: the name under which peers live.
+        rescale: whether crossing values are rescaled.
+    """
+
+    graph: fx.Graph
+    levels: Mapping[fx.Node, int]
+    writes: tuple[Write, ...]
+    modules: Mapping[str, int]
+    state: Mapping[str, int]
+    tree: HeadTree
+    root: nn.Module
+    peers: str
+    rescale: bool
+
+
+@dataclass(frozen=True)
+class Duplicated:
+    """A training graph, and the modules whose calls are fed with shallower parameters.
+
+    Attributes:
+        graph: the training graph.
+        fed: for each target of a fed call, the target of the module itself.
+    """
+
+    graph: fx.Graph
+    fed: Mapping[str, str]
+
+
+def duplicate(cut: Cut) -> Duplicated:
+    """The training graph of ``cut``; the captured graph is left as it was."""
+    return _Writer(cut).write()
+
+
+class _Writer:
+    def __init__(self, cut: Cut) -> None:
+        self._cut, self._tree = cut, cut.tree
+        self._graph = fx.Graph(tracer_cls=cut.graph._tracer_cls)
+        self._taken = {node.name for node in cut.graph.nodes}
+        self._instances: dict[tuple[fx.Node, Path], fx.Node] = {}
+        self._inserted: dict[tuple[Kind, fx.Node, int, int], fx.Node] = {}
+        self._names: dict[tuple[Kind, fx.Node, int, int, int], str] = {}
+        self._versions: dict[fx.Node, int] = {}
+        self._copied = _copy_levels(cut)
+        self._fed: dict[str, str] = {}
+
+    def write(self) -> Duplicated:
+        for node in self._cut.graph.nodes:
+            if node.op == "output":
+                self._write_output(node)
+            else:
+                for path in self._tree.paths(self._cut.levels[node]):
+                    self._write_instance(node, path)
+                self._note_writes(node)
+        return Duplicated(self._graph, self._fed)
+
+    def _note_writes(self, node: fx.Node) -> None:
+        """What is read after a write in place is rescaled anew: autograd forbids the view made before."""
+        for write in self._cut.writes:
+            if write.node is node:
+                for root in write.roots:
+                    self._versions[root] = self._versions.get(root, 0) + 1
+
+    def _write_instance(self, node: fx.Node, path: Path) -> None:
+        name = node.name if not any(path) else self._fresh(f"{node.name}_{branch_name(path)}")
+        target = self._target(node, path)
+        shallow = self._shallow_parameters(node, path)
+        state = {key: self._parameter(node, key, path) for key in shallow}
+        new = copy_node(self._graph, node, name, target, lambda source: self._value(source, path))
+        if state:
+            new.args = (state, *new.args)
+            fed = f"{self._cut.peers}.fed.{branch_name(path)}.{node.target}"
+            self._fed[fed] = target
+            new.target = fed
+        kind: Kind = "clone" if path else "shared"
+        new.meta[META_KEY] = Provenance(kind, node.name, path, node.target, fed=bool(state))
+        self._instances[node, path] = new
+
+    def _write_output(self, node: fx.Node) -> None:
+        paths = self._tree.paths(self._tree.depth)
+        heads = [map_inputs(node.args[0], partial(self._value, path=path)) for path in paths]
+        codegen = self._cut.graph._codegen
+        flat = isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
+        leaves: Any = type(node.args[0])  # a tuple or a list; pruning gives back the same
+        new = self._graph.output(leaves(leaf for head in heads for leaf in head) if flat else tuple(heads))
+        new.meta = {**node.meta, META_KEY: Provenance("output", node.name, (), node.type)}
+        self._graph.set_codegen(codegen_for_heads(codegen, self._tree.heads))
+
+    def _value(self, source: fx.Node, path: Path) -> fx.Node:
+        """What an instance of branch ``path`` reads where the original reads ``source``."""
+        level = self._cut.levels[source]
+        value = self._instances[source, path[:level]]
+        for home in self._copied.get(source, ()):
+            if home <= len(path):
+                value = self._private(source, value, path[:home])
+        return self._rescaled(source, value, len(path))
+
+    def _rescaled(self, source: fx.Node, value: fx.Node, level: int) -> fx.Node:
+        """``value``, an instance of ``source``, as branches of ``level`` read it."""
+        branch = _branch_of(value)
+        if not self._cut.rescale or level == len(branch) or not _may_carry_gradient(source, self._cut.root):
+            return value
+        factor = self._tree.factor(len(branch), level)
+        return self._insert("rescale", source, value, branch, level, rescale, (value, factor))
+
+    def _private(self, source: fx.Node, value: fx.Node, path: Path) -> fx.Node:
+        """The copy of ``value`` that belongs to branch ``path``."""
+        key: Any = (source, path)
+        if key not in self._instances:
+            value = self._rescaled(source, value, len(path))
+            self._instances[key] = self._new("copy", source, path, len(path), private_copy, (value,))
+        return self._instances[key]
+
+    def _insert(
+        self, kind: Kind, source: fx.Node, value: fx.Node, branch: Path, level: int, function: Any, args: Any
+    ) -> fx.Node:
+        key = (kind, value, level, self._versions.get(source, 0))
+        if key not in self._inserted:
+            self._inserted[key] = self._new(kind, source, branch, level, function, args)
+        return self._inserted[key]
+
+    def _new(self, kind: Kind, source: fx.Node, branch: Path, level: int, function: Any, args: Any) -> fx.Node:
+        """Insert a node, named after the one that head 0 has at the same place."""
+        key = (kind, source, len(branch), level, self._versions.get(source, 0))
+        if key not in self._names:
+            self._names[key] = self._fresh(kind)
+            name = self._names[key]
+        else:
+            name = self._fresh(f"{self._names[key]}_{branch_name(branch)}")
+        node = self._graph.create_node("call_function", function, args, name=name)
+        node.meta[META_KEY] = Provenance(kind, source.name, branch, function)
+        return node
+
+    def _shallow_parameters(self, node: fx.Node, path: Path) -> list[str]:
+        """Parameters of a called module that live at a shallower level and so cross into this call."""
+        if node.op != "call_module" or not self._cut.rescale or not path:
+            return []
+        module = self._cut.root.get_submodule(str(node.target))
+        names = [name for name, _ in module.named_parameters()]  # tied ones once: the call replaces all
+        return [name for name in names if self._cut.state[f"{node.target}.{name}"] < len(path)]
+
+    def _parameter(self, node: fx.Node, name: str, path: Path) -> fx.Node:
+        full = f"{node.target}.{name}"
+        level = self._cut.state[full]
+        target = self._instance_name(full, path[:level])
+        inserted: Any = ("state", target, level)
+        if inserted not in self._inserted:
+            get = self._graph.create_node("get_attr", target, name=self._fresh(full.replace(".", "_")))
+            get.meta[META_KEY] = Provenance("state", node.name, path[:level], full)
+            self._inserted[inserted] = get
+        value = self._inserted[inserted]
+        factor = self._tree.factor(level, len(path))
+        return self._insert("rescale", node, value, path[:level], len(path), rescale, (value, factor))
+
+    def _target(self, node: fx.Node, path: Path) -> Any:
+        name = str(node.target)
+        if node.op == "call_module":
+            return self._instance_name(name, path[: self._cut.modules[name]])
+        if node.op == "get_attr" and name in self._cut.state:
+            return self._instance_name(name, path)
+        return node.target
+
+    def _instance_name(self, name: str, path: Path) -> str:
+        return f"{self._cut.peers}.{branch_name(path)}.{name}" if any(path) else name
+
+    def _fresh(self, name: str) -> str:
+        candidate, count = name, 0
+        while candidate in self._taken:
+            count += 1
+            candidate = f"{name}_{count}"
+        self._taken.add(candidate)
+        return candidate
+
+
+def _copy_levels(cut: Cut) -> dict[fx.Node, list[int]]:
+    """For each crossing value, the levels whose branches write into its storage and need copies."""
+    found: dict[fx.Node, set[int]] = {}
+    for write in cut.writes:
+        for root in write.roots:
+            if root.op != "get_attr" and cut.levels[root] < cut.levels[write.node]:
+                found.setdefault(root, set()).add(cut.levels[write.node])
+    return {node: sorted(levels) for node, levels in found.items()}
+
+
+def _branch_of(node: fx.Node) -> Path:
+    found = node.meta[META_KEY]
+    assert isinstance(found, Provenance)
+    return found.branch
+
+
+_PLAIN_METHODS = frozenset(
+    (
+        "size", "dim", "numel", "ndimension", "element_size", "stride", "storage_offset", "is_contiguous",
+        "tolist", "format",
+    )
+)  # fmt: skip
+_PLAIN_ATTRIBUTES = frozenset(
+    (
+        "shape", "dtype", "device", "ndim", "is_cuda", "is_sparse", "is_quantized", "requires_grad",
+        "layout", "names", "itemsize", "nbytes",
+    )
+)  # fmt: skip
+_PLAIN_MODULES = ("_operator", "operator", "builtins", "math")
+
+
+def _may_carry_gradient(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node's value can be a tensor with a gradient, by what the node is."""
+    if node.op == "get_attr":
+        return isinstance(attribute(root, str(node.target)), nn.Parameter)
+    if node.op == "call_method":
+        return str(node.target) not in _PLAIN_METHODS
+    if node.op != "call_function":
+        return True
+    if node.target is builtins.getattr:
+        return node.args[1] not in _PLAIN_ATTRIBUTES
+    plain = getattr(node.target, "__module__", "") in _PLAIN_MODULES or node.target in (
+        operator.getitem,
+        math.prod,
+    )
+    return not plain or any(_may_carry_gradient(source, root) for source in node.all_input_nodes)
+
+
+def codegen_for_heads(codegen: CodeGen, heads: int) -> CodeGen:
+    """Code generation for a graph that returns one output a head."""
+    if type(codegen) is CodeGen:
+        return codegen
+    if type(codegen) is not _PyTreeCodeGen:
+        raise CaptureError(
+            f"The graph generates its code with {type(codegen).__qualname__}.",
+            why="fxcollab can't tell how such a graph returns one output a head",
+            hint="give the module itself, or torch.export.export(model, inputs).module()",
+        )
+    info = codegen.pytree_info
+    if info.out_spec is None:
+        return codegen
+    one = pytree.tree_unflatten(list(range(info.out_spec.num_leaves)), info.out_spec)
+    return _PyTreeCodeGen(info._replace(out_spec=pytree.tree_flatten((one,) * heads)[1]))

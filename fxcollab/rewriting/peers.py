@@ -1,0 +1,236 @@
+"""The peers' state: one instance of everything behind a split for each branch but the all-zeros one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxcollab.analysis.levels import tensors_of
+from fxcollab.errors import StateError
+from fxcollab.tree import HeadTree, Path, branch_name
+
+
+class Branch(nn.Module):
+    """Holds the peers of one branch, or a part of them, under the original names."""
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """The state of a captured model, as the partition sees it.
+
+    Attributes:
+        root: the caller's module.
+        modules: level of each module called as one node, by path.
+        tensors: level of each parameter and buffer, by every name.
+    """
+
+    root: nn.Module
+    modules: Mapping[str, int]
+    tensors: Mapping[str, int]
+
+    def modules_of(self, level: int) -> Sequence[str]:
+        """Paths of the modules that exist once for each branch of a level."""
+        return self._modules_by_level.get(level, ())
+
+    def tensors_of(self, level: int) -> Sequence[str]:
+        """Names of the tensors that exist once for each branch of a level."""
+        return self._tensors_by_level.get(level, ())
+
+    @cached_property
+    def _modules_by_level(self) -> dict[int, list[str]]:
+        return _by_level(self.modules)
+
+    @cached_property
+    def _tensors_by_level(self) -> dict[int, list[str]]:
+        return _by_level(self.tensors)
+
+
+def _by_level(levels: Mapping[str, int]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for name, level in levels.items():
+        found.setdefault(level, []).append(name)
+    return found
+
+
+def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
+    """Peers for every branch of ``tree``, each a copy of the root's own state, not yet initialised.
+
+    A branch shares the tensors of shallower levels with its ancestors; ties inside a branch are kept. A tensor
+    is found under every name that it has in the root.
+
+    Raises:
+        StateError: a module can't be copied.
+    """
+    tensors = tensors_of(state.root)
+    kept = {id(module): module for module in _around(state)}
+    held: dict[Path, Mapping[int, Any]] = {(): _originals(state, tensors, 0) | kept}
+    branches: dict[Path, Branch] = {}
+    for level in range(1, tree.depth + 1):
+        originals = _originals(state, tensors, level)
+        for path in tree.paths(level):
+            held[path] = originals if not any(path) else {key: clone_tensor(t) for key, t in originals.items()}
+            if any(path):
+                ancestry = [held[path[:shallow]] for shallow in range(level, -1, -1)]
+                branches[path] = _build(state, tensors, path, ancestry)
+    return branches
+
+
+def _build(state: State, tensors: Mapping[str, Tensor], path: Path, ancestry: Sequence[Mapping[int, Any]]) -> Branch:
+    """The peers of one branch: its own instances of tensors come first in ``ancestry``, then those around it."""
+    branch = Branch()
+    modules = {name: state.root.get_submodule(name) for name in state.modules_of(len(path))}
+    memo = Memo([*ancestry, _derived(modules.values())])
+    for name, module in modules.items():
+        _attach(branch, name, _copied(module, name, memo))
+    for name in state.tensors_of(len(path)):
+        _attach_tensor(branch, name, ancestry[0][id(tensors[name])], state.root)
+    _set_mode_of_holders(branch, state.root.training)
+    return branch
+
+
+def _around(state: State) -> Iterator[nn.Module]:
+    """What the modules lie in that are called: a child that refers to its parent must not take it along."""
+    return (state.root.get_submodule(name) for name in {"", *_opened(state.modules)})
+
+
+def _originals(state: State, tensors: Mapping[str, Tensor], level: int) -> dict[int, Any]:
+    return {id(tensors[name]): tensors[name] for name in state.tensors_of(level)}
+
+
+class Memo(dict[int, Any]):
+    """The memo of a deep copy, which also knows what stands for an object in the branches around it.
+
+    They are asked in turn rather than merged: every branch would carry the whole model otherwise.
+    """
+
+    def __init__(self, ancestry: Sequence[Mapping[int, Any]]) -> None:
+        super().__init__()
+        self._ancestry = ancestry
+
+    def fresh(self) -> Memo:
+        """One that has seen no copy yet."""
+        return Memo(self._ancestry)
+
+    def __missing__(self, key: int) -> Any:
+        for held in self._ancestry:
+            if key in held:
+                return held[key]
+        raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or any(key in held for held in self._ancestry)
+
+    def get(self, key: int, default: Any = None) -> Any:
+        """As of a plain dict, the branches around it included."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+
+def _derived(modules: Iterable[nn.Module]) -> dict[int, Any]:
+    """Copies of what is computed from state, such as old weight_norm's, made anew by its hook: torch copies none."""
+    values = (value for module in modules for part in module.modules() for value in part.__dict__.values())
+    return {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}
+
+
+def _copied(module: nn.Module, name: str, memo: Memo) -> nn.Module:
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:  # whatever its parts raise
+        raise StateError(
+            f"Module {name!r} lies behind a split, and can't be copied for the other heads.",
+            where=_uncopyable(module, name, memo),
+            why=f"{type(error).__name__}: {error}",
+            hint="remove the attribute before the transform and set it again afterwards, "
+            "or give the module a __deepcopy__",
+        ) from error
+
+
+def _uncopyable(module: nn.Module, name: str, memo: Memo) -> str:
+    """The innermost part of a module that can't be copied, and its attribute where that is why."""
+    for path, part in reversed(list(module.named_modules(prefix=name))):
+        if not _is_copyable(part, memo):
+            held = [key for key, value in part.__dict__.items() if not _is_copyable(value, memo)]
+            return f"{path}.{held[0]} ({type(part.__dict__[held[0]]).__name__})" if held else path
+    return name
+
+
+def _is_copyable(value: Any, memo: Memo) -> bool:
+    try:
+        copy.deepcopy(value, memo.fresh())
+    except Exception:  # whatever its parts raise
+        return False
+    return True
+
+
+def _opened(called: Iterable[str]) -> Iterator[str]:
+    """The modules around those that are called, which themselves are not, nor lie in one that is."""
+    kept = set(called)
+    for name in kept:
+        around = list(accumulate(name.split(".")[:-1], "{}.{}".format))
+        if kept.isdisjoint(around):
+            yield from around
+
+
+def clone_tensor(tensor: Tensor) -> Tensor:
+    """A tensor like ``tensor`` with storage of its own; works for real, meta and fake ones."""
+    values = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        clone: Tensor = nn.Parameter(values, requires_grad=tensor.requires_grad)
+    else:
+        clone = values
+    clone.__dict__.update(tensor.__dict__)
+    return clone
+
+
+def _attach(branch: Branch, name: str, module: nn.Module) -> None:
+    owner, _, leaf = name.rpartition(".")
+    _container(branch, owner).add_module(leaf, module)
+
+
+def _attach_tensor(branch: Branch, name: str, tensor: Tensor, root: nn.Module) -> None:
+    """Register ``tensor`` at ``name``, unless a cloned module holds it there already."""
+    owner, _, leaf = name.rpartition(".")
+    holder = _container(branch, owner)
+    if not isinstance(holder, Branch):
+        return
+    if isinstance(tensor, nn.Parameter):
+        holder.register_parameter(leaf, tensor)
+    else:
+        transient = leaf in root.get_submodule(owner)._non_persistent_buffers_set
+        holder.register_buffer(leaf, tensor, persistent=not transient)
+
+
+def _container(branch: Branch, path: str) -> nn.Module:
+    """The module at ``path`` of a branch, made of empty holders where there is none yet."""
+    module: nn.Module = branch
+    for atom in path.split(".") if path else ():
+        if atom not in module._modules:
+            module.add_module(atom, Branch())
+        child = module._modules[atom]
+        assert child is not None
+        module = child
+    return module
+
+
+def _set_mode_of_holders(branch: Branch, training: bool) -> None:
+    """The mode of what holds the peers; these themselves have the modes of their originals."""
+    for module in branch.modules():
+        if isinstance(module, Branch):
+            module.training = training
+
+
+def nest(branches: Mapping[Path, Branch]) -> nn.Module:
+    """All branches under one module, each by its name."""
+    peers = nn.Module()
+    for path, branch in branches.items():
+        peers.add_module(branch_name(path), branch)
+        peers.training = branch.training
+    return peers

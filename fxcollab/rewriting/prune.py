@@ -1,0 +1,195 @@
+"""Prune: from the training graph back to one head, which is the captured original again."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import fx, nn
+from torch.fx.graph import CodeGen, _PyTreeCodeGen
+from torch.utils import _pytree as pytree
+
+from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.errors import StateError
+from fxcollab.fx_utils import get_output, map_inputs
+from fxcollab.plan import plan_of, training_model
+from fxcollab.provenance import META_KEY, provenance
+from fxcollab.rewriting.peers import Branch
+from fxcollab.rewriting.state_dict import prune_state_dict, without_infixes
+from fxcollab.tree import HeadTree, Path, branch_name
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@overload
+def prune(train_model: nn.Module, head: int = 0) -> CollabGraphModule: ...
+@overload
+def prune(train_model: nn.Module, head: int = 0, *, into: M) -> M: ...
+def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = None) -> nn.Module:
+    """Keep one head, discard the others.
+
+    The inference graph is derived from the training graph: of its nodes, those on the path of ``head`` stay,
+    what the rewrite inserted is taken out, and each regains its original name and target.
+
+    Args:
+        train_model: what `transform` returned; wrapped by DDP or ``torch.compile`` is fine.
+        head: the head to keep; 0 is the caller's own.
+        into: a model to load the head's weights into instead, such as the original object. Note that the
+            training model's trunk and head 0 share their state with the original.
+
+    Returns:
+        The captured original, node for node, over this head's own tensors (no copies); or ``into``.
+
+    Raises:
+        PatternError: there is no such head.
+        StateError: ``into`` is another model; it is left as it was.
+    """
+    model = training_model(train_model)
+    path = plan_of(model).tree.head_path(head)
+    if into is not None:
+        return _load(into, prune_state_dict(model.state_dict(), head, peers=plan_of(model).peers))
+    modes = model.modes.map(lambda graph: prune_graph(graph, plan_of(model).tree, path))
+    own = _own_root(model)
+    root = own if not any(path) else _graft(own, _branches(model, path))
+    constants = {name: getattr(model, name) for name in model.constants}
+    return CollabGraphModule(root, modes, constants=constants)
+
+
+def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path) -> fx.Graph:
+    """The inference graph of the head at ``path``, derived from a training graph."""
+    new = fx.Graph(tracer_cls=graph._tracer_cls)
+    kept: dict[fx.Node, fx.Node] = {}
+
+    def value(node: fx.Node) -> fx.Node:
+        while provenance(node).inserted:
+            node = node.all_input_nodes[0]
+        if node not in kept:
+            raise StateError(
+                f"The head at {branch_name(path)} reads {node.name!r}, which belongs to another.",
+                where=f"{node.op} {node.target}",
+                why="the training graph was edited so that its heads are no longer apart",
+                hint="run other graph passes after pruning",
+            )
+        return kept[node]
+
+    for node in graph.nodes:
+        origin = provenance(node)
+        if origin.kind == "output":
+            output = new.output(map_inputs(output_of(graph, tree, path), value), type_expr=origin.target)
+            output.meta = _without_provenance(node)
+        elif not origin.inserted and origin.branch == path[: len(origin.branch)]:
+            args = node.args[1:] if origin.fed else node.args
+            kept[node] = new.create_node(
+                node.op,
+                origin.target,
+                map_inputs(args, value),
+                map_inputs(node.kwargs, value),
+                name=origin.origin,
+                type_expr=node.type,
+            )
+            kept[node].meta = _without_provenance(node)
+    new.set_codegen(codegen_for_one(graph._codegen))
+    return new
+
+
+def output_of(graph: fx.Graph, tree: HeadTree, path: Path) -> Any:
+    """What one head contributes to the training graph's output."""
+    outputs: Any = get_output(graph).args[0]
+    head = list(tree.paths(tree.depth)).index(path)
+    if not is_flat(graph._codegen):
+        return outputs[head]
+    size = len(outputs) // tree.heads
+    return type(outputs)(outputs[head * size : (head + 1) * size])
+
+
+def is_flat(codegen: CodeGen) -> bool:
+    """Whether a graph returns the leaves of its outputs, to be put together by a pytree spec."""
+    return isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
+
+
+def codegen_for_one(codegen: CodeGen) -> CodeGen:
+    """Code generation for a graph that returns what one head does."""
+    if not isinstance(codegen, _PyTreeCodeGen) or not is_flat(codegen):
+        return codegen
+    spec: Any = codegen.pytree_info.out_spec
+    one = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)[0]
+    return _PyTreeCodeGen(codegen.pytree_info._replace(out_spec=pytree.tree_flatten(one)[1]))
+
+
+def _without_provenance(node: fx.Node) -> dict[str, Any]:
+    return {key: value for key, value in node.meta.items() if key != META_KEY}
+
+
+def _own_root(model: CollabGraphModule) -> nn.Module:
+    """The root; a copy of it where children of the training model were replaced, as by SyncBatchNorm."""
+    peers = plan_of(model).peers
+    own = {name: child for name, child in model._modules.items() if name != peers}
+    if all(model.root._modules.get(name) is child for name, child in own.items()):
+        return model.root
+    root = shallow(model.root)
+    root.__dict__["_modules"] = own
+    return root
+
+
+def _branches(model: CollabGraphModule, path: Path) -> list[nn.Module]:
+    """The peers on the way to a head, shallow ones first."""
+    peers = model.get_submodule(plan_of(model).peers)
+    levels = range(1, len(path) + 1)
+    return [peers.get_submodule(branch_name(path[:k])) for k in levels if any(path[:k])]
+
+
+def _graft(module: nn.Module, branches: list[nn.Module]) -> nn.Module:
+    """A copy of ``module`` that holds the peers of ``branches`` in the place of their originals."""
+    new = shallow(module)
+    for branch in branches:
+        new._parameters.update(branch._parameters)
+        new._buffers.update(branch._buffers)
+    for name in module._modules:
+        peers = [branch._modules[name] for branch in branches if branch._modules.get(name) is not None]
+        whole = [peer for peer in peers if not isinstance(peer, Branch)]
+        if whole:
+            new._modules[name] = whole[-1]
+        elif peers:
+            child = module._modules[name]
+            assert child is not None
+            new._modules[name] = _graft(child, [peer for peer in peers if peer is not None])
+    return new
+
+
+def shallow(module: nn.Module) -> nn.Module:
+    """A module of the same class with registries of its own over the same entries."""
+    if isinstance(module, fx.GraphModule):
+        new = nn.Module()
+        new.__class__ = type(type(module).__name__, (nn.Module,), {})
+        kept = {k: v for k, v in module.__dict__.items() if isinstance(v, torch.Tensor)}
+        new.__dict__.update(kept, training=module.training)
+        new._modules, new._parameters, new._buffers = module._modules, module._parameters, module._buffers
+    else:
+        new = module.__class__.__new__(module.__class__)
+        new.__dict__.update(module.__dict__)
+    for registry in ("_modules", "_parameters", "_buffers"):
+        new.__dict__[registry] = dict(module.__dict__[registry])
+    new.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
+    return new
+
+
+def _load(model: M, state: dict[str, Any]) -> M:
+    """Write ``state`` into ``model``, after it is known to fit; parts of it may be compiled since."""
+    own = model.state_dict()
+    names = {without_infixes(key): key for key in own}
+    state = {names.get(key, key): value for key, value in state.items()}
+    wrong = [key for key in state if key not in own or _shape(own[key]) != _shape(state[key])]
+    wrong += [key for key in own if key not in state]
+    if wrong:
+        raise StateError(
+            f"The head's weights don't fit {type(model).__qualname__}.",
+            where=", ".join(wrong[:4]),
+            why="these are missing in one of both, or have another shape; nothing was written",
+            hint="give the model that was transformed, or a new one like it",
+        )
+    model.load_state_dict(state)
+    return model
+
+
+def _shape(value: Any) -> Any:
+    return value.shape if isinstance(value, torch.Tensor) else None

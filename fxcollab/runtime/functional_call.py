@@ -1,0 +1,34 @@
+"""A module called with some of its parameters handed in: those that are shared with a shallower level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxcollab.functional import call_with
+
+
+class FunctionalCall(nn.Module):
+    """Calls a module with given parameters in the place of its own.
+
+    A parameter that is used on both sides of a split must be rescaled at its deeper use alone, so that use
+    reads it as a value. The module stays registered where it belongs; this one adds nothing to the state.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_holder"] = (module,)  # in a tuple, or it would be registered
+        self.__dict__["__module__"] = "torch.nn"  # by which plain tracers know what to keep whole
+        self.training = module.training
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that is called."""
+        module: nn.Module = self.__dict__["_holder"][0]
+        return module
+
+    def forward(self, state: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Any:
+        """What the module returns for ``args`` and ``kwargs``, its parameters ``state`` replaced by name."""
+        return call_with(self.module, state, args, kwargs)

@@ -1,0 +1,150 @@
+"""Functions that captured graphs call where ``torch.fx`` has no faithful node of its own.
+
+``x += y`` on a proxy silently becomes ``x = x + y``: a buffer is no longer counted, an alias no longer follows.
+``operator.iadd`` as a node is no way out, for fx prints it as a statement that also rebinds plain numbers.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, ItemsView, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.utils import _pytree as pytree
+
+from fxcollab.errors import CaptureError
+
+
+def _inplace(name: str) -> Callable[[Any, Any], Any]:
+    operation = getattr(operator, name)
+
+    def inplace(value: Any, other: Any) -> Any:
+        return operation(value, other)
+
+    inplace.__name__ = inplace.__qualname__ = name
+    inplace.__doc__ = f"``operator.{name}``: writes into a tensor, makes a new number."
+    return inplace
+
+
+iadd = _inplace("iadd")
+iand = _inplace("iand")
+ifloordiv = _inplace("ifloordiv")
+ilshift = _inplace("ilshift")
+imatmul = _inplace("imatmul")
+imod = _inplace("imod")
+imul = _inplace("imul")
+ior = _inplace("ior")
+ipow = _inplace("ipow")
+irshift = _inplace("irshift")
+isub = _inplace("isub")
+itruediv = _inplace("itruediv")
+ixor = _inplace("ixor")
+
+INPLACE: dict[str, Callable[[Any, Any], Any]] = {
+    function.__name__: function
+    for function in (iadd, iand, ifloordiv, ilshift, imatmul, imod, imul, ior, ipow, irshift, isub, itruediv, ixor)
+}
+"""The in-place operators by their names in `operator`."""
+
+
+RETURN_THEIR_INPUT = frozenset(
+    (
+        "alpha_dropout", "bfloat16", "contiguous", "cpu", "cuda", "dropout", "dropout1d", "dropout2d", "dropout3d",
+        "double", "feature_alpha_dropout", "float", "half", "rrelu", "to", "type", "type_as",
+    )
+)  # fmt: skip
+"""Names of operations that may return their very input, which keeps its gradient then, under ``no_grad`` as well."""
+
+
+def writes_in_place(target: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of ``target``, a function or the name of a method, returns its first argument, written to."""
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    by_name = name.endswith("_") and not name.endswith("__")
+    return by_name or target in INPLACE.values() or kwargs.get("inplace") is True
+
+
+@dataclass(frozen=True)
+class CustomFunction:
+    """A custom ``autograd.Function`` as the target of a node; traced through, it would lose its backward.
+
+    Attributes:
+        function: the subclass of ``torch.autograd.Function``.
+    """
+
+    function: Any
+
+    @property
+    def __name__(self) -> str:
+        """What fx names the node after."""
+        name: str = self.function.__name__
+        return name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Apply it."""
+        return self.function.apply(*args, **kwargs)
+
+
+def stop_gradient(value: Any, kept: Sequence[Any] = ()) -> Any:
+    """``value`` as it is under ``torch.no_grad()``: the same storage, no gradient.
+
+    Args:
+        value: a tensor or any pytree; what is no tensor is handed on.
+        kept: the arguments of the operation that gave ``value``: one that it returns keeps its gradient.
+    """
+    if has_torch_function_unary(value):
+        return handle_torch_function(stop_gradient, (value,), value, kept)
+
+    def stopped(leaf: Any) -> Any:
+        keeps = not isinstance(leaf, Tensor) or not leaf.requires_grad or any(leaf is one for one in kept)
+        return leaf if keeps else leaf.detach()
+
+    return pytree.tree_map(stopped, value)
+
+
+def guard(question: str, value: Any, answer: Any, where: str) -> None:
+    """Raise for data for which the forward would take a different branch than when it was captured.
+
+    Args:
+        question: one of `QUESTIONS`.
+        value: what is asked.
+        answer: the answer at capture.
+        where: the line that asks.
+
+    Raises:
+        CaptureError: the answer differs.
+    """
+    found = QUESTIONS[question](value)
+    if found != answer:
+        raise CaptureError(
+            f"The graph was captured where {_asked(question)} is {answer}; here it is {found}.",
+            where=where,
+            why="the forward takes a different branch for this input",
+            hint="capture with an example like this input, or keep this code in a module of its own",
+        )
+
+
+def _asked(question: str) -> str:
+    return f"'... {question}'" if " " in question else f"{question}(...)"
+
+
+def _keys(value: Any) -> list[Any]:
+    return [key for key, _ in value] if isinstance(value, ItemsView) else list(value)
+
+
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, torch.Size) else value
+
+
+QUESTIONS: dict[str, Callable[[Any], Any]] = {
+    "bool": bool, "int": int, "float": float, "index": operator.index, "len": len, "keys": _keys,
+    "value": _plain, "is None": _is_none,
+}  # fmt: skip
+"""What only a value can answer, by name."""

@@ -1,0 +1,1 @@
+"""Where models come from, as text and as plain data."""

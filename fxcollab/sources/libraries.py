@@ -1,0 +1,92 @@
+"""Sources that name a model of a library: its name, and nothing of ours, says what is built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from fxcollab.errors import SourceError, closest
+from fxcollab.sources.loaded import Loaded, build_from, loaded_from
+from fxcollab.sources.user_code import user_code
+
+if TYPE_CHECKING:
+    from fxcollab.sources.source import Source
+
+
+def load_torchvision(source: Source) -> Loaded:
+    """Without weights, unless an argument names some."""
+    with user_code("torchvision can't be imported", Path.cwd(), "torchvision"):
+        from torchvision import models
+    try:
+        builder = models.get_model_builder(source.location)
+    except ValueError as error:
+        near = closest(source.location, models.list_models())
+        hint = f"did you mean {near}?" if near else "torchvision.models.list_models() lists them"
+        raise SourceError(f"torchvision has no model `{source.location}`", hint=hint) from error
+    weights = [name for name in inspect.signature(builder).parameters if name.startswith("weights")]
+    pretrained = any(value is not None for name, value in source.arguments if name in weights)
+    defaults: dict[str, Any] = dict.fromkeys(weights)  # segmentation models download a backbone otherwise
+    if not pretrained and source.location.lower().endswith(("googlenet", "inception_v3")):
+        defaults["init_weights"] = True  # as they do by themselves, but with a warning
+    loaded = loaded_from(source, partial(builder, **defaults), Path.cwd())
+    return replace(loaded, factory=None) if pretrained else loaded
+
+
+def load_timm(source: Source) -> Loaded:
+    """Without weights, unless ``pretrained=true``; new ones for peers are always random."""
+    with _library("timm"):
+        import timm
+    if not timm.is_model(source.location):
+        near = closest(source.location, timm.list_models())
+        hint = f"did you mean {near}?" if near else "timm.list_models() lists them"
+        raise SourceError(f"timm has no model `{source.location}`", hint=hint)
+    return _pretrained_or_fresh(source, lambda **arguments: timm.create_model(source.location, **arguments), False)
+
+
+def load_hf(source: Source) -> Loaded:
+    """With the weights that were saved, unless ``pretrained=false``; new ones for peers are always random."""
+    with _library("transformers"):
+        import transformers
+
+    def build(*, pretrained: bool = True, architecture: str | None = None, **arguments: Any) -> nn.Module:
+        config, unused = transformers.AutoConfig.from_pretrained(
+            source.location, return_unused_kwargs=True, **arguments
+        )
+        if unused:
+            raise SourceError(f"{type(config).__name__} takes no {', '.join(unused)}", where=source.location)
+        name = architecture or next(iter(config.architectures or ()), "AutoModel")
+        cls = getattr(transformers, name, None)
+        if cls is None:
+            raise SourceError(
+                f"transformers has no class `{name}`",
+                hint="name one that takes this configuration: --model-arg architecture=BertForSequenceClassification",
+            )
+        if pretrained:
+            model: nn.Module = cls.from_pretrained(source.location, config=config, use_safetensors=True)  # no pickle
+            return model.train()
+        made: nn.Module = cls.from_config(config) if name.startswith("Auto") else cls(config)
+        return made
+
+    return _pretrained_or_fresh(source, build, True)
+
+
+def _pretrained_or_fresh(source: Source, build: Callable[..., nn.Module], by_default: bool) -> Loaded:
+    """The model as asked for, and a factory of ones with random weights."""
+    asked = dict(source.arguments)
+    pretrained = bool(asked.pop("pretrained", by_default))
+    plain = replace(source, arguments=tuple(sorted(asked.items())))
+    fresh = partial(build, pretrained=False)
+    if not pretrained:
+        return replace(loaded_from(plain, fresh, Path.cwd()), source=source)
+    loaded = loaded_from(plain, partial(build, pretrained=True), Path.cwd())
+    return replace(loaded, source=source, factory=partial(build_from, plain, fresh, Path.cwd()))
+
+
+def _library(name: str) -> Any:
+    return user_code(f"{name} can't be imported", Path.cwd(), name, hint=f"pip install {name}")

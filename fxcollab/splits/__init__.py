@@ -1,0 +1,1 @@
+"""Where to split: the candidates, what they cost, and which to take."""

@@ -1,0 +1,110 @@
+"""A choice in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from fxcollab.costs.costs import Costs
+from fxcollab.splits.option import Objective, Option
+
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class RunnerUp:
+    """An option that was not taken, and why."""
+
+    option: Option
+    value: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Splits that were chosen.
+
+    Attributes:
+        option: what was chosen.
+        value: by the objective.
+        reason: why, in a line.
+        costs: of a training step, against the original's: the numbers that `summarise` finds.
+        runners_up: what would have been next, and the best of what no budget allowed.
+    """
+
+    option: Option
+    value: float
+    reason: str
+    costs: Costs
+    runners_up: tuple[RunnerUp, ...]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits' names, along the data flow."""
+        return self.option.splits
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data; of the candidates their names."""
+        return {
+            **_option_to_json(self.option, self.value, self.reason),
+            "costs": self.costs.to_json(),
+            "runners_up": [_option_to_json(other.option, other.value, other.why) for other in self.runners_up],
+        }
+
+
+def _option_to_json(option: Option, value: float, why: str) -> dict[str, Any]:
+    return {"splits": option.splits, "shares": option.shares, "time": option.time, "value": value, "why": why}
+
+
+def reason_for(option: Option, ranked: Mapping[Option, float], objective: Objective) -> str:
+    """Why ``option`` is taken of those that keep the budget: where it cuts, and what each level does."""
+    name = name_of(objective)
+    shares = f"levels do {percentages(option.shares)} of the work"
+    value = f"{name} {ranked[option]:.2f}"
+    best = max(ranked, key=lambda other: ranked[other])
+    at_ends = max((o for o in ranked if o.ends_stages), key=lambda other: ranked[other], default=None)
+    if option.ends_stages:
+        place = "each cut ends a stage" if len(option.cuts) > 1 else "a stage ends there"
+        other = "" if best.ends_stages else f", {ranked[best]:.2f} inside stages at {listed(best.splits)}"
+        return f"{place}; {shares} ({value}{other})"
+    if at_ends is None:
+        return f"{shares} ({value}); there are too few ends of stages to choose"
+    other = f"{percentages(at_ends.shares)} ({ranked[at_ends]:.2f})"
+    return f"{shares} ({value}); the best ends of stages, {listed(at_ends.splits)}, would give {other}"
+
+
+def runners_up(
+    chosen: Option, ranked: Mapping[Option, float], over: Mapping[Option, str], objective: Objective
+) -> Iterator[RunnerUp]:
+    """The best that is over the budget, and those that come next."""
+    for option in list(over)[:1]:
+        yield RunnerUp(option, objective(option), over[option])
+    others = (option for option in ranked if option != chosen and option not in over)
+    for option in islice(others, SHOWN):
+        yield RunnerUp(option, ranked[option], _why_not(option, chosen, ranked, objective))
+
+
+def _why_not(option: Option, chosen: Option, ranked: Mapping[Option, float], objective: Objective) -> str:
+    value = f"{name_of(objective)} {ranked[option]:.2f}"
+    if chosen.ends_stages and not option.ends_stages:
+        return f"{value}, but no stage ends at {listed([cut.name for cut in option.cuts if not cut.ends_stage])}"
+    if round(ranked[option], 6) == round(ranked[chosen], 6):
+        return "as good, under deeper names"
+    return value
+
+
+def name_of(objective: Objective) -> str:
+    """What the objective is called."""
+    return str(getattr(objective, "__name__", type(objective).__name__))
+
+
+def percentages(shares: Sequence[float]) -> str:
+    """``45 %, 35 % and 20 %``."""
+    return listed([f"{share:.0%}".replace("%", " %") for share in shares])
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), *names[-1:]])

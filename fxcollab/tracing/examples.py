@@ -1,0 +1,255 @@
+"""Inputs for a model that nobody gave any for: guessed from its first layer, tried on fake tensors."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+
+from fxcollab.codegen.modes import set_mode
+from fxcollab.errors import CaptureError
+from fxcollab.functional import call_with, named_tensors
+from fxcollab.rng import preserve_rng_state
+from fxcollab.tracing.interface import ExampleInputs, InputSpec, Interface, interface_of
+from fxcollab.tracing.preserve import preserved, replace_plain_tensors
+
+SMALL_IMAGES = (64, 224, 32, 299, 128, 256, 384, 28)
+USUAL_IMAGES = (224, 299, 32, 64, 128, 256, 384, 28)
+BATCH = 2
+
+
+def guess_inputs(
+    model: nn.Module, images: Sequence[int] = SMALL_IMAGES, *, known: Interface | None = None
+) -> Interface:
+    """The first of the usual input shapes that ``model`` accepts in train and in eval mode.
+
+    Args:
+        model: a module with one required input; it is not run on real values and stays as it is.
+        images: edge lengths to try for images, in this order.
+        known: what an earlier capture saw of the inputs; a structure of tensors can't be guessed.
+
+    Raises:
+        CaptureError: none fits, or the model needs several inputs.
+    """
+    interface = interface_of(model)
+    names = [spec.name for spec in interface.inputs]
+    structured = [spec.name for spec in (known or interface).inputs if spec.structured]
+    if structured:
+        raise CaptureError(
+            f"No input that {type(model).__qualname__} accepts can be guessed.",
+            where=f"{type(model).__qualname__}.forward{inspect.signature(model.forward)}",
+            why=f"{', '.join(structured)} is a list, a dict or the like",
+            hint="give example_inputs",
+        )
+    if len(names) == 1:
+        for spec in _candidates(model, names[0], images):
+            guess = replace(interface, inputs=(spec,))
+            if accepts(model, guess):
+                return guess
+    raise CaptureError(
+        f"No input that {type(model).__qualname__} accepts could be guessed.",
+        why="none of the usual shapes fits" if len(names) == 1 else f"its inputs are {', '.join(names) or 'none'}",
+        hint="give an input shape: example_inputs=(torch.randn(1, 3, 224, 224),) or --input 1x3x224x224",
+    )
+
+
+def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> Interface:
+    """The interface under which ``model`` is captured, with all shapes: of the examples, or guessed.
+
+    Raises:
+        CaptureError: no usual input fits, or one is a structure of tensors.
+    """
+    interface = interface_of(model, example_inputs)
+    structured = [spec.name for spec in interface.inputs if spec.structured]
+    if structured:
+        raise CaptureError(
+            f"What {type(model).__qualname__} costs can't be counted.",
+            where=f"{type(model).__qualname__}.forward{inspect.signature(model.forward)}",
+            why=f"{', '.join(structured)} is a list, a dict or the like, and only tensors are counted on",
+            hint="name the splits yourself",
+        )
+    return interface if interface.known else guess_inputs(model, USUAL_IMAGES, known=interface)
+
+
+def accepts(model: nn.Module, interface: Interface) -> bool:
+    """Whether ``model`` runs on such inputs in both modes, tried on fake tensors."""
+    modules = list(model.modules())
+    with preserved(modules), torch.no_grad():
+        for training in (False, True):
+            set_mode(model, training)
+            try:
+                run_on_fakes(model, interface)
+            except (Exception, SystemExit):  # whatever the user's code raises on a wrong shape
+                return False
+    return True
+
+
+def why_not(model: nn.Module, interface: Interface) -> str | None:
+    """Why ``model`` fails on such inputs, in a line; None where it runs, or where fake tensors can't tell."""
+    try:
+        run_on_fakes(model, interface)
+    except DATA_DEPENDENT_ERRORS:
+        return None
+    except (Exception, SystemExit) as error:  # whatever the user's code raises on a wrong shape
+        return f"{type(error).__name__}: {str(error).partition(_NEWLINE)[0]}"
+    return None
+
+
+def why_not_on(model: nn.Module, interface: Interface, values: Sequence[Any]) -> str | None:
+    """Why ``model`` fails on these very inputs, in a line; None where it runs in both modes, or has no data."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.is_meta for tensor in tensors):
+        return None
+    modules = list(model.modules())
+    with preserved(modules), preserve_rng_state(), torch.no_grad():
+        for training in (True, False):
+            set_mode(model, training)
+            replace_plain_tensors(modules, Tensor.clone)
+            state = {name: tensor.clone() for name, tensor in named_tensors(model)}
+            args, kwargs = interface.call(model, copy.deepcopy(list(values)))
+            try:
+                call_with(model, state, args, kwargs)
+            except (Exception, SystemExit) as error:  # whatever the user's code raises on a wrong shape
+                return f"{type(error).__name__}: {str(error).partition(_NEWLINE)[0]}"
+    return None
+
+
+_NEWLINE = "\n"
+DATA_DEPENDENT_ERRORS = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+"""What fake tensors raise where a model asks for data."""
+
+
+def example_tensors(model: nn.Module, interface: Interface, seed: int = 0) -> list[Tensor]:
+    """Random tensors for all inputs, on the model's device; a function of ``seed`` alone.
+
+    Raises:
+        CaptureError: the shapes of the inputs aren't known.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    return [spec.make(generator).to(device) for spec in interface.inputs]
+
+
+def run_on_fakes(
+    model: nn.Module,
+    interface: Interface,
+    observer: AbstractContextManager[object] | None = None,
+    run: Callable[..., object] | None = None,
+) -> object:
+    """What ``model`` returns for fake inputs and fake copies of its own state, which stays untouched.
+
+    Args:
+        model: a module on any device, or a graph made from one.
+        interface: its inputs, of known shapes.
+        observer: a dispatch mode that shall see the operations.
+        run: what to do with the model, called on it and the inputs while parameters take gradients as usual; a call
+            of the model unless said.
+    """
+    examples = example_tensors(model, interface)
+    modules = list(model.modules())
+    with (
+        preserve_rng_state(),
+        preserved(modules),
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        without_tracebacks(),
+        observer or nullcontext(),
+    ):
+        fakes: dict[int, Tensor] = {}
+
+        def fake(tensor: Tensor) -> Tensor:
+            if id(tensor) not in fakes:
+                fakes[id(tensor)] = mode.from_tensor(tensor).detach()
+                fakes[id(tensor)].requires_grad_(run is not None and tensor.requires_grad)
+            return fakes[id(tensor)]
+
+        state = {name: fake(tensor) for name, tensor in named_tensors(model)}
+        replace_plain_tensors(modules, fake)
+        call = _Call(model, run or (lambda model, *values: _called(model, interface, values)))
+        named_in_call = {f"model.{name}": tensor for name, tensor in state.items()}
+        return call_with(call, named_in_call, tuple(map(fake, examples)))
+
+
+class _Call(nn.Module):
+    """What is done with a model, as a module over its state."""
+
+    def __init__(self, model: nn.Module, run: Callable[..., object]) -> None:
+        super().__init__()
+        self.model, self._run = model, run
+
+    def forward(self, *inputs: Tensor) -> object:
+        return self._run(self.model, *inputs)
+
+
+def _called(model: nn.Module, interface: Interface, values: Sequence[Tensor]) -> object:
+    args, kwargs = interface.call(model, values)
+    return model(*args, **kwargs)
+
+
+@contextmanager
+def without_tracebacks() -> Iterator[None]:
+    """Keep fake tensors from logging pages about an input that doesn't fit: the error says it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+
+
+def _candidates(model: nn.Module, name: str, images: Sequence[int]) -> Iterator[InputSpec]:
+    dtype = next((str(p.dtype) for p in model.parameters() if p.is_floating_point()), "torch.float32")
+    dtype = dtype.removeprefix("torch.")
+    for shape in _shapes(model, images):
+        yield InputSpec(name, shape, dtype)
+    yield InputSpec(name, _TOKENS, "int64")
+
+
+_TOKENS = (BATCH, 16)
+
+
+def _declared(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    """What timm's models say of their input, and those of transformers that take images."""
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    size = config.get("input_size") if isinstance(config, dict) else None
+    if isinstance(size, list | tuple) and all(isinstance(edge, int) for edge in size):
+        yield (BATCH, *size)
+    config = getattr(model, "config", None)
+    edge, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    if isinstance(edge, int) and isinstance(channels, int):
+        yield (BATCH, channels, edge, edge)
+
+
+def _shapes(model: nn.Module, images: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """The shape that the model declares, and those that the first layer with parameters may take."""
+    yield from _declared(model)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            yield from ((BATCH, module.in_channels, size, size) for size in images)
+            return
+        if isinstance(module, nn.Conv1d):
+            yield from ((BATCH, module.in_channels, size) for size in (128, 1024, 16000))
+            return
+        if isinstance(module, nn.Conv3d):
+            yield from ((BATCH, module.in_channels, 8, size, size) for size in (64, 112, 224))
+            return
+        if isinstance(module, nn.Linear):
+            yield from ((BATCH, module.in_features), (BATCH, 16, module.in_features))
+            return
+        if isinstance(module, nn.RNNBase):
+            yield (BATCH, 16, module.input_size)
+            return
+        if isinstance(module, nn.Embedding):
+            return
