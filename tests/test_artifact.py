@@ -25,7 +25,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
 import fxcollab
-from fxcollab import artifact
 from fxcollab.errors import ArtifactError, FxCollabError, PatternError, SourceError, StateError
 from fxcollab.io import artifact as save_module
 from fxcollab.io import folder, plan_file, weights
@@ -453,7 +452,7 @@ def test_a_plan_that_is_no_json_object_is_damaged(saved: Path, text: bytes) -> N
 )
 def test_a_plan_without_one_of_its_keys_is_damaged(saved: Path, key: str) -> None:
     _edit_plan(saved, **{key: ...})
-    for read in (fxcollab.load, artifact.read_plan):
+    for read in (fxcollab.load, plan_file.read_plan):
         error = refused(read, saved)
         assert error.what == "The plan is damaged."
         assert error.why == f"it has no {key!r}"
