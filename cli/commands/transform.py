@@ -46,6 +46,8 @@ def transform(
     with working("importing"):
         from fxcollab.costs.original import profile_original
         from fxcollab.costs.summary import summarise
+        from fxcollab.diffs.build import diff
+        from fxcollab.diffs.html import to_html
         from fxcollab.io.artifact import save
         from fxcollab.io.folder import refuse_existing
     refuse_existing(directory, force)
@@ -59,7 +61,7 @@ def transform(
         counted = profile_original(train_model)
         summary = summarise(train_model, counted)
     with working(f"writing {shown}"):
-        save(train_model, directory, force=force, counted=counted)
+        save(train_model, directory, force=force, page=to_html(diff(train_model, counted=counted)))
     if json:
         choices = {"choice": choice.to_json()} if choice else {}
         print_json({"directory": str(shown), **choices, **summary.to_json()})

@@ -6,7 +6,6 @@ by playing the profile's allocations in the order of the steps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -69,7 +68,7 @@ class Placement:
 
     def branches(self, level: int) -> int:
         """How many instances there are of a level."""
-        return math.prod(self.tree.fanouts[:level])
+        return self.tree.branches(level)
 
     def runs(self, phase: Phase, node: fx.Node) -> int:
         """How often a phase of a node is run in a step.

@@ -49,7 +49,7 @@ def check_gradients(trial: Trial) -> Iterator[Check]:
     In float64; a model that doesn't run so, or not to finite gradients, is compared in its own precision. Where it
     computes in a lower one inside, as behind ``x.half()``, rounding there bounds what can be asked for.
     """
-    rescaled = plan_of(trial.train_model).rescale
+    rescaled = plan_of(trial.train_model).options.rescale
     name = f"gradients are the {'mean' if rescaled else 'sum'} over separate originals"
     with trial.train_model.in_mode(True), undisturbed():
         try:

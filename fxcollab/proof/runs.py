@@ -117,7 +117,7 @@ def widened(tensor: Tensor, double: bool) -> Tensor:
 
 def state_of_head(trial: Trial, state: Mapping[str, Tensor], head: int) -> dict[str, Tensor]:
     """What the original needs to be this head, by its own names."""
-    keys = prune_names(state, head, peers=plan_of(trial.train_model).peers)
+    keys = prune_names(state, head, peers=plan_of(trial.train_model).options.peers)
     return {name: state[key] for name, key in keys.items()}
 
 

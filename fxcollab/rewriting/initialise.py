@@ -23,7 +23,7 @@ Init = Literal["fresh", "copy", "copy-anyway"] | InitFunction
 INITS = ("fresh", "copy", "copy-anyway")
 
 
-def check_init(init: Init, stochastic: bool) -> None:
+def check_init(init: Init | str, stochastic: bool) -> None:
     """Refuse an unknown ``init``, and ``copy`` where heads that start equal would stay equal.
 
     Args:
@@ -51,7 +51,7 @@ def initialise(
     branches: Mapping[Path, Branch],
     state: State,
     tree: HeadTree,
-    init: Init,
+    init: Init | str,
     seed: int,
     factory: Factory | None,
 ) -> None:

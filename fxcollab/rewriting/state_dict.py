@@ -86,8 +86,7 @@ def _prefix_of_peers(state: Iterable[str], peers: str) -> str:
 def tree_of(branches: Mapping[Path, Any]) -> HeadTree:
     """The head tree whose branches these are, without the names of its splits."""
     depth = max(map(len, branches))
-    fanouts = tuple(1 + max(path[k] for path in branches if len(path) > k) for k in range(depth))
-    tree = HeadTree((), fanouts)
+    tree = HeadTree.from_heads((), sorted({(0,) * depth, *(path for path in branches if len(path) == depth)}))
     missing = [branch_name(path) for path in tree.peers() if path not in branches]
     if missing:
         raise StateError(

@@ -26,7 +26,7 @@ from fxcollab.splits.rank import rank
 from fxcollab.splits.thin import thinned
 from fxcollab.tracing.capture import Granularity, capture
 from fxcollab.tracing.interface import ExampleInputs
-from fxcollab.tree import HeadTree, head_tree
+from fxcollab.tree import Fanout, HeadTree, head_tree
 
 
 def choose_splits(
@@ -34,7 +34,7 @@ def choose_splits(
     example_inputs: ExampleInputs | None = None,
     *,
     levels: int | None = None,
-    fanouts: Sequence[int] | None = None,
+    fanouts: Sequence[Fanout] | None = None,
     max_time: float | None = None,
     max_memory: float | None = None,
     objective: Objective = evenness,
@@ -93,7 +93,7 @@ def choose_splits(
     return _Choosing(estimates, budget, objective, costs).choice()
 
 
-def _tree_of(levels: int | None, fanouts: Sequence[int] | None) -> HeadTree:
+def _tree_of(levels: int | None, fanouts: Sequence[Fanout] | None) -> HeadTree:
     """The head tree, with numbers for its splits."""
     if levels is None:
         levels = len(fanouts) if isinstance(fanouts, Sequence) else 2
@@ -152,7 +152,7 @@ class _Estimates:
 
     def _over_levels(self, option: Option, before: Sequence[float]) -> float:
         """The sum over all instances, of sums up to each value of the chain."""
-        branches = (math.prod(option.fanouts[:level]) for level in range(len(option.cuts) + 1))
+        branches = map(self._tree.branches, range(len(option.cuts) + 1))
         edges = pairwise((0.0, *(before[self._places[cut]] for cut in option.cuts), before[-1]))
         return sum(count * (deep - shallow) for count, (shallow, deep) in zip(branches, edges, strict=True))
 

@@ -33,6 +33,20 @@ from fxcollab.tracing.tracer import LazyTracer
 
 Granularity = Literal["auto", "op"]
 LIMITATIONS_KEY = "fxcollab_limitations"
+CAPTURE_KEY = "fxcollab_capture"
+
+
+@dataclass(frozen=True)
+class CaptureOptions:
+    """How a model was captured; ``captured.meta[CAPTURE_KEY]``.
+
+    Attributes:
+        granularity: how far the model was opened.
+        interface: the graph's inputs.
+    """
+
+    granularity: Granularity
+    interface: Interface
 
 
 def capture(
@@ -66,18 +80,18 @@ def capture(
     """
     if granularity not in ("auto", "op"):
         raise CaptureError(f"There is no granularity {granularity!r}.", hint="use 'auto' or 'op'")
-    if isinstance(model, CollabGraphModule):
-        return _adopt(model, model.modes)
-    if isinstance(model, fx.GraphModule):
-        return _adopt(model, Modes(model.graph, model.graph))
-    _refuse_lazy_modules(model)
     interface = interface or interface_of(model, example_inputs)
+    options = CaptureOptions(granularity, interface)
+    if isinstance(model, fx.GraphModule):
+        return _adopt(model, options)
+    _refuse_lazy_modules(model)
     _refuse_no_inputs(model, interface)
     opened = opened_paths(model, splits)
     request = _Request(model, opened, interface, granularity == "op", example_inputs)
     train = _trace_mode(request, True)
     evaluation = _trace_mode(request, False, train.constants)
     captured = CollabGraphModule(model, Modes.merged(train.graph, evaluation.graph), constants=evaluation.constants)
+    captured.meta[CAPTURE_KEY] = options
     captured.meta[LIMITATIONS_KEY] = (
         *limitations({**train.opened, **evaluation.opened}, interface),
         *_compromises(train, evaluation),
@@ -274,8 +288,10 @@ def opened_paths(model: nn.Module, splits: Iterable[str]) -> frozenset[str]:
     return frozenset(opened)
 
 
-def _adopt(model: fx.GraphModule, modes: Modes) -> CollabGraphModule:
+def _adopt(model: fx.GraphModule, options: CaptureOptions) -> CollabGraphModule:
+    modes = model.modes if isinstance(model, CollabGraphModule) else Modes(model.graph, model.graph)
     captured = CollabGraphModule(model, modes.map(copy_graph))
+    captured.meta[CAPTURE_KEY] = options
     captured.meta[LIMITATIONS_KEY] = model.meta.get(LIMITATIONS_KEY, ())
     return captured
 
