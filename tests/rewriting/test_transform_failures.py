@@ -138,7 +138,10 @@ def test_a_module_that_refuses_to_be_copied_is_named() -> None:
 def test_what_cant_be_copied_may_lie_before_the_split() -> None:
     model = Mlp()
     model.first.lock = threading.Lock()
-    fxcollab.transform(model, "simple", ["first"], seed=0)
+    train_model = fxcollab.transform(model, "simple", ["first"], seed=0)
+    assert train_model.first is model.first
+    assert "peers.b1.second.weight" in train_model.state_dict()
+    fxcollab.verify(model, train_model, (torch.ones(2, 4),)).raise_if_failed()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning", "ignore:no module initialises")
