@@ -12,6 +12,8 @@ from torch import fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.node import Argument, map_arg
 
+from fxcollab._torch import codegen_of
+
 
 def copy_node(
     graph: fx.Graph, node: fx.Node, name: str, target: Any, argument: Callable[[fx.Node], Argument]
@@ -46,11 +48,11 @@ def copy_graph(graph: fx.Graph, order: Iterable[fx.Node] | None = None) -> fx.Gr
         graph: the graph.
         order: its nodes in another order of the data flow; None for their own.
     """
-    new = fx.Graph(tracer_cls=graph._tracer_cls)
+    new = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes if order is None else order:
         values[node] = copy_node(new, node, node.name, node.target, values.__getitem__)
-    new.set_codegen(graph._codegen)
+    new.set_codegen(codegen_of(graph))
     return new
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import fx, nn
 from torch.fx.graph import PythonCode
 
+from fxcollab._torch import GENERATED
 from fxcollab.codegen.branches import Recompute, branch_by_branch
 from fxcollab.codegen.forwards import definitions, dispatch, merge
 from fxcollab.codegen.modes import Modes, set_mode
@@ -185,7 +186,7 @@ class CollabGraphModule(fx.GraphModule):
         return _unpickle, (state, graphs)
 
 
-_GENERATED = frozenset({"_graph", "_modes", "_code", "_lineno_map", "_prologue_start"})
+_GENERATED = GENERATED | {"_modes"}
 
 
 def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule:

@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from fxcollab._torch import computes_forward_derivatives, is_transformed
 from fxcollab.objectives.consensus import sums_of_others
 from fxcollab.objectives.tasks import IGNORED
 
@@ -37,9 +37,9 @@ def may_be_used(heads: list[Tensor], target: Tensor) -> bool:
         return False
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
-    if get_proxy_mode() is not None or forward_ad._current_level >= 0:
+    if get_proxy_mode() is not None or computes_forward_derivatives():
         return False
-    return torch._C._functorch.peek_interpreter_stack() is None
+    return not is_transformed()
 
 
 def loss(

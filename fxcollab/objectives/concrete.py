@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from fxcollab._torch import is_transformed
+
 
 def is_concrete(tensor: Tensor) -> bool:
     """Whether the value can be looked at here: it is there, and nothing records the code that looks."""
@@ -13,6 +15,6 @@ def is_concrete(tensor: Tensor) -> bool:
         return False
     if get_proxy_mode() is not None:
         return False
-    if type(tensor) is not Tensor or tensor.is_meta or torch._C._functorch.peek_interpreter_stack() is not None:
+    if type(tensor) is not Tensor or tensor.is_meta or is_transformed():
         return False
     return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxcollab._torch import TorchDispatchMode, gradient_types, pytree
 from fxcollab.errors import CaptureError
 from fxcollab.functional import call_with
 from fxcollab.plan import plan_of
@@ -205,8 +204,8 @@ class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         while waiting:
             node: Any = waiting.pop()
             self._hidden |= isinstance(node, torch.autograd.function.BackwardCFunction)
-            for meta in node._input_metadata:
-                self._on_the_way = max(self._on_the_way, _epsilon(meta.dtype))
+            for dtype in gradient_types(node):
+                self._on_the_way = max(self._on_the_way, _epsilon(dtype))
             following = {source for source, _ in node.next_functions if source is not None} - seen
             seen |= following
             waiting += following

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import pytree
 from fxcollab.proof.report import Check
 from fxcollab.proof.runs import (
     Run,

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import pytree
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.functional import call_with
 from fxcollab.plan import plan_of

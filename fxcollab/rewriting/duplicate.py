@@ -19,9 +19,9 @@ from functools import partial
 from typing import Any
 
 from torch import fx, nn
-from torch.fx.graph import CodeGen, _PyTreeCodeGen
-from torch.utils import _pytree as pytree
+from torch.fx.graph import CodeGen
 
+from fxcollab._torch import PyTreeCodeGen, codegen_of, pytree
 from fxcollab.analysis.effects import Write
 from fxcollab.errors import CaptureError
 from fxcollab.fx_utils import attribute, copy_node, map_inputs
@@ -79,7 +79,7 @@ def duplicate(cut: Cut) -> Duplicated:
 class _Writer:
     def __init__(self, cut: Cut) -> None:
         self._cut, self._tree = cut, cut.tree
-        self._graph = fx.Graph(tracer_cls=cut.graph._tracer_cls)
+        self._graph = fx.Graph()
         self._taken = {node.name for node in cut.graph.nodes}
         self._instances: dict[tuple[fx.Node, Path], fx.Node] = {}
         self._inserted: dict[tuple[Kind, fx.Node, int, int], fx.Node] = {}
@@ -123,8 +123,8 @@ class _Writer:
     def _write_output(self, node: fx.Node) -> None:
         paths = self._tree.paths(self._tree.depth)
         heads = [map_inputs(node.args[0], partial(self._value, path=path)) for path in paths]
-        codegen = self._cut.graph._codegen
-        flat = isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
+        codegen = codegen_of(self._cut.graph)
+        flat = isinstance(codegen, PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
         leaves: Any = type(node.args[0])  # a tuple or a list; pruning gives back the same
         new = self._graph.output(leaves(leaf for head in heads for leaf in head) if flat else tuple(heads))
         new.meta = {**node.meta, META_KEY: Provenance("output", node.name, (), node.type)}
@@ -268,7 +268,7 @@ def codegen_for_heads(codegen: CodeGen, heads: int) -> CodeGen:
     """Code generation for a graph that returns one output a head."""
     if type(codegen) is CodeGen:
         return codegen
-    if type(codegen) is not _PyTreeCodeGen:
+    if type(codegen) is not PyTreeCodeGen:
         raise CaptureError(
             f"The graph generates its code with {type(codegen).__qualname__}.",
             why="fxcollab can't tell how such a graph returns one output a head",
@@ -278,4 +278,4 @@ def codegen_for_heads(codegen: CodeGen, heads: int) -> CodeGen:
     if info.out_spec is None:
         return codegen
     one = pytree.tree_unflatten(list(range(info.out_spec.num_leaves)), info.out_spec)
-    return _PyTreeCodeGen(info._replace(out_spec=pytree.tree_flatten((one,) * heads)[1]))
+    return PyTreeCodeGen(info._replace(out_spec=pytree.tree_flatten((one,) * heads)[1]))

@@ -6,9 +6,9 @@ from typing import Any, TypeVar, overload
 
 import torch
 from torch import fx, nn
-from torch.fx.graph import CodeGen, _PyTreeCodeGen
-from torch.utils import _pytree as pytree
+from torch.fx.graph import CodeGen
 
+from fxcollab._torch import PyTreeCodeGen, codegen_of, pytree
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import StateError
 from fxcollab.fx_utils import get_output, map_inputs
@@ -57,7 +57,7 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
 
 def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path) -> fx.Graph:
     """The inference graph of the head at ``path``, derived from a training graph."""
-    new = fx.Graph(tracer_cls=graph._tracer_cls)
+    new = fx.Graph()
     kept: dict[fx.Node, fx.Node] = {}
 
     def value(node: fx.Node) -> fx.Node:
@@ -88,7 +88,7 @@ def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path) -> fx.Graph:
                 type_expr=node.type,
             )
             kept[node].meta = _without_provenance(node)
-    new.set_codegen(codegen_for_one(graph._codegen))
+    new.set_codegen(codegen_for_one(codegen_of(graph)))
     return new
 
 
@@ -96,7 +96,7 @@ def output_of(graph: fx.Graph, tree: HeadTree, path: Path) -> Any:
     """What one head contributes to the training graph's output."""
     outputs: Any = get_output(graph).args[0]
     head = list(tree.paths(tree.depth)).index(path)
-    if not is_flat(graph._codegen):
+    if not is_flat(codegen_of(graph)):
         return outputs[head]
     size = len(outputs) // tree.heads
     return type(outputs)(outputs[head * size : (head + 1) * size])
@@ -104,16 +104,16 @@ def output_of(graph: fx.Graph, tree: HeadTree, path: Path) -> Any:
 
 def is_flat(codegen: CodeGen) -> bool:
     """Whether a graph returns the leaves of its outputs, to be put together by a pytree spec."""
-    return isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
+    return isinstance(codegen, PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
 
 
 def codegen_for_one(codegen: CodeGen) -> CodeGen:
     """Code generation for a graph that returns what one head does."""
-    if not isinstance(codegen, _PyTreeCodeGen) or not is_flat(codegen):
+    if not isinstance(codegen, PyTreeCodeGen) or not is_flat(codegen):
         return codegen
     spec: Any = codegen.pytree_info.out_spec
     one = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)[0]
-    return _PyTreeCodeGen(codegen.pytree_info._replace(out_spec=pytree.tree_flatten(one)[1]))
+    return PyTreeCodeGen(codegen.pytree_info._replace(out_spec=pytree.tree_flatten(one)[1]))
 
 
 def _without_provenance(node: fx.Node) -> dict[str, Any]:

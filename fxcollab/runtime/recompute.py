@@ -17,6 +17,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.checkpoint import checkpoint
 
+from fxcollab._torch import graph_break, is_transformed
 from fxcollab.errors import StateError
 from fxcollab.module_state.holders import Holder, holders_of
 from fxcollab.module_state.snapshot import Snapshot
@@ -46,7 +47,7 @@ def recompute(branch: Callable[..., Any], stateful: Sequence[Stateful], *inputs:
         return branch(*inputs)
     if torch.compiler.is_compiling():  # the compiler computes again without effects, and replays random numbers
         if any(_may_be_written_back(held) for held in stateful):
-            torch._dynamo.graph_break()
+            graph_break()
         return checkpoint(branch, *inputs, use_reentrant=False)
     if _is_recorded():
         return branch(*inputs)
@@ -66,7 +67,7 @@ def _is_recorded() -> bool:
     """Whether what runs is recorded, or under functorch, where no saved tensors can be replaced."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return True
-    return get_proxy_mode() is not None or torch._C._functorch.peek_interpreter_stack() is not None
+    return get_proxy_mode() is not None or is_transformed()
 
 
 class _Again(AbstractContextManager[None]):

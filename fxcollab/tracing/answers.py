@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
 
+from fxcollab._torch import FakeTensor
 from fxcollab.runtime.operators import QUESTIONS, guard
 from fxcollab.tracing.callers import calling_line, is_helper
 from fxcollab.tracing.example_values import ExampleValues

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import FakeTensorMode, pytree
 from fxcollab.functional import call_with, named_tensors
 from fxcollab.fx_utils import map_inputs, mutable
 from fxcollab.rng import preserve_rng_state

@@ -12,13 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
 
+from fxcollab._torch import DATA_DEPENDENT_ERRORS, FakeTensorMode
 from fxcollab.codegen.modes import set_mode
 from fxcollab.errors import CaptureError
 from fxcollab.functional import call_with, named_tensors
@@ -128,8 +123,6 @@ def why_not_on(model: nn.Module, interface: Interface, values: Sequence[Any]) ->
 
 
 _NEWLINE = "\n"
-DATA_DEPENDENT_ERRORS = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
-"""What fake tensors raise where a model asks for data."""
 
 
 def example_tensors(model: nn.Module, interface: Interface, seed: int = 0) -> list[Tensor]:
@@ -201,7 +194,7 @@ def _called(model: nn.Module, interface: Interface, values: Sequence[Tensor]) ->
 @contextmanager
 def without_tracebacks() -> Iterator[None]:
     """Keep fake tensors from logging pages about an input that doesn't fit: the error says it."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger = logging.getLogger(FakeTensorMode.__module__)
     disabled, logger.disabled = logger.disabled, True
     try:
         yield

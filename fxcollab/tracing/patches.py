@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint as original_checkpoint
 
+from fxcollab._torch import pytree, storage_id
 from fxcollab.runtime.operators import INPLACE, CustomFunction, writes_in_place
 from fxcollab.tracing.callers import loaded_scopes
 
@@ -120,7 +120,7 @@ _ITEM_WRITES = frozenset(
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+    return storage_id(tensor) if tensor.layout == torch.strided else id(tensor)
 
 
 @contextmanager
