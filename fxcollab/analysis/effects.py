@@ -23,9 +23,9 @@ from fxcollab._torch import OpOverload, schema_of
 from fxcollab.fx_utils import get_output
 from fxcollab.rng import preserve_rng_state
 from fxcollab.runtime.operators import INPLACE, CustomFunction
+from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.interface import InputSpec, Interface
 from fxcollab.tracing.leaks import purge_leaked_proxies
-from fxcollab.tracing.patches import UntraceableError
 from fxcollab.tracing.preserve import preserved
 from fxcollab.tracing.tracer import COPIES, HELD_BY, LazyTracer
 

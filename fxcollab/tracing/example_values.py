@@ -19,8 +19,8 @@ from fxcollab._torch import FakeTensorMode, pytree
 from fxcollab.functional import call_with, named_tensors
 from fxcollab.fx_utils import map_inputs, mutable
 from fxcollab.rng import preserve_rng_state
+from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.examples import without_tracebacks
-from fxcollab.tracing.patches import UntraceableError
 from fxcollab.tracing.preserve import preserved
 
 

@@ -18,10 +18,11 @@ from fxcollab._torch import is_compiled, pytree
 from fxcollab.runtime.operators import RETURN_THEIR_INPUT, guard, stop_gradient, writes_in_place
 from fxcollab.tracing.answers import Answers
 from fxcollab.tracing.callers import calling_lines, scopes
+from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
 from fxcollab.tracing.helpers import Helper, kept_whole
 from fxcollab.tracing.interface import Interface, as_call
-from fxcollab.tracing.patches import RecordFactories, UntraceableError, patched, rewired
+from fxcollab.tracing.patches import RecordFactories, patched, rewired
 from fxcollab.tracing.proxy import CaptureProxy, unformat
 
 RETURNED_BY = "fxcollab_returned_by"
