@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses import fake_tensor
 from torch.autograd import forward_ad
 from torch.fx import graph as fx_graph
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 pytree = torch.utils._pytree
 """Structures of tensors; torch 2.14 has no public ``torch.utils.pytree`` yet."""
@@ -85,6 +86,11 @@ def backward_id() -> int:
 def at_end_of_backward(callback: Callable[[], None]) -> None:
     """Call ``callback`` when the backward that is running is through, as DDP does with what it has reduced."""
     torch.autograd.Variable._execution_engine.queue_callback(callback)
+
+
+def is_traced() -> bool:
+    """Whether ``jit.trace`` or ``make_fx`` records what runs here."""
+    return bool(torch.jit.is_tracing()) or get_proxy_mode() is not None  # type: ignore[attr-defined, no-untyped-call]
 
 
 def is_transformed() -> bool:

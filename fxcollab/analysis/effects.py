@@ -156,8 +156,7 @@ def _traced_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects 
 
 def _traced(module: nn.Module, interface: Interface, proxies: list[weakref.ref[fx.Proxy]]) -> fx.Graph | None:
     """Its graph down to operations; None where that can't be had."""
-    tracer = LazyTracer(frozenset(), interface, operators=True, proxies=proxies)
-    tracer.record_stack_traces = False
+    tracer = LazyTracer(frozenset(), interface, operators=True, proxies=proxies, lines=False)
     try:
         return tracer.trace(module)
     except (Exception, UntraceableError):  # whatever user code raises on proxies: the module stays unseen

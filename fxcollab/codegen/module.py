@@ -24,8 +24,7 @@ from fxcollab.codegen.branches import Recompute, branch_by_branch
 from fxcollab.codegen.forwards import definitions, dispatch, merge
 from fxcollab.codegen.modes import Modes, set_mode
 from fxcollab.codegen.packing import pack, unpack
-from fxcollab.fx_utils import copy_graph
-from fxcollab.printable import make_printable
+from fxcollab.fx_utils import copy_graph, make_printable
 
 _STATE_HOOKS = (
     "_state_dict_hooks",

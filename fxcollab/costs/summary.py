@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import fx
 
-from fxcollab.analysis.levels import tensors_of
 from fxcollab.analysis.partition import partition
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, costs_of, parameter_count
 from fxcollab.costs.original import ProfiledOriginal, profile_original
 from fxcollab.costs.step import Placement
+from fxcollab.functional import tensors_of
 from fxcollab.plan import Plan, plan_of
 from fxcollab.provenance import provenance
 from fxcollab.tracing.capture import LIMITATIONS_KEY

@@ -12,8 +12,8 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.fx_utils import copy_node, get_output, map_inputs
 from fxcollab.plan import plan_of
 from fxcollab.provenance import provenance
-from fxcollab.rewriting.duplicate import codegen_for_heads
-from fxcollab.rewriting.prune import codegen_for_one, is_flat, output_of, shallow
+from fxcollab.rewriting.outputs import codegen_for_heads, codegen_for_one, is_flat, output_of
+from fxcollab.rewriting.prune import shallow
 from fxcollab.tree import HeadTree, Path, parse_branch_name
 
 

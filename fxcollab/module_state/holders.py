@@ -124,8 +124,3 @@ def iterator_in(modules: Iterable[nn.Module]) -> str | None:
             if isinstance(value, Iterator):
                 return ".".join(filter(None, (type(holder.module).__qualname__, holder.path, str(key))))
     return None
-
-
-def is_held(value: Any) -> bool:
-    """Whether it is, or has, a holder of its own."""
-    return is_container(type(value)) or next(_attributes(value), None) is not None

@@ -20,11 +20,11 @@ from fxcollab.proof.runs import (
     Trial,
     copies,
     fresh,
-    opened,
     state_of_head,
     undisturbed,
     widened,
     with_own_buffers,
+    without_dataclasses,
 )
 from fxcollab.rng import seeded
 
@@ -300,7 +300,7 @@ def _loss(output: Any) -> Any:
 
 
 def _tensors(output: Any) -> Iterable[Tensor]:
-    return (leaf for leaf in pytree.tree_leaves(opened(output)) if isinstance(leaf, Tensor))
+    return (leaf for leaf in pytree.tree_leaves(without_dataclasses(output)) if isinstance(leaf, Tensor))
 
 
 def _unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

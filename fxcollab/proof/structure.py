@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from torch import fx, nn
 
 from fxcollab._torch import storage_id
-from fxcollab.analysis.levels import tensors_of
 from fxcollab.analysis.partition import Partition
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import StateError
+from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import first_difference
 from fxcollab.plan import plan_of
 from fxcollab.proof.report import Check

@@ -19,13 +19,12 @@ from functools import partial
 from typing import Any
 
 from torch import fx, nn
-from torch.fx.graph import CodeGen
 
-from fxcollab._torch import PyTreeCodeGen, codegen_of, pytree
+from fxcollab._torch import codegen_of
 from fxcollab.analysis.effects import Write
-from fxcollab.errors import CaptureError
 from fxcollab.fx_utils import attribute, copy_node, map_inputs
 from fxcollab.provenance import META_KEY, Kind, Provenance
+from fxcollab.rewriting.outputs import codegen_for_heads, is_flat
 from fxcollab.runtime.private_copy import private_copy
 from fxcollab.runtime.rescale import rescale
 from fxcollab.tree import HeadTree, Path, branch_name
@@ -124,9 +123,10 @@ class _Writer:
         paths = self._tree.paths(self._tree.depth)
         heads = [map_inputs(node.args[0], partial(self._value, path=path)) for path in paths]
         codegen = codegen_of(self._cut.graph)
-        flat = isinstance(codegen, PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
         leaves: Any = type(node.args[0])  # a tuple or a list; pruning gives back the same
-        new = self._graph.output(leaves(leaf for head in heads for leaf in head) if flat else tuple(heads))
+        new = self._graph.output(
+            leaves(leaf for head in heads for leaf in head) if is_flat(codegen) else tuple(heads)
+        )
         new.meta = {**node.meta, META_KEY: Provenance("output", node.name, (), node.type)}
         self._graph.set_codegen(codegen_for_heads(codegen, self._tree.heads))
 
@@ -262,20 +262,3 @@ def _may_carry_gradient(node: fx.Node, root: nn.Module) -> bool:
         math.prod,
     )
     return not plain or any(_may_carry_gradient(source, root) for source in node.all_input_nodes)
-
-
-def codegen_for_heads(codegen: CodeGen, heads: int) -> CodeGen:
-    """Code generation for a graph that returns one output a head."""
-    if type(codegen) is CodeGen:
-        return codegen
-    if type(codegen) is not PyTreeCodeGen:
-        raise CaptureError(
-            f"The graph generates its code with {type(codegen).__qualname__}.",
-            why="fxcollab can't tell how such a graph returns one output a head",
-            hint="give the module itself, or torch.export.export(model, inputs).module()",
-        )
-    info = codegen.pytree_info
-    if info.out_spec is None:
-        return codegen
-    one = pytree.tree_unflatten(list(range(info.out_spec.num_leaves)), info.out_spec)
-    return PyTreeCodeGen(info._replace(out_spec=pytree.tree_flatten((one,) * heads)[1]))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fxcollab._torch import FakeTensor
-from fxcollab.analysis.levels import tensors_of
 from fxcollab.errors import PatternError, StateError
+from fxcollab.functional import tensors_of
 from fxcollab.rewriting.peers import Branch, State, clone_tensor
 from fxcollab.rng import seeded
 from fxcollab.tree import HeadTree, Path, branch_name

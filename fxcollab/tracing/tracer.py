@@ -56,6 +56,7 @@ class LazyTracer(fx.Tracer):
         examples: an example of each input, for questions that the graph can't answer; None refuses them. Lines
             whose questions were answered so are among the ``notes``.
         proxies: gets a reference of every proxy.
+        lines: note on every node the lines of code that led to it.
 
     After a trace, ``opened`` holds the modules that were traced into, by path, and ``constants`` the tensors that are
     none of the model's state.
@@ -73,10 +74,11 @@ class LazyTracer(fx.Tracer):
         helpers: Iterable[Helper] = (),
         examples: Examples | None = None,
         proxies: list[weakref.ref[fx.Proxy]] | None = None,
+        lines: bool = True,
     ) -> None:
         super().__init__()
         self._opened_paths, self._interface, self._operators = opened, interface, operators
-        self._helpers, self._examples = tuple(helpers), examples
+        self._helpers, self._examples, self._lines = tuple(helpers), examples, lines
         self._given = dict(constants or {})
         self._proxies = proxies if proxies is not None else []
         self.constants: dict[str, Tensor] = {}
@@ -154,7 +156,8 @@ class LazyTracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Record an operation, and the lines of the author's code that led to it."""
         node = super().create_node(*args, **kwargs)
-        node.stack_trace = calling_lines(LazyTracer.trace.__code__)
+        if self._lines:
+            node.stack_trace = calling_lines(LazyTracer.trace.__code__)
         return node
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
@@ -328,11 +331,6 @@ class LazyTracer(fx.Tracer):
         while hasattr(self.root, f"_tensor_constant{count}"):
             count += 1
         return f"_tensor_constant{count}"
-
-
-def _has_a_call_of_its_own(module: nn.Module) -> bool:
-    own = type(module).__mro__[: type(module).__mro__.index(nn.Module)]
-    return _compiler_of(module) is None and any("__call__" in vars(cls) for cls in own)
 
 
 def _compiler_of(module: nn.Module) -> str | None:
