@@ -15,7 +15,7 @@ from fxcollab.errors import CaptureError, ForwardError, PatternError
 from fxcollab.passes import AfterPass, CapturePass, PartitionPass, run_passes, training_passes
 from fxcollab.plan import RewriteOptions
 from fxcollab.rewriting.initialise import Init
-from fxcollab.sources.factory import model_of
+from fxcollab.sources.loaded import model_of
 from fxcollab.sources.source import Source, source_of
 from fxcollab.splits.choose import choose_splits
 from fxcollab.splits.errors import refuse_budget_with_recompute

@@ -67,6 +67,11 @@ class DiffError(FxCollabError):
     """Two graphs don't belong together, or a view can't be written."""
 
 
+def one_line(error: BaseException) -> str:
+    """An error of somebody else's code in a line: its type, and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
 def closest(name: str, candidates: Iterable[str], count: int = 4) -> str:
     """The candidates that look most like ``name``, as text for a hint; "" where none is near."""
     pool = list(dict.fromkeys(candidates))

@@ -14,13 +14,13 @@ from fxcollab.analysis.levels import (
     check_reaches_output,
     dependence_levels,
     state_tensors,
-    tensors_of,
 )
 from fxcollab.analysis.order import Pair, ordered_pairs
 from fxcollab.analysis.split_names import find_cut
 from fxcollab.analysis.unregistered import refuse_unregistered_state
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import SplitError
+from fxcollab.functional import tensors_of
 from fxcollab.tree import HeadTree
 
 LEVEL_KEY = "fxcollab_level"

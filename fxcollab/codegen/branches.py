@@ -23,8 +23,8 @@ from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
 from torch import fx, nn
-from torch.fx.graph import _format_target
 
+from fxcollab._torch import codegen_of, format_target
 from fxcollab.errors import PatternError
 from fxcollab.fx_utils import copy_graph, place
 from fxcollab.module_state.holders import may_change
@@ -69,10 +69,11 @@ def branch_by_branch(graph: fx.Graph, root: nn.Module, peers: str) -> fx.Graph:
     """
     leave_alone()
     copied = copy_graph(graph)
-    codegen: Any = copy.copy(graph._codegen)
-    codegen._body_transformer = partial(_in_functions, segments=tuple(_segments(copied, root, peers)))
+    codegen: Any = copy.copy(codegen_of(graph))
     codegen.additional_globals = lambda: [("fxcollab_recompute", recompute)]
     copied.set_codegen(codegen)
+    segments = tuple(_segments(copied, root, peers))
+    copied.on_generate_code(lambda _: partial(_in_functions, segments=segments))
     return copied
 
 
@@ -148,11 +149,11 @@ def _stateful(nodes: Iterable[fx.Node], root: nn.Module) -> Iterator[str]:
     for node in nodes:
         target: Any = node.target  # a text that prints itself between quotes
         if node.op == "call_module" and any(map(may_change, parts_of(root.get_submodule(target)))):
-            yield _format_target("self", target)
+            yield format_target("self", target)
         elif node.op == "get_attr":
             owner, _, name = target.rpartition(".")
             if name not in root.get_submodule(owner)._parameters:
-                yield f"({_format_target('self', owner) if owner else 'self'}, {name!r})"
+                yield f"({format_target('self', owner) if owner else 'self'}, {name!r})"
 
 
 def _in_functions(body: Sequence[str], segments: Sequence[_Segment]) -> list[str]:

@@ -19,12 +19,12 @@ import torch
 from torch import fx, nn
 from torch.fx.graph import PythonCode
 
+from fxcollab._torch import GENERATED
 from fxcollab.codegen.branches import Recompute, branch_by_branch
 from fxcollab.codegen.forwards import definitions, dispatch, merge
 from fxcollab.codegen.modes import Modes, set_mode
 from fxcollab.codegen.packing import pack, unpack
-from fxcollab.fx_utils import copy_graph
-from fxcollab.printable import make_printable
+from fxcollab.fx_utils import copy_graph, make_printable
 
 _STATE_HOOKS = (
     "_state_dict_hooks",
@@ -191,7 +191,7 @@ class CollabGraphModule(fx.GraphModule):
         return _unpickle, (state, graphs)
 
 
-_GENERATED = frozenset({"_graph", "_modes", "_code", "_lineno_map", "_prologue_start"})
+_GENERATED = GENERATED | {"_modes"}
 
 
 def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule:

@@ -14,7 +14,7 @@ from fxcollab.costs.errors import uncountable
 from fxcollab.costs.profile import profile
 from fxcollab.costs.step import Placement
 from fxcollab.errors import PatternError
-from fxcollab.sources.factory import model_of
+from fxcollab.sources.loaded import model_of
 from fxcollab.tracing.capture import Granularity, capture
 from fxcollab.tracing.examples import known_interface
 from fxcollab.tracing.interface import ExampleInputs

@@ -25,7 +25,7 @@ from fxcollab.passes import CapturePass, run_passes, training_passes
 from fxcollab.plan import PLAN_KEY, Plan, plan_of, training_model
 from fxcollab.rewriting.state_dict import prune_state_dict, unwrapped
 from fxcollab.runtime.operators import guard
-from fxcollab.sources.factory import model_of
+from fxcollab.sources.loaded import model_of
 from fxcollab.tracing.interface import ExampleInputs
 from fxcollab.tree import branch_name
 

@@ -126,11 +126,6 @@ def iterator_in(modules: Iterable[nn.Module]) -> str | None:
     return None
 
 
-def is_held(value: Any) -> bool:
-    """Whether it is, or has, a holder of its own."""
-    return is_container(type(value)) or next(_attributes(value), None) is not None
-
-
 def may_change(module: nn.Module) -> bool:
     """Whether a call may leave the module changed: it has buffers or hooks, or is not a layer of torch's own."""
     return bool(

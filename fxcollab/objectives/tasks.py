@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxcollab.errors import ObjectiveError, closest
-from fxcollab.objectives.concrete import is_concrete
-from fxcollab.objectives.outputs import described
+from fxcollab.objectives.outputs import described, is_concrete
 
 HardLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A loss on the labels: (logits, target) to a scalar."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import pytree
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.fx_utils import Interpreter
 from fxcollab.plan import plan_of

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from fxcollab.analysis.levels import tensors_of
+from fxcollab._torch import storage_id
 from fxcollab.analysis.partition import Partition
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import StateError
+from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import first_difference
 from fxcollab.plan import plan_of
 from fxcollab.proof.report import Check
@@ -97,7 +98,7 @@ def _separate_branches(cut: Partition, train_model: CollabGraphModule) -> Check:
             key = f"{plan.options.peers}.{branch_name(path)}.{origin}" if any(path) else origin
             if key not in tensors:
                 return Check(name, False, f"{key} is missing")
-            other = owners.setdefault(tensors[key].untyped_storage()._cdata, key)
+            other = owners.setdefault(storage_id(tensors[key]), key)
             if other != key and tensors[key].numel():
                 return Check(name, False, f"{key} is {other}")
             counted += any(path)

@@ -24,17 +24,16 @@ from functools import partial
 from typing import Any
 
 from torch import fx, nn
-from torch.fx.graph import CodeGen, _PyTreeCodeGen
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import codegen_of
 from fxcollab.analysis.effects import Write
 from fxcollab.analysis.order import Pair
 from fxcollab.analysis.partition import Partition
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.errors import CaptureError
 from fxcollab.fx_utils import attribute, copy_graph, copy_node, map_inputs
 from fxcollab.plan import RewriteOptions
 from fxcollab.provenance import META_KEY, Kind, Provenance
+from fxcollab.rewriting.outputs import codegen_for_heads, is_flat
 from fxcollab.runtime.private_copy import private_copy
 from fxcollab.runtime.rescale import rescale
 from fxcollab.tree import HeadTree, Path, branch_name
@@ -103,7 +102,7 @@ def duplicate(cut: Cut) -> Duplicated:
 class _Writer:
     def __init__(self, cut: Cut) -> None:
         self._cut, self._tree = cut, cut.tree
-        self._graph = fx.Graph(tracer_cls=cut.graph._tracer_cls)
+        self._graph = fx.Graph()
         self._taken = {node.name for node in cut.graph.nodes}
         self._instances: dict[tuple[fx.Node, Path], fx.Node] = {}
         self._inserted: dict[tuple[Any, ...], fx.Node] = {}
@@ -159,10 +158,11 @@ class _Writer:
     def _write_output(self, node: fx.Node) -> None:
         paths = self._tree.paths(self._tree.depth)
         heads = [map_inputs(node.args[0], partial(self._value, path=path)) for path in paths]
-        codegen = self._cut.graph._codegen
-        flat = isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
+        codegen = codegen_of(self._cut.graph)
         leaves: Any = type(node.args[0])  # a tuple or a list; pruning gives back the same
-        new = self._graph.output(leaves(leaf for head in heads for leaf in head) if flat else tuple(heads))
+        new = self._graph.output(
+            leaves(leaf for head in heads for leaf in head) if is_flat(codegen) else tuple(heads)
+        )
         new.meta = {**node.meta, META_KEY: Provenance("output", node.name, (), node.type, self._position)}
         self._graph.set_codegen(codegen_for_heads(codegen, self._tree.heads))
 
@@ -330,20 +330,3 @@ def _may_carry_gradient(node: fx.Node, root: nn.Module) -> bool:
         math.prod,
     )
     return not plain or any(_may_carry_gradient(source, root) for source in node.all_input_nodes)
-
-
-def codegen_for_heads(codegen: CodeGen, heads: int) -> CodeGen:
-    """Code generation for a graph that returns one output a head."""
-    if type(codegen) is CodeGen:
-        return codegen
-    if type(codegen) is not _PyTreeCodeGen:
-        raise CaptureError(
-            f"The graph generates its code with {type(codegen).__qualname__}.",
-            why="fxcollab can't tell how such a graph returns one output a head",
-            hint="give the module itself, or torch.export.export(model, inputs).module()",
-        )
-    info = codegen.pytree_info
-    if info.out_spec is None:
-        return codegen
-    one = pytree.tree_unflatten(list(range(info.out_spec.num_leaves)), info.out_spec)
-    return _PyTreeCodeGen(info._replace(out_spec=pytree.tree_flatten((one,) * heads)[1]))

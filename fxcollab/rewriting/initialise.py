@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fxcollab.analysis.levels import tensors_of
+from fxcollab._torch import FakeTensor
 from fxcollab.errors import PatternError, StateError
+from fxcollab.functional import tensors_of
 from fxcollab.rewriting.peers import Branch, State, clone_tensor
 from fxcollab.rng import seeded
 from fxcollab.tree import HeadTree, Path, branch_name
@@ -99,8 +100,7 @@ def _unmarked(branches: Mapping[Path, Branch], state: State) -> Iterator[None]:
 
 
 def _has_values(branch: nn.Module) -> bool:
-    fake = torch._subclasses.FakeTensor
-    return any(t.device.type != "meta" and not isinstance(t, fake) for t in branch.parameters())
+    return any(t.device.type != "meta" and not isinstance(t, FakeTensor) for t in branch.parameters())
 
 
 def _from_factory(branches: Mapping[Path, Branch], state: State, tree: HeadTree, seed: int, factory: Factory) -> bool:

@@ -7,14 +7,14 @@ from typing import Any, TypeVar, overload
 
 import torch
 from torch import fx, nn
-from torch.fx.graph import CodeGen, _PyTreeCodeGen
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import codegen_of
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import StateError
-from fxcollab.fx_utils import get_output, map_inputs
+from fxcollab.fx_utils import map_inputs
 from fxcollab.plan import plan_of, training_model
 from fxcollab.provenance import META_KEY, Provenance, provenance_of
+from fxcollab.rewriting.outputs import codegen_for_one, output_of
 from fxcollab.rewriting.peers import Branch
 from fxcollab.rewriting.state_dict import prune_state_dict, without_infixes
 from fxcollab.tree import HeadTree, Path, branch_name
@@ -66,7 +66,7 @@ def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path, peers: str) -> fx.G
         StateError: a node reads a value of another head, or of several.
     """
     provenance = provenance_of(graph, peers)
-    new = fx.Graph(tracer_cls=graph._tracer_cls)
+    new = fx.Graph()
     kept: dict[fx.Node, fx.Node] = {}
 
     def value(node: fx.Node) -> fx.Node:
@@ -97,7 +97,7 @@ def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path, peers: str) -> fx.G
                 type_expr=node.type,
             )
             kept[node].meta = _without_provenance(node)
-    new.set_codegen(codegen_for_one(graph._codegen))
+    new.set_codegen(codegen_for_one(codegen_of(graph)))
     return new
 
 
@@ -107,30 +107,6 @@ def _in_captured_order(graph: fx.Graph, provenance: Mapping[fx.Node, Provenance]
     for node in graph.nodes:
         places[node] = max([provenance[node].position, *(places[source] for source in node.all_input_nodes)])
     return sorted(graph.nodes, key=places.__getitem__)
-
-
-def output_of(graph: fx.Graph, tree: HeadTree, path: Path) -> Any:
-    """What one head contributes to the training graph's output."""
-    outputs: Any = get_output(graph).args[0]
-    head = list(tree.paths(tree.depth)).index(path)
-    if not is_flat(graph._codegen):
-        return outputs[head]
-    size = len(outputs) // tree.heads
-    return type(outputs)(outputs[head * size : (head + 1) * size])
-
-
-def is_flat(codegen: CodeGen) -> bool:
-    """Whether a graph returns the leaves of its outputs, to be put together by a pytree spec."""
-    return isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
-
-
-def codegen_for_one(codegen: CodeGen) -> CodeGen:
-    """Code generation for a graph that returns what one head does."""
-    if not isinstance(codegen, _PyTreeCodeGen) or not is_flat(codegen):
-        return codegen
-    spec: Any = codegen.pytree_info.out_spec
-    one = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)[0]
-    return _PyTreeCodeGen(codegen.pytree_info._replace(out_spec=pytree.tree_flatten(one)[1]))
 
 
 def _without_provenance(node: fx.Node) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import pytree
 from fxcollab.errors import CaptureError
 
 

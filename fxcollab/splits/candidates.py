@@ -15,9 +15,9 @@ from fxcollab.costs.clock import measured
 from fxcollab.costs.errors import uncountable
 from fxcollab.costs.profile import Profile, profile
 from fxcollab.errors import CaptureError
-from fxcollab.sources.factory import model_of
+from fxcollab.sources.loaded import model_of
 from fxcollab.splits.chain import Chain, chain_of
-from fxcollab.splits.names import SplitName, split_names
+from fxcollab.splits.names import SplitName, value_names
 from fxcollab.splits.opening import opened
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tracing.examples import known_interface
@@ -126,7 +126,7 @@ def survey(
     except Exception as error:  # whatever the user's code raises on a wrong shape
         raise uncountable(model, interface, error) from error
     seconds = _by_node(measured(captured, model, interface, example_inputs)) if measure else None
-    names = split_names(captured, model, interface, example_inputs, granularity)
+    names = value_names(captured, model, interface, example_inputs, granularity)
     return Survey(chain, interface, _with_stages(dict(_candidates(chain, names, seconds))), seconds)
 
 

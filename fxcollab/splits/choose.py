@@ -15,13 +15,13 @@ from fxcollab.costs.costs import Costs, costs_of, ratio
 from fxcollab.costs.profile import profile
 from fxcollab.costs.step import Placement, held_bytes, trained_bytes
 from fxcollab.errors import PatternError, SplitError
-from fxcollab.sources.factory import model_of
+from fxcollab.sources.loaded import model_of
 from fxcollab.splits.budget import Budget
 from fxcollab.splits.candidates import Survey, kept_bytes, survey
 from fxcollab.splits.errors import another_value, could_not_cut, none_fits, too_few_cuts, uncounted, wrong_budget
 from fxcollab.splits.explain import Choice, reason_for, runners_up
 from fxcollab.splits.opening import is_open
-from fxcollab.splits.option import Objective, Option, evenness
+from fxcollab.splits.option import Option, OptionScore, evenness
 from fxcollab.splits.rank import rank
 from fxcollab.splits.thin import thinned
 from fxcollab.tracing.capture import Granularity, capture
@@ -37,7 +37,7 @@ def choose_splits(
     fanouts: Sequence[Fanout] | None = None,
     max_time: float | None = None,
     max_memory: float | None = None,
-    objective: Objective = evenness,
+    objective: OptionScore = evenness,
     measure: bool = False,
     optimizer: float = 1.0,
     granularity: Granularity = "auto",
@@ -169,7 +169,7 @@ class _Choosing:
 
     estimates: _Estimates
     budget: Budget
-    objective: Objective
+    objective: OptionScore
     costs: Callable[[Option], Costs]
 
     def choice(self) -> Choice:

@@ -16,7 +16,7 @@ SplitName = tuple[str, bool]
 """A name, and whether it is a module's."""
 
 
-def split_names(
+def value_names(
     captured: CollabGraphModule,
     model: nn.Module,
     interface: Interface,

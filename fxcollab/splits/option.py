@@ -44,7 +44,7 @@ class Option:
         return all(cut.ends_stage for cut in self.cuts)
 
 
-Objective: TypeAlias = Callable[[Option], float]
+OptionScore: TypeAlias = Callable[[Option], float]
 """How good an option is; more is better."""
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
 
+from fxcollab._torch import FakeTensor
 from fxcollab.runtime.operators import QUESTIONS, guard
 from fxcollab.tracing.callers import calling_line, is_helper
+from fxcollab.tracing.errors import NoExampleError, UntraceableError
 from fxcollab.tracing.example_values import ExampleValues
 from fxcollab.tracing.interface import Interface
-from fxcollab.tracing.patches import NoExampleError, UntraceableError
 
 Record = Callable[[Any, tuple[Any, ...]], fx.Proxy]
 

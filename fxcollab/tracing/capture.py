@@ -20,13 +20,13 @@ from fxcollab.fx_utils import copy_graph
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.answers import may_be_none
 from fxcollab.tracing.callers import belongs_to_the_machinery
+from fxcollab.tracing.errors import NoExampleError, UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
 from fxcollab.tracing.examples import example_tensors, guess_inputs
 from fxcollab.tracing.helpers import Helper, innermost_helper
 from fxcollab.tracing.interface import ExampleInputs, Interface, interface_of
 from fxcollab.tracing.leaks import purge_caches, purge_leaked_proxies
 from fxcollab.tracing.limitations import limitations
-from fxcollab.tracing.patches import NoExampleError, UntraceableError
 from fxcollab.tracing.preserve import preserved
 from fxcollab.tracing.proxy import readable
 from fxcollab.tracing.tracer import LazyTracer

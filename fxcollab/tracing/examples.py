@@ -12,16 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
 
+from fxcollab._torch import DATA_DEPENDENT_ERRORS, FakeTensorMode
 from fxcollab.codegen.modes import set_mode
-from fxcollab.errors import CaptureError
-from fxcollab.functional import call_with, named_tensors
+from fxcollab.errors import CaptureError, one_line
+from fxcollab.functional import call_with, copied_state, once_each
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.interface import ExampleInputs, InputSpec, Interface, interface_of
 from fxcollab.tracing.preserve import preserved, replace_plain_tensors
@@ -104,7 +99,7 @@ def why_not(model: nn.Module, interface: Interface) -> str | None:
     except DATA_DEPENDENT_ERRORS:
         return None
     except (Exception, SystemExit) as error:  # whatever the user's code raises on a wrong shape
-        return f"{type(error).__name__}: {str(error).partition(_NEWLINE)[0]}"
+        return one_line(error)
     return None
 
 
@@ -118,18 +113,13 @@ def why_not_on(model: nn.Module, interface: Interface, values: Sequence[Any]) ->
         for training in (True, False):
             set_mode(model, training)
             replace_plain_tensors(modules, Tensor.clone)
-            state = {name: tensor.clone() for name, tensor in named_tensors(model)}
+            state = copied_state(model, Tensor.clone)
             args, kwargs = interface.call(model, copy.deepcopy(list(values)))
             try:
                 call_with(model, state, args, kwargs)
             except (Exception, SystemExit) as error:  # whatever the user's code raises on a wrong shape
-                return f"{type(error).__name__}: {str(error).partition(_NEWLINE)[0]}"
+                return one_line(error)
     return None
-
-
-_NEWLINE = "\n"
-DATA_DEPENDENT_ERRORS = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
-"""What fake tensors raise where a model asks for data."""
 
 
 def example_tensors(model: nn.Module, interface: Interface, seed: int = 0) -> list[Tensor]:
@@ -167,19 +157,15 @@ def run_on_fakes(
         without_tracebacks(),
         observer or nullcontext(),
     ):
-        fakes: dict[int, Tensor] = {}
 
+        @once_each
         def fake(tensor: Tensor) -> Tensor:
-            if id(tensor) not in fakes:
-                fakes[id(tensor)] = mode.from_tensor(tensor).detach()
-                fakes[id(tensor)].requires_grad_(run is not None and tensor.requires_grad)
-            return fakes[id(tensor)]
+            return mode.from_tensor(tensor).detach().requires_grad_(run is not None and tensor.requires_grad)
 
-        state = {name: fake(tensor) for name, tensor in named_tensors(model)}
-        replace_plain_tensors(modules, fake)
         call = _Call(model, run or (lambda model, *values: _called(model, interface, values)))
-        named_in_call = {f"model.{name}": tensor for name, tensor in state.items()}
-        return call_with(call, named_in_call, tuple(map(fake, examples)))
+        state = copied_state(call, fake)
+        replace_plain_tensors(modules, fake)
+        return call_with(call, state, tuple(map(fake, examples)))
 
 
 class _Call(nn.Module):
@@ -201,7 +187,7 @@ def _called(model: nn.Module, interface: Interface, values: Sequence[Tensor]) ->
 @contextmanager
 def without_tracebacks() -> Iterator[None]:
     """Keep fake tensors from logging pages about an input that doesn't fit: the error says it."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger = logging.getLogger(FakeTensorMode.__module__)
     disabled, logger.disabled = logger.disabled, True
     try:
         yield
