@@ -20,11 +20,10 @@ from fxcollab.splits.budget import Budget
 from fxcollab.splits.candidates import Survey, kept_bytes, survey
 from fxcollab.splits.errors import another_value, could_not_cut, none_fits, too_few_cuts, uncounted, wrong_budget
 from fxcollab.splits.explain import Choice, reason_for, runners_up
-from fxcollab.splits.opening import is_open
 from fxcollab.splits.option import Option, OptionScore, evenness
 from fxcollab.splits.rank import rank
 from fxcollab.splits.thin import thinned
-from fxcollab.tracing.capture import Granularity, capture
+from fxcollab.tracing.capture import Granularity
 from fxcollab.tracing.interface import ExampleInputs
 from fxcollab.tree import Fanout, HeadTree, head_tree
 
@@ -81,9 +80,9 @@ def choose_splits(
 
     def costs(option: Option) -> Costs:
         captured, profiled = found.chain.captured, found.chain.costs
-        if not is_open(model, granularity):
-            captured = capture(model, option.splits, example_inputs, granularity, interface=found.interface)
-            profiled = profile(captured, found.interface)
+        if not found.searched.is_open:
+            captured = found.searched.capture(option.splits)
+            profiled = profile(captured, found.searched.interface)
         cut = partition(captured, HeadTree(option.splits, tree.fanouts))
         counted = costs_of(captured, Placement.of(captured, cut), profiled, optimizer)
         if counted.training.flops != estimates.flops(option):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from fxcollab.tracing.errors import NoExampleError, UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
 from fxcollab.tracing.examples import example_tensors, guess_inputs
 from fxcollab.tracing.helpers import Helper, innermost_helper
-from fxcollab.tracing.interface import ExampleInputs, Interface, interface_of
+from fxcollab.tracing.interface import ExampleInputs, Interface, forward_of, interface_of
 from fxcollab.tracing.leaks import purge_caches, purge_leaked_proxies
 from fxcollab.tracing.limitations import limitations
 from fxcollab.tracing.preserve import preserved
@@ -160,8 +159,7 @@ def _tried(
 ) -> _Traced:
     model, helpers = request.model, list[Helper]()
     resorts = request.examples()
-    structured = any(spec.structured for spec in request.interface.inputs)  # of what? only an example tells
-    examples = next(resorts) if structured else None
+    examples = next(resorts) if request.interface.structured else None  # only an example tells of what
     while True:
         purge_caches(proxies)  # of the attempt before, whose error is gone
         proxies.clear()
@@ -321,7 +319,7 @@ def _refuse_no_inputs(model: nn.Module, interface: Interface) -> None:
     if not interface.inputs:
         raise CaptureError(
             f"{type(model).__qualname__} has no required input, so nothing says what its graph takes.",
-            where=f"{type(model).__qualname__}.forward{inspect.signature(model.forward)}",
+            where=forward_of(model),
             hint="give example_inputs: a dict of the keyword inputs you train with",
         )
 

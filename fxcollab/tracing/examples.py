@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,7 +17,7 @@ from fxcollab.codegen.modes import set_mode
 from fxcollab.errors import CaptureError, one_line
 from fxcollab.functional import call_with, copied_state, once_each
 from fxcollab.rng import preserve_rng_state
-from fxcollab.tracing.interface import ExampleInputs, InputSpec, Interface, interface_of
+from fxcollab.tracing.interface import ExampleInputs, InputSpec, Interface, forward_of, interface_of
 from fxcollab.tracing.preserve import preserved, replace_plain_tensors
 
 SMALL_IMAGES = (64, 224, 32, 299, 128, 256, 384, 28)
@@ -41,11 +40,10 @@ def guess_inputs(
     """
     interface = interface_of(model)
     names = [spec.name for spec in interface.inputs]
-    structured = [spec.name for spec in (known or interface).inputs if spec.structured]
-    if structured:
+    if structured := (known or interface).structured:
         raise CaptureError(
             f"No input that {type(model).__qualname__} accepts can be guessed.",
-            where=f"{type(model).__qualname__}.forward{inspect.signature(model.forward)}",
+            where=forward_of(model),
             why=f"{', '.join(structured)} is a list, a dict or the like",
             hint="give example_inputs",
         )
@@ -68,11 +66,10 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
         CaptureError: no usual input fits, or one is a structure of tensors.
     """
     interface = interface_of(model, example_inputs)
-    structured = [spec.name for spec in interface.inputs if spec.structured]
-    if structured:
+    if structured := interface.structured:
         raise CaptureError(
             f"What {type(model).__qualname__} costs can't be counted.",
-            where=f"{type(model).__qualname__}.forward{inspect.signature(model.forward)}",
+            where=forward_of(model),
             why=f"{', '.join(structured)} is a list, a dict or the like, and only tensors are counted on",
             hint="name the splits yourself",
         )
@@ -81,15 +78,7 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
 
 def accepts(model: nn.Module, interface: Interface) -> bool:
     """Whether ``model`` runs on such inputs in both modes, tried on fake tensors."""
-    modules = list(model.modules())
-    with preserved(modules), torch.no_grad():
-        for training in (False, True):
-            set_mode(model, training)
-            try:
-                run_on_fakes(model, interface)
-            except (Exception, SystemExit):  # whatever the user's code raises on a wrong shape
-                return False
-    return True
+    return _why_not_in_both_modes(model, lambda: run_on_fakes(model, interface)) is None
 
 
 def why_not(model: nn.Module, interface: Interface) -> str | None:
@@ -98,26 +87,36 @@ def why_not(model: nn.Module, interface: Interface) -> str | None:
         run_on_fakes(model, interface)
     except DATA_DEPENDENT_ERRORS:
         return None
-    except (Exception, SystemExit) as error:  # whatever the user's code raises on a wrong shape
+    except _USER_ERRORS as error:
         return one_line(error)
     return None
 
 
 def why_not_on(model: nn.Module, interface: Interface, values: Sequence[Any]) -> str | None:
     """Why ``model`` fails on these very inputs, in a line; None where it runs in both modes, or has no data."""
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(tensor.is_meta for tensor in tensors):
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         return None
-    modules = list(model.modules())
-    with preserved(modules), preserve_rng_state(), torch.no_grad():
+
+    def call() -> None:
+        replace_plain_tensors(model.modules(), Tensor.clone)
+        args, kwargs = interface.call(model, copy.deepcopy(list(values)))
+        call_with(model, copied_state(model, Tensor.clone), args, kwargs)
+
+    with preserve_rng_state():
+        return _why_not_in_both_modes(model, call)
+
+
+_USER_ERRORS = (Exception, SystemExit)
+"""What user code may raise on a wrong shape: whatever it likes."""
+
+
+def _why_not_in_both_modes(model: nn.Module, call: Callable[[], object]) -> str | None:
+    with preserved(model.modules()), torch.no_grad():
         for training in (True, False):
             set_mode(model, training)
-            replace_plain_tensors(modules, Tensor.clone)
-            state = copied_state(model, Tensor.clone)
-            args, kwargs = interface.call(model, copy.deepcopy(list(values)))
             try:
-                call_with(model, state, args, kwargs)
-            except (Exception, SystemExit) as error:  # whatever the user's code raises on a wrong shape
+                call()
+            except _USER_ERRORS as error:
                 return one_line(error)
     return None
 
