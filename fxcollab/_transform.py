@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.errors import CaptureError, ForwardError, PatternError
+from fxcollab.errors import CaptureError, ForwardError, PatternError, warn_caller
 from fxcollab.passes import AfterPass, CapturePass, PartitionPass, run_passes, training_passes
 from fxcollab.plan import RewriteOptions
 from fxcollab.rewriting.initialise import Init
@@ -126,7 +125,7 @@ def transform(
         _refuse_wrong_inputs(model, interface, example_inputs)
         raise _with_way_out(error, model, how) from error.__cause__
     for sentence in train_model.meta[LIMITATIONS_KEY]:
-        warnings.warn(f"limitation: {sentence}", stacklevel=2)
+        warn_caller(f"limitation: {sentence}")
     return train_model
 
 

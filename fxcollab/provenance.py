@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import fx
 
 from fxcollab.errors import StateError
+from fxcollab.fx_utils import place
 from fxcollab.tree import Path, branch_name, parse_branch_name
 
 META_KEY = "fxcollab"
@@ -84,9 +85,9 @@ def _derived(node: fx.Node, known: Mapping[fx.Node, Provenance], peers: str) -> 
     if foreign is not None:
         raise StateError(
             f"Node {node.name!r} belongs to no head.",
-            where=f"{node.op} {node.target}",
+            where=place(node),
             why="it was added after the rewrite and reads values of several heads: of branches "
-            f"{branch_name(foreign)} and {branch_name(branch)}",
+            + " and ".join(sorted((branch_name(foreign), branch_name(branch)))),
             hint="give every head a node of its own, or combine the heads' outputs outside of the graph",
         )
     return Provenance("clone" if branch else "shared", node.name, branch, target, position)

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from fxcollab._torch import pytree
 from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.errors import StateError
 from fxcollab.fx_utils import Interpreter
 from fxcollab.plan import plan_of
 from fxcollab.provenance import provenance_of
@@ -44,8 +45,11 @@ class Lockstep(nn.Module):
 
 def _starts(model: CollabGraphModule, inputs: Sequence[Any]) -> dict[str, GeneratorState]:
     """The state of the generators before each node of the original, which runs once; its buffers are put back."""
+    try:
+        recorder = _Recorder(prune(model))
+    except StateError:  # the heads are no longer apart, which the proof of the structure says
+        return {}
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
-    recorder = _Recorder(prune(model))
     with preserve_rng_state(), torch.no_grad(), preserved(model.modules()):
         recorder.run(*pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, list(inputs)))
         for buffer, before in buffers.items():

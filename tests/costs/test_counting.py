@@ -277,5 +277,5 @@ def test_the_summary_counts_in_train_mode_and_leaves_the_mode() -> None:
 
 
 def test_only_a_training_model_has_a_summary() -> None:
-    with pytest.raises(StateError, match="is no training model"):
+    with pytest.raises(StateError, match="is not a training model"):
         summarise(Cifar())  # type: ignore[arg-type]

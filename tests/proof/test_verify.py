@@ -177,12 +177,12 @@ def test_swapped_heads_are_found(model: nn.Module, train_model: CollabGraphModul
 
 
 def test_crossed_branches_are_found(model: nn.Module, train_model: CollabGraphModule) -> None:
-    head = node(train_model, "head_b1_0")
-    head.args = (node(train_model, "head_b1_1").args[0],)
+    head = node(train_model, "head_b1_1")
+    head.args = (node(train_model, "head_b1_0").args[0],)
     train_model.graph.lint()
     train_model.recompile()
     names = failed(fxcollab.verify(model, train_model, (X,)))
-    assert "graph of head 2 equals the original's" in names
+    assert "graph of head 3 equals the original's" in names
 
 
 def test_a_branch_that_calls_anothers_module_is_found(model: nn.Module, train_model: CollabGraphModule) -> None:
@@ -272,19 +272,21 @@ def test_renamed_state_is_found(model: nn.Module, train_model: CollabGraphModule
 # ---------------------------------------------------------------------------------------------- refusals
 
 
-def test_an_edited_graph_without_provenance_is_refused(model: nn.Module, train_model: CollabGraphModule) -> None:
-    head = node(train_model, "head")
-    with train_model.graph.inserting_after(head):
-        train_model.graph.call_function(torch.neg, (head,))
+def test_a_node_that_joins_heads_belongs_to_none(model: nn.Module, train_model: CollabGraphModule) -> None:
+    heads = node(train_model, "head_b0_1"), node(train_model, "head_b1_0")
+    with train_model.graph.inserting_after(heads[1]):
+        train_model.graph.call_function(torch.add, heads)
     train_model.recompile()
-    with pytest.raises(StateError, match="Node 'neg' was not made by fxcollab"):
+    with pytest.raises(StateError, match=r"(?s)Node 'add\w*' belongs to no head.*branches b0_1 and b1_0"):
         fxcollab.prune(train_model)
+    report = fxcollab.verify(model, train_model, (X,))
+    assert [check.name for check in report if not check.ok] == ["every node belongs to a head"]
 
 
 def test_a_model_that_was_not_transformed_is_refused(model: nn.Module) -> None:
-    with pytest.raises(StateError, match="Net is no training model"):
+    with pytest.raises(StateError, match="Net is not a training model"):
         fxcollab.verify(model, model, (X,))
-    with pytest.raises(StateError, match="is no training model"):
+    with pytest.raises(StateError, match="is not a training model"):
         fxcollab.verify(model, fxcollab.capture(model, ["stem"]), (X,))
 
 
