@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import fxcollab
 from samples.networks import densenet_cifar, resnet_cifar
 from tests.references import SkipNet, SmallConvNet
+from tests.speeds import slow_but
 from tests.training_helpers import CLASSES, Mlp, assert_same_gradients, batch, gradients, mlp, mlp_batch, train
 
 pytestmark = pytest.mark.usefixtures("no_compiled_leftovers")
@@ -69,6 +70,7 @@ def train_model(request: pytest.FixtureRequest) -> fxcollab.CollabGraphModule:
 # --------------------------------------------------------------------------------------------- in one process
 
 
+@pytest.mark.parametrize("train_model", slow_but(["tree", "skips", "instances"], MODELS), indirect=True)
 def test_training_lowers_the_loss_and_moves_every_parameter(train_model: fxcollab.CollabGraphModule) -> None:
     before = {name: p.detach().clone() for name, p in train_model.named_parameters()}
     losses = train(train_model, train_model.parameters(), steps=12)
@@ -77,6 +79,7 @@ def test_training_lowers_the_loss_and_moves_every_parameter(train_model: fxcolla
     assert not still
 
 
+@pytest.mark.parametrize("train_model", slow_but(["tree", "skips", "instances"], MODELS), indirect=True)
 def test_every_head_learns(train_model: fxcollab.CollabGraphModule) -> None:
     x, target = batch()
     before = [F.cross_entropy(z, target).item() for z in train_model(x)]
@@ -85,6 +88,7 @@ def test_every_head_learns(train_model: fxcollab.CollabGraphModule) -> None:
     assert all(new < old for new, old in zip(after, before, strict=True))
 
 
+@pytest.mark.parametrize("train_model", slow_but(["tree"], MODELS), indirect=True)
 def test_compiled_gradients_equal_eagers(train_model: fxcollab.CollabGraphModule) -> None:
     train_model.double()
     expected = gradients(train_model, train_model)
@@ -92,6 +96,7 @@ def test_compiled_gradients_equal_eagers(train_model: fxcollab.CollabGraphModule
     assert_same_gradients(gradients(compiled, train_model), expected)
 
 
+@pytest.mark.slow
 def test_compiled_training_lowers_the_loss_and_follows_the_mode() -> None:
     train_model, twin = MODELS["skips"](), MODELS["skips"]()
     compiled = torch.compile(train_model, fullgraph=True, backend="aot_eager")
@@ -104,6 +109,7 @@ def test_compiled_training_lowers_the_loss_and_follows_the_mode() -> None:
             assert_close(output, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_compiled_by_inductor() -> None:
     train_model, twin = mlp(), mlp()
     compiled = torch.compile(train_model, fullgraph=True)
@@ -111,6 +117,7 @@ def test_training_compiled_by_inductor() -> None:
     assert_close(losses, train(twin, twin.parameters(), steps=4, data=mlp_batch()))
 
 
+@pytest.mark.slow
 def test_loss_and_model_compile_together() -> None:
     train_model = MODELS["simple"]().double()
     loss = fxcollab.CollaborativeLoss()
@@ -122,6 +129,7 @@ def test_loss_and_model_compile_together() -> None:
     assert_same_gradients({name: p.grad for name, p in train_model.named_parameters()}, expected)
 
 
+@pytest.mark.parametrize("train_model", slow_but(["tree"], MODELS), indirect=True)
 def test_autocast_training_lowers_the_loss(train_model: fxcollab.CollabGraphModule) -> None:
     def model(x: Tensor) -> Any:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -140,6 +148,7 @@ def test_pure_bf16_training_lowers_the_loss() -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("train_model", slow_but(["tree", "skips", "instances"], MODELS), indirect=True)
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointed_gradients_equal_the_plain_ones(
     train_model: fxcollab.CollabGraphModule, reentrant: bool
@@ -232,6 +241,7 @@ def test_an_optimizer_resumes_from_its_state(optimizer: type[torch.optim.Optimiz
 # ------------------------------------------------------------------------------------------- wrapped state dicts
 
 
+@pytest.mark.parametrize("train_model", slow_but(["tree", "skips", "instances"], MODELS), indirect=True)
 def test_wrapped_state_dicts_prune_to_the_plain_one(train_model: fxcollab.CollabGraphModule) -> None:
     state = train_model.state_dict()
     compiled = torch.compile(train_model, backend="eager")

@@ -27,6 +27,7 @@ from fxcollab.tracing.examples import run_on_fakes
 from fxcollab.tracing.interface import InputSpec, Interface
 from samples.networks.resnet_cifar import resnet20
 from tests.costs.helpers import Cifar
+from tests.speeds import slow_but
 from tests.untouched import Untouched
 
 # A training step over any head tree, counted before it is built.
@@ -81,8 +82,8 @@ def built_and_counted(network: str, tree: str) -> tuple[fxcollab.CollabGraphModu
     )
 
 
-@pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("network", STEPS)
+@pytest.mark.parametrize("tree", slow_but(["hierarchical", "simple"], TREES))
+@pytest.mark.parametrize("network", slow_but(["cifar", "dense"], STEPS))
 def test_flops_and_parameters_of_a_step_are_those_of_the_built_graph(network: str, tree: str) -> None:
     train_model, interface, cost = built_and_counted(network, tree)
     counter = FlopCounterMode(display=False)
@@ -97,7 +98,7 @@ def test_flops_and_parameters_of_a_step_are_those_of_the_built_graph(network: st
     assert cost.parameters == parameter_count(train_model)
 
 
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", slow_but(["simple"], TREES))
 def test_the_peak_of_a_steps_memory_is_that_of_the_built_graph(tree: str) -> None:
     train_model, interface, cost = built_and_counted("resnet20", tree)
     peaks: list[int] = []
@@ -114,7 +115,7 @@ def test_the_peak_of_a_steps_memory_is_that_of_the_built_graph(tree: str) -> Non
     assert cost.memory == pytest.approx(peaks[0], rel=0.05)
 
 
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", slow_but(["hierarchical"], TREES))
 def test_the_peak_of_a_steps_memory_is_what_the_allocator_gives(tree: str) -> None:
     planned, _, cost = built_and_counted("resnet20", tree)
     train_model = fxcollab.transform(
@@ -147,7 +148,7 @@ def test_a_profile_leaves_the_model_as_it_is() -> None:
     assert untouched.differences() == []
 
 
-@pytest.mark.parametrize("measure", [False, True])
+@pytest.mark.parametrize("measure", slow_but([True], [False, True]))
 def test_nothing_is_held_once_costs_are_known(measure: bool) -> None:
     model = resnet20()
     gone = weakref.ref(model)

@@ -23,6 +23,8 @@ from tests.processes import Jobs, Saved, saved_by
 from tests.references import SkipNet, SmallConvNet
 from tests.training_helpers import CLASSES, Mlp, assert_same_gradients, batch, gradients, mlp, mlp_batch, train
 
+pytestmark = pytest.mark.dist
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:

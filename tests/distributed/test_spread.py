@@ -174,6 +174,7 @@ JOBS: Jobs = {
 }
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize("case", CASES)
 def test_every_rank_has_the_gradients_and_statistics_of_one_process(
     case: str, results: Callable[[str], list[Any]]
@@ -189,6 +190,7 @@ def test_every_rank_has_the_gradients_and_statistics_of_one_process(
     assert set().union(*parts) == expected.keys()
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_of_several_backwards_add_up(case: str, results: Callable[[str], list[Any]]) -> None:
     whole = made(case)
@@ -201,6 +203,7 @@ def test_gradients_of_several_backwards_add_up(case: str, results: Callable[[str
             assert_close(value, expected[name], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize("case", CASES)
 def test_the_gathered_state_is_that_of_the_whole_and_prunes(case: str, results: Callable[[str], list[Any]]) -> None:
     whole = made(case)
@@ -216,6 +219,7 @@ def test_the_gathered_state_is_that_of_the_whole_and_prunes(case: str, results: 
         original.load_state_dict(fxcollab.prune_state_dict(state, head), strict=True)
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize("case", CASES)
 def test_the_norm_of_all_gradients_counts_each_once(case: str, results: Callable[[str], list[Any]]) -> None:
     whole = made(case)
@@ -225,6 +229,7 @@ def test_the_norm_of_all_gradients_counts_each_once(case: str, results: Callable
         assert_close(norm, expected)
 
 
+@pytest.mark.dist
 def test_gathering_leaves_the_parts_as_they_are(results: Callable[[str], list[Any]]) -> None:
     for before, after, shared in results("gather/kept"):
         assert not shared  # a copy on every rank, also on the one that owns the tensor
@@ -232,6 +237,7 @@ def test_gathering_leaves_the_parts_as_they_are(results: Callable[[str], list[An
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.dist
 def test_rows_with_other_batches_take_the_mean(results: Callable[[str], list[Any]]) -> None:
     whole = made("tied")
     step("tied", whole)
@@ -241,6 +247,7 @@ def test_rows_with_other_batches_take_the_mean(results: Callable[[str], list[Any
             assert_close(value, expected[name], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.dist
 def test_training_lowers_the_loss_and_keeps_ranks_together(results: Callable[[str], list[Any]]) -> None:
     ranks = results("train/trained")
     first, found, state = ranks[0]
@@ -254,6 +261,7 @@ def test_training_lowers_the_loss_and_keeps_ranks_together(results: Callable[[st
     SmallConvNet().double().load_state_dict(fxcollab.prune_state_dict(state, 3), strict=True)
 
 
+@pytest.mark.dist
 def test_averages_of_the_weights_stay_together(results: Callable[[str], list[Any]]) -> None:
     first, *others = results("train/average")
     for other in others:
@@ -261,6 +269,7 @@ def test_averages_of_the_weights_stay_together(results: Callable[[str], list[Any
             assert_close(other[name], first[name])
 
 
+@pytest.mark.dist
 def test_what_cannot_be_spread_is_refused(results: Callable[[str], list[Any]]) -> None:
     for errors in results("refuse/errors"):
         assert [name for name, _ in errors] == [

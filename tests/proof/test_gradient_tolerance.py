@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 import fxcollab
 from fxcollab import CollabGraphModule, Report
+from tests.speeds import slow_but
 
 X = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
 GRADIENTS = "gradients are the mean over separate originals"
@@ -160,8 +161,14 @@ def assert_only_gradients_fail(report: Report, where: str, tensor: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"heads": 3}, {"pattern": "hierarchical", "splits": ["first", "stem"], "fanouts": (3, 2)}],
-    ids=["2 heads", "3 heads", "tree of 6"],
+    slow_but(
+        ["2 heads"],
+        [
+            pytest.param({}, id="2 heads"),
+            pytest.param({"heads": 3}, id="3 heads"),
+            pytest.param({"pattern": "hierarchical", "splits": ["first", "stem"], "fanouts": (3, 2)}, id="tree of 6"),
+        ],
+    ),
 )
 def test_a_model_that_runs_in_single_precision_alone_is_proved(
     case: tuple[nn.Module, str], options: dict[str, Any]
@@ -230,7 +237,7 @@ def test_where_rounding_grows_a_wrong_factor_is_found_all_the_same(seed: int) ->
 # --------------------------------------------------------------------------------------------- what doesn't
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("edit", slow_but(["1% more"], EDITS))
 def test_a_wrong_factor_of_the_split_is_found(case: tuple[nn.Module, str], edit: str) -> None:
     model, where = case
     train_model = transformed(model)
@@ -246,7 +253,7 @@ def share_of_the_faint_gradient(model: Net) -> float:
     return sizes["faint"] / max(sizes.values())
 
 
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("edit", slow_but(["none"], EDITS))
 def test_a_wrong_factor_is_found_on_a_gradient_that_is_a_thousandth_of_the_largest(
     case: tuple[nn.Module, str], edit: str
 ) -> None:
@@ -259,7 +266,7 @@ def test_a_wrong_factor_is_found_on_a_gradient_that_is_a_thousandth_of_the_large
     assert_only_gradients_fail(verified(model, train_model), where, "faint")
 
 
-@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("index", slow_but([0, 3], range(4)))
 @pytest.mark.parametrize("edit", ["1% more", "none"])
 def test_a_wrong_factor_anywhere_in_a_tree_is_found(edit: str, index: int) -> None:
     model = Net(first=CastsToSingle())

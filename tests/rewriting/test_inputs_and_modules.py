@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from tests.rewriting.hazard_helpers import IMAGE, SEQUENCE, Stem, X, proven
+from tests.speeds import slow_but
 
 # --------------------------------------------------------------------------------------- random operations
 
@@ -58,7 +59,7 @@ class ManyInputs(nn.Module):
 INDEX = torch.tensor([2, 0])
 
 
-@pytest.mark.parametrize("splits", [["a"], ["b"], ["a+b"], []])
+@pytest.mark.parametrize("splits", slow_but([["a+b"], []], [["a"], ["b"], ["a+b"], []]))
 @pytest.mark.parametrize(
     "inputs",
     [(X, X.flip(0), INDEX), (X, X.flip(0), INDEX, X > 0), {"y": X, "x": X.sin(), "index": INDEX, "mask": X}],
@@ -128,7 +129,13 @@ def test_a_weight_computed_behind_the_split(granularity: str) -> None:
     proven(model, ["conv1"], (IMAGE,), granularity=granularity)
 
 
-@pytest.mark.parametrize("splits", [["conv1"], ["bn1"], ["relu"], ["conv2"], ["relu@2"], ["bn1", "conv2"]])
+@pytest.mark.parametrize(
+    "splits",
+    slow_but(
+        [["conv1"], ["relu@2"], ["bn1", "conv2"]],
+        [["conv1"], ["bn1"], ["relu"], ["conv2"], ["relu@2"], ["bn1", "conv2"]],
+    ),
+)
 def test_batch_norm_in_trunk_and_head(splits: list[str]) -> None:
     model = ConvNet(conv())
     train_model = proven(model, splits, (IMAGE,))
@@ -174,7 +181,9 @@ class Sequences(nn.Module):
         return self.head(self.layer(x))
 
 
-@pytest.mark.parametrize("splits", [["stem"], ["lstm"], ["attention"], ["layer"], ["lstm", "attention"]])
+@pytest.mark.parametrize(
+    "splits", slow_but([["stem"], ["layer"]], [["stem"], ["lstm"], ["attention"], ["layer"], ["lstm", "attention"]])
+)
 def test_recurrent_and_attention_modules(splits: list[str]) -> None:
     proven(Sequences(), splits, (SEQUENCE,))
 

@@ -127,3 +127,20 @@ def test_heads_prune_back_into_a_model_with_compiled_parts() -> None:
     expected = train_model(images())[1]
     assert torch.equal(fxcollab.prune(train_model, 1)(images()), expected)
     assert torch.equal(fxcollab.prune(train_model, 1, into=model)(images()), expected)
+
+
+@pytest.mark.parametrize("head", [0, 3])
+def test_a_pruned_model_exports(head: int) -> None:
+    _, train_model = chain()
+    pruned = fxcollab.prune(train_model.eval(), head)
+    exported = torch.export.export(pruned, (images(),))
+    assert exported.state_dict.keys() == SmallConvNet().state_dict().keys()
+    assert torch.equal(exported.module()(images()), pruned(images()))
+
+
+@pytest.mark.xfail(strict=True, reason="TorchScript can't read the class of the pruned model", raises=RuntimeError)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning", "ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_pruned_model_scripts() -> None:
+    _, train_model = chain()
+    pruned = fxcollab.prune(train_model.eval())
+    assert torch.equal(torch.jit.script(pruned)(images()), pruned(images()))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.rewriting.hazard_helpers import Stem, copies, proven, rescales
+from tests.speeds import slow_but
 
 
 class WritesIntoView(nn.Module):
@@ -49,7 +50,7 @@ class WritesUnderHook(nn.Module):
         return x * 2
 
 
-@pytest.mark.parametrize("fanout", [2, 3])
+@pytest.mark.parametrize("fanout", slow_but([2], [2, 3]))
 @pytest.mark.parametrize(
     "behind",
     [

@@ -29,6 +29,7 @@ from tests.runtime.recompute_helpers import (
     pair,
     step,
 )
+from tests.speeds import slow_but
 
 
 def test_random_numbers_are_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +225,9 @@ class Around(nn.Module):
         return self.last(self.body(self.first(x.flatten(1))))
 
 
-@pytest.mark.parametrize("body", [Averages, Counts, lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))])
+@pytest.mark.parametrize(
+    "body", slow_but([Averages], [Averages, Counts, lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))])
+)
 @pytest.mark.filterwarnings("ignore:no module initialises")
 def test_what_a_compiler_cannot_compute_again_runs_as_it_is(body: Callable[[], nn.Module]) -> None:
     plain, again = pair(lambda: Around(body), pattern="simple", splits=["first"])

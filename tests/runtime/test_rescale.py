@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fxcollab import rescale
 from tests.runtime.rescale_helpers import DIFFERENTIABLE, DTYPES, FACTORS, RUNNERS, bits, finite_values, rescaled_by
+from tests.speeds import slow_but
 
 pytestmark = pytest.mark.usefixtures("no_compiled_leftovers")
 
@@ -34,7 +35,7 @@ def test_forward_is_exact_for_every_finite_value(dtype: torch.dtype, factor: flo
     assert result.dtype == dtype and torch.equal(bits(result), bits(value))
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("runner", slow_but(RUNNERS.keys() - {"export strict"}, RUNNERS))
 @pytest.mark.parametrize("requires_grad", [True, False], ids=["grad", "no grad"])
 def test_forward_is_exact_however_it_is_run(runner: str, requires_grad: bool) -> None:
     for dtype in DTYPES if runner != "compile" else [torch.float64, torch.bfloat16]:
@@ -45,7 +46,7 @@ def test_forward_is_exact_however_it_is_run(runner: str, requires_grad: bool) ->
             assert torch.equal(bits(run(value)), bits(value)), (dtype, factor)
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("runner", slow_but(RUNNERS.keys() - {"compile", "export", "export strict"}, RUNNERS))
 def test_infinities_stay_infinities(runner: str) -> None:
     value = torch.tensor([math.inf, -math.inf, -0.0, 1.0], requires_grad=True)
     run = RUNNERS[runner](lambda x: rescale(x, 1 / 3), value)
@@ -90,7 +91,9 @@ def test_gradient_is_exactly_the_factor_times_what_arrives(dtype: torch.dtype, f
 
 
 @pytest.mark.parametrize("factor", FACTORS)
-@pytest.mark.parametrize("runner", DIFFERENTIABLE)
+@pytest.mark.parametrize(
+    "runner", slow_but([name for name in DIFFERENTIABLE if name != "export strict"], DIFFERENTIABLE)
+)
 def test_gradient_is_scaled_however_it_is_run(runner: str, factor: float) -> None:
     value = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     value.requires_grad_()
@@ -100,7 +103,9 @@ def test_gradient_is_scaled_however_it_is_run(runner: str, factor: float) -> Non
     assert_close(value.grad, 2 * factor * weights, rtol=1e-15, atol=0)
 
 
-@pytest.mark.parametrize("runner", DIFFERENTIABLE)
+@pytest.mark.parametrize(
+    "runner", slow_but([name for name in DIFFERENTIABLE if name != "export strict"], DIFFERENTIABLE)
+)
 def test_gradient_is_scaled_where_tracing_saw_no_gradient(runner: str) -> None:
     """What is frozen, or run without gradients, while it is traced may be trained later on."""
     value = torch.ones(3, dtype=torch.float64)

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import fxcollab
 from fxcollab import rescale
 from tests.references import SkipNet, SmallConvNet
+from tests.speeds import slow_but
 
 pytestmark = pytest.mark.usefixtures("no_compiled_leftovers")
 
@@ -166,19 +167,22 @@ def test_a_training_model_survives_copying(trained: tuple[fxcollab.CollabGraphMo
         assert torch.equal(fxcollab.prune(new, head)(x), one)
 
 
+@pytest.mark.parametrize("trained", slow_but(["tied"], MODELS), indirect=True)
 def test_a_training_model_survives_compilation(trained: tuple[fxcollab.CollabGraphModule, Tensor]) -> None:
     model, x = trained
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert_same_gradients(gradients(compiled, model, x), gradients(model, model, x))
 
 
+@pytest.mark.slow
 def test_a_training_model_survives_inductor() -> None:
     model, x = MODELS["tied"]()
     compiled = torch.compile(model, fullgraph=True)
     assert_same_gradients(gradients(compiled, model, x), gradients(model, model, x))
 
 
-@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("trained", slow_but(["tied"], MODELS), indirect=True)
+@pytest.mark.parametrize("strict", slow_but([False], [True, False]))
 def test_a_training_model_survives_export(trained: tuple[fxcollab.CollabGraphModule, Tensor], strict: bool) -> None:
     model, x = trained
     expected = gradients(model, model, x)
@@ -195,6 +199,7 @@ def test_a_model_frozen_while_it_is_exported_trains_afterwards() -> None:
     assert_same_gradients(gradients(exported, exported, x), expected)
 
 
+@pytest.mark.slow
 def test_an_exported_model_can_be_saved_and_loaded(tmp_path: Any) -> None:
     model, x = MODELS["skip"]()
     torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt2")

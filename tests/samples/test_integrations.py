@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.speeds import slow_but
+
 
 def test_lightning_trains_and_its_checkpoint_is_pruned(tmp_path: Path) -> None:
     from samples.integrations.lightning_module import main
@@ -23,6 +25,7 @@ def test_lightning_trains_and_its_checkpoint_is_pruned(tmp_path: Path) -> None:
     assert main(2, tmp_path) < 0.5
 
 
+@pytest.mark.slow
 def test_hugging_faces_trainer_trains_and_its_checkpoint_is_pruned(tmp_path: Path) -> None:
     from samples.integrations.hf_trainer import main
 
@@ -35,13 +38,14 @@ def test_accelerate_trains_and_its_state_is_pruned() -> None:
     assert main(2) < 0.5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", slow_but([torch.float32], [torch.float32, torch.bfloat16, torch.float16]))
 def test_the_plain_loop_trains_in_every_precision(dtype: torch.dtype) -> None:
     from samples.integrations.plain_loop import main
 
     assert main(1, dtype) < 0.8
 
 
+@pytest.mark.slow
 def test_the_plain_loop_trains_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     from samples.integrations.plain_loop import main
 
@@ -92,10 +96,12 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         )
 
 
+@pytest.mark.dist
 def test_two_processes_of_ddp_train_as_one_does(straight: dict[str, Tensor], tmp_path: Path) -> None:
     assert_close(launch(2, "ddp", 2, tmp_path), straight)
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize(("strategy", "first", "then"), [("fsdp2", 2, 1), ("fsdp2", 1, 2), ("ddp", 1, 2)])
 def test_a_run_goes_on_with_another_number_of_processes(
     strategy: str, first: int, then: int, straight: dict[str, Tensor], tmp_path: Path

@@ -27,6 +27,7 @@ from samples.paper.scales import DATA, SCALES
 from samples.train import train
 from samples.training import lines
 from samples.training.trainer import Training
+from tests.speeds import slow_but
 
 # --- The training script ---
 
@@ -50,6 +51,7 @@ def script(arguments: list[str]) -> None:
     app(arguments, standalone_mode=False)
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_the_script_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     run = [sys.executable, "-m", "samples.train"]
@@ -117,6 +119,7 @@ def test_a_run_with_another_smoothing_is_another_run(tmp_path: Path) -> None:
         script([*command(tmp_path / "run", 1), "--smoothing", "0.3"])
 
 
+@pytest.mark.slow
 def test_the_script_chooses_splits_where_batch_norm_sees_one_pixel(tmp_path: Path) -> None:
     network = ["torchvision:resnet18", "--model-arg", "num_classes=10", "--data", "digits", "--rgb", "--size", "32"]
     script([*network, "--epochs", "1", "--batch", "512", "-o", str(tmp_path / "run")])
@@ -133,6 +136,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_table_and_figure_is_made_at_the_scale_smoke(smoke: Path) -> None:
     text = (smoke / "smoke.md").read_text()
     for name, experiment in EXPERIMENTS.items():
@@ -144,6 +148,7 @@ def test_every_table_and_figure_is_made_at_the_scale_smoke(smoke: Path) -> None:
         assert (smoke / f"{name}-smoke.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_runs_that_are_there_are_not_made_again(smoke: Path) -> None:
     before = (smoke / "smoke.jsonl").read_text()
     text = (smoke / "smoke.md").read_text()
@@ -152,13 +157,14 @@ def test_runs_that_are_there_are_not_made_again(smoke: Path) -> None:
     assert (smoke / "smoke.md").read_text() == text
 
 
+@pytest.mark.slow
 def test_the_kept_network_is_head_0_of_the_training_model(smoke: Path) -> None:
     rows = [json.loads(line) for line in (smoke / "smoke.jsonl").read_text().splitlines()]
     assert all(row["error"] == row["errors of heads"][0] for row in rows)
     assert {len(row["errors of heads"]) for row in rows} == {1, 2, 4}
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", slow_but(["ResNet-32", "DenseNet-40-12"], NETWORKS))
 def test_networks_of_the_experiments_split_where_the_paper_says(network: str) -> None:
     found: Network = NETWORKS[network]
     with torch.device("meta"):

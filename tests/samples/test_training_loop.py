@@ -25,6 +25,7 @@ from samples.training.noise import with_noise
 from samples.training.recipe import Recipe
 from samples.training.steps import simultaneous
 from samples.training.trainer import Kept, Training, epochs
+from tests.speeds import slow_but
 
 RECIPE = Recipe(3, batch=128)
 RESNET = NETWORKS["ResNet-8, grey"]
@@ -182,7 +183,7 @@ def of(model: nn.Module) -> Training:
     )
 
 
-@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("step", slow_but([4], range(6)))
 def test_a_run_that_is_interrupted_goes_on_to_the_same_numbers(step: int, tmp_path: Path) -> None:
     taken = iter(range(100))
 

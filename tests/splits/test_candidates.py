@@ -88,6 +88,7 @@ def test_every_candidate_is_a_split_under_its_name(granularity: Any) -> None:
         assert behind == candidate.parameters[1]
 
 
+@pytest.mark.slow
 def test_an_auxiliary_output_is_no_end() -> None:
     with torch.device("meta"):
         found = find_splits(torchvision.models.googlenet(init_weights=False))

@@ -21,6 +21,7 @@ from fxcollab.plan import plan_of
 from fxcollab.splits.rank import rank
 from fxcollab.splits.thin import thinned
 from samples.networks import densenet40_12, resnet32
+from tests.speeds import slow_but
 from tests.untouched import Untouched
 
 IMAGES = (torch.zeros(16, 3, 32, 32),)
@@ -42,6 +43,7 @@ def test_resnet50_is_split_where_the_paper_splits_it() -> None:
     assert choose_splits(on_meta(torchvision.models.resnet50)).splits == ("layer2", "layer3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "expected"),
     [(resnet32, ("stage1", "stage2")), (densenet40_12, ("block1", "block2"))],
@@ -204,6 +206,7 @@ def test_where_nothing_fits_the_cheapest_is_named() -> None:
     assert caught.value.what == "No choice of 2 splits keeps within 1x the memory."
 
 
+@pytest.mark.slow
 def test_what_fits_is_never_refused() -> None:
     least = min(cost.memory for cost in every_choice(Narrowing()).values())
     assert choose_splits(Narrowing(), IMAGES, max_memory=least + 1e-9).costs.memory == pytest.approx(least)
@@ -241,7 +244,7 @@ def test_measuring_leaves_parameters_that_a_forward_writes_as_they_are() -> None
     assert model.scale.item() == 9.0
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("mode", slow_but([torch.no_grad], [torch.no_grad, torch.inference_mode]))
 def test_costs_do_not_depend_on_the_callers_grad_mode(mode: Any) -> None:
     model = Narrowing()
     expected = choose_splits(model, IMAGES)

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 import fxcollab
 from fxcollab import CaptureError, CollabGraphModule, SplitError
+from tests.speeds import slow_but
 
 THE_REAL_TORCH, THE_REAL_FINFO, THE_REAL_ONES = torch, torch.finfo, torch.ones
 X = torch.rand(4, 8, generator=torch.Generator().manual_seed(0)) + 0.1
 MORE = torch.rand(7, 8, generator=torch.Generator().manual_seed(1)) + 0.1
 NOTES = "fxcollab_limitations"
+GIVEN_OR_GUESSED = slow_but(["given"], [pytest.param((X,), id="given"), pytest.param(None, id="guessed")])
 
 
 class Net(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 import fxcollab
 from tests.tracing.question_helpers import (
+    GIVEN_OR_GUESSED,
     MORE,
     NOTES,
     THE_REAL_FINFO,
@@ -85,7 +86,7 @@ class Makes(Net):
         return self.tail(self.a(x) + self.make(x))
 
 
-@pytest.mark.parametrize("inputs", [(X,), None], ids=["given", "guessed"])
+@pytest.mark.parametrize("inputs", GIVEN_OR_GUESSED)
 @pytest.mark.parametrize("make", FACTORIES)
 def test_a_tensor_that_is_made_has_the_size_of_the_input_at_hand(make: str, inputs: Any) -> None:
     model = Makes(make)

@@ -10,7 +10,17 @@ import pytest
 from torch import Tensor, nn
 
 import fxcollab
-from tests.tracing.question_helpers import MORE, NOTES, Net, X, agrees, made, proven, proven_or_refused
+from tests.tracing.question_helpers import (
+    GIVEN_OR_GUESSED,
+    MORE,
+    NOTES,
+    Net,
+    X,
+    agrees,
+    made,
+    proven,
+    proven_or_refused,
+)
 
 
 def bug(reason: str) -> pytest.MarkDecorator:
@@ -94,7 +104,7 @@ class UnpacksNames(Unpacks):
 NONES = [Unpacks, Indexes, UnpacksASlice, IndexesASlice, LooksUp, UnpacksNames]
 
 
-@pytest.mark.parametrize("inputs", [(X,), None], ids=["given", "guessed"])
+@pytest.mark.parametrize("inputs", GIVEN_OR_GUESSED)
 @pytest.mark.parametrize("also_in_training", [True, False], ids=["always", "in eval mode"])
 @pytest.mark.parametrize("make", NONES)
 def test_a_part_that_is_none_is_none(make: type[Unpacks], also_in_training: bool, inputs: Any) -> None:

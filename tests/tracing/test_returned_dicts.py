@@ -11,7 +11,18 @@ from torch import Tensor, nn
 
 import fxcollab
 from fxcollab import SplitError
-from tests.tracing.question_helpers import MORE, Net, X, agrees, line_at, made, proven, proven_or_refused, refused
+from tests.tracing.question_helpers import (
+    GIVEN_OR_GUESSED,
+    MORE,
+    Net,
+    X,
+    agrees,
+    line_at,
+    made,
+    proven,
+    proven_or_refused,
+    refused,
+)
 
 
 class Features(nn.Module):
@@ -76,7 +87,7 @@ class LooksForAKey(OfFeatures):
         return self.tail(h * len(features))
 
 
-@pytest.mark.parametrize("inputs", [(X,), None], ids=["given", "guessed"])
+@pytest.mark.parametrize("inputs", GIVEN_OR_GUESSED)
 @pytest.mark.parametrize("make", [AddsAll, AddsAllItems, CallsByKey, CallsByKeys, UnpacksByName, LooksForAKey])
 def test_a_dict_that_a_module_returns_is_read_as_one(make: type[Net], inputs: Any) -> None:
     model = make()
@@ -233,7 +244,7 @@ WRITERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("inputs", [(X,), None], ids=["given", "guessed"])
+@pytest.mark.parametrize("inputs", GIVEN_OR_GUESSED)
 @pytest.mark.parametrize("make", WRITERS)
 def test_what_a_branch_writes_into_a_container_no_other_reads(make: type[Net], inputs: Any) -> None:
     model = make()
