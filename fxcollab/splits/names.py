@@ -8,7 +8,7 @@ from torch import fx
 
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.splits.opening import Searched
-from fxcollab.tracing.tracer import RETURNED_BY
+from fxcollab.tracing.tracer import RETURNED_BY, call_name
 
 SplitName = tuple[str, bool]
 """A name, and whether it is a module's."""
@@ -50,7 +50,7 @@ def returned_by(graph: fx.Graph) -> dict[fx.Node, str]:
         if node.op == "call_module":
             path = str(node.target)
             calls[path] = calls.get(path, 0) + 1
-            returned.append(path if calls[path] == 1 else f"{path}@{calls[path]}")
+            returned.append(call_name(path, calls[path]))
         if returned:
             names[node] = min(returned, key=lambda name: (name.count("."), len(name)))
     return names

@@ -171,14 +171,14 @@ class Answers:
 
     def attribute_is_none(self, owner: fx.Proxy, name: str) -> bool:
         """Whether an attribute of the example's value is None, as a field of what a module returns may be."""
-        if self._example_values is None or self._evaluating:
+        if self._unanswerable:
             return False
         value = self._example_of(owner, f"{owner.node.name}.{name}")
         return not isinstance(value, Tensor) and hasattr(value, name) and getattr(value, name) is None
 
     def holders(self, proxy: fx.Proxy) -> tuple[str, ...] | None:
         """The nodes in whose values the example's list or dict is found; None for a tensor, or if not known."""
-        if self._example_values is None or self._evaluating:
+        if self._unanswerable:
             return None
         found: tuple[str, ...] | None = self._computed(lambda example_values: example_values.holders(proxy.node))
         return found
@@ -188,7 +188,7 @@ class Answers:
         parts = index if isinstance(index, tuple) else (index,)
         if any(isinstance(part, list) for part in parts):
             return True
-        if self._example_values is None or self._evaluating:
+        if self._unanswerable:
             return False
         proxies = [part for part in parts if isinstance(part, fx.Proxy)]
         values = [self._example_of(proxy, proxy.node.name) for proxy in proxies]
@@ -204,6 +204,11 @@ class Answers:
         """Whether it is an input, of which no example is at hand and no structure known."""
         return self._example_values is None and node.op == "placeholder" and node.target not in self._structured
 
+    @property
+    def _unanswerable(self) -> bool:
+        """Whether no example can be asked: there is none, or its values are just being computed."""
+        return self._example_values is None or self._evaluating
+
     def _instance(self, proxy: fx.Proxy, with_elements: bool = False) -> Any:
         """A value of the type that ``proxy`` stands for; ``with_elements``: whose elements have its type, too."""
         if not with_elements and self._is_surely_a_tensor(proxy.node):
@@ -213,7 +218,7 @@ class Answers:
         return self._example_of(proxy, f"the type of {proxy.node.name!r}")
 
     def _example_of(self, proxy: fx.Proxy, what: str, refusal: type[UntraceableError] = NoExampleError) -> Any:
-        if self._example_values is None or self._evaluating:
+        if self._unanswerable:
             raise refusal(f"{what} can't be known while tracing")
         return self._computed(lambda example_values: example_values.value(proxy.node))
 

@@ -39,6 +39,11 @@ _ONE_AT_A_TIME = threading.RLock()
 _SET_ON_THE_ROOT = (torch.Generator, torch.ScriptObject)  # what torch.fx would give a name on the caller's model
 
 
+def call_name(path: str, number: int) -> str:
+    """What a module's call is called: ``path``, and from the second on ``path@2``."""
+    return path if number == 1 else f"{path}@{number}"
+
+
 class LazyTracer(fx.Tracer):
     """A symbolic tracer that never writes to the model it traces.
 
@@ -207,9 +212,7 @@ class LazyTracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Record a call, and for an opened module which value it returned."""
-        if self.answers.evaluating or threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        path = self._path_of(m)
+        path = self._path_of(m) if self._is_recording else None
         if path is None:
             return forward(*args, **kwargs)
         if not self.is_leaf_module(m, path):
@@ -221,9 +224,13 @@ class LazyTracer(fx.Tracer):
         calls = self.num_calls.get(path, 0) + 1
         value = super().call_module(m, forward, args, kwargs)
         if isinstance(value, fx.Proxy):
-            call = path if calls == 1 else f"{path}@{calls}"
-            value.node.meta.setdefault(RETURNED_BY, []).append(call)
+            value.node.meta.setdefault(RETURNED_BY, []).append(call_name(path, calls))
         return value
+
+    @property
+    def _is_recording(self) -> bool:
+        """Whether what runs is the traced forward: not one of another thread, nor an example's."""
+        return not self.answers.evaluating and threading.get_ident() == self._thread
 
     def _open(self, module: nn.Module, path: str) -> None:
         compiler = _compiler_of(module)
@@ -246,9 +253,7 @@ class LazyTracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """Parameters and buffers become nodes, one for each tensor."""
         name = self._state.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
-        if name is None or self.answers.evaluating or threading.get_ident() != self._thread:
-            return attr_val
-        return self._state_proxy(name)
+        return self._state_proxy(name) if name is not None and self._is_recording else attr_val
 
     def proxy_of_state(self, tensor: Any) -> fx.Proxy | None:
         """The proxy of a parameter, a buffer or a plain attribute; None for any other value."""
