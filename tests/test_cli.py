@@ -926,7 +926,7 @@ def test_the_difference_of_a_source_and_of_a_directory_are_the_same(call: Call, 
 
 
 def test_the_difference_is_written_in_other_formats(call: Call, made: Path) -> None:
-    result = call("diff", str(made), "--dot", "graph.dot", "--mermaid", "graph.mmd")
+    result = call("diff", str(made), "-o", "graph.dot", "-o", "graph.mmd")
     assert (result.code, result.out) == (0, "")
     assert Path("graph.dot").read_text().startswith("digraph fxcollab {")
     assert Path("graph.mmd").read_text().startswith("flowchart TD")
@@ -959,5 +959,24 @@ def test_a_directory_and_its_model_belong_together_and_another_model_does_not(ca
 
 
 def test_a_missing_folder_is_told_before_anything_is_done(call: Call, made: Path) -> None:
-    result = call("diff", str(made), "-o", "diff.svg", "--html", "nowhere/diff.html")
+    result = call("diff", str(made), "-o", "diff.svg", "-o", "nowhere/diff.html")
     assert result.code == 2 and "there is no folder nowhere" in result.err and not Path("diff.svg").exists()
+
+
+def test_a_difference_replaces_a_file_with_force_only_and_never_that_of_others(call: Call, made: Path) -> None:
+    assert call("diff", made, "-o", "diff.json").code == 0
+    before = Path("diff.json").read_text()
+    refused = call("diff", made, "-o", "diff.json", "--eval")
+    assert refused.code == 2 and "The output file exists." in refused.err and Path("diff.json").read_text() == before
+    assert call("diff", made, "-o", "diff.json", "--eval", "--force").code == 0
+    assert json.loads(Path("diff.json").read_text())["mode"] == "eval"
+    plan = (made / "plan.json").read_text()
+    refused = call("diff", made, "-o", made / "plan.json", "--force")
+    assert refused.code == 2 and "model_collab/plan.json is not replaced." in refused.err
+    assert (made / "plan.json").read_text() == plan
+
+
+def test_a_png_without_the_extra_names_it(call: Call, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    result = call("diff", made, "-o", "diff.png")
+    assert result.code == 2 and "hint: pip install 'fxcollab[png]'" in result.err and not Path("diff.png").exists()

@@ -33,11 +33,6 @@ Output = Annotated[
         "-o", "--output", metavar="FILE", help="Write what its ending says: .html, .svg, .png, .json, .dot, .mmd."
     ),
 ]
-Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an interactive page: one file.")]
-Svg = Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Write a static picture.")]
-Png = Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Write a static picture in pixels.")]
-Dot = Annotated[Path | None, typer.Option("--dot", metavar="FILE", help="Write Graphviz's DOT.")]
-Mermaid = Annotated[Path | None, typer.Option("--mermaid", metavar="FILE", help="Write a Mermaid flowchart.")]
 
 
 def diff(
@@ -59,12 +54,8 @@ def diff(
     unfolded: All = False,
     evaluation: Evaluation = False,
     output: Output = None,
-    html: Html = None,
-    svg: Svg = None,
-    png: Png = None,
-    dot: Dot = None,
-    mermaid: Mermaid = None,
     prove: Prove = False,
+    force: options.Force = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -74,12 +65,9 @@ def diff(
     """
     with working("importing"):
         from fxcollab.diffs.build import diff as difference
-        from fxcollab.diffs.formats import VIEWS, view_of
         from fxcollab.diffs.terminal import view
-    named = {".html": html, ".svg": svg, ".png": png, ".dot": dot, ".mmd": mermaid}
-    files = [(file, VIEWS[ending]) for ending, file in named.items() if file is not None]
-    files += [(file, view_of(file)) for file in output or ()]
-    _refuse_missing_folders(file for file, _ in files)
+    files = tuple(output or ())
+    _refuse_unwritable(files, force)
     with working(f"loading {source}"):
         train_model = training_model(context)
         other = _inference_model(inference, Planning.of(context)) if inference else None
@@ -87,9 +75,9 @@ def diff(
         found = difference(train_model, other, training=not evaluation)
     with working("verifying" if prove else "drawing"):
         report = verified(train_model, input_shapes) if prove else None
-        made = [(file, view_as(found, report)) for file, view_as in files]
-    for file, content in made:
-        file.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        for file in files:
+            found.save(file, report)
+    for file in files:
         err().print(f"wrote {file}")
     if json:
         typer.echo(found.to_json())
@@ -108,11 +96,20 @@ def _inference_model(inference: str, planning: Planning) -> nn.Module:
     return load_source(inference, planning.model_arg, planning.seed).model
 
 
-def _refuse_missing_folders(files: Iterable[Path]) -> None:
+def _refuse_unwritable(files: Iterable[Path], force: bool) -> None:
+    """Refuse endings without a view, folders that don't exist, and files that are there, before anything is done."""
+    from fxcollab.diffs.views import check_ending, is_view
     from fxcollab.errors import DiffError
+    from fxcollab.io.weights import refuse_existing_file
 
     for file in files:
+        check_ending(file)
         if not file.parent.is_dir():
             raise DiffError(
                 f"{file} can't be written.", why=f"there is no folder {file.parent}", hint=f"mkdir -p {file.parent}"
+            )
+        refuse_existing_file(file, force)
+        if file.exists() and not is_view(file):
+            raise DiffError(
+                f"{file} is not replaced.", why="fxcollab diff did not write it", hint="give another name, or move it"
             )
