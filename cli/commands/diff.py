@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import options
+from ..command import Force, Json
 from ..console import CheckFailed, err, out, working
-from ..planning import Planning, load_source
-from ..trained import names_a_directory, training_model, verified
+from ..planning import Options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,49 +36,33 @@ Output = Annotated[
 
 
 def diff(
-    context: typer.Context,
-    source: options.Source,
+    options: Options,
     inference: Inference = None,
-    pattern: options.Pattern = "hierarchical",
-    splits: options.Splits = "",
-    heads: options.Heads = None,
-    fanouts: options.Fanouts = None,
-    init: options.Init = "fresh",
-    seed: options.Seed = 0,
-    no_rescale: options.NoRescale = False,
-    granularity: options.Granularity = "auto",
-    peers: options.Peers = "peers",
-    recompute: options.Recompute = None,
-    input_shapes: options.Input = None,
-    model_arg: options.ModelArg = None,
     unfolded: All = False,
     evaluation: Evaluation = False,
     output: Output = None,
     prove: Prove = False,
-    force: options.Force = False,
-    json: options.Json = False,
-    debug: options.Debug = False,
+    force: Force = False,
+    json: Json = False,
 ) -> None:
-    """Show the training graph beside the inference graph: what is shared, cloned and inserted.
+    """Show the training graph beside the inference graph.
 
-    SOURCE may also be a directory that transform wrote; what the graph looks like is then in its plan.
+    Nodes are shared, cloned or inserted.
     """
     with working("importing"):
         from fxcollab.diffs.build import diff as difference
         from fxcollab.diffs.terminal import view
-    files = tuple(output or ())
+    files = output or []
     _refuse_unwritable(files, force)
-    with working(f"loading {source}"):
-        train_model = training_model(context)
-        other = _inference_model(inference, Planning.of(context)) if inference else None
+    train_model = options.training_model(but=("model_arg",) if inference else ())
+    other = _model_of(replace(options, source=inference)) if inference else None
     with working("comparing"):
         found = difference(train_model, other, training=not evaluation)
-    with working("verifying" if prove else "drawing"):
-        report = verified(train_model, input_shapes) if prove else None
+    report = options.verify(train_model) if prove else None
+    with working("drawing"):
         for file in files:
             found.save(file, report)
-    for file in files:
-        err().print(f"wrote {file}")
+            err().print(f"wrote {file}")
     if json:
         typer.echo(found.to_json())
     elif not files:
@@ -88,12 +72,8 @@ def diff(
         raise CheckFailed
 
 
-def _inference_model(inference: str, planning: Planning) -> nn.Module:
-    import fxcollab
-
-    if names_a_directory(inference):
-        return fxcollab.load(inference, example_inputs=planning.inputs)
-    return load_source(inference, planning.model_arg, planning.seed).model
+def _model_of(options: Options) -> nn.Module:
+    return options.training_model(but=options.given) if options.is_directory else options.load()[1].model
 
 
 def _refuse_unwritable(files: Iterable[Path], force: bool) -> None:
