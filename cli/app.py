@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from .command import command
 from .commands import costs, diff, prune, splits, transform, verify
 from .console import run
+from .planning import MODEL_OPTIONS
 
 app = typer.Typer(
     name="fxcollab",
@@ -17,12 +19,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command(short_help="Make the training graph of a model.")(transform.transform)
-app.command(short_help="List where a model can be split, and what lies before and behind.")(splits.splits)
-app.command(short_help="Say what training will cost, before anything is built.")(costs.costs)
-app.command(short_help="Show the training graph beside the inference graph.")(diff.diff)
-app.command(short_help="Prove that a training graph is right.")(verify.verify)
-app.command(short_help="Write one head's weights, by the original's names.")(prune.prune)
+app.command()(command(transform.transform))
+app.command()(command(splits.splits, MODEL_OPTIONS))
+app.command()(command(costs.costs))
+app.command()(command(diff.diff))
+app.command()(command(verify.verify))
+app.command()(command(prune.prune))
 
 
 def _show_version(wanted: bool) -> None:

@@ -21,12 +21,12 @@ class CheckFailed(Exception):  # noqa: N818
 
 def out() -> Console:
     """Where data goes."""
-    return Console(soft_wrap=True, highlight=False)
+    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def err() -> Console:
     """Where messages go."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def print_json(data: Any) -> None:
@@ -38,7 +38,7 @@ def print_json(data: Any) -> None:
 def working(what: str) -> Iterator[None]:
     """Say on stderr what takes time; whatever the user's model prints meanwhile goes there too."""
     with (
-        err().status(what) if sys.stderr.isatty() else contextlib.nullcontext(),
+        err().status(Text(what)) if sys.stderr.isatty() else contextlib.nullcontext(),
         contextlib.redirect_stdout(sys.stderr),
         _warnings_as_notes(),
     ):

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fxcollab.tracing.interface import InputSpec
+    from fxcollab.plan import Plan
+    from fxcollab.tracing.interface import InputSpec, Interface
+    from fxcollab.tree import Fanout
 
 
-def fanouts(text: str | None) -> tuple[int, ...] | None:
-    """Fan-outs written as ``2,3``."""
+def fanouts(text: str | None) -> tuple[Fanout, ...] | None:
+    """Fan-outs written as ``2,3``, or ``2,2:1`` with one number for each branch."""
     if text is None:
         return None
     try:
-        return tuple(int(part) for part in text.split(","))
+        each = [tuple(map(int, part.split(":"))) for part in text.split(",")]
     except ValueError:
         from fxcollab.errors import PatternError
 
-        raise PatternError(f"Fan-outs {text!r} can't be read.", hint="write numbers: --fanouts 2,3") from None
+        hint = "write numbers: --fanouts 2,3, or --fanouts 2,2:1 with one for each branch"
+        raise PatternError(f"Fan-outs {text!r} can't be read.", hint=hint) from None
+    return tuple(fanout if len(fanout) > 1 else fanout[0] for fanout in each)
 
 
 def budget(text: str | None, option: str) -> float | None:
@@ -38,18 +42,27 @@ def budget(text: str | None, option: str) -> float | None:
         ) from None
 
 
-def example_inputs(shapes: list[str] | None) -> tuple[Tensor, ...] | None:
-    """Random inputs of the given shapes; None where none are given."""
-    if not shapes:
-        return None
+def example_inputs(shapes: list[str] | None, plan: Plan | None = None) -> tuple[Tensor, ...] | dict[str, Any] | None:
+    """Random inputs of the given shapes, else of those in a plan, with what it fixes; None where there are none."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    return tuple(input_spec(f"input {i}", text).make(generator) for i, text in enumerate(shapes))
+    planned = plan.interface if plan else None
+    specs = input_specs(shapes, planned) if shapes else planned.inputs if planned else ()
+    inputs = {spec.name: spec.make(generator) for spec in specs if spec.shape is not None}
+    if planned and len(specs) == len(planned.inputs):
+        return inputs | dict(planned.fixed) or None
+    return tuple(inputs.values()) or None
 
 
-def input_spec(name: str, text: str) -> InputSpec:
-    """An input written as ``1x3x224x224`` or, with a type, ``2x16:int64``."""
+def input_specs(shapes: list[str], planned: Interface | None = None) -> tuple[InputSpec, ...]:
+    """Inputs written as ``1x3x224x224`` or, with a type, ``2x16:int64``; named as planned, if there are as many."""
+    fits = planned is not None and len(planned.inputs) == len(shapes)
+    names = [spec.name for spec in planned.inputs] if planned and fits else [f"input {i}" for i in range(len(shapes))]
+    return tuple(map(_input_spec, names, shapes))
+
+
+def _input_spec(name: str, text: str) -> InputSpec:
     import torch
 
     from fxcollab.errors import CaptureError
@@ -65,8 +78,25 @@ def input_spec(name: str, text: str) -> InputSpec:
     return InputSpec(name, tuple(map(int, sizes)), dtype or "float32")
 
 
+def tree_options(plan: Plan) -> list[tuple[str, Any]]:
+    """The options that make a plan's head tree; each depends on those before it."""
+    hierarchical = plan.pattern == "hierarchical"
+    return [
+        ("pattern", plan.pattern),
+        ("splits", ",".join(plan.tree.splits)),
+        ("heads", None if hierarchical else plan.tree.heads),
+        ("fanouts", ",".join(map(_fanout_text, plan.tree.fanouts)) if hierarchical else None),
+    ]
+
+
+def _fanout_text(fanout: Fanout) -> str:
+    return str(fanout) if isinstance(fanout, int) else ":".join(map(str, fanout))
+
+
 def default_directory(source: str) -> Path:
-    """In the current one: ``model_collab`` for ``a/model.py``, ``bert_collab`` for ``hf:google/bert/``."""
+    """``model_collab`` for ``a/model.py``, ``bert_collab`` for ``hf:google/bert/``; a directory itself."""
+    if Path(source).is_dir():
+        return Path(source)
     location, _, name = source.rpartition(":")
     place = location if location.endswith(".py") else name
     path = Path(os.path.normpath(Path.cwd() / place))  # `.` and `dir/` are named as their folders are

@@ -1,157 +1,224 @@
-"""The plan that a command's options describe: the model, its splits, its training graph."""
+"""The options that say which model, and which training graph of it: declared here, and nowhere else.
+
+A new option of `fxcollab.transform` is a field of `Options`: every command that makes a plan has it then, functions
+of the library that have a parameter of its name get it, and where it isn't given, a directory's plan answers it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+import inspect
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .parsing import budget, example_inputs, fanouts, input_spec
+from . import parsing
+from .console import working
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from fxcollab.codegen.module import CollabGraphModule
+    from fxcollab.proof.report import Report
     from fxcollab.sources.loaded import Loaded
     from fxcollab.splits.explain import Choice
 
+SOURCES = "model.py, model.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME, hf:NAME_OR_PATH"
+DIRECTORY = "a directory that transform wrote"
+MODEL_OPTIONS = ("source", "input", "model_arg", "granularity", "seed", "measure")
+"""Options of commands that make no plan."""
+
+
+def _option(help: str, metavar: str | None = None, *flags: str, values: tuple[str, ...] = ()) -> Any:
+    """An option named like its field, or by ``flags``; ``values`` are for completion."""
+    complete = (lambda: list(values)) if values else None
+    return typer.Option(*flags, help=help, metavar=metavar, autocompletion=complete)
+
+
+_Source = typer.Argument(help=f"{SOURCES}, or {DIRECTORY}.", metavar="SOURCE", show_default=False)
+_Pattern = _option("multi-instance, simple or hierarchical.", values=("multi-instance", "simple", "hierarchical"))
+_Init = _option("How peers start: fresh, copy or copy-anyway.", values=("fresh", "copy", "copy-anyway"))
+_Recompute = _option("Keep one branch's activations at a time; compute again.", "heads", values=("heads",))
+_Granularity = _option("auto opens what the splits need; op down to operations.", values=("auto", "op"))
+
 
 @dataclass(frozen=True)
-class Planning:
-    """Options that make a plan, as they were given; a command has some or all of them.
+class Options:
+    """The model that a command is about, and the plan of its training graph.
 
-    The names are those of the commands' parameters, `fxcollab_cli.options` says what they mean.
+    Attributes:
+        given: the options on the command line, by their fields.
+        plan: that of a directory, where `load` found one.
     """
 
-    source: str
-    seed: int
-    granularity: str
-    pattern: str = "hierarchical"
-    splits: str = ""
-    heads: int | None = None
-    fanouts: str | None = None
-    input_shapes: list[str] | None = None
-    model_arg: list[str] | None = None
-    init: str = "fresh"
-    no_rescale: bool = False
-    peers: str = "peers"
-    recompute: str | None = None
-    max_time: str | None = None
-    max_memory: str | None = None
-    measure: bool = False
-
-    @classmethod
-    def of(cls, context: typer.Context) -> Planning:
-        """What was given to a command."""
-        given: dict[str, Any] = context.params
-        return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
+    source: Annotated[str, _Source]
+    pattern: Annotated[str, _Pattern] = "hierarchical"
+    splits: Annotated[str, _option("Where heads part: modules, name@2, a+b, nodes, or auto.", "A,B")] = ""
+    heads: Annotated[int | None, _option("Heads of simple and multi-instance (default 2).", "H")] = None
+    fanouts: Annotated[str | None, _option("Branches at each split (default 2 each): 2,3 or 2,2:1.", "F,F")] = None
+    init: Annotated[str, _Init] = "fresh"
+    seed: Annotated[int, _option("All initial weights are a function of it.")] = 0
+    rescale: Annotated[bool, _option("Where heads meet: the mean of their gradients, or the sum.")] = True
+    granularity: Annotated[str, _Granularity] = "auto"
+    peers: Annotated[str, _option("The name under which the other heads' state lives.", "NAME")] = "peers"
+    recompute: Annotated[str | None, _Recompute] = None
+    max_time: Annotated[str | None, _option("With --splits auto: a step's time, to the original's.", "1.75x")] = None
+    max_memory: Annotated[str | None, _option("With --splits auto: a step's memory.", "1.5x")] = None
+    measure: Annotated[bool, _option("Measure time here; else FLOPs stand for it.", None, "--measure")] = False
+    input: Annotated[list[str] | None, _option("1x3x224x224, or 2x16:int64; again for each input.", "SHAPE")] = None
+    model_arg: Annotated[list[str] | None, _option("An argument for the model's factory.", "K=V")] = None
+    given: Mapping[str, str] = field(default_factory=dict)
+    plan: Any = None
 
     @property
-    def inputs(self) -> tuple[Tensor, ...] | None:
-        """Random inputs of the given shapes."""
-        return example_inputs(self.input_shapes)
+    def is_directory(self) -> bool:
+        """Whether SOURCE is a directory that transform wrote."""
+        return Path(self.source).is_dir()
 
-    def load(self) -> Loaded:
-        """The model that SOURCE names."""
-        return load_source(self.source, self.model_arg, self.seed)
+    def refuse_with_directory(self, but: Collection[str] = ()) -> None:
+        """Refuse options that a directory's plan answers, except ``--input`` and those of the fields in ``but``."""
+        wrong = [option for name, option in self.given.items() if name not in ("source", "input", *but)]
+        if self.is_directory and wrong:
+            from fxcollab.errors import PatternError
+
+            raise PatternError(
+                f"{', '.join(wrong)} can't be given with a directory.",
+                why="its plan says how the graph was made",
+                hint="leave the options out, or give the model's source with them",
+            )
+
+    def load(self) -> tuple[Options, Loaded]:
+        """The options, completed by the plan where SOURCE is a directory, and the model.
+
+        Where the model draws its weights without a seed of its own, they follow ``--seed``.
+        """
+        with working(f"loading {self.source}"):
+            import torch
+
+            from fxcollab.errors import SourceError
+            from fxcollab.sources.source import Source, parse_argument
+
+            options = self._planned() if self.is_directory else self
+            if ":" not in options.source and not options.source.endswith(".py"):
+                what = f"`{options.source}` is not a source, and there is no such directory."
+                raise SourceError(what, hint=f"write {SOURCES}, or {DIRECTORY}")
+            torch.manual_seed(options.seed)
+            return options, Source.parse(options.source, dict(map(parse_argument, options.model_arg or ()))).load()
+
+    def arguments(self, function: Callable[..., Any]) -> dict[str, Any]:
+        """The keyword arguments for ``function``: the options of which it has a parameter."""
+        values = vars(self) | {
+            "fanouts": parsing.fanouts(self.fanouts),
+            "max_time": parsing.budget(self.max_time, "--max-time"),
+            "max_memory": parsing.budget(self.max_memory, "--max-memory"),
+            "example_inputs": parsing.example_inputs(self.input, self.plan),
+        }
+        return {name: values[name] for name in inspect.signature(function).parameters if name in values}
 
     def choose(self, loaded: Loaded, *, optimizer: float = 1.0, always_measured: bool = False) -> Choice | None:
-        """What ``--splits auto`` comes to; None where splits are named, which have no budget.
+        """The choice of ``--splits auto``; None where splits are named, which have no budget.
 
         Args:
             loaded: the model.
-            optimizer: values that it holds a trained one.
+            optimizer: values that the optimizer holds for each trained one.
             always_measured: whether ``--measure`` means something with named splits, too.
         """
-        from fxcollab.splits.choose import choose_splits
-        from fxcollab.splits.errors import refuse_budget_with_recompute
-        from fxcollab.tree import AUTO, fanouts_to_choose, split_names
+        with working("choosing splits"):
+            from fxcollab.errors import PatternError
+            from fxcollab.splits.choose import choose_splits
+            from fxcollab.splits.errors import refuse_budget_with_recompute
+            from fxcollab.tree import AUTO, fanouts_to_choose, split_names
 
-        limits = budget(self.max_time, "--max-time"), budget(self.max_memory, "--max-memory")
-        if split_names(self.splits) != (AUTO,):
-            self._refuse_budgets(always_measured)
+            arguments = self.arguments(choose_splits)
+            if split_names(self.splits) == (AUTO,):
+                refuse_budget_with_recompute(self.recompute, arguments["max_time"], arguments["max_memory"])
+                arguments["fanouts"] = fanouts_to_choose(self.pattern, self.heads, arguments["fanouts"])
+                return choose_splits(loaded.model, **arguments, optimizer=optimizer)
+            of_auto = ("max_time", "max_memory") if always_measured else ("max_time", "max_memory", "measure")
+            wrong = [option for name, option in self.given.items() if name in of_auto]
+            if wrong:
+                raise PatternError(
+                    f"{', '.join(wrong)} can't be given with named splits.",
+                    why="their costs follow from their names",
+                    hint="let them be chosen: --splits auto",
+                )
             return None
-        refuse_budget_with_recompute(self.recompute, *limits)
-        return choose_splits(
-            loaded.model,
-            self.inputs,
-            fanouts=fanouts_to_choose(self.pattern, self.heads, fanouts(self.fanouts)),
-            max_time=limits[0],
-            max_memory=limits[1],
-            granularity=self.granularity,  # type: ignore[arg-type]  # refused there if unknown
-            measure=self.measure,
-            optimizer=optimizer,
-        )
 
-    def _refuse_budgets(self, always_measured: bool) -> None:
-        from fxcollab.errors import PatternError
+    def transform(self, loaded: Loaded, choice: Choice | None = None, **more: Any) -> CollabGraphModule:
+        """The training model, of the splits chosen or named; ``more`` are arguments of `fxcollab.transform`."""
+        with working("transforming"):
+            import fxcollab
 
-        measuring = None if always_measured else self.measure or None
-        given = ("--max-time", self.max_time), ("--max-memory", self.max_memory), ("--measure", measuring)
-        wrong = [option for option, value in given if value is not None]
-        if wrong:
-            raise PatternError(
-                f"{', '.join(wrong)} can't be given with named splits.",
-                why="their costs follow from their names",
-                hint="let them be chosen: --splits auto",
+            more |= {"factory": loaded.factory, "source": loaded.source}
+            if choice:
+                more |= {"splits": choice, "max_time": None, "max_memory": None}
+            train_model = fxcollab.transform(loaded.model, **self.arguments(fxcollab.transform) | more)
+            self._refuse_failing_inputs(train_model)
+            return train_model
+
+    def training_model(self, but: Collection[str] = ()) -> CollabGraphModule:
+        """The training model in a directory, or that of the model and the options.
+
+        Args:
+            but: as for `refuse_with_directory`.
+        """
+        self.refuse_with_directory(but)
+        if not self.is_directory:
+            options, loaded = self.load()
+            return options.transform(loaded, options.choose(loaded))
+        with working(f"loading {self.source}"):
+            import fxcollab
+
+            train_model = fxcollab.load(self.source, example_inputs=parsing.example_inputs(self.input))
+            self._refuse_failing_inputs(train_model)
+            return train_model
+
+    def verify(self, train_model: CollabGraphModule) -> Report:
+        """The proof, on inputs of the given shapes."""
+        with working("verifying"):
+            import fxcollab
+
+            return fxcollab.verify(train_model.root, train_model, parsing.example_inputs(self.input))
+
+    def _refuse_failing_inputs(self, train_model: CollabGraphModule) -> None:
+        """Refuse given inputs on which the model fails; tried on fake tensors."""
+        from fxcollab.errors import CaptureError
+        from fxcollab.plan import plan_of
+        from fxcollab.tracing.examples import why_not
+
+        planned = plan_of(train_model).interface
+        if not self.input or len(self.input) != len(planned.inputs):
+            return  # none are given, or binding them to the forward says what is wrong
+        reason = why_not(train_model.root, replace(planned, inputs=parsing.input_specs(self.input, planned)))
+        if reason:
+            raise CaptureError(
+                f"The model fails on input {', '.join(self.input)}.",
+                why=reason,
+                hint="give what the model takes, one --input for each of its inputs: --input 1x3x224x224",
             )
 
-    def transform(self, loaded: Loaded, choice: Choice | None = None) -> CollabGraphModule:
-        """The training model; ``choice`` is what ``--splits auto`` came to."""
-        import fxcollab
+    def _planned(self) -> Options:
+        """These options, and those of the directory's plan where none are given.
 
-        return fxcollab.transform(
-            loaded.model,
-            self.pattern,  # type: ignore[arg-type]  # refused there if unknown
-            choice or self.splits,
-            heads=self.heads,
-            fanouts=fanouts(self.fanouts),
-            example_inputs=self.inputs,
-            init=self.init,  # type: ignore[arg-type]
-            seed=self.seed,
-            rescale=not self.no_rescale,
-            granularity=self.granularity,  # type: ignore[arg-type]
-            factory=loaded.factory,
-            source=loaded.source,
-            peers=self.peers,
-            recompute=self.recompute,  # type: ignore[arg-type]
-        )
+        Of the head tree's options those before the first that is given: what comes after depends on it.
+        """
+        from fxcollab.errors import ArtifactError
+        from fxcollab.io.plan_file import read_plan
 
-
-def load_source(text: str, model_args: list[str] | None, seed: int) -> Loaded:
-    """The model that SOURCE names; where it draws its weights without a seed of its own, they follow ``seed``."""
-    import torch
-
-    from fxcollab.sources.source import Source, parse_argument
-
-    torch.manual_seed(seed)
-    return Source.parse(text, dict(parse_argument(argument) for argument in model_args or ())).load()
-
-
-def check_inputs(train_model: CollabGraphModule, shapes: list[str] | None) -> None:
-    """Refuse given inputs on which the model fails; tried on fake tensors."""
-    if not shapes:
-        return
-    from fxcollab.plan import plan_of
-    from fxcollab.tracing.examples import why_not
-    from fxcollab.tracing.interface import Interface
-
-    planned = plan_of(train_model).interface
-    if len(shapes) != len(planned.inputs):
-        return  # binding them to the forward says so
-    specs = tuple(input_spec(spec.name, text) for spec, text in zip(planned.inputs, shapes, strict=True))
-    reason = why_not(train_model.root, Interface(specs, planned.fixed, planned.defaults))
-    if reason:
-        raise failing_on(shapes, reason)
-
-
-def failing_on(shapes: list[str], why: str) -> Exception:
-    """The error for given inputs on which the model fails."""
-    from fxcollab.errors import CaptureError
-
-    return CaptureError(
-        f"The model fails on input {', '.join(shapes)}.",
-        why=why,
-        hint="give what the model takes, one --input for each of its inputs: --input 1x3x224x224",
-    )
+        plan = read_plan(self.source)
+        if plan.source is None:
+            raise ArtifactError(
+                "The plan doesn't say where the model comes from.",
+                where=self.source,
+                why="it was made from a model object, not from a file or an importable factory",
+                hint=f"give the source with the options: {SOURCES}",
+            )
+        answers = vars(plan) | vars(plan.options)
+        named = {option.name: answers[option.name] for option in fields(self) if option.name in answers}
+        tree = takewhile(lambda option: option[0] not in self.given, parsing.tree_options(plan))
+        values = {name: value for name, value in (named | dict(tree)).items() if name not in self.given}
+        arguments = [f"{name}={json.dumps(value)}" for name, value in plan.source.arguments]
+        source = {"source": str(plan.source), "model_arg": [*arguments, *(self.model_arg or ())]}
+        return replace(self, **values | source, plan=plan)

@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from .console import out
 
 if TYPE_CHECKING:
     from fxcollab.costs.costs import Costs
@@ -21,44 +22,46 @@ _SHOWN = 4
 _INDENT = 12
 
 
-def render_summary(summary: Summary, console: Console) -> None:
-    """Heads, levels, what was cloned and rescaled, parameters and FLOPs against the original."""
+def render_summary(summary: Summary, choice: Choice | None) -> None:
+    """How splits were chosen, heads, levels, what was cloned and rescaled, parameters and FLOPs to the original's."""
+    if choice:
+        render_choice(choice)
     again = ", heads computed again in the backward" if summary.recompute else ""
-    console.print(f"{summary.heads} heads, {summary.pattern}, seed {summary.seed}, init {summary.init}{again}")
+    out().print(f"{summary.heads} heads, {summary.pattern}, seed {summary.seed}, init {summary.init}{again}")
     for level in summary.levels:
-        _print_entry(console, Text(f"level {level.level}" if level.level else "trunk"), _level(level))
-    _print_entry(console, Text("parameters"), Text(_ratio(summary.parameters)))
+        _print_entry(Text(f"level {level.level}" if level.level else "trunk"), _level(level))
+    _print_entry(Text("parameters"), Text(_ratio(summary.parameters)))
     for label, text in _costs(summary):
-        _print_entry(console, Text(label), Text(text))
-    _print_limitations(console, summary.limitations)
-    console.print(_counts(summary))
+        _print_entry(Text(label), Text(text))
+    _print_limitations(summary.limitations)
+    out().print(_counts(summary))
 
 
-def render_report(report: Report, console: Console) -> None:
+def render_report(report: Report) -> None:
     """One entry a check."""
     for check in report:
         mark = Text("ok", "green") if check.ok else Text("FAILED", "bold red")
-        _print_entry(console, mark, Text(f"{check.name}: ").append(check.detail, "dim"))
-    _print_limitations(console, report.limitations)
+        _print_entry(mark, Text(f"{check.name}: ").append(check.detail, "dim"))
+    _print_limitations(report.limitations)
     failed, total = sum(not check.ok for check in report), len(report.checks)
     verdict = Text(f"{failed} of {total} checks failed", "bold red")
-    console.print(verdict if failed else Text(f"all {total} checks hold", "bold green"))
+    out().print(verdict if failed else Text(f"all {total} checks hold", "bold green"))
 
 
-def render_choice(choice: Choice, console: Console) -> None:
+def render_choice(choice: Choice) -> None:
     """What was chosen and why, and what else there was."""
     basis = "the time, measured" if choice.costs.measured else "the time"
     chosen = f"{', '.join(choice.splits)}: {choice.option.time:.2f}x {basis}; {choice.reason}"
-    _print_entry(console, Text("splits"), Text(chosen))
+    _print_entry(Text("splits"), Text(chosen))
     for other in choice.runners_up:
         names, time = ", ".join(other.option.splits), f"{other.option.time:.2f}x the time"
-        _print_entry(console, Text("  not"), Text(f"{names}: {time}, {other.why}", "dim"))
+        _print_entry(Text("  not"), Text(f"{names}: {time}, {other.why}", "dim"))
 
 
-def render_costs(costs: Costs, choice: Choice | None, console: Console) -> None:
+def render_costs(costs: Costs, choice: Choice | None) -> None:
     """A training step of the original and of the training graph, side by side."""
     if choice:
-        render_choice(choice, console)
+        render_choice(choice)
     old, new = costs.original, costs.training
     rows = [
         ("FLOPs", _ratio((old.flops, new.flops)), "of a training step"),
@@ -69,13 +72,13 @@ def render_costs(costs: Costs, choice: Choice | None, console: Console) -> None:
     if old.seconds is not None and new.seconds is not None:
         rows.insert(1, ("time", f"{old.seconds:.3g}s -> {new.seconds:.3g}s  ({costs.time:.2f}x)", "predicted"))
     for label, text, meaning in rows:
-        _print_entry(console, Text(label), Text(f"{text}  ").append(meaning, "dim"))
+        _print_entry(Text(label), Text(f"{text}  ").append(meaning, "dim"))
 
 
-def render_candidates(found: Sequence[Candidate], console: Console) -> None:
+def render_candidates(found: Sequence[Candidate]) -> None:
     """A table: one row a candidate, those at which a stage ends in bold and marked."""
     if not found:
-        console.print("no single value carries all that learns: cut at several at once, as in 'a+b'")
+        out().print("no single value carries all that learns: cut at several at once, as in 'a+b'")
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("split", overflow="fold")
@@ -94,22 +97,23 @@ def render_candidates(found: Sequence[Candidate], console: Console) -> None:
             f"{candidate.run[0]}/{candidate.run[1]}{' *' if candidate.ends_stage else '  '}",
             style="bold" if candidate.ends_stage else "",
         )
-    console.print(table, soft_wrap=False)
-    console.print(Text("* a stage ends here: the value's resolution changes behind it", "dim"))
+    out().print(table, soft_wrap=False)
+    out().print(Text("* a stage ends here: the value's resolution changes behind it", "dim"))
 
 
-def _print_limitations(console: Console, sentences: Iterable[str]) -> None:
+def _print_limitations(sentences: Iterable[str]) -> None:
     for sentence in sentences:
-        _print_entry(console, Text("limitation", "yellow"), Text(sentence))
+        _print_entry(Text("limitation", "yellow"), Text(sentence))
 
 
-def _print_entry(console: Console, label: Text, text: Text) -> None:
+def _print_entry(label: Text, text: Text) -> None:
     """A label, and text that wraps beside it; one line an entry in a pipe, for grep."""
+    console = out()
     wraps = console.is_terminal or "COLUMNS" in os.environ
     for line in text.wrap(console, console.width - _INDENT, overflow="fold") if wraps else [text]:
         line.rstrip()
         label.pad_right(_INDENT - len(label))
-        console.print(label + line)
+        out().print(label + line)
         label = Text()
 
 

@@ -15,7 +15,7 @@ from fxcollab.costs.planned import training_costs
 from fxcollab.costs.step import StepCost
 from fxcollab.costs.summary import Summary, summarise
 from fxcollab.diffs.build import diff
-from fxcollab.diffs.model import Diff
+from fxcollab.diffs.diff import Diff
 from fxcollab.distributed.spread import gathered_state_dict, gradient_norm, spread
 from fxcollab.errors import (
     ArtifactError,

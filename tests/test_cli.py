@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import inspect
 import itertools
 import json
 import os
@@ -15,12 +16,14 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from fxcollab_cli.app import app
 from fxcollab_cli.console import run
 from fxcollab_cli.parsing import default_directory
+from fxcollab_cli.planning import Options
 from safetensors.torch import load_file
 from torch import nn
 
@@ -28,6 +31,8 @@ import fxcollab
 from fxcollab.costs.summary import Summary
 from fxcollab.io.weights import load_state_dict, write_state_dict
 from fxcollab.sources.source import Source
+from fxcollab.tracing.capture import Granularity
+from fxcollab.tree import PATTERNS
 
 NET = """
     from torch import nn
@@ -868,6 +873,128 @@ def test_a_model_file_that_changes_the_directory_changes_nothing(
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+# Options.
+
+
+PLANNED = ("transform", "costs", "diff", "verify")
+
+
+@pytest.mark.parametrize("command", PLANNED)
+def test_every_option_of_the_plan_is_one_of_every_command_that_makes_a_plan(call: Call, command: str) -> None:
+    out = call(command, "--help").out
+    own = {field.name for field in dataclasses.fields(Options)} - {"source", "given", "plan"}
+    assert all(f"--{name.replace('_', '-')} " in out for name in own)
+
+
+def test_every_option_is_a_parameter_of_the_library_or_makes_the_model() -> None:
+    functions = (fxcollab.transform, fxcollab.choose_splits)
+    known = {name for function in functions for name in inspect.signature(function).parameters}
+    own = {field.name for field in dataclasses.fields(Options)}
+    assert own - known == {"input", "model_arg", "given", "plan"}
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [("pattern", PATTERNS), ("init", ("fresh", "copy", "copy-anyway")), ("granularity", get_args(Granularity))],
+)
+def test_values_of_options_are_completed_without_torch(option: str, values: tuple[str, ...]) -> None:
+    words = {"COMP_WORDS": f"fxcollab transform x --{option} ", "COMP_CWORD": "4"}
+    result = python("-c", WITHOUT_TORCH, _FXCOLLAB_COMPLETE="complete_bash", **words)
+    assert tuple(result.stdout.split()) == values
+    assert result.stderr.endswith("imported: []"), result.stderr
+
+
+def test_auto_takes_its_budgets_in_every_command(call: Call, model: Path) -> None:
+    for command in PLANNED:
+        result = call(command, "model.py", "--splits", "auto", "--max-memory", "0.5x", "--input", "2x3")
+        assert result.code == 2 and "A budget of 0.5x the memory can't be kept." in result.err
+
+
+# A directory in the place of a source.
+
+
+def test_the_splits_of_a_directory_are_those_of_its_source_at_its_inputs(call: Call, model: Path) -> None:
+    assert call("transform", "model.py", "--splits", "stem", "--input", "7x3").code == 0
+    of_source = call("splits", "model.py", "--input", "7x3", "--json")
+    assert call("splits", "model_collab", "--json").json == of_source.json
+    assert call("splits", "model_collab", "--input", "5x3", "--json").json[0]["shape"] == [5, 4]
+
+
+def test_the_costs_of_a_directory_are_those_of_its_plan(call: Call, model: Path) -> None:
+    plan = ("--pattern", "simple", "--heads", "3", "--splits", "stem", "--input", "7x3", "--model-arg", "width=6")
+    assert call("transform", "model.py", *plan).code == 0
+    assert call("costs", "model_collab", "--json").json == call("costs", "model.py", *plan, "--json").json
+    assert "time " in call("costs", "model_collab", "--measure").out
+    refused = call("costs", "model_collab", "--heads", "2")
+    assert refused.code == 2 and "--heads can't be given with a directory." in refused.err
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ((), {}),
+        (("--seed", "3"), {"seed": 3}),
+        (("--fanouts", "2,3"), {"fanouts": [2, 3]}),
+        (("--splits", "stem"), {"splits": ["stem"], "fanouts": [2]}),
+        (("--pattern", "multi-instance"), {"pattern": "multi-instance", "splits": [], "fanouts": [2]}),
+        (("--rescale",), {"rescale": True}),
+    ],
+)
+def test_a_directory_is_transformed_again_with_its_plan_but_for_what_is_given(
+    call: Call, model: Path, options: tuple[str, ...], changed: dict[str, object]
+) -> None:
+    plan = ("--fanouts", "3,2", "--no-rescale", "--peers", "others", "--model-arg", "width=6", "--input", "7x3")
+    assert call("transform", "model.py", "--splits", "stem,body.1", *plan).code == 0
+    result = call("transform", "model_collab", "-o", "other", *options)
+    assert result.code == 0, result.err
+    before, after = (json.loads(Path(name, "plan.json").read_text()) for name in ("model_collab", "other"))
+    kept = before.keys() - {"fingerprint", "torch", "fxcollab"}
+    assert {key: after[key] for key in kept} == {key: before[key] for key in kept} | changed
+    assert call("verify", "other").code == 0
+
+
+def test_a_directory_is_replaced_by_its_own_transform_with_force_only(call: Call, made: Path) -> None:
+    assert "The output directory exists." in call("transform", made).err
+    result = call("transform", made, "--splits", "stem", "--force")
+    assert (result.code, result.err.splitlines()[-1][:20]) == (0, "wrote model_collab/,")
+
+
+def test_what_a_plan_fixes_stays_fixed_in_another_transform(call: Call, write: Write) -> None:
+    write(NET.replace("forward(self, x)", "forward(self, x, double=True)").replace("return", "x = x * 2; return"))
+    train_model = fxcollab.transform(
+        Source.parse("model.py").load().factory,
+        splits=["stem"],
+        example_inputs={"x": torch.randn(2, 3), "double": False},
+        source=Source.parse("model.py"),
+    )
+    fxcollab.save(train_model, "made")
+    for options in ((), ("--input", "4x3")):
+        assert call("transform", "made", "-o", "other", "--force", *options).code == 0
+        assert json.loads(Path("other/plan.json").read_text())["fixed"] == {"double": False}
+
+
+def test_a_directory_whose_plan_names_no_source_says_so(call: Call) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    fxcollab.save(fxcollab.transform(model, splits=["0"]), "made")
+    for command in ("costs", "splits", "transform"):
+        result = call(command, "made", *(("-o", "other") if command == "transform" else ()))
+        assert result.code == 2 and "The plan doesn't say where the model comes from." in result.err
+
+
+def test_neither_a_source_nor_a_directory_is_answered_with_both(call: Call) -> None:
+    for command in (*PLANNED, "splits"):
+        result = call(command, "model_colab")
+        assert result.code == 2 and "is not a source, and there is no such directory" in result.err
+        assert "or a directory that transform wrote" in result.err
+
+
+def test_paths_are_shown_as_they_are(call: Call, made: Path) -> None:
+    assert call("prune", made, "-o", "x[bold].st").err == "wrote x[bold].st: 13 tensors of head 0\n"
+    Path("x[").mkdir()
+    assert call("prune", made, "-o", "x[/y].st").err == "wrote x[/y].st: 13 tensors of head 0\n"
+    assert call("diff", made, "-o", "x[:smile:].json").err == "wrote x[:smile:].json\n"
+
+
 # Splits that are chosen.
 
 
@@ -927,7 +1054,7 @@ def test_the_difference_of_a_source_and_of_a_directory_are_the_same(call: Call, 
 
 
 def test_the_difference_is_written_in_other_formats(call: Call, made: Path) -> None:
-    result = call("diff", str(made), "--dot", "graph.dot", "--mermaid", "graph.mmd")
+    result = call("diff", str(made), "-o", "graph.dot", "-o", "graph.mmd")
     assert (result.code, result.out) == (0, "")
     assert Path("graph.dot").read_text().startswith("digraph fxcollab {")
     assert Path("graph.mmd").read_text().startswith("flowchart TD")
@@ -960,5 +1087,24 @@ def test_a_directory_and_its_model_belong_together_and_another_model_does_not(ca
 
 
 def test_a_missing_folder_is_told_before_anything_is_done(call: Call, made: Path) -> None:
-    result = call("diff", str(made), "-o", "diff.svg", "--html", "nowhere/diff.html")
+    result = call("diff", str(made), "-o", "diff.svg", "-o", "nowhere/diff.html")
     assert result.code == 2 and "there is no folder nowhere" in result.err and not Path("diff.svg").exists()
+
+
+def test_a_difference_replaces_a_file_with_force_only_and_never_that_of_others(call: Call, made: Path) -> None:
+    assert call("diff", made, "-o", "diff.json").code == 0
+    before = Path("diff.json").read_text()
+    refused = call("diff", made, "-o", "diff.json", "--eval")
+    assert refused.code == 2 and "The output file exists." in refused.err and Path("diff.json").read_text() == before
+    assert call("diff", made, "-o", "diff.json", "--eval", "--force").code == 0
+    assert json.loads(Path("diff.json").read_text())["mode"] == "eval"
+    plan = (made / "plan.json").read_text()
+    refused = call("diff", made, "-o", made / "plan.json", "--force")
+    assert refused.code == 2 and "model_collab/plan.json is not replaced." in refused.err
+    assert (made / "plan.json").read_text() == plan
+
+
+def test_a_png_without_the_extra_names_it(call: Call, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    result = call("diff", made, "-o", "diff.png")
+    assert result.code == 2 and "hint: pip install 'fxcollab[png]'" in result.err and not Path("diff.png").exists()

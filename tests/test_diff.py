@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 import fxcollab
 from fxcollab import Diff, DiffError, StateError
-from fxcollab.diffs.formats import VIEWS
+from fxcollab.diffs.dot import to_mermaid
+from fxcollab.diffs.model import GENERATOR
 from fxcollab.diffs.terminal import view
+from fxcollab.diffs.views import VIEWS, is_view
 from samples.networks import resnet20
 
 
@@ -168,7 +170,7 @@ class Hostile(nn.Module):
 
 def test_hostile_names_are_text_in_every_view() -> None:
     diff = diff_of("<script>alert('x')</script>", model=Hostile)
-    assert "<script>" not in diff.to_mermaid().replace("<br/>", "")
+    assert "<script>" not in to_mermaid(diff).replace("<br/>", "")
     for line in diff.to_dot().splitlines():
         assert line.replace('\\"', "").count('"') % 2 == 0
     assert "alert" in json.loads(diff.to_json())["splits"][0] and str(diff)
@@ -184,8 +186,8 @@ def test_dot_has_a_cluster_a_branch_and_all_edges() -> None:
 
 def test_mermaid_has_all_nodes_and_edges() -> None:
     diff = diff_of("stem", "body.1")
-    lines = diff.to_mermaid().splitlines()
-    assert lines[0] == "flowchart TD"
+    lines = to_mermaid(diff).splitlines()
+    assert lines[:2] == ["flowchart TD", f"  %% {GENERATOR}"]
     assert sum(":::" in line for line in lines) == len(diff.nodes)
     assert sum(" --> " in line for line in lines) == sum(len(node.inputs) for node in diff.nodes)
 
@@ -231,6 +233,43 @@ def test_a_files_ending_names_the_view(tmp_path: Path) -> None:
     for ending, start in starts.items():
         diff.save(tmp_path / f"diff{ending}")
         assert (tmp_path / f"diff{ending}").read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("ending", VIEWS)
+def test_a_written_file_can_be_told_from_those_of_others(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"diff{ending}"
+    assert not is_view(file)
+    diff_of("stem").save(file)
+    assert is_view(file)
+    file.write_text("mine")
+    assert not is_view(file) and not is_view(tmp_path)
+
+
+def test_no_plan_is_taken_for_a_difference(tmp_path: Path) -> None:
+    fxcollab.save(fxcollab.transform(Net, splits=["stem"], seed=0), tmp_path / "made")
+    assert not is_view(tmp_path / "made" / "plan.json") and is_view(tmp_path / "made" / "diff.html")
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "diff.json"
+    diff_of("stem").save(file)
+    before = file.read_bytes()
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        diff_of("stem", "body.1").save(file)
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_report_is_shown_on_the_page(tmp_path: Path) -> None:
+    train_model = fxcollab.transform(Net(), splits=["stem"], seed=0)
+    report = fxcollab.verify(train_model.root, train_model, (torch.randn(2, 3),))
+    fxcollab.diff(train_model).save(tmp_path / "diff.html", report)
+    assert '"proof":{"checks"' in (tmp_path / "diff.html").read_text()
+    assert GENERATOR in (tmp_path / "diff.html").read_text()
 
 
 def test_an_unknown_ending_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from functools import partial
 from itertools import combinations, pairwise
 from xml.etree import ElementTree
 
@@ -13,9 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import fxcollab
+from fxcollab import DiffError
+from fxcollab.diffs import png
 from fxcollab.diffs.boxes import Box, boxes_of, fold, name_of, shown
 from fxcollab.diffs.layered import layered
-from fxcollab.diffs.png import colours, to_png
+from fxcollab.diffs.png import to_png
+from fxcollab.diffs.resources import read
 from fxcollab.diffs.svg import to_svg
 from tests.test_diff import Hostile, Net, diff_of
 
@@ -151,22 +156,41 @@ def _runs(box: Box) -> list[Box]:
 # In pixels.
 
 
-def test_the_picture_in_pixels_has_the_size_and_the_colours_of_its_scheme() -> None:
+def test_the_picture_in_pixels_has_the_size_and_the_colours_of_the_page() -> None:
     diff = diff_of("stem", "body.1")
     root = ElementTree.fromstring(to_svg(diff))
-    for dark in (False, True):
-        image = Image.open(io.BytesIO(to_png(diff, dark=dark, scale=1.5)))
-        assert image.size == tuple(round(1.5 * float(root.attrib[side])) for side in ("width", "height"))
-        assert image.convert("RGB").getpixel((0, 0)) == _rgb(colours(dark)["page"])
-        seen = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or ()}
-        assert {_rgb(colours(dark)[name]) for name in ("shared", "own", "cloned", "rescaled")} <= seen
+    image = Image.open(io.BytesIO(to_png(diff)))
+    assert image.size == tuple(2 * int(float(root.attrib[side])) for side in ("width", "height"))
+    seen = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or ()}
+    page = read("colours.css").partition("}")[0]
+    expected = ("page", "text", "shared", "own", "cloned", "rescaled", "rescaled-line")
+    assert {_rgb(page.partition(f"--{name}: #")[2][:6]) for name in expected} <= seen
 
 
-def test_names_that_the_font_lacks_are_written_by_their_numbers_and_a_huge_picture_shrinks() -> None:
+def test_a_huge_picture_in_pixels_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(png, "_SCALE", 1000.0)
+    monkeypatch.setattr(png, "_MOST_PIXELS", 300_000)
+    image = Image.open(io.BytesIO(to_png(diff_of("stem"))))
+    assert 290e3 < image.size[0] * image.size[1] < 310e3
+
+
+def test_any_name_can_be_drawn_in_pixels() -> None:
     assert to_png(diff_of("<script>alert('x')</script>", model=Hostile)).startswith(b"\x89PNG")
-    image = Image.open(io.BytesIO(to_png(diff_of("stem"), scale=1000)))
-    assert 29e6 < image.size[0] * image.size[1] < 31e6
+
+
+def test_without_resvg_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(DiffError, match=r"resvg-py is not installed\n  hint: pip install 'fxcollab\[png\]'"):
+        to_png(diff_of("stem"))
+
+
+def test_without_fonts_nothing_is_drawn_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resvg_py
+
+    monkeypatch.setattr(resvg_py, "svg_to_bytes", partial(resvg_py.svg_to_bytes, skip_system_fonts=True))
+    with pytest.raises(DiffError, match="there is no font for its text\n  hint: install one"):
+        to_png(diff_of("stem"))
 
 
 def _rgb(colour: str) -> tuple[int, ...]:
-    return tuple(bytes.fromhex(colour[1:]))
+    return tuple(bytes.fromhex(colour))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import options
+from ..command import Force, Json
 from ..console import CheckFailed, err, out, working
-from ..planning import Planning, load_source
-from ..trained import names_a_directory, training_model, verified
+from ..planning import Options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,64 +33,36 @@ Output = Annotated[
         "-o", "--output", metavar="FILE", help="Write what its ending says: .html, .svg, .png, .json, .dot, .mmd."
     ),
 ]
-Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an interactive page: one file.")]
-Svg = Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Write a static picture.")]
-Png = Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Write a static picture in pixels.")]
-Dot = Annotated[Path | None, typer.Option("--dot", metavar="FILE", help="Write Graphviz's DOT.")]
-Mermaid = Annotated[Path | None, typer.Option("--mermaid", metavar="FILE", help="Write a Mermaid flowchart.")]
 
 
 def diff(
-    context: typer.Context,
-    source: options.Source,
+    options: Options,
     inference: Inference = None,
-    pattern: options.Pattern = "hierarchical",
-    splits: options.Splits = "",
-    heads: options.Heads = None,
-    fanouts: options.Fanouts = None,
-    init: options.Init = "fresh",
-    seed: options.Seed = 0,
-    no_rescale: options.NoRescale = False,
-    granularity: options.Granularity = "auto",
-    peers: options.Peers = "peers",
-    recompute: options.Recompute = None,
-    input_shapes: options.Input = None,
-    model_arg: options.ModelArg = None,
     unfolded: All = False,
     evaluation: Evaluation = False,
     output: Output = None,
-    html: Html = None,
-    svg: Svg = None,
-    png: Png = None,
-    dot: Dot = None,
-    mermaid: Mermaid = None,
     prove: Prove = False,
-    json: options.Json = False,
-    debug: options.Debug = False,
+    force: Force = False,
+    json: Json = False,
 ) -> None:
-    """Show the training graph beside the inference graph: what is shared, cloned and inserted.
+    """Show the training graph beside the inference graph.
 
-    SOURCE may also be a directory that transform wrote; what the graph looks like is then in its plan.
+    Nodes are shared, cloned or inserted.
     """
     with working("importing"):
         from fxcollab.diffs.build import diff as difference
-        from fxcollab.diffs.formats import VIEWS, view_of
         from fxcollab.diffs.terminal import view
-    named = {".html": html, ".svg": svg, ".png": png, ".dot": dot, ".mmd": mermaid}
-    files = [(file, VIEWS[ending]) for ending, file in named.items() if file is not None]
-    files += [(file, view_of(file)) for file in output or ()]
-    _refuse_missing_folders(file for file, _ in files)
-    with working(f"loading {source}"):
-        train_model = training_model(context)
-        other = _inference_model(inference, Planning.of(context)) if inference else None
+    files = output or []
+    _refuse_unwritable(files, force)
+    train_model = options.training_model(but=("model_arg",) if inference else ())
+    other = _model_of(replace(options, source=inference)) if inference else None
     with working("comparing"):
         found = difference(train_model, other, training=not evaluation)
-    with working("verifying" if prove else "drawing"):
-        report = verified(train_model, input_shapes) if prove else None
-        made = [(file, view_as(found, report)) for file, view_as in files]
-    for file, content in made:
-        file.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        err().print(f"wrote {file}")
+    report = options.verify(train_model) if prove else None
+    with working("drawing"):
+        for file in files:
+            found.save(file, report)
+            err().print(f"wrote {file}")
     if json:
         typer.echo(found.to_json())
     elif not files:
@@ -100,19 +72,24 @@ def diff(
         raise CheckFailed
 
 
-def _inference_model(inference: str, planning: Planning) -> nn.Module:
-    import fxcollab
-
-    if names_a_directory(inference):
-        return fxcollab.load(inference, example_inputs=planning.inputs)
-    return load_source(inference, planning.model_arg, planning.seed).model
+def _model_of(options: Options) -> nn.Module:
+    return options.training_model(but=options.given) if options.is_directory else options.load()[1].model
 
 
-def _refuse_missing_folders(files: Iterable[Path]) -> None:
+def _refuse_unwritable(files: Iterable[Path], force: bool) -> None:
+    """Refuse endings without a view, folders that don't exist, and files that are there, before anything is done."""
+    from fxcollab.diffs.views import check_ending, is_view
     from fxcollab.errors import DiffError
+    from fxcollab.io.weights import refuse_existing_file
 
     for file in files:
+        check_ending(file)
         if not file.parent.is_dir():
             raise DiffError(
                 f"{file} can't be written.", why=f"there is no folder {file.parent}", hint=f"mkdir -p {file.parent}"
+            )
+        refuse_existing_file(file, force)
+        if file.exists() and not is_view(file):
+            raise DiffError(
+                f"{file} is not replaced.", why="fxcollab diff did not write it", hint="give another name, or move it"
             )

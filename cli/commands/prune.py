@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .. import options
+from ..command import Force, Json
 from ..console import err, print_json, working
 
 
@@ -20,11 +20,13 @@ def prune(
         Path | None, typer.Option("--weights", metavar="F", help="A safetensors checkpoint; default: DIR's own.")
     ] = None,
     head: Annotated[int, typer.Option("--head", metavar="K", help="The head to keep.")] = 0,
-    force: options.Force = False,
-    json: options.Json = False,
-    debug: options.Debug = False,
+    force: Force = False,
+    json: Json = False,
 ) -> None:
-    """Write the weights of one head under the original model's names. Needs no model."""
+    """Write one head's weights, by the original's names.
+
+    Needs no model.
+    """
     with working("pruning"):
         from fxcollab.io.artifact import load_head
         from fxcollab.io.weights import refuse_existing_file, write_state_dict

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
-from fxcollab.diffs.model import Diff, DiffNode
+from fxcollab.diffs.model import DiffData, DiffNode
 from fxcollab.tree import Path, branch_name
 
 READABLE = 45
@@ -96,7 +96,7 @@ class Box:
 Item: TypeAlias = Box | DiffNode
 
 
-def boxes_of(diff: Diff, readable: int = READABLE) -> Box:
+def boxes_of(diff: DiffData, readable: int = READABLE) -> Box:
     """The outermost box; opened from outside in, all boxes of a depth or none, while that stays readable."""
     root = Box("root", "", open=True)
     known: dict[tuple[Path, str], Box] = {((), ""): root}
@@ -172,7 +172,7 @@ def _count(items: list[Item]) -> int:
     return sum(sum(1 for _ in item.nodes()) if isinstance(item, Box) else 1 for item in items)
 
 
-def _heading(diff: Diff, path: Path) -> str:
+def _heading(diff: DiffData, path: Path) -> str:
     heads = diff.tree.heads_of(path)
     name = branch_name(path)
     return f"{name}: head {heads[0]}" if len(heads) == 1 else f"{name}: heads {heads[0]} to {heads[-1]}"

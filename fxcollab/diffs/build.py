@@ -14,7 +14,8 @@ from fxcollab.analysis.levels import state_tensors, tensors_of
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.original import ProfiledOriginal, profile_original
 from fxcollab.costs.profile import NodeCost
-from fxcollab.diffs.model import Diff, DiffNode
+from fxcollab.diffs.diff import Diff
+from fxcollab.diffs.model import DiffNode
 from fxcollab.diffs.related import refuse_another
 from fxcollab.fx_utils import source_line
 from fxcollab.plan import plan_of, training_model

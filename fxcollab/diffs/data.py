@@ -1,27 +1,33 @@
-"""The difference as JSON data: versioned, and the same for the same graphs."""
+"""The difference as JSON: versioned, and the same for the same graphs."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from fxcollab.diffs.model import Diff, DiffNode
+from fxcollab.diffs.model import GENERATOR, DiffData, DiffNode
 
 FORMAT = 1
 
 
-def to_data(diff: Diff) -> dict[str, Any]:
-    """Plain data: format, head tree, counts, and all nodes of the training graph in order."""
-    tree = diff.tree
+def to_json(diff: DiffData) -> str:
+    """Head tree, counts, and all nodes of the training graph in order."""
+    return json.dumps(to_data(diff), indent=1)
+
+
+def to_data(diff: DiffData) -> dict[str, Any]:
+    """The same as plain data."""
     return {
+        "generator": GENERATOR,
         "format": FORMAT,
         "pattern": diff.pattern,
-        "splits": list(tree.splits),
-        "fanouts": list(tree.fanouts),
-        "heads": tree.heads,
+        "splits": diff.tree.splits,
+        "fanouts": diff.tree.fanouts,
+        "heads": diff.tree.heads,
         "mode": "train" if diff.training else "eval",
         "inputs": diff.inputs,
         "unknown": diff.unknown,
-        "limitations": list(diff.limitations),
+        "limitations": diff.limitations,
         "counts": {
             "original": diff.count("shared", "own"),
             "cloned": diff.count("cloned"),
@@ -34,23 +40,5 @@ def to_data(diff: Diff) -> dict[str, Any]:
 
 
 def _node(node: DiffNode) -> dict[str, Any]:
-    return {
-        "name": node.name,
-        "change": node.change,
-        "counterpart": node.counterpart,
-        "origin": node.origin,
-        "branch": node.branch,
-        "level": len(node.path),
-        "op": node.op,
-        "label": node.label,
-        "target": node.target,
-        "module": node.module,
-        "inputs": list(node.inputs),
-        "factor": node.factor,
-        "shape": list(node.shape) if node.shape is not None else None,
-        "dtype": node.dtype,
-        "parameters": node.parameters,
-        "new_parameters": node.new_parameters,
-        "flops": node.flops,
-        "source": node.source,
-    }
+    fields = {name: value for name, value in vars(node).items() if name not in ("kind", "path")}
+    return {**fields, "change": node.change, "branch": node.branch, "level": len(node.path)}

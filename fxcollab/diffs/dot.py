@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from fxcollab.diffs.model import Change, Diff, DiffNode
+from fxcollab.diffs.model import GENERATOR, Change, DiffData, DiffNode
 from fxcollab.tree import Path, branch_name
 
 _COLOURS: Mapping[Change, str] = {
@@ -13,18 +13,19 @@ _COLOURS: Mapping[Change, str] = {
 }  # fmt: skip
 
 
-def to_dot(diff: Diff) -> str:
+def to_dot(diff: DiffData) -> str:
     """Of the training graph: a cluster a branch, colours by change, factors on rescales."""
     return "\n".join(_dot(diff)) + "\n"
 
 
-def to_mermaid(diff: Diff) -> str:
+def to_mermaid(diff: DiffData) -> str:
     """The same as a Mermaid flowchart."""
     return "\n".join(_mermaid(diff)) + "\n"
 
 
-def _dot(diff: Diff) -> Iterator[str]:
+def _dot(diff: DiffData) -> Iterator[str]:
     yield "digraph fxcollab {"
+    yield f"  // {GENERATOR}"
     yield '  node [shape=box, style="rounded,filled", fontname="sans-serif"];'
     yield from _clusters(diff, (), "  ")
     for node in diff.nodes:
@@ -33,7 +34,7 @@ def _dot(diff: Diff) -> Iterator[str]:
     yield "}"
 
 
-def _clusters(diff: Diff, path: Path, indent: str) -> Iterator[str]:
+def _clusters(diff: DiffData, path: Path, indent: str) -> Iterator[str]:
     """A branch with its own nodes, and the branches inside of it."""
     if path:
         yield f"{indent}subgraph {_quoted(f'cluster_{branch_name(path)}')} {{"
@@ -60,8 +61,9 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _mermaid(diff: Diff) -> Iterator[str]:
+def _mermaid(diff: DiffData) -> Iterator[str]:
     yield "flowchart TD"
+    yield f"  %% {GENERATOR}"
     numbers = {node.name: f"n{number}" for number, node in enumerate(diff.nodes)}
     for node in diff.nodes:
         yield f'  {numbers[node.name]}["{_escaped(_label(node))}"]:::{node.change}'

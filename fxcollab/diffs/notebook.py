@@ -5,13 +5,13 @@ from __future__ import annotations
 import html
 
 from fxcollab.diffs.html import to_html
-from fxcollab.diffs.model import Diff
+from fxcollab.diffs.model import DiffData
 from fxcollab.diffs.svg import to_svg
 
 _HEIGHT = 720
 
 
-def show(diff: Diff) -> None:
+def show(diff: DiffData) -> None:
     """Two outputs: the static picture, and the page in a frame of its own.
 
     Viewers that take scripts out, such as those of code hosts, drop the second and keep the first.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import networkx as nx
+
 from fxcollab.diffs.boxes import READABLE, Box, Item, boxes_of, fold, name_of, open_up_to, shown
 from fxcollab.diffs.layered import Layout, Point, layered
-from fxcollab.diffs.model import Diff, DiffNode
+from fxcollab.diffs.model import DiffData, DiffNode
 
 TIMES, CLOSED = "\N{MULTIPLICATION SIGN}", "\N{HORIZONTAL ELLIPSIS}"
-HEIGHT = 40.0
+HEIGHT, MARGIN = 40.0, 8.0
 _CHARACTER, _LEAST, _HEADER, _PADDING = 7.1, 100.0, 24.0, 12.0
 
 
@@ -43,22 +44,38 @@ class Picture:
     """What is drawn.
 
     Attributes:
-        title: one line that says what is seen.
-        width, height: of all.
+        diff: of which it is a picture.
+        width, height: of all, without the margin.
         boxes: the open ones, outer before inner.
         items: nodes and closed boxes.
         edges: between items.
     """
 
-    title: str
+    diff: DiffData
     width: float
     height: float
     boxes: list[tuple[Box, Place]] = field(default_factory=list)
     items: list[tuple[Item, Place]] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
 
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height with the margin."""
+        return self.width + 2 * MARGIN, self.height + 2 * MARGIN
 
-def picture_of(diff: Diff) -> Picture:
+    @property
+    def title(self) -> str:
+        """One line that says what is seen."""
+        diff = self.diff
+        counts = f"{diff.count('cloned')} cloned, {diff.count('rescaled')} rescaled"
+        return f"{diff.pattern}, {diff.tree.heads} heads: {counts}"
+
+    def stack(self, item: Item) -> int:
+        """How many instances a node behind a split stands for; 1 elsewhere."""
+        return len(self.diff.instances[item.origin]) if isinstance(item, DiffNode) and item.change == "own" else 1
+
+
+def picture_of(diff: DiffData) -> Picture:
     """The drawing of the page as it opens: modules and runs stay closed where there would be too much to read."""
     root = boxes_of(diff)
     if shown(root) > READABLE:
@@ -85,15 +102,10 @@ def change_of(item: Item) -> str:
     return "shared" if not item.path else "cloned" if any(item.path) else "own"
 
 
-def stack_of(item: Item, diff: Diff) -> int:
-    """How many instances a node behind a split stands for; 1 elsewhere."""
-    return len(diff.instances[item.origin]) if isinstance(item, DiffNode) and item.change == "own" else 1
-
-
 class _Drawing:
     """Sizes and layouts of boxes, from the inside out; places of all that is shown, from the outside in."""
 
-    def __init__(self, diff: Diff, root: Box) -> None:
+    def __init__(self, diff: DiffData, root: Box) -> None:
         self._diff, self._root = diff, root
         self._ways = dict(_ways(root, ()))
         self._edges: dict[Box, list[tuple[Item, Item]]] = {}
@@ -105,9 +117,7 @@ class _Drawing:
 
     def picture(self) -> Picture:
         width, height = self._size(self._root)
-        title = f"{self._diff.pattern}, {self._diff.tree.heads} heads: "
-        title += f"{self._diff.count('cloned')} cloned, {self._diff.count('rescaled')} rescaled"
-        picture = Picture(title, width, height)
+        picture = Picture(self._diff, width, height)
         self._put(self._root, Place(0.0, 0.0, width, height), picture)
         picture.edges.extend(dict.fromkeys(self._drawn_edges()))
         return picture
@@ -199,24 +209,13 @@ def _outermost_closed(way: Sequence[Item]) -> Item:
 
 def _along(count: int, edges: set[tuple[int, int]]) -> list[int]:
     """An order along the edges; of those that may come first, the first. A module called twice may close a cycle."""
-    waits = [0] * count
-    readers: dict[int, list[int]] = {}
-    for source, target in edges:
-        waits[target] += 1
-        readers.setdefault(source, []).append(target)
-    ready = [number for number in range(count) if not waits[number]]
-    left, order = dict.fromkeys(range(count)), list[int]()
-    while left:
-        number = heapq.heappop(ready) if ready else next(iter(left))
-        if number not in left:
-            continue
-        del left[number]
-        order.append(number)
-        for target in readers.get(number, ()):
-            waits[target] -= 1
-            if not waits[target]:
-                heapq.heappush(ready, target)
-    return order
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(count))
+    graph.add_edges_from(edges)
+    cycles = nx.condensation(graph)
+    members = {cycle: sorted(data["members"]) for cycle, data in cycles.nodes(data=True)}
+    order = nx.lexicographical_topological_sort(cycles, key=lambda cycle: members[cycle][0])
+    return [number for cycle in order for number in members[cycle]]
 
 
 def _clip(text: str, most: int = 36) -> str:

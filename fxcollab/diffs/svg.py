@@ -4,45 +4,50 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 
 from fxcollab.diffs.boxes import Box, Item
 from fxcollab.diffs.layered import Point
-from fxcollab.diffs.model import Diff
-from fxcollab.diffs.picture import TIMES, Edge, Place, change_of, lines_of, picture_of, stack_of
+from fxcollab.diffs.model import GENERATOR, DiffData
+from fxcollab.diffs.picture import MARGIN, TIMES, Edge, Picture, Place, change_of, lines_of, picture_of
+from fxcollab.diffs.resources import read
 
 
-def to_svg(diff: Diff) -> str:
+def to_svg(diff: DiffData) -> str:
     """The drawing of the page as it opens: branches as boxes, modules closed where there would be too much to read.
 
     Colours follow the reader's light or dark scheme. The same bytes for the same graphs.
     """
-    picture = picture_of(diff)
-    width, height = picture.width + 16, picture.height + 16
-    style = "".join(files("fxcollab.diffs").joinpath("page", name).read_text("utf-8") for name in _STYLES)
-    elements = [
-        *(_box(box, place) for box, place in picture.boxes),
-        *dict.fromkeys(map(_edge, picture.edges)),
-        *(_title(box, place) for box, place in picture.boxes),
-        *(_item(item, place, diff) for item, place in picture.items),
-    ]
+    return draw(picture_of(diff), read("colours.css") + read("drawing.css"))
+
+
+def draw(picture: Picture, style: str) -> str:
+    """A picture as SVG.
+
+    Args:
+        picture: what is drawn, and where.
+        style: its style sheet.
+    """
+    width, height = picture.size
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -8 {width:g} {height:g}" width="{width:g}" '
-            f'height="{height:g}" role="img" aria-label="{_escaped(picture.title)}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-MARGIN:g} {-MARGIN:g} {width:g} {height:g}" '
+            f'width="{width:g}" height="{height:g}" role="img" aria-label="{_escaped(picture.title)}">',
+            f"<!-- {GENERATOR} -->",
             f"<title>{_escaped(picture.title)}</title>",
             f"<style>{style}</style>",
             _MARKER,
-            '<rect x="-8" y="-8" width="100%" height="100%" fill="var(--page)"/>',
+            f'<rect id="page" x="{-MARGIN:g}" y="{-MARGIN:g}" width="100%" height="100%"/>',
             '<g id="world">',
-            *elements,
+            *(_box(box, place) for box, place in picture.boxes),
+            *dict.fromkeys(map(_edge, picture.edges)),
+            *(_title(box, place) for box, place in picture.boxes),
+            *(_item(item, place, picture.stack(item)) for item, place in picture.items),
             "</g>",
             "</svg>\n",
         ]
     )
 
 
-_STYLES = ("colours.css", "drawing.css")
 _MARKER = (
     '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
     '<path d="M0,0L8,4L0,8z"/></marker></defs>'
@@ -59,9 +64,9 @@ def _title(box: Box, place: Place) -> str:
     return f'<text class="title" x="{place.x + 10:g}" y="{place.y + 16:g}">{_escaped(box.title)}</text>'
 
 
-def _item(item: Item, place: Place, diff: Diff) -> str:
+def _item(item: Item, place: Place, stack: int) -> str:
     first, second = map(_escaped, lines_of(item))
-    middle, stack = place.x + place.width / 2, stack_of(item, diff)
+    middle = place.x + place.width / 2
     glyph = "" if isinstance(item, Box) else item.glyph
     many = f'<text class="stack" x="{place.x + place.width - 6:g}" y="{place.y + 13:g}">{TIMES}{stack}</text>'
     return (

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from fxcollab.diffs.model import Change, Diff, DiffNode
+from fxcollab.diffs.model import Change, DiffData, DiffNode
 from fxcollab.tree import Path, branch_name
 
 STYLES: Mapping[Change, str] = {
@@ -19,7 +19,7 @@ SHOWN = 3
 """Names of a folded run that are shown, before the last one."""
 
 
-def view(diff: Diff, *, unfolded: bool = False) -> RenderableType:
+def view(diff: DiffData, *, unfolded: bool = False) -> RenderableType:
     """Text for a console of any width, with or without colours: glyphs say what they say.
 
     Args:
@@ -37,12 +37,12 @@ def legend() -> Text:
     return Text("= original  + another head's instance  ~ gradient scaled  ! copy before a write", "dim")
 
 
-def _state_legend(diff: Diff) -> Iterator[Text]:
+def _state_legend(diff: DiffData) -> Iterator[Text]:
     if diff.count("state"):
         yield Text(". a parameter of a shallower level, handed in", "dim")
 
 
-def counts(diff: Diff) -> Text:
+def counts(diff: DiffData) -> Text:
     """The last line, which counts nodes."""
     found = Text()
     found.append(f"+ {diff.count('cloned')} cloned", STYLES["cloned"]).append("  ")
@@ -54,7 +54,7 @@ def counts(diff: Diff) -> Text:
     return found.append(f"= {diff.count('shared', 'own')} of the original", "dim")
 
 
-def _grow(tree: Tree, diff: Diff, path: Path, unfolded: bool) -> None:
+def _grow(tree: Tree, diff: DiffData, path: Path, unfolded: bool) -> None:
     if len(path) == diff.tree.depth:
         return
     for child in diff.tree.paths(len(path) + 1):
@@ -63,13 +63,13 @@ def _grow(tree: Tree, diff: Diff, path: Path, unfolded: bool) -> None:
             _grow(tree.add(Group(_heading(diff, child), *entries)), diff, child, unfolded)
 
 
-def _heading(diff: Diff, path: Path) -> Text:
+def _heading(diff: DiffData, path: Path) -> Text:
     heads = diff.tree.heads_of(path)
     which = f"head {heads[0]}" if len(heads) == 1 else f"heads {heads[0]} to {heads[-1]}"
     return Text(branch_name(path), "bold").append(f"  {which}", "not bold dim")
 
 
-def _entries(diff: Diff, path: Path, unfolded: bool) -> Iterator[Text]:
+def _entries(diff: DiffData, path: Path, unfolded: bool) -> Iterator[Text]:
     for change, run in groupby(diff.of_branch(path), lambda node: node.change):
         nodes = list(run)
         if change in ("rescaled", "copied", "state"):

@@ -1,0 +1,66 @@
+"""What `fxcollab.diff` returns: the difference, with a method for every place where it is shown."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+
+from fxcollab.diffs.data import to_json
+from fxcollab.diffs.dot import to_dot
+from fxcollab.diffs.html import to_html
+from fxcollab.diffs.model import DiffData
+from fxcollab.diffs.notebook import show
+from fxcollab.diffs.svg import to_svg
+from fxcollab.diffs.terminal import view
+from fxcollab.diffs.views import write
+from fxcollab.proof.report import Report
+
+
+@dataclass(frozen=True)
+class Diff(DiffData):
+    """A training graph beside its inference graph; prints in a terminal, and shows itself in a notebook."""
+
+    def save(self, path: str | os.PathLike[str], report: Report | None = None) -> None:
+        """Write the view that the file's ending names: .html, .svg, .png, .json, .dot or .mmd (Mermaid).
+
+        Args:
+            path: the file, which is replaced if it exists.
+            report: what `verify` found, to be shown on a page.
+
+        Raises:
+            DiffError: there is no view for this ending, or it needs a package that is not installed.
+        """
+        write(self if report is None else replace(self, report=report), Path(path))
+
+    def to_html(self, path: str | os.PathLike[str], report: Report | None = None) -> None:
+        """Write one self-contained page, which works offline; ``report`` of `verify` becomes a badge."""
+        Path(path).write_text(to_html(self if report is None else replace(self, report=report)), encoding="utf-8")
+
+    def to_svg(self, path: str | os.PathLike[str]) -> None:
+        """Write a static picture; neither a browser nor ``dot`` is needed."""
+        Path(path).write_text(to_svg(self), encoding="utf-8")
+
+    def to_dot(self) -> str:
+        """The training graph in Graphviz's DOT: a cluster a branch."""
+        return to_dot(self)
+
+    def to_json(self) -> str:
+        """All of it as versioned JSON, the same bytes for the same graphs."""
+        return to_json(self)
+
+    def _ipython_display_(self) -> None:
+        """In a notebook: the picture, and the page below it, which is left out where scripts are not shown."""
+        show(self)
+
+    def __rich__(self) -> RenderableType:
+        """The view for a terminal; `str` is the same in 80 columns, without colours."""
+        return view(self)
+
+    def __str__(self) -> str:
+        console = Console(width=80, color_system=None)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get()

@@ -1,0 +1,66 @@
+"""The views that can be written to files. A new one is a file beside this one, and a line in `VIEWS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fxcollab.diffs.data import to_json
+from fxcollab.diffs.dot import to_dot, to_mermaid
+from fxcollab.diffs.html import to_html
+from fxcollab.diffs.model import GENERATOR, DiffData
+from fxcollab.diffs.png import to_png
+from fxcollab.diffs.svg import to_svg
+from fxcollab.errors import DiffError, closest
+from fxcollab.io.folder import beside
+
+VIEWS: Mapping[str, Callable[[DiffData], str | bytes]] = {
+    ".html": to_html,
+    ".svg": to_svg,
+    ".png": to_png,
+    ".json": to_json,
+    ".dot": to_dot,
+    ".mmd": to_mermaid,
+}
+"""By the ending of the file. Every view has `GENERATOR` in its first bytes."""
+_FIRST_BYTES = 1024
+
+
+def write(diff: DiffData, path: Path) -> None:
+    """Write the view that the file's ending names; the file appears whole, or stays as it was.
+
+    Raises:
+        DiffError: as `check_ending`.
+    """
+    check_ending(path)
+    made = VIEWS[path.suffix.lower()](diff)
+    draft = beside(path.resolve())
+    try:
+        draft.write_bytes(made.encode("utf-8") if isinstance(made, str) else made)
+        draft.replace(path.resolve())
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def check_ending(path: Path) -> None:
+    """Check that there is a view for a file of this name.
+
+    Raises:
+        DiffError: there is none.
+    """
+    ending = path.suffix.lower()
+    if ending not in VIEWS:
+        near = closest(ending, VIEWS)
+        raise DiffError(
+            f"There is no view of a difference for {path.name!r}.",
+            why=f"the ending {ending!r} is unknown" if ending else "it has no ending",
+            hint=(f"did you mean {near}? " if near else "") + f"known are {', '.join(VIEWS)}",
+        )
+
+
+def is_view(path: Path) -> bool:
+    """Whether `write` made this file."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return GENERATOR.encode() in file.read(_FIRST_BYTES)
