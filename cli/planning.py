@@ -123,10 +123,11 @@ def load_source(text: str, model_args: list[str] | None, seed: int) -> Loaded:
     """The model that SOURCE names; where it draws its weights without a seed of its own, they follow ``seed``."""
     import torch
 
+    from fxcollab.sources.load import load
     from fxcollab.sources.source import Source, parse_argument
 
     torch.manual_seed(seed)
-    return Source.parse(text, dict(parse_argument(argument) for argument in model_args or ())).load()
+    return load(Source.parse(text, dict(parse_argument(argument) for argument in model_args or ())))
 
 
 def check_inputs(train_model: CollabGraphModule, shapes: list[str] | None) -> None:

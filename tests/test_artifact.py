@@ -31,6 +31,7 @@ from fxcollab.io import folder, plan_file, weights
 from fxcollab.io.artifact import load_head
 from fxcollab.io.weights import load_state_dict, write_state_dict
 from fxcollab.plan import plan_of
+from fxcollab.sources.load import load as load_source
 from fxcollab.sources.source import Source
 
 PACKAGE = Path(fxcollab.__file__).parent
@@ -182,7 +183,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def saved_from(file: Path, directory: Path, **arguments: Any) -> Any:
-    loaded = Source.parse(str(file), arguments).load()
+    loaded = load_source(Source.parse(str(file), arguments))
     train_model = made(loaded.model, factory=loaded.factory, source=loaded.source)
     fxcollab.save(train_model, directory)
     return train_model
@@ -385,7 +386,7 @@ def test_a_folder_that_moved_away_from_its_file_says_what_is_missing(file: Path,
     shutil.move(file.parent / "runs", tmp_path / "runs")
     with pytest.raises(SourceError, match=f"there is no file {file.name}"):
         fxcollab.load(tmp_path / "runs/one")
-    assert fxcollab.load(tmp_path / "runs/one", Source.parse(str(file)).load().model)
+    assert fxcollab.load(tmp_path / "runs/one", load_source(Source.parse(str(file))).model)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from torch import nn
 import fxcollab
 from fxcollab.costs.summary import Summary
 from fxcollab.io.weights import load_state_dict, write_state_dict
+from fxcollab.sources.load import load
 from fxcollab.sources.source import Source
 
 NET = """
@@ -105,7 +106,7 @@ def made(call: Call, model: Path) -> Path:
 
 
 def net(file: Path | str = "model.py") -> nn.Module:
-    return Source.parse(str(file)).load().model
+    return load(Source.parse(str(file))).model
 
 
 # transform.

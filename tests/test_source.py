@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from fxcollab.errors import ArtifactError, SourceError
+from fxcollab.sources.load import load as load_source
 from fxcollab.sources.loaded import Loaded
 from fxcollab.sources.source import Source, parse_argument, source_of
 
@@ -70,7 +71,7 @@ def serial() -> str:
 
 
 def load(text: object, **arguments: object) -> Loaded:
-    return Source.parse(str(text), arguments).load()  # type: ignore[arg-type]
+    return load_source(Source.parse(str(text), arguments))  # type: ignore[arg-type]
 
 
 def refusal(text: object, **arguments: object) -> SourceError:
@@ -525,7 +526,7 @@ def test_an_argument_that_a_torchvision_model_does_not_take_is_refused() -> None
 
 def test_libraries_are_imported_by_their_sources_alone() -> None:
     libraries = "{'torchvision', 'timm', 'transformers'}"
-    code = f"import sys, fxcollab.sources.source; sys.exit(bool({libraries} & sys.modules.keys()))"
+    code = f"import sys, fxcollab.sources.load; sys.exit(bool({libraries} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
