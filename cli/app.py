@@ -1,4 +1,4 @@
-"""The application: its commands, and what becomes of errors. Imports no torch: help must come at once."""
+"""The application and its commands. Imports no torch, so that help and completion are fast."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def options(
 def main() -> None:
     """Run the command line. Exits with 0 when fine, 1 when a check failed, 2 in case of trouble."""
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `fxcollab verify ... | head` is no failed check
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `fxcollab verify ... | head` is not a failed check
     sys.exit(run(app))

@@ -190,7 +190,7 @@ class Options:
 
         planned = plan_of(train_model).interface
         if not self.input or len(self.input) != len(planned.inputs):
-            return  # none are given, or binding them to the forward says what is wrong
+            return  # none are given, or their number is wrong, which binding them to the forward refuses
         reason = why_not(train_model.root, replace(planned, inputs=parsing.input_specs(self.input, planned)))
         if reason:
             raise CaptureError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import pytest
 import torch
 from rich.console import Console
@@ -357,3 +359,15 @@ def test_a_notebook_shows_the_picture_and_below_it_the_page() -> None:
     picture, page = (output.data for output in captured.outputs)
     assert picture["image/svg+xml"].startswith("<svg") and "<script" not in picture["image/svg+xml"]
     assert "<iframe srcdoc=" in page["text/html"] and "&lt;script" in page["text/html"]
+
+
+def test_imports_between_the_files_of_the_difference_run_one_way() -> None:
+    folder = Path(fxcollab.diffs.__file__).parent
+    files = {f"fxcollab.diffs.{file.stem}": ast.parse(file.read_text()) for file in folder.glob("*.py")}
+    found = [
+        (name, node.module)
+        for name, tree in files.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+    ]
+    assert nx.is_directed_acyclic_graph(nx.DiGraph([(name, other) for name, other in found if other in files]))

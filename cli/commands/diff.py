@@ -20,17 +20,19 @@ Inference = Annotated[
     str | None,
     typer.Argument(
         metavar="[INFERENCE]",
-        help="A model or directory to be shown to be the same network; refused if it isn't.",
+        help="A model or directory to check: it must be the same network.",
         show_default=False,
     ),
 ]
 All = Annotated[bool, typer.Option("--all", help="A line for every node: nothing is folded.")]
 Evaluation = Annotated[bool, typer.Option("--eval", help="Eval mode's graphs, where they differ from train mode's.")]
-Prove = Annotated[bool, typer.Option("--prove", help="Verify, for the page to show; exits with 1 if a check fails.")]
+Prove = Annotated[
+    bool, typer.Option("--prove", help="Verify, and show the result on the page; exits with 1 if it fails.")
+]
 Output = Annotated[
     list[Path] | None,
     typer.Option(
-        "-o", "--output", metavar="FILE", help="Write what its ending says: .html, .svg, .png, .json, .dot, .mmd."
+        "-o", "--output", metavar="FILE", help="Write a view, by its ending: .html, .svg, .png, .json, .dot, .mmd."
     ),
 ]
 
@@ -68,7 +70,7 @@ def diff(
     elif not files:
         out().print(view(found, unfolded=unfolded), soft_wrap=False)
     if report is not None and not report.ok:
-        err().print("the proof failed: fxcollab verify says where")
+        err().print("the proof failed: see fxcollab verify")
         raise CheckFailed
 
 
