@@ -11,18 +11,21 @@ if TYPE_CHECKING:
 
     from fxcollab.plan import Plan
     from fxcollab.tracing.interface import InputSpec, Interface
+    from fxcollab.tree import Fanout
 
 
-def fanouts(text: str | None) -> tuple[int, ...] | None:
-    """Fan-outs written as ``2,3``."""
+def fanouts(text: str | None) -> tuple[Fanout, ...] | None:
+    """Fan-outs written as ``2,3``, or ``2,2:1`` with one number for each branch."""
     if text is None:
         return None
     try:
-        return tuple(int(part) for part in text.split(","))
+        each = [tuple(map(int, part.split(":"))) for part in text.split(",")]
     except ValueError:
         from fxcollab.errors import PatternError
 
-        raise PatternError(f"Fan-outs {text!r} can't be read.", hint="write numbers: --fanouts 2,3") from None
+        hint = "write numbers: --fanouts 2,3, or --fanouts 2,2:1 with one for each branch"
+        raise PatternError(f"Fan-outs {text!r} can't be read.", hint=hint) from None
+    return tuple(fanout if len(fanout) > 1 else fanout[0] for fanout in each)
 
 
 def budget(text: str | None, option: str) -> float | None:
@@ -82,8 +85,12 @@ def tree_options(plan: Plan) -> list[tuple[str, Any]]:
         ("pattern", plan.pattern),
         ("splits", ",".join(plan.tree.splits)),
         ("heads", None if hierarchical else plan.tree.heads),
-        ("fanouts", ",".join(map(str, plan.tree.fanouts)) if hierarchical else None),
+        ("fanouts", ",".join(map(_fanout_text, plan.tree.fanouts)) if hierarchical else None),
     ]
+
+
+def _fanout_text(fanout: Fanout) -> str:
+    return str(fanout) if isinstance(fanout, int) else ":".join(map(str, fanout))
 
 
 def default_directory(source: str) -> Path:

@@ -57,7 +57,7 @@ class Options:
     pattern: Annotated[str, _Pattern] = "hierarchical"
     splits: Annotated[str, _option("Where heads part: modules, name@2, a+b, nodes, or auto.", "A,B")] = ""
     heads: Annotated[int | None, _option("Heads of simple and multi-instance (default 2).", "H")] = None
-    fanouts: Annotated[str | None, _option("Branches at each split (default 2 each).", "F,F")] = None
+    fanouts: Annotated[str | None, _option("Branches at each split (default 2 each): 2,3 or 2,2:1.", "F,F")] = None
     init: Annotated[str, _Init] = "fresh"
     seed: Annotated[int, _option("All initial weights are a function of it.")] = 0
     rescale: Annotated[bool, _option("Where heads meet: the mean of their gradients, or the sum.")] = True
@@ -215,7 +215,8 @@ class Options:
                 why="it was made from a model object, not from a file or an importable factory",
                 hint=f"give the source with the options: {SOURCES}",
             )
-        named = {option.name: getattr(plan, option.name) for option in fields(self) if hasattr(plan, option.name)}
+        answers = vars(plan) | vars(plan.options)
+        named = {option.name: answers[option.name] for option in fields(self) if option.name in answers}
         tree = takewhile(lambda option: option[0] not in self.given, parsing.tree_options(plan))
         values = {name: value for name, value in (named | dict(tree)).items() if name not in self.given}
         arguments = [f"{name}={json.dumps(value)}" for name, value in plan.source.arguments]

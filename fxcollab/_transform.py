@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from fxcollab.analysis.partition import partition
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.errors import CaptureError, ForwardError, PatternError
-from fxcollab.plan import PLAN_KEY, Plan
+from fxcollab.errors import CaptureError, ForwardError, PatternError, warn_caller
+from fxcollab.passes import AfterPass, CapturePass, PartitionPass, run_passes, training_passes
+from fxcollab.plan import RewriteOptions
 from fxcollab.rewriting.initialise import Init
-from fxcollab.rewriting.rewrite import rewrite
-from fxcollab.sources.factory import model_of
+from fxcollab.sources.loaded import model_of
 from fxcollab.sources.source import Source, source_of
 from fxcollab.splits.choose import choose_splits
 from fxcollab.splits.errors import refuse_budget_with_recompute
 from fxcollab.splits.explain import Choice
 from fxcollab.splits.nearest import with_nearest_splits
-from fxcollab.tracing.capture import LIMITATIONS_KEY, Granularity, capture
+from fxcollab.tracing.capture import LIMITATIONS_KEY, Granularity
 from fxcollab.tracing.examples import why_not_on
 from fxcollab.tracing.interface import ExampleInputs, Interface, interface_of
-from fxcollab.tracing.limitations import shared_statistics
-from fxcollab.tree import AUTO, HeadTree, Pattern, fanouts_to_choose, head_tree, split_names
+from fxcollab.tree import AUTO, Fanout, HeadTree, Pattern, fanouts_to_choose, head_tree, split_names
 
 
 def transform(
@@ -33,7 +31,7 @@ def transform(
     pattern: Pattern = "hierarchical",
     splits: Sequence[str] | str | Choice = (),
     heads: int | None = None,
-    fanouts: Sequence[int] | None = None,
+    fanouts: Sequence[Fanout] | None = None,
     example_inputs: ExampleInputs | None = None,
     init: Init = "fresh",
     seed: int | None = None,
@@ -47,6 +45,7 @@ def transform(
     max_time: float | None = None,
     max_memory: float | None = None,
     recompute: Recompute | None = None,
+    after_pass: AfterPass | None = None,
 ) -> CollabGraphModule:
     """A training model with several heads of ``model`` (paper, section 3.1).
 
@@ -62,8 +61,9 @@ def transform(
             cuts after its output, ``name@2`` after its second call, ``a+b`` at two values; other names are
             those of nodes. ``auto`` takes what `choose_splits` says; or hand in a `Choice` of it. Why it was
             chosen stands in the plan and the summary.
-        heads: H of ``simple`` and ``multi-instance``; 2 unless said.
-        fanouts: branches at each split of ``hierarchical``; 2 each unless said.
+        heads: H of ``simple`` and ``multi-instance`` (default 2).
+        fanouts: branches at each split of ``hierarchical`` (default 2 each): ``(2, 3)``, or one number for each
+            branch, ``(2, (2, 1))``.
         example_inputs: tuple or dict. Tensors in it are inputs of the graph, also for optional parameters;
             other values, such as ``use_cache=False``, are fixed. Needed only where the model has several
             inputs, or asks for values of an input whose shape can't be guessed.
@@ -82,6 +82,8 @@ def transform(
         recompute: ``heads`` to keep the activations of the trunk and of one branch at a time: those of the others are
             computed again in the backward pass, for one more forward of what lies behind the splits. State that
             branches keep in globals, in what functions close over, or by writes through ``.data`` changes twice then.
+        after_pass: ``callable(name, graph_module)``, called after the passes ``capture``, ``partition``, ``rewrite``
+            and ``codegen`` with the module that each gave; see `fxcollab.passes`.
 
     Returns:
         A ``GraphModule`` that trains like any module. `prune` returns the original from it.
@@ -110,44 +112,33 @@ def transform(
             max_memory=max_memory,
             granularity=granularity,
         )
-        names = splits.splits
-        tree = _tree(splits, pattern, names, heads, fanouts)
+        tree = _tree(splits, pattern, splits.splits, heads, fanouts)
+    chosen = splits.reason if isinstance(splits, Choice) else None
     seed = torch.initial_seed() if seed is None else seed
+    options = RewriteOptions(init, seed, rescale, peers, recompute)
     interface = interface or interface_of(model, example_inputs)
-
-    def attempt(*splits: str) -> None:
-        captured = capture(model, splits, example_inputs, granularity, interface=interface)
-        partition(captured, HeadTree(splits, (2,)))
-
+    how = CapturePass(tree.splits, example_inputs, granularity, interface)
+    passes = training_passes(tree, how, options, factory, pattern=pattern, source=source, chosen=chosen)
     try:
-        captured = capture(model, names, example_inputs, granularity, interface=interface)
+        train_model = run_passes(passes, model, after_pass)
     except ForwardError as error:
         _refuse_wrong_inputs(model, interface, example_inputs)
-        if granularity == "op":
-            error.hint = f"granularity 'auto' keeps modules whole that no split lies in; or {error.hint}"
-            raise
-        raise with_nearest_splits(error, names, attempt) from error.__cause__
-    cut = partition(captured, tree)
-    train_model = rewrite(
-        captured,
-        cut,
-        init=init,
-        seed=seed,
-        factory=factory,
-        rescale=rescale,
-        peers=peers,
-        recompute=recompute,
-    )
-    named_init = init if isinstance(init, str) else getattr(init, "__qualname__", repr(init))
-    shared = shared_statistics(cut.straddling & dict(captured.named_buffers(remove_duplicate=False)).keys())
-    train_model.meta[LIMITATIONS_KEY] = (*captured.meta[LIMITATIONS_KEY], *shared)
+        raise _with_way_out(error, model, how) from error.__cause__
     for sentence in train_model.meta[LIMITATIONS_KEY]:
-        warnings.warn(f"limitation: {sentence}", stacklevel=2)
-    chosen = splits.reason if isinstance(splits, Choice) else None
-    train_model.meta[PLAN_KEY] = Plan(
-        pattern, tree, named_init, seed, rescale, granularity, peers, interface, source, chosen, recompute
-    )
+        warn_caller(f"limitation: {sentence}")
     return train_model
+
+
+def _with_way_out(error: ForwardError, model: nn.Module, how: CapturePass) -> ForwardError:
+    """``error`` with a hint that names what works: another granularity, or the nearest splits."""
+    if how.granularity == "op":
+        error.hint = f"granularity 'auto' keeps modules whole that no split lies in; or {error.hint}"
+        return error
+
+    def attempt(*splits: str) -> None:
+        run_passes([replace(how, splits=splits), PartitionPass(HeadTree(splits, (2,) * max(1, len(splits))))], model)
+
+    return with_nearest_splits(error, how.splits, attempt)
 
 
 def _tree(
@@ -155,7 +146,7 @@ def _tree(
     pattern: Pattern,
     names: tuple[str, ...],
     heads: int | None,
-    fanouts: Sequence[int] | None,
+    fanouts: Sequence[Fanout] | None,
 ) -> HeadTree:
     """The head tree of named splits, or of chosen ones, which the pattern must be able to have."""
     if not isinstance(splits, Choice):
@@ -168,9 +159,7 @@ def _tree(
             f"The splits were chosen for fan-outs {chosen}, not for {planned}.",
             hint=f"choose anew, choose_splits(model, fanouts={planned}), or leave heads and fan-outs out",
         )
-    return (
-        head_tree(pattern, names, None, chosen) if pattern == "hierarchical" else head_tree(pattern, names, chosen[0])
-    )
+    return head_tree(pattern, names, None, chosen) if pattern == "hierarchical" else HeadTree(names, chosen)
 
 
 def _refuse_wrong_inputs(model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None) -> None:

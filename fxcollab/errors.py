@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
 
 
 class FxCollabError(Exception):
@@ -65,6 +69,20 @@ class VerificationError(FxCollabError):
 
 class DiffError(FxCollabError):
     """Two graphs don't belong together, or a view can't be written."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error of somebody else's code in a line: its type, and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def warn_caller(message: str) -> None:
+    """Warn at the line outside of fxcollab that called it, however deep the call is."""
+    package, level = str(Path(__file__).parent), 2
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def closest(name: str, candidates: Iterable[str], count: int = 4) -> str:

@@ -1,8 +1,8 @@
-"""Call a module with other tensors in the place of its own."""
+"""A module's tensors by name, and calls with others in their place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +32,29 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers under all their names."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
+
+
+def tensors_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """Parameters and buffers of ``module`` under all their names."""
+    return {prefix + name: tensor for name, tensor in named_tensors(module)}
+
+
+def copied_state(module: nn.Module, copy: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """A copy of each parameter and buffer under all its names; tensors that are one stay one."""
+    once = once_each(copy)
+    return {name: once(tensor) for name, tensor in named_tensors(module)}
+
+
+def once_each(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``function``, called once for a tensor: whenever it is asked for again, the result is the same one."""
+    known: dict[int, tuple[Tensor, Tensor]] = {}  # with the tensor, whose id must not be given away
+
+    def found(tensor: Tensor) -> Tensor:
+        if id(tensor) not in known:
+            known[id(tensor)] = tensor, function(tensor)
+        return known[id(tensor)][1]
+
+    return found
 
 
 def _places(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from torch import fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.node import Argument, map_arg
+
+from fxcollab._torch import codegen_of
 
 
 def copy_node(
@@ -46,11 +49,11 @@ def copy_graph(graph: fx.Graph, order: Iterable[fx.Node] | None = None) -> fx.Gr
         graph: the graph.
         order: its nodes in another order of the data flow; None for their own.
     """
-    new = fx.Graph(tracer_cls=graph._tracer_cls)
+    new = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes if order is None else order:
         values[node] = copy_node(new, node, node.name, node.target, values.__getitem__)
-    new.set_codegen(graph._codegen)
+    new.set_codegen(codegen_of(graph))
     return new
 
 
@@ -115,6 +118,35 @@ def attribute(root: nn.Module, path: str) -> object:
     """The attribute of ``root`` at a dotted path."""
     owner, _, name = path.rpartition(".")
     return getattr(root.get_submodule(owner), name)
+
+
+def make_printable(graph: fx.Graph) -> None:
+    """Give nodes whose target fx would print wrongly an equal one that it prints right.
+
+    A name that is not an identifier fx prints between double quotes, as it is: a quote, a backslash or a line break
+    in it would end the text.
+    """
+    for node in graph.nodes:
+        path = node.target if node.op in ("call_module", "get_attr") else ""
+        if path != _escaped(path):
+            node.target = _Target(path)
+
+
+class _Target(str):
+    """The path of a module or a tensor; equal to the plain text."""
+
+    def split(self, *args: Any) -> list[str]:
+        """The names on the path, each printed as it must stand between double quotes."""
+        return [_Name(name) for name in super().split(*args)]
+
+
+class _Name(str):
+    def __format__(self, specification: str) -> str:
+        return _escaped(self)
+
+
+def _escaped(text: Any) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def get_output(graph: fx.Graph) -> fx.Node:

@@ -9,6 +9,7 @@ from torch import nn
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import StateError
+from fxcollab.rewriting.initialise import Init
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tracing.interface import Interface
@@ -18,48 +19,59 @@ PLAN_KEY = "fxcollab"
 
 
 @dataclass(frozen=True)
+class RewriteOptions:
+    """What the rewrite does beside cutting along a head tree. `transform` has the same options.
+
+    Attributes:
+        init: how peers start; in a plan, a function's name where one was given.
+        seed: what the peers' initialisation is drawn from.
+        rescale: whether crossing values are rescaled.
+        peers: the name under which peers live.
+        recompute: what is computed again in the backward pass; None for nothing.
+    """
+
+    init: Init | str = "fresh"
+    seed: int = 0
+    rescale: bool = True
+    peers: str = "peers"
+    recompute: Recompute | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a training graph was made.
 
     Attributes:
         pattern: the pattern's name.
         tree: splits and fan-outs.
-        init: how peers started; a function's name where one was given.
-        seed: what the peers' initialisation was drawn from.
-        rescale: whether crossing values are rescaled.
+        options: those of the rewrite.
         granularity: how far the capture opened the model.
-        peers: the name under which peers live.
         interface: the graph's inputs, with the shapes of the examples, and what is fixed.
-        source: where the model came from, if that can be said.
+        source: where the model came from; None where that is not known.
         chosen: why the splits were chosen; None where they were named.
-        recompute: what is computed again in the backward pass; None for nothing.
     """
 
     pattern: Pattern
     tree: HeadTree
-    init: str
-    seed: int
-    rescale: bool
+    options: RewriteOptions
     granularity: Granularity
-    peers: str
     interface: Interface
-    source: Source | None
+    source: Source | None = None
     chosen: str | None = None
-    recompute: Recompute | None = None
 
 
 def plan_of(train_model: nn.Module) -> Plan:
     """The plan of a training model.
 
     Raises:
-        StateError: it is none.
+        StateError: it is not a training model.
     """
     plan = getattr(train_model, "meta", {}).get(PLAN_KEY) if isinstance(train_model, CollabGraphModule) else None
     if not isinstance(plan, Plan):
         raise StateError(
-            f"{type(train_model).__qualname__} is no training model.",
-            why="it was not made by fxcollab.transform, or is the part of one that fxcollab.spread made",
-            hint="pass what transform or load returned",
+            f"{type(train_model).__qualname__} is not a training model.",
+            why="neither transform nor rewrite made it, or it is the part of one that fxcollab.spread made",
+            hint="pass what transform, rewrite or load returned",
         )
     return plan
 

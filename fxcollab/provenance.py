@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import fx
 
 from fxcollab.errors import StateError
-from fxcollab.tree import Path
+from fxcollab.fx_utils import place
+from fxcollab.tree import Path, branch_name, parse_branch_name
 
 META_KEY = "fxcollab"
 
@@ -29,14 +31,16 @@ class Provenance:
         origin: the name of the node of the captured graph it stems from.
         branch: the path of the branch it belongs to; empty for the trunk.
         target: the target of the origin, before peers took its place.
-        fed: whether the rewrite put shallower parameters before the arguments of a module's call.
+        position: the place of the origin in the captured graph; of an inserted node that of its first reader.
+        functional: whether the rewrite put shallower parameters before the arguments of a module's call.
     """
 
     kind: Kind
     origin: str
     branch: Path
     target: Any = None
-    fed: bool = False
+    position: int = 0
+    functional: bool = False
 
     @property
     def inserted(self) -> bool:
@@ -44,18 +48,66 @@ class Provenance:
         return self.kind in INSERTED
 
 
-def provenance(node: fx.Node) -> Provenance:
-    """The provenance of a training graph's node.
+def provenance_of(graph: fx.Graph, peers: str) -> Mapping[fx.Node, Provenance]:
+    """The provenance of every node of a training graph.
+
+    A node that another pass has added belongs to the branch of what it reads, or, where all that read it lie in one
+    deeper branch, to that one.
+
+    Args:
+        graph: the training graph.
+        peers: the name under which peers live.
 
     Raises:
-        StateError: the node has none: it was added after the rewrite.
+        StateError: an added node reads values of several heads.
     """
-    found = node.meta.get(META_KEY)
-    if not isinstance(found, Provenance):
-        raise StateError(
-            f"Node {node.name!r} was not made by fxcollab.",
-            where=f"{node.op} {node.target}",
-            why="it carries no provenance, so it belongs to no head",
-            hint="run other passes after pruning, or let them copy node.meta['fxcollab'] from the node they replace",
-        )
+    found: dict[fx.Node, Provenance] = {}
+    for node in graph.nodes:
+        own = node.meta.get(META_KEY)
+        found[node] = own if isinstance(own, Provenance) else _derived(node, found, peers)
+    for node in reversed(graph.nodes):
+        if META_KEY not in node.meta and node.users:
+            readers = _common_branch([found[user].branch for user in node.users])
+            if readers[: len(found[node].branch)] == found[node].branch:
+                found[node] = replace(found[node], kind="clone" if readers else "shared", branch=readers)
     return found
+
+
+def _derived(node: fx.Node, known: Mapping[fx.Node, Provenance], peers: str) -> Provenance:
+    """The provenance of an added node, by what it reads."""
+    position = max((known[source].position for source in node.all_input_nodes), default=0)
+    if node.op == "output":
+        return Provenance("output", node.name, (), position=position)
+    own, target = _own_branch(node, peers)
+    paths = [own, *(known[source].branch for source in node.all_input_nodes)]
+    branch = max(paths, key=len)
+    foreign = next((path for path in paths if path != branch[: len(path)]), None)
+    if foreign is not None:
+        raise StateError(
+            f"Node {node.name!r} belongs to no head.",
+            where=place(node),
+            why="it was added after the rewrite and reads values of several heads: of branches "
+            + " and ".join(sorted((branch_name(foreign), branch_name(branch)))),
+            hint="give every head a node of its own, or combine the heads' outputs outside of the graph",
+        )
+    return Provenance("clone" if branch else "shared", node.name, branch, target, position)
+
+
+def _own_branch(node: fx.Node, peers: str) -> tuple[Path, Any]:
+    """The branch whose state a node names, and its target in the original."""
+    if node.op not in ("call_module", "get_attr"):
+        return (), node.target
+    owner, _, rest = str(node.target).partition(".")
+    name, _, target = rest.partition(".")
+    path = parse_branch_name(name) if owner == peers else None
+    return ((), node.target) if path is None else (path, target)
+
+
+def _common_branch(paths: Sequence[Path]) -> Path:
+    """The innermost branch around all of these."""
+    common: Path = ()
+    for choices in zip(*paths, strict=False):
+        if len(set(choices)) > 1:
+            break
+        common = (*common, choices[0])
+    return common

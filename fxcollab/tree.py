@@ -3,28 +3,32 @@
 A head tree is an ordered list of splits with their fan-outs. A *path* names one branch of one level by the
 choices made at each split; a full path is a head. Names, factors and counts are functions of the tree:
 
-    >>> tree = hierarchical(["layer2", "layer3"])
+    >>> tree = hierarchical(["layer2", "layer3"], (2, (2, 1)))
     >>> tree.heads
-    4
+    3
     >>> [branch_name(path) for path in tree.paths(2)]
-    ['b0_0', 'b0_1', 'b1_0', 'b1_1']
-    >>> tree.factor(0, 2)
-    0.25
+    ['b0_0', 'b0_1', 'b1_0']
+    >>> tree.factor((), (0,))
+    0.6666666666666666
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 from fxcollab.errors import PatternError, closest
 
 Path = tuple[int, ...]
+Fanout = int | tuple[int, ...]
+"""How many branches a split makes: in every branch alike, or one number for each branch, in path order."""
 Pattern = Literal["multi-instance", "simple", "hierarchical"]
+MOST_HEADS = 4096
 AUTO = "auto"
 """In the place of split names: let them be chosen."""
 PATTERNS: tuple[Pattern, ...] = ("multi-instance", "simple", "hierarchical")
@@ -39,11 +43,30 @@ class HeadTree:
     Attributes:
         splits: the split names along the data flow; empty for ``multi-instance``, whose one fan-out lies
             right behind the inputs.
-        fanouts: how many branches each split makes, one entry a level.
+        fanouts: how many branches each split makes, one entry a level: ``(2, (2, 1))`` splits only the first of two
+            branches again.
     """
 
     splits: tuple[str, ...]
-    fanouts: tuple[int, ...]
+    fanouts: tuple[Fanout, ...]
+
+    @classmethod
+    def from_heads(cls, splits: Sequence[str], heads: Sequence[Path]) -> HeadTree:
+        """The tree whose heads have these full paths, in path order.
+
+        Raises:
+            PatternError: they are not the heads of one tree.
+        """
+        paths: list[Path] = [()]
+        fanouts: list[Fanout] = []
+        for level in range(len(heads[0])):
+            counts = tuple(len({head[level] for head in heads if head[:level] == path}) for path in paths)
+            fanouts.append(counts[0] if len(set(counts)) == 1 else counts)
+            paths = [(*path, choice) for path, count in zip(paths, counts, strict=True) for choice in range(count)]
+        if paths != list(heads):
+            names = ", ".join(branch_name(head) for head in heads[:6])
+            raise PatternError(f"The branches {names} are not the heads of one tree.", why="some are missing")
+        return cls(tuple(splits), tuple(fanouts))
 
     @property
     def depth(self) -> int:
@@ -52,12 +75,26 @@ class HeadTree:
 
     @property
     def heads(self) -> int:
-        """The number of heads: the product of the fan-outs."""
-        return math.prod(self.fanouts)
+        """The number of heads: the branches of the deepest level."""
+        return self.branches(self.depth)
 
     def paths(self, level: int) -> Iterator[Path]:
         """The branches of ``level`` in path order; the trunk's is the empty path."""
-        return itertools.product(*(range(fanout) for fanout in self.fanouts[:level]))
+        paths: list[Path] = [()]
+        for fanout in self.fanouts[:level]:
+            counts = (fanout,) * len(paths) if isinstance(fanout, int) else fanout
+            paths = [(*path, choice) for path, count in zip(paths, counts, strict=True) for choice in range(count)]
+        return iter(paths)
+
+    def branches(self, level: int) -> int:
+        """The number of branches of ``level``."""
+        return sum(1 for _ in self.paths(level))
+
+    def children(self, path: Path) -> Iterator[Path]:
+        """The branches that the next split makes in a branch; none behind the last split."""
+        if len(path) == self.depth:
+            return iter(())
+        return (child for child in self.paths(len(path) + 1) if child[:-1] == path)
 
     def peers(self) -> Iterator[Path]:
         """Every branch that holds peers: of all levels, those whose path is not all zeros."""
@@ -71,19 +108,23 @@ class HeadTree:
                 why=f"the tree has {self.heads} heads",
                 hint=f"choose one of 0 to {self.heads - 1}",
             )
-        path: list[int] = []
-        for fanout in reversed(self.fanouts):
-            head, choice = divmod(head, fanout)
-            path.append(choice)
-        return tuple(reversed(path))
+        return next(itertools.islice(self.paths(self.depth), head, None))
 
     def heads_of(self, path: Path) -> list[int]:
         """The heads that descend from a branch, in order; the trunk's are all."""
-        return [head for head in range(self.heads) if self.head_path(head)[: len(path)] == path]
+        return [head for head, full in enumerate(self.paths(self.depth)) if full[: len(path)] == path]
 
-    def factor(self, shallow: int, deep: int) -> float:
-        """What a gradient is multiplied with on its way from level ``deep`` to ``shallow`` (equation 5)."""
-        return 1.0 / math.prod(self.fanouts[shallow:deep])
+    def factor(self, branch: Path, reader: Path) -> float:
+        """What a gradient is multiplied by on its way from branch ``reader`` to ``branch`` (equation 5).
+
+        It is the reader's share of the branch's heads: the sum is then the mean over all heads behind ``branch``.
+        """
+        return self._heads_behind[reader] / self._heads_behind[branch]
+
+    @cached_property
+    def _heads_behind(self) -> Counter[Path]:
+        """How many heads descend from each branch."""
+        return Counter(full[:level] for full in self.paths(self.depth) for level in range(self.depth + 1))
 
 
 def branch_name(path: Path) -> str:
@@ -96,18 +137,27 @@ def parse_branch_name(name: str) -> Path | None:
     return tuple(map(int, name[1:].split("_"))) if _BRANCH_NAME.fullmatch(name) else None
 
 
+def pattern_of(tree: HeadTree) -> Pattern:
+    """The built-in pattern that a tree has."""
+    return "multi-instance" if not tree.splits else "simple" if tree.depth == 1 else "hierarchical"
+
+
 def multi_instance(heads: int = 2) -> HeadTree:
     """Independent instances of the whole network (figure 1 b)."""
-    return HeadTree((), (_at_least_two(heads, "heads"),))
+    return HeadTree((), (_heads(heads),))
 
 
 def simple(split: str, heads: int = 2) -> HeadTree:
     """One split, one branch a head (figure 1 c)."""
-    return HeadTree((split,), (_at_least_two(heads, "heads"),))
+    return HeadTree((split,), (_heads(heads),))
 
 
-def hierarchical(splits: Sequence[str], fanouts: Sequence[int] | None = None) -> HeadTree:
-    """A tree over several splits (figure 1 d); binary unless ``fanouts`` says otherwise."""
+def _heads(heads: int) -> int:
+    return _count(_at_least_two(heads, "heads"), 1)
+
+
+def hierarchical(splits: Sequence[str], fanouts: Sequence[Fanout] | None = None) -> HeadTree:
+    """A tree over several splits (figure 1 d); binary by default."""
     fanouts = (2,) * len(splits) if fanouts is None else tuple(fanouts)
     if len(fanouts) != len(splits):
         raise PatternError(
@@ -115,19 +165,57 @@ def hierarchical(splits: Sequence[str], fanouts: Sequence[int] | None = None) ->
             why=f"splits are {_listed(splits)} and fan-outs {_listed(fanouts)}; every split has one fan-out",
             hint=f"for example fanouts={(2,) * len(splits)} (--fanouts {','.join('2' * len(splits))})",
         )
-    return HeadTree(tuple(splits), tuple(_at_least_two(fanout, "a fan-out") for fanout in fanouts))
+    checked: list[Fanout] = []
+    branches = 1
+    for fanout in fanouts:
+        checked.append(_checked_fanout(fanout, branches))
+        branches = _count(checked[-1], branches)
+    return HeadTree(tuple(splits), tuple(checked))
+
+
+def _count(fanout: Fanout, branches: int) -> int:
+    """How many branches a split makes of so many.
+
+    Raises:
+        PatternError: more than any machine could train.
+    """
+    count = fanout * branches if isinstance(fanout, int) else sum(fanout)
+    if count > MOST_HEADS:
+        raise PatternError(
+            f"A tree of {count:,} heads is too large.",
+            why=f"every head is an instance of the network; at most {MOST_HEADS:,} are made",
+            hint="give smaller fan-outs, or fewer splits",
+        )
+    return count
+
+
+def _checked_fanout(fanout: Any, branches: int) -> Fanout:
+    """One number for all branches of a level where all are equal, else one for each of them."""
+    if not isinstance(fanout, Sequence) or isinstance(fanout, str):
+        return _at_least_two(fanout, "a fan-out")
+    each = tuple(fanout)
+    if len(each) != branches or not all(isinstance(count, int) and count >= 1 for count in each) or max(each) < 2:
+        raise PatternError(
+            f"Fan-outs {each} don't fit a level of {branches} branches.",
+            why="there is one number for each branch in path order, at least 1, and one of them is 2 or more",
+            hint=f"for example {(2, *(1,) * (branches - 1))}",
+        )
+    return each[0] if len(set(each)) == 1 else each
 
 
 def head_tree(
-    pattern: str, splits: Sequence[str] = (), heads: int | None = None, fanouts: Sequence[int] | None = None
+    pattern: str,
+    splits: Sequence[str] = (),
+    heads: int | None = None,
+    fanouts: Sequence[Fanout] | None = None,
 ) -> HeadTree:
     """The tree of a named pattern.
 
     Args:
         pattern: ``multi-instance``, ``simple`` or ``hierarchical``.
         splits: none, one, or at least one name, in this order of patterns.
-        heads: H of ``multi-instance`` and ``simple``; 2 unless said.
-        fanouts: one number a split, for ``hierarchical`` only; 2 each unless said.
+        heads: H of ``multi-instance`` and ``simple`` (default 2).
+        fanouts: one entry for each split, for ``hierarchical`` only (default 2 each).
 
     Raises:
         PatternError: the arguments don't fit the pattern.
@@ -172,7 +260,7 @@ def head_tree(
     if heads is not None and heads != tree.heads:
         raise PatternError(
             f"{len(splits)} splits with fan-outs {_listed(tree.fanouts)} make {tree.heads} heads, not {heads}.",
-            hint=f"leave heads out, or give fanouts whose product is {heads}",
+            hint=f"leave heads out, or give fanouts that make {heads} heads",
         )
     return tree
 
@@ -184,9 +272,9 @@ def split_names(splits: Sequence[str] | str) -> tuple[str, ...]:
 
 
 def fanouts_to_choose(
-    pattern: str, heads: int | None = None, fanouts: Sequence[int] | None = None
-) -> tuple[int, ...]:
-    """The fan-outs of a head tree whose splits are still to be chosen; two splits unless heads say otherwise.
+    pattern: str, heads: int | None = None, fanouts: Sequence[Fanout] | None = None
+) -> tuple[Fanout, ...]:
+    """The fan-outs of a head tree whose splits are still to be chosen; two splits by default.
 
     Raises:
         PatternError: the arguments don't fit the pattern, or it has no splits to choose.
@@ -203,7 +291,7 @@ def fanouts_to_choose(
     return head_tree(pattern, [AUTO, *(f"{AUTO} {level}" for level in range(2, count + 1))], heads, fanouts).fanouts
 
 
-def _at_least_two(count: int, what: str) -> int:
+def _at_least_two(count: Any, what: str) -> int:
     if not isinstance(count, int):
         raise PatternError(f"{what.capitalize()} is {count!r}, not a whole number.", hint="give 2 or more")
     if count < 2:
@@ -212,7 +300,7 @@ def _at_least_two(count: int, what: str) -> int:
             why="a head learns from the others",
             hint="give 2 or more",
         )
-    return count
+    return int(count)
 
 
 def _listed(items: Sequence[object]) -> str:

@@ -2,7 +2,9 @@
 
 import os
 import secrets
+from collections.abc import Iterator
 
+import pytest
 import torch
 
 # Small networks on few cores, often in several processes: more threads only get in each other's way.
@@ -17,3 +19,16 @@ def pytest_configure() -> None:
 def pytest_report_header() -> str:
     """How to repeat the run."""
     return f"random networks: FXCOLLAB_SEED={os.environ['FXCOLLAB_SEED']}"
+
+
+@pytest.fixture
+def seeded() -> None:
+    """The test starts from a random state of its own, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_compiled_leftovers() -> Iterator[None]:
+    """What a test compiles is forgotten after it."""
+    yield
+    torch.compiler.reset()

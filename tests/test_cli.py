@@ -195,6 +195,7 @@ def test_a_timm_model_is_taken_and_proved(call: Call) -> None:
     assert call("verify", "resnet10t_collab", "--input", "3x3x64x64").code == 0
 
 
+@pytest.mark.slow
 def test_a_model_that_transformers_saved_is_taken_and_proved(call: Call, tmp_path: Path) -> None:
     from transformers import ViTConfig, ViTForImageClassification
 

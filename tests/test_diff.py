@@ -199,7 +199,7 @@ def test_mermaid_has_all_nodes_and_edges() -> None:
 
 @pytest.mark.parametrize("make", [Net, lambda: torch.fx.symbolic_trace(Net())], ids=["module", "traced"])
 def test_what_was_not_transformed_is_refused(make: Any) -> None:
-    with pytest.raises(StateError, match="is no training model"):
+    with pytest.raises(StateError, match="is not a training model"):
         fxcollab.diff(make())
 
 

@@ -102,6 +102,7 @@ def test_every_node_stands_in_its_branch_and_heads_from_left_to_right(show: Show
     )
 
 
+@pytest.mark.slow
 def test_nothing_overlaps(show: Show) -> None:
     found = {name: box for name, box in boxes(show(resnet50())).items() if name.startswith("node:")}
     names = list(found)
@@ -123,6 +124,7 @@ def test_the_spotlight_dims_and_moves_nothing(show: Show) -> None:
     assert boxes(page) == before
 
 
+@pytest.mark.slow
 def test_inference_is_drawn_without_what_was_inserted(show: Show) -> None:
     page = show(small(), "#spot=inference")
     edge = page.locator('#world .edge.direct[data-from="node:stem"][data-to="node:body_0"]')
@@ -131,6 +133,7 @@ def test_inference_is_drawn_without_what_was_inserted(show: Show) -> None:
     assert edge.evaluate("(e) => getComputedStyle(e).visibility") == "hidden"
 
 
+@pytest.mark.slow
 def test_the_passes_go_from_the_captured_to_the_pruned_graph(show: Show) -> None:
     page = show(small())
 
@@ -160,6 +163,7 @@ def test_selecting_a_clone_tells_what_became_of_it(show: Show) -> None:
     assert "nothing: it is gone, and its readers read stem" in page.inner_text("#details")
 
 
+@pytest.mark.slow
 def test_pointing_at_a_node_lights_up_all_of_its_clones(show: Show) -> None:
     page = show(small())
     node(page, "body_2_b0_1").hover()
@@ -181,11 +185,13 @@ def test_boxes_open_and_close_by_pointer_and_keyboard(show: Show) -> None:
     assert page.evaluate("document.activeElement.dataset.id") == "|layer1.0"
 
 
+@pytest.mark.slow
 def test_a_closed_box_says_what_changed_inside(show: Show) -> None:
     page = show(resnet50("op"))
     assert "+32" in page.locator('#world .closed[data-id="b1_0|layer4"] .glyph').inner_html()
 
 
+@pytest.mark.slow
 def test_searching_finds_and_shows_what_is_inside_of_closed_boxes(show: Show) -> None:
     page = show(resnet50("op"))
     page.keyboard.press("/")
@@ -196,6 +202,7 @@ def test_searching_finds_and_shows_what_is_inside_of_closed_boxes(show: Show) ->
     assert page.locator("#world .node.selected").count() == 1
 
 
+@pytest.mark.slow
 def test_changes_are_visited_one_by_one(show: Show) -> None:
     page = show(small())
     visited = []
@@ -207,6 +214,7 @@ def test_changes_are_visited_one_by_one(show: Show) -> None:
     assert page.locator("#world .selected").get_attribute("data-id") == "node:body_0_b1"
 
 
+@pytest.mark.slow
 def test_the_address_holds_the_view(show: Show) -> None:
     page = show(resnet50("op"), viewport=LARGE)
     page.locator('#world .closed[data-id="|layer1.0"]').click()
@@ -217,6 +225,7 @@ def test_the_address_holds_the_view(show: Show) -> None:
     assert again.get_attribute("#spot-inference", "aria-pressed") == "true"
 
 
+@pytest.mark.slow
 def test_zooming_and_panning_move_the_view_alone(show: Show) -> None:
     page = show(small())
     before, view = boxes(page), page.get_attribute("#world", "transform")
@@ -233,6 +242,7 @@ def test_zooming_and_panning_move_the_view_alone(show: Show) -> None:
     assert boxes(page) == before
 
 
+@pytest.mark.slow
 def test_the_minimap_shows_where_one_is(show: Show) -> None:
     page = show(small())
     assert not page.locator("#minimap").is_visible()  # all is in view
@@ -241,6 +251,7 @@ def test_the_minimap_shows_where_one_is(show: Show) -> None:
     assert page.locator("#minimap").is_visible() and page.locator("#viewport").count() == 1
 
 
+@pytest.mark.slow
 def test_the_table_holds_every_node_for_those_who_cannot_see_the_drawing(show: Show) -> None:
     page = show(small())
     page.keyboard.press("t")
@@ -251,6 +262,7 @@ def test_the_table_holds_every_node_for_those_who_cannot_see_the_drawing(show: S
     assert all(labels) and "head_b1_1: another head's instance" in labels
 
 
+@pytest.mark.slow
 def test_the_proof_is_a_badge(show: Show) -> None:
     model = Net()
     train_model = fxcollab.transform(model, splits=["stem"], seed=0)
@@ -261,6 +273,7 @@ def test_the_proof_is_a_badge(show: Show) -> None:
     assert "not proved here" in show(small()).inner_text("#proof")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_follow_the_system_and_the_button(show: Show, scheme: Any) -> None:
     page = show(small(), color_scheme=scheme)
@@ -271,6 +284,7 @@ def test_colours_follow_the_system_and_the_button(show: Show, scheme: Any) -> No
     assert page.evaluate(background) != before
 
 
+@pytest.mark.slow
 def test_the_drawing_can_be_taken_away(show: Show, tmp_path: Path) -> None:
     page = show(small())
     for button, name, start in (("#save-svg", "diff.svg", b"<svg"), ("#save-png", "diff.png", b"\x89PNG")):
@@ -282,6 +296,7 @@ def test_the_drawing_can_be_taken_away(show: Show, tmp_path: Path) -> None:
     assert "<script" not in (tmp_path / "diff.svg").read_text()
 
 
+@pytest.mark.slow
 def test_a_narrow_screen_is_enough(show: Show) -> None:
     page = show(resnet50(), viewport={"width": 390, "height": 780})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -306,6 +321,7 @@ def chain() -> fxcollab.Diff:
     return fxcollab.diff(fxcollab.transform(model, splits=["3"], seed=0))
 
 
+@pytest.mark.slow
 def test_what_is_unchanged_can_be_folded(show: Show) -> None:
     page = show(chain())
     assert page.get_attribute("#fold", "aria-pressed") == "false" and node(page, "_1").count() == 1
@@ -319,6 +335,7 @@ def test_what_is_unchanged_can_be_folded(show: Show) -> None:
     assert page.locator("#world .run").count() == 0
 
 
+@pytest.mark.slow
 def test_the_address_holds_what_is_folded_and_opened_in_it(show: Show) -> None:
     page = show(chain())
     page.click("#fold")
@@ -327,6 +344,7 @@ def test_the_address_holds_what_is_folded_and_opened_in_it(show: Show) -> None:
     assert again.locator("#world .box.run").count() == 1 and node(again, "_1").count() == 1
 
 
+@pytest.mark.slow
 def test_a_flat_graph_opens_folded(show: Show) -> None:
     model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(60)))
     page = show(fxcollab.diff(fxcollab.transform(model, splits=["50"], seed=0)))
@@ -334,6 +352,7 @@ def test_a_flat_graph_opens_folded(show: Show) -> None:
     assert page.locator("#world .closed.run").count() == 2  # the trunk, and head 0's branch
 
 
+@pytest.mark.slow
 def test_while_nothing_is_selected_the_head_tree_is_shown(show: Show) -> None:
     page = show(small())
     told = page.inner_text("#details")
@@ -349,12 +368,14 @@ def test_while_nothing_is_selected_the_head_tree_is_shown(show: Show) -> None:
     assert "Head tree" in page.inner_text("#details")
 
 
+@pytest.mark.slow
 def test_a_node_says_what_it_reads_before_and_after(show: Show) -> None:
     page = show(small(), "#node=body_0")
     told = page.inner_text("#details")
     assert "reads, in the training graph\nrescale\n" in told and "reads, in the inference graph\nstem\n" in told
 
 
+@pytest.mark.slow
 def test_no_name_runs_into_what_changed_inside_of_a_closed_box(show: Show) -> None:
     page = show(resnet50("op"))
     overlap = page.evaluate("""() => [...document.querySelectorAll('#world .closed')].filter((box) => {
@@ -364,6 +385,7 @@ def test_no_name_runs_into_what_changed_inside_of_a_closed_box(show: Show) -> No
     assert page.locator("#world .closed .glyph").count() > 3 and overlap == 0
 
 
+@pytest.mark.slow
 def test_a_notebooks_frame_is_the_same_page(show: Show, tmp_path: Path) -> None:
     page = show(small())
     page.set_content(framed(to_html(small())))
@@ -373,6 +395,7 @@ def test_a_notebooks_frame_is_the_same_page(show: Show, tmp_path: Path) -> None:
     assert "b1_0, head 2" in frame.locator("#details").inner_text()
 
 
+@pytest.mark.slow
 def test_an_address_is_all_there_is_to_the_view(show: Show) -> None:
     page = show(small(), "#spot=inference&node=stem&open=100%25")  # a box that isn't there
     assert page.locator("#world .node").count() > 3
@@ -383,6 +406,7 @@ def test_an_address_is_all_there_is_to_the_view(show: Show) -> None:
     assert node(closed, "head_b1_1").count() == 0 and "head 3" in closed.inner_text("#details")
 
 
+@pytest.mark.slow
 def test_two_fingers_zoom(show: Show) -> None:
     page = show(small(), viewport={"width": 390, "height": 780}, has_touch=True)
     before = page.evaluate("state.view.k")
@@ -397,6 +421,7 @@ def test_two_fingers_zoom(show: Show) -> None:
     assert page.evaluate("state.view.k") == pytest.approx(1.6 * before)
 
 
+@pytest.mark.slow
 def test_the_keyboard_moves_what_it_is_in(show: Show) -> None:
     page = show(small())
     for _ in range(6):
@@ -411,6 +436,7 @@ def test_the_keyboard_moves_what_it_is_in(show: Show) -> None:
     assert page.get_attribute("#world", "transform") == view
 
 
+@pytest.mark.slow
 def test_links_keep_the_focus_and_selection_is_told(show: Show) -> None:
     page = show(small(), "#node=head_b1_0")
     page.locator("#details button", has_text="body_2_b1_0").click()
@@ -418,6 +444,7 @@ def test_links_keep_the_focus_and_selection_is_told(show: Show) -> None:
     assert page.locator("#world [aria-current]").count() == 1
 
 
+@pytest.mark.slow
 def test_what_a_downloaded_picture_shows_is_what_was_seen(show: Show, tmp_path: Path) -> None:
     page = show(small(), "#spot=inference")
     with page.expect_download() as download:
@@ -428,12 +455,14 @@ def test_what_a_downloaded_picture_shows_is_what_was_seen(show: Show, tmp_path: 
     assert float(page.evaluate(faded)) < 0.2
 
 
+@pytest.mark.slow
 def test_a_change_is_never_visited_where_it_can_not_be_seen(show: Show) -> None:
     page = show(small(), "#pass=captured")
     page.keyboard.press("n")
     assert node(page, "rescale").evaluate("(e) => getComputedStyle(e).visibility") == "visible"
 
 
+@pytest.mark.slow
 def test_pointing_at_a_closed_box_lights_up_its_clones(show: Show) -> None:
     page = show(resnet50("op"), viewport=LARGE)
     page.locator('#world .closed[data-id="b1_0|layer4"]').hover()
@@ -454,6 +483,7 @@ class Tied(nn.Module):
         return result
 
 
+@pytest.mark.slow
 def test_a_parameter_that_is_handed_in_is_explained_and_counted_once(show: Show) -> None:
     diff = fxcollab.diff(fxcollab.transform(Tied(), splits=["first"], seed=0))
     assert sum(n.new_parameters for n in diff.nodes) == 3 * 20
@@ -466,6 +496,7 @@ def test_a_parameter_that_is_handed_in_is_explained_and_counted_once(show: Show)
     assert "reads, in the inference graph\nbody\n" in page.inner_text("#details") + "\n"
 
 
+@pytest.mark.slow
 def test_the_page_says_of_which_mode_it_is_and_what_is_unknown(show: Show) -> None:
     train_model = fxcollab.transform(Auxiliary(), splits=["body"], seed=0)
     page = show(fxcollab.diff(train_model, training=False))

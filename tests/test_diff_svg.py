@@ -74,6 +74,7 @@ def test_every_node_of_a_small_graph_is_drawn_in_its_branch() -> None:
     assert sum("gradient" in str(title) for title in titles) == 3
 
 
+@pytest.mark.slow
 def test_modules_stay_closed_where_there_would_be_too_much_to_read() -> None:
     box = boxes_of(densenet())
     drawn = to_svg(densenet())

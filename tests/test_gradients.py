@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests.references import (
     SkipNet,
     SmallConvNet,
 )
+from tests.speeds import slow_but
 
 CLASSES = 5
 
@@ -99,15 +100,6 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small only wait for threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
@@ -157,7 +149,7 @@ def assert_equal_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]
         assert_close(found[name], gradient, rtol=1e-12, atol=rounding, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", slow_but(["collaborative"], LOSSES))
 @pytest.mark.parametrize("rescale", [True, False], ids=["rescaled", "plain sum"])
 def test_gradients_equal_those_of_the_network_wired_by_hand(
     case: Case, rescale: bool, loss: str, batch: tuple[Tensor, Tensor]
@@ -173,6 +165,7 @@ def test_gradients_equal_those_of_the_network_wired_by_hand(
     assert_equal_gradients({"input": input_gradient}, {"input": expected_gradient})
 
 
+@pytest.mark.parametrize("case", slow_but(["simple, 2 heads", "skips (2, 2)", "2 instances"], CASES), indirect=True)
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_outputs_and_statistics_equal_the_hand_networks(case: Case, mode: str, batch: tuple[Tensor, Tensor]) -> None:
     train_model, hand = both(case, rescale=True)
@@ -186,6 +179,7 @@ def test_outputs_and_statistics_equal_the_hand_networks(case: Case, mode: str, b
         assert torch.equal(state[name], expected_state[name]), name
 
 
+@pytest.mark.parametrize("case", slow_but(["simple, 2 heads", "skips (2, 2)", "2 instances"], CASES), indirect=True)
 def test_the_op_level_graph_has_the_same_gradients(case: Case, batch: tuple[Tensor, Tensor]) -> None:
     train_model, hand = both(case, rescale=True, granularity="op")
     outputs, input_gradient = run(train_model, batch, sum_over_heads)
@@ -196,6 +190,7 @@ def test_the_op_level_graph_has_the_same_gradients(case: Case, batch: tuple[Tens
     assert_equal_gradients({"input": input_gradient}, {"input": expected_gradient})
 
 
+@pytest.mark.parametrize("case", slow_but(["simple, 2 heads", "skips (2, 2)", "2 instances"], CASES), indirect=True)
 def test_rescaling_is_what_makes_the_difference(case: Case, batch: tuple[Tensor, Tensor]) -> None:
     """Of the plain sum, a parameter of n heads gets n times the mean; hand and fxcollab can't both be wrong."""
     scaled, hand = both(case, rescale=True)

@@ -9,11 +9,18 @@ import pytest
 
 from tests.benchmarks.random_networks import run
 
-BATCHES, EACH = 3, 40
+FEW, EACH = 15, 40
 SEED = int(os.environ["FXCOLLAB_SEED"])
 
 
-@pytest.mark.parametrize("batch", range(BATCHES))
+def test_a_few_random_networks_are_proved_or_refused_with_a_reason() -> None:
+    results, difference = run(SEED, FEW)
+    assert difference is None, difference
+    assert results["proved"], results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", range(3))
 def test_random_networks_are_proved_or_refused_with_a_reason(batch: int) -> None:
     results, difference = run(SEED + batch, EACH)
     assert difference is None, difference

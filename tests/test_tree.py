@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -90,22 +91,26 @@ def test_other_names_are_no_branches(name: str) -> None:
 
 def test_factor_of_a_split_is_one_over_its_fanout() -> None:
     tree = hierarchical("abc", (2, 3, 4))
-    assert [tree.factor(k, k + 1) for k in range(3)] == [1 / 2, 1 / 3, 1 / 4]
+    first = [(0,) * level for level in range(4)]
+    assert [tree.factor(first[k], first[k + 1]) for k in range(3)] == [1 / 2, 1 / 3, 1 / 4]
 
 
 def test_factor_of_a_skip_is_the_product() -> None:
     tree = hierarchical("abc", (2, 3, 4))
     for shallow, deep in itertools.combinations(range(4), 2):
-        steps = [tree.factor(k, k + 1) for k in range(shallow, deep)]
-        product = 1.0
-        for step in steps:
-            product *= step
-        assert tree.factor(shallow, deep) == pytest.approx(product, rel=1e-15)
-    assert tree.factor(0, 3) == 1 / 24
+        product = math.prod(tree.factor((0,) * k, (0,) * (k + 1)) for k in range(shallow, deep))
+        assert tree.factor((0,) * shallow, (0,) * deep) == pytest.approx(product, rel=1e-15)
+    assert tree.factor((), (1, 2, 3)) == 1 / 24
+
+
+def test_factor_in_an_uneven_tree_is_the_readers_share_of_the_heads() -> None:
+    tree = hierarchical("ab", (2, (2, 1)))
+    assert [tree.factor((), path) for path in ((0,), (1,), (1, 0))] == [2 / 3, 1 / 3, 1 / 3]
+    assert [tree.factor((0,), (0, 1)), tree.factor((1,), (1, 0))] == [1 / 2, 1.0]
 
 
 def test_factor_within_a_level_is_one() -> None:
-    assert all(hierarchical("ab").factor(level, level) == 1.0 for level in range(3))
+    assert all(hierarchical("ab").factor((0,) * level, (0,) * level) == 1.0 for level in range(3))
 
 
 # ------------------------------------------------------------------------------------------------ messages
@@ -142,7 +147,7 @@ def test_fanouts_that_dont_match_the_splits_are_refused(fanouts: tuple[int, ...]
 def test_heads_that_arent_the_product_are_refused() -> None:
     error = refusal("hierarchical", ["a", "b"], heads=5, fanouts=(2, 3))
     assert error.what == "2 splits with fan-outs 2, 3 make 6 heads, not 5."
-    assert "product is 5" in str(error.hint)
+    assert "make 5 heads" in str(error.hint)
 
 
 @pytest.mark.parametrize("pattern", ["hierarchical", "simple", "multi-instance"])

@@ -5,6 +5,7 @@ import pytest
 from tests.benchmarks.zoo.models import entries
 from tests.benchmarks.zoo.summary import summary
 from tests.benchmarks.zoo.trial import try_structure, try_values
+from tests.speeds import slow_but
 
 # One of each kind of trouble: shape checks, iteration, finfo, parts that are None, numpy's random numbers, shared
 # modules, lists of images, questions about data.
@@ -27,19 +28,20 @@ def _known(name: str) -> str:
     return name
 
 
-@pytest.mark.parametrize("name", STRUCTURE)
+@pytest.mark.parametrize("name", slow_but(["timm:resnet18", "timm:test_vit"], STRUCTURE))
 def test_a_model_goes_in_and_comes_back_exactly(name: str) -> None:
     row = try_structure(_known(name))
     assert row["result"] == "ok", row
 
 
-@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("name", slow_but(["torchvision:squeezenet1_1"], VALUES))
 def test_the_whole_proof_holds_on_real_weights(name: str) -> None:
     row = try_values(_known(name))
     assert row["result"] == "ok", row
     assert row["checks"] > 15
 
 
+@pytest.mark.slow
 def test_a_refusal_is_a_line_with_its_reason_and_the_model_is_untouched() -> None:
     row = try_structure(_known("transformers:XLMForSequenceClassification"))
     assert row["result"] == "refused"

@@ -29,6 +29,8 @@ def transform(options: Options, output: Output = None, force: Force = False, jso
     with working("importing"):
         from fxcollab.costs.original import profile_original
         from fxcollab.costs.summary import summarise
+        from fxcollab.diffs.build import diff
+        from fxcollab.diffs.html import to_html
         from fxcollab.io.artifact import save
         from fxcollab.io.folder import refuse_existing
     refuse_existing(directory, force)
@@ -38,7 +40,7 @@ def transform(options: Options, output: Output = None, force: Force = False, jso
     with working(f"writing {shown}"):
         counted = profile_original(train_model)
         summary = summarise(train_model, counted)
-        save(train_model, directory, force=force, counted=counted)
+        save(train_model, directory, force=force, page=to_html(diff(train_model, counted=counted)))
     if json:
         print_json({"directory": str(shown), **({"choice": choice.to_json()} if choice else {}), **summary.to_json()})
     else:

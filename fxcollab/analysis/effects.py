@@ -19,12 +19,13 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
+from fxcollab._torch import OpOverload, schema_of
 from fxcollab.fx_utils import get_output
 from fxcollab.rng import preserve_rng_state
 from fxcollab.runtime.operators import INPLACE, CustomFunction
+from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.interface import InputSpec, Interface
 from fxcollab.tracing.leaks import purge_leaked_proxies
-from fxcollab.tracing.patches import UntraceableError
 from fxcollab.tracing.preserve import preserved
 from fxcollab.tracing.tracer import COPIES, HELD_BY, LazyTracer
 
@@ -56,12 +57,14 @@ _SHARING_NAMES = frozenset(
     )
 )  # fmt: skip
 _FRESH_MODULES = (
-    nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase,
-    nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention, nn.LSTM,
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
+    nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+    nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention,
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
     nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softmax, nn.LogSoftmax, nn.Softplus, nn.PReLU,
-    nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
 )  # fmt: skip
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -153,8 +156,7 @@ def _traced_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects 
 
 def _traced(module: nn.Module, interface: Interface, proxies: list[weakref.ref[fx.Proxy]]) -> fx.Graph | None:
     """Its graph down to operations; None where that can't be had."""
-    tracer = LazyTracer(frozenset(), interface, operators=True, proxies=proxies)
-    tracer.record_stack_traces = False
+    tracer = LazyTracer(frozenset(), interface, operators=True, proxies=proxies, lines=False)
     try:
         return tracer.trace(module)
     except (Exception, UntraceableError):  # whatever user code raises on proxies: the module stays unseen
@@ -234,8 +236,8 @@ def _of_function(node: fx.Node) -> Effects:
         return Effects(shares=frozenset(node.all_input_nodes))
     if function in _SHARING_FUNCTIONS:
         return Effects(shares=frozenset() if COPIES in node.meta else first)
-    if isinstance(function, torch._ops.OpOverload):
-        return _of_schemas(node, [function._schema])
+    if isinstance(function, OpOverload):
+        return _of_schemas(node, [schema_of(function)])
     name = getattr(function, "__name__", "")
     if getattr(function, "__module__", "") in ("_operator", "operator"):
         inplace = name.startswith("i") and hasattr(operator, name[1:])
@@ -296,7 +298,7 @@ def _schemas(name: str) -> list[Any]:
     for namespace, candidate in (("aten", name), ("aten", f"special_{name}")):
         packet = getattr(getattr(torch.ops, namespace), candidate, None)
         if packet is not None:
-            return [getattr(packet, overload)._schema for overload in packet.overloads()]
+            return [schema_of(getattr(packet, overload)) for overload in packet.overloads()]
     return []
 
 

@@ -16,7 +16,7 @@ from fxcollab.analysis.aliasing import refuse_storage_that_crosses_twice, refuse
 from fxcollab.analysis.effects import EffectAnalysis, Storages, Write, track_storages, with_aliases
 from fxcollab.analysis.randomness import draws_randomly
 from fxcollab.errors import SplitError
-from fxcollab.functional import named_tensors
+from fxcollab.functional import tensors_of as tensors_of
 from fxcollab.fx_utils import attribute, place
 
 Cuts = Sequence[tuple[fx.Node, ...]]
@@ -267,8 +267,3 @@ def state_tensors(node: fx.Node, root: nn.Module) -> dict[str, Tensor]:
     if node.op == "call_module":
         return tensors_of(root.get_submodule(str(node.target)), f"{node.target}.")
     return {}
-
-
-def tensors_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    """Parameters and buffers of ``module`` under all their names."""
-    return {prefix + name: tensor for name, tensor in named_tensors(module)}

@@ -14,13 +14,17 @@ from fxcollab.analysis.levels import (
     check_reaches_output,
     dependence_levels,
     state_tensors,
-    tensors_of,
 )
+from fxcollab.analysis.order import Pair, ordered_pairs
 from fxcollab.analysis.split_names import find_cut
 from fxcollab.analysis.unregistered import refuse_unregistered_state
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import SplitError
+from fxcollab.functional import tensors_of
 from fxcollab.tree import HeadTree
+
+LEVEL_KEY = "fxcollab_level"
+"""Meta key of a captured node: its level, for those who print the graph."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +35,7 @@ class Partition:
         tree: the head tree.
         nodes: for each graph, the level of every node.
         writes: for each graph, in-place writes into the storage of values that cross into deeper levels.
+        ordered: for each graph, pairs of nodes of different levels that have to run in this order.
         modules: the level of each module that is called as one node: the least of its calls.
         state: the level of each parameter and buffer, under every name it has: the least of its uses.
         straddling: names of state that is also used at deeper levels than its own.
@@ -39,6 +44,7 @@ class Partition:
     tree: HeadTree
     nodes: Mapping[fx.Graph, Mapping[fx.Node, int]]
     writes: Mapping[fx.Graph, tuple[Write, ...]]
+    ordered: Mapping[fx.Graph, tuple[Pair, ...]]
     modules: Mapping[str, int]
     state: Mapping[str, int]
     straddling: frozenset[str]
@@ -47,23 +53,33 @@ class Partition:
 def partition(captured: CollabGraphModule, tree: HeadTree) -> Partition:
     """Cut ``captured`` at the splits of ``tree``.
 
+    Args:
+        captured: what `capture` returned.
+        tree: the head tree; of a subclass only its heads' paths count.
+
     Raises:
         SplitError: a split names nothing, lies off the path to the output, is out of order, or has no effect; or
             a module reaches state of another level that it doesn't register.
     """
+    tree = HeadTree.from_heads(tree.splits, list(tree.paths(tree.depth)))
     effects = EffectAnalysis(captured)
     found = {graph: _cut_graph(graph, captured, tree, effects) for graph in captured.modes}
     uses = _Uses(captured, found)
+    nodes = {graph: uses.settle(graph) for graph in found}
     result = Partition(
         tree,
-        {graph: uses.settle(graph) for graph in found},
+        nodes,
         {graph: levels.writes for graph, levels in found.items()},
+        {graph: ordered_pairs(graph, levels, effects, captured) for graph, levels in nodes.items()},
         uses.modules,
         uses.state_by_name(),
         uses.straddling(),
     )
     _refuse_split_without_effect(captured, result)
     refuse_unregistered_state(captured.root, result.nodes.values(), result.state, tree.splits)
+    for levels in nodes.values():
+        for node, level in levels.items():
+            node.meta[LEVEL_KEY] = level
     return result
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxcollab._torch import OpOverload
+
 _FUNCTIONS = frozenset(
     (
         "alpha_dropout", "bernoulli", "dropout", "dropout1d", "dropout2d", "dropout3d", "drop_path",
@@ -30,7 +32,7 @@ def draws_randomly(node: fx.Node) -> bool:
         return str(node.target) in _METHODS
     if node.op != "call_function":
         return False
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, OpOverload):
         return torch.Tag.nondeterministic_seeded in node.target.tags
     name = getattr(node.target, "__name__", "")
     if name in _FUNCTIONS:

@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from fxcollab.errors import SplitError, closest
 from fxcollab.runtime.operators import stop_gradient
-from fxcollab.tracing.tracer import RETURNED_BY
+from fxcollab.tracing.tracer import RETURNED_BY, call_name
 
 
 def find_cut(split: str, graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, ...]:
@@ -120,8 +120,7 @@ def _way_out(path: str, graph: fx.Graph, nodes: list[str]) -> tuple[str, str]:
         return f"{around[0]!r} is kept whole and contains it", hint
     inside = [str(n.target) for n in graph.nodes if n.op == "call_module" and str(n.target).startswith(f"{path}.")]
     if inside:
-        last, calls = inside[-1], inside.count(inside[-1])
-        last = last if calls == 1 else f"{last}@{calls}"
+        last = call_name(inside[-1], inside.count(inside[-1]))
         return "the forward calls the modules in it, and never itself", f"split at the last of them: {last!r}"
     return "the forward never calls it", "split at a module that the forward calls: " + ", ".join(nodes[:8])
 

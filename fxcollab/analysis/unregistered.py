@@ -29,8 +29,8 @@ from weakref import ReferenceType
 
 from torch import Tensor, fx, nn
 
-from fxcollab.analysis.levels import tensors_of
 from fxcollab.errors import SplitError
+from fxcollab.functional import tensors_of
 
 
 def refuse_unregistered_state(

@@ -1,21 +1,21 @@
-"""Code that runs branch by branch, each branch a function that is computed again in the backward pass.
+"""Code in which each branch is a function that is computed again in the backward pass.
 
-The graph stays as it is. A copy of it, in the order of its branches, is what code is generated from; the statements
-of each branch then become a function of what the branch reads:
+A training graph runs branch by branch: a branch is followed by those behind it, then by its sibling, as in ``b0,
+b0_0, b0_1, b1, b1_0, b1_1``. The statements of each branch become a function of what the branch reads:
 
     def branch_b0_1(rescale_1):
         layer4_b0_1 = self.peers.b0_1.layer4(rescale_1);  rescale_1 = None
         return layer4_b0_1
     layer4_b0_1 = fxcollab_recompute(branch_b0_1, (self.peers.b0_1.layer4,), rescale_1)
 
-A branch is followed by those that lie behind it, then by its sibling: ``b0, b0_0, b0_1, b1, b1_0, b1_1``. A node
-depends on its own branch and on those before it, so this is an order of the data flow too; and in the backward pass
-the gradient of one branch's result is used up before the sibling's is made.
+In the backward pass the gradient of one branch's result is used up before the sibling's is made.
 """
 
 from __future__ import annotations
 
 import copy
+import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,14 +23,14 @@ from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
 from torch import fx, nn
-from torch.fx.graph import _format_target
 
-from fxcollab.codegen.order import may_change, parts_of
-from fxcollab.codegen.statements import CALLS, by_node, freed, fresh, function, names_of, one_or_tuple, parenthesised
+from fxcollab._torch import codegen_of, format_target
 from fxcollab.errors import PatternError
-from fxcollab.fx_utils import copy_graph
-from fxcollab.provenance import provenance
+from fxcollab.fx_utils import copy_graph, place
+from fxcollab.module_state.holders import may_change
+from fxcollab.provenance import provenance_of
 from fxcollab.runtime.compiled import leave_alone
+from fxcollab.runtime.functional_call import FunctionalCall
 from fxcollab.runtime.recompute import recompute
 from fxcollab.tree import Path, branch_name
 
@@ -38,7 +38,7 @@ Recompute: TypeAlias = Literal["heads"]
 
 
 def check_recompute(recompute: str | None) -> None:
-    """Refuse what can't be computed again.
+    """Raise for what can't be computed again.
 
     Raises:
         PatternError: it is neither None nor ``heads``.
@@ -46,8 +46,35 @@ def check_recompute(recompute: str | None) -> None:
     if recompute not in (None, "heads"):
         raise PatternError(
             f"There is nothing to recompute that is called {recompute!r}.",
-            hint="say recompute='heads' (--recompute heads), or leave it out",
+            hint="use recompute='heads' (--recompute heads), or leave it out",
         )
+
+
+def parts_of(module: nn.Module) -> Iterable[nn.Module]:
+    """A module and those in it, also where it is called with some of its parameters replaced."""
+    return (module.module if isinstance(module, FunctionalCall) else module).modules()
+
+
+def branch_by_branch(graph: fx.Graph, root: nn.Module, peers: str) -> fx.Graph:
+    """A copy of a training graph whose code runs each branch under `recompute`.
+
+    Args:
+        graph: the graph, which is not changed.
+        root: the module that targets refer to.
+        peers: the name under which peers live.
+
+    Raises:
+        PatternError: a branch doesn't run at one go.
+        StateError: a node was added that belongs to no branch.
+    """
+    leave_alone()
+    copied = copy_graph(graph)
+    codegen: Any = copy.copy(codegen_of(graph))
+    codegen.additional_globals = lambda: [("fxcollab_recompute", recompute)]
+    copied.set_codegen(codegen)
+    segments = tuple(_segments(copied, root, peers))
+    copied.on_generate_code(lambda _: partial(_in_functions, segments=segments))
+    return copied
 
 
 @dataclass(frozen=True)
@@ -56,7 +83,7 @@ class _Segment:
 
     Attributes:
         name: of the function that they become.
-        first, last: positions of its first and last node in the order of the branches.
+        first, last: positions of its first and last node.
         inputs: what it reads of other branches.
         outputs: what other branches read of it.
         spent: inputs that nothing reads after it.
@@ -72,57 +99,49 @@ class _Segment:
     stateful: tuple[str, ...]
 
 
-def branch_by_branch(graph: fx.Graph, root: nn.Module) -> fx.Graph:
-    """A copy of a training graph whose code runs branch by branch, each under `recompute`.
-
-    Args:
-        graph: the graph, which stays as it is.
-        root: the module that targets refer to.
-
-    Raises:
-        StateError: a node was added that belongs to no branch.
-    """
-    leave_alone()
-    ordered = copy_graph(graph, in_branches(graph))
-    codegen: Any = copy.copy(graph._codegen)
-    codegen._body_transformer = partial(_in_functions, segments=tuple(_segments(ordered, root)))
-    codegen.additional_globals = lambda: [("fxcollab_recompute", recompute)]
-    ordered.set_codegen(codegen)
-    return ordered
-
-
-def in_branches(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes of a training graph, each branch before those behind it and before its siblings."""
-    return sorted(graph.nodes, key=_place)
-
-
-def _place(node: fx.Node) -> tuple[int, Path]:
-    """Inputs, then the trunk and every branch before those behind it, then the output."""
-    if node.op == "placeholder":
-        return 0, ()
-    branch = provenance(node).branch
-    return (2, ()) if node.op == "output" else (1, branch)
-
-
-def _segments(ordered: fx.Graph, root: nn.Module) -> Iterator[_Segment]:
-    positions = {node: position for position, node in enumerate(ordered.nodes)}
-    taken = {node.name for node in ordered.nodes}
-    for (_, branch), found in groupby(list(ordered.nodes), key=_place):
-        nodes = list(found)
-        if not branch or not any(node.op in CALLS for node in nodes):
-            continue
+def _segments(graph: fx.Graph, root: nn.Module, peers: str) -> Iterator[_Segment]:
+    positions = {node: position for position, node in enumerate(graph.nodes)}
+    taken = {node.name for node in graph.nodes}
+    for branch, nodes in _runs(graph, peers):
         inside = set(nodes)
         read = dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source not in inside)
         last = positions[nodes[-1]]
         yield _Segment(
-            name=fresh(f"branch_{branch_name(branch)}", taken),
+            name=_unused(f"branch_{branch_name(branch)}", taken),
             first=positions[nodes[0]],
             last=last,
-            inputs=names_of(read),
-            outputs=names_of(node for node in nodes if any(user not in inside for user in node.users)),
-            spent=names_of(node for node in read if all(positions[user] <= last for user in node.users)),
+            inputs=_names(read),
+            outputs=_names(node for node in nodes if any(user not in inside for user in node.users)),
+            spent=_names(node for node in read if all(positions[user] <= last for user in node.users)),
             stateful=tuple(dict.fromkeys(_stateful(nodes, root))),
         )
+
+
+def _runs(graph: fx.Graph, peers: str) -> Iterator[tuple[Path, list[fx.Node]]]:
+    """The branches that call anything, with their nodes.
+
+    Raises:
+        PatternError: nodes of another branch stand between those of one.
+    """
+    provenance = provenance_of(graph, peers)
+    seen: dict[Path, fx.Node] = {}
+    before: fx.Node | None = None
+    for branch, run in groupby(list(graph.nodes), lambda node: provenance[node].branch):
+        nodes = list(run)
+        if branch in seen and before is not None:
+            raise PatternError(
+                f"Branches can't be computed again: {branch_name(branch)} doesn't run at one go.",
+                where=place(before),
+                why=f"it has to run between {seen[branch].name!r} and {nodes[0].name!r} of the branch: it writes in "
+                "place what that reads, or calls the same module, which keeps state",
+                hint="leave recompute out, put the splits before or behind both, or compute a new value instead of "
+                "writing into one",
+            )
+        if branch:
+            seen[branch] = nodes[-1]
+        before = nodes[-1]
+        if branch and any(node.op in ("call_module", "call_function", "call_method") for node in nodes):
+            yield branch, nodes
 
 
 def _stateful(nodes: Iterable[fx.Node], root: nn.Module) -> Iterator[str]:
@@ -130,26 +149,58 @@ def _stateful(nodes: Iterable[fx.Node], root: nn.Module) -> Iterator[str]:
     for node in nodes:
         target: Any = node.target  # a text that prints itself between quotes
         if node.op == "call_module" and any(map(may_change, parts_of(root.get_submodule(target)))):
-            yield _format_target("self", target)
+            yield format_target("self", target)
         elif node.op == "get_attr":
             owner, _, name = target.rpartition(".")
             if name not in root.get_submodule(owner)._parameters:
-                yield f"({_format_target('self', owner) if owner else 'self'}, {name!r})"
+                yield f"({format_target('self', owner) if owner else 'self'}, {name!r})"
 
 
 def _in_functions(body: Sequence[str], segments: Sequence[_Segment]) -> list[str]:
     """The statements of a forward, those of each segment put into a function."""
-    statements = by_node(body)
+    statements = _by_node(body)
     for segment in segments:
         own = slice(segment.first, segment.last + 1)
-        branch = function(segment.name, segment.inputs, "".join(statements[own]), one_or_tuple(segment.outputs))
-        statements[own] = [
-            branch + _call(segment),
-            *[""] * (segment.last - segment.first),
-        ]  # later ones stay in place
+        inner = f"{''.join(statements[own])}return {_value(segment.outputs)}\n"
+        function = f"def {segment.name}({', '.join(segment.inputs)}):\n{textwrap.indent(inner, '    ')}"
+        # Later statements keep their places.
+        statements[own] = [function + _call(segment), *[""] * (segment.last - segment.first)]
     return statements
 
 
 def _call(segment: _Segment) -> str:
-    arguments = ", ".join((segment.name, parenthesised(segment.stateful), *segment.inputs))
-    return f"{one_or_tuple(segment.outputs)} = fxcollab_recompute({arguments}){freed(segment.spent)}\n"
+    arguments = ", ".join((segment.name, _tuple(segment.stateful), *segment.inputs))
+    freed = "".join(f";  {name} = None" for name in segment.spent)
+    return f"{_value(segment.outputs)} = fxcollab_recompute({arguments}){freed}\n"
+
+
+_MARK = re.compile(r"# COUNTER: (\d+)\n")  # what torch.fx puts before the statement of each node
+
+
+def _by_node(body: Sequence[str]) -> list[str]:
+    """What is generated for each node, with the mark before it."""
+    whole = "".join(body)
+    starts = [mark.start() for mark in _MARK.finditer(whole)]
+    assert starts and not whole[: starts[0]].strip(), "torch.fx no longer marks the statements of nodes"
+    return [whole[start:end] for start, end in zip(starts, [*starts[1:], len(whole)], strict=True)]
+
+
+def _names(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
+    return tuple(node.name for node in nodes)
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """``name``, or the like of it where it is taken; it is taken afterwards."""
+    while name in taken:
+        name = f"{name}_"
+    taken.add(name)
+    return name
+
+
+def _value(names: Sequence[str]) -> str:
+    """One value, or several as a tuple."""
+    return names[0] if len(names) == 1 else _tuple(names)
+
+
+def _tuple(items: Sequence[str]) -> str:
+    return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"

@@ -19,12 +19,12 @@ import torch
 from torch import fx, nn
 from torch.fx.graph import PythonCode
 
+from fxcollab._torch import GENERATED
 from fxcollab.codegen.branches import Recompute, branch_by_branch
 from fxcollab.codegen.forwards import definitions, dispatch, merge
 from fxcollab.codegen.modes import Modes, set_mode
 from fxcollab.codegen.packing import pack, unpack
-from fxcollab.fx_utils import copy_graph
-from fxcollab.printable import make_printable
+from fxcollab.fx_utils import copy_graph, make_printable
 
 _STATE_HOOKS = (
     "_state_dict_hooks",
@@ -42,7 +42,8 @@ class CollabGraphModule(fx.GraphModule):
         modes: the graphs.
         constants: plain tensors that the graphs refer to by name and that are no state.
         peers: modules added after the root's own, under these names.
-        recompute: ``heads`` to run branch by branch, each computed again in the backward pass (see `branches`).
+        recompute: ``heads`` to compute each branch again in the backward pass (see `branches`).
+        generate: whether to generate the forward now; else by ``recompile()``.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class CollabGraphModule(fx.GraphModule):
         constants: Mapping[str, torch.Tensor] | None = None,
         peers: Mapping[str, nn.Module] | None = None,
         recompute: Recompute | None = None,
+        generate: bool = True,
     ) -> None:
         super().__init__(nn.Module(), fx.Graph(), class_name=type(root).__name__)
         # The very dictionaries, not copies: .to(), .double() and load_state_dict(assign=True) replace their
@@ -74,7 +76,11 @@ class CollabGraphModule(fx.GraphModule):
         self.__dict__["_recompute"] = recompute
         _adopt_extra_state(self)
         self.training = root.training
-        self.graph = modes.of(self.training)
+        if generate:
+            self.graph = modes.of(self.training)
+        else:
+            self._graph = modes.of(self.training)
+            self._graph.owning_module = self
 
     @property
     def modes(self) -> Modes:
@@ -139,8 +145,8 @@ class CollabGraphModule(fx.GraphModule):
             self._graph = active
 
     def _scheduled(self, graph: fx.Graph) -> fx.Graph:
-        """What code is generated from: the graph, or a copy of it in another order."""
-        return branch_by_branch(graph, self) if self.__dict__.get("_recompute") else graph
+        """What code is generated from: the graph, or a copy of it whose branches are functions."""
+        return branch_by_branch(graph, self, self.__dict__["_peers"][0]) if self.__dict__.get("_recompute") else graph
 
     def train(self, mode: bool = True) -> CollabGraphModule:
         """Set the mode of all modules the way the root does; peers follow the modules they stem from."""
@@ -185,7 +191,7 @@ class CollabGraphModule(fx.GraphModule):
         return _unpickle, (state, graphs)
 
 
-_GENERATED = frozenset({"_graph", "_modes", "_code", "_lineno_map", "_prologue_start"})
+_GENERATED = GENERATED | {"_modes"}
 
 
 def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule:

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
+from fxcollab._torch import OpOverload, codegen_of
 from fxcollab.provenance import META_KEY
 
 
@@ -33,13 +34,13 @@ def pack(graph: fx.Graph) -> dict[str, Any]:
         )
         for node in graph.nodes
     ]
-    return {"nodes": nodes, "codegen": graph._codegen}
+    return {"nodes": nodes, "codegen": codegen_of(graph)}
 
 
 def _pack_argument(value: Any) -> Any:
     if isinstance(value, fx.Node):
         return _Input(value.name)
-    return _pack_target(value) if isinstance(value, torch._ops.OpOverload) else value
+    return _pack_target(value) if isinstance(value, OpOverload) else value
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class _Operator:
 
 
 def _pack_target(target: Any) -> Any:
-    return _Operator(target.name()) if isinstance(target, torch._ops.OpOverload) else target  # type: ignore[no-untyped-call]
+    return _Operator(target.name()) if isinstance(target, OpOverload) else target  # type: ignore[no-untyped-call]
 
 
 def unpack(packed: dict[str, Any]) -> fx.Graph:

@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import pytree
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.fx_utils import Interpreter
 

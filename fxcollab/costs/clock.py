@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.attribution import Attributed, Moment, Phase, backward
-from fxcollab.errors import CaptureError
-from fxcollab.functional import call_with, named_tensors
+from fxcollab.errors import CaptureError, one_line
+from fxcollab.functional import call_with, copied_state, named_tensors
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.examples import example_tensors
 from fxcollab.tracing.interface import ExampleInputs, Interface
@@ -39,12 +39,9 @@ def measured(
         raise CaptureError(
             f"A training step of {type(model).__qualname__} fails on these inputs.",
             where=f"{type(model).__qualname__}.forward, in train mode",
-            why=f"{type(error).__name__}: {str(error).partition(_NEWLINE)[0]}",
+            why=one_line(error),
             hint="give example_inputs whose values the model takes, or leave the measurement out",
         ) from error
-
-
-_NEWLINE = "\n"
 
 
 def node_seconds(captured: CollabGraphModule, inputs: Sequence[Any], repeats: int = 5) -> Mapping[Moment, float]:
@@ -77,7 +74,7 @@ def node_seconds(captured: CollabGraphModule, inputs: Sequence[Any], repeats: in
                 step = _Step(captured, clock)
                 call_with(
                     step,
-                    _copied_state(captured),
+                    copied_state(step, _copy),
                     [value.clone() if isinstance(value, Tensor) else value for value in inputs],
                 )
             for moment, seconds in taken.items():
@@ -117,11 +114,7 @@ class _Clock:
         self._moment, self._since = moment, now
 
 
-def _copied_state(captured: CollabGraphModule) -> dict[str, Tensor]:
-    """Copies of all tensors: a forward may write into any of them."""
-    copies: dict[int, Tensor] = {}
-    for _, tensor in named_tensors(captured):
-        if id(tensor) not in copies:
-            own = tensor.detach().clone()
-            copies[id(tensor)] = nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
-    return {f"model.{name}": copies[id(tensor)] for name, tensor in named_tensors(captured)}
+def _copy(tensor: Tensor) -> Tensor:
+    """A forward may write into any tensor, and ask whether it is a parameter."""
+    own = tensor.detach().clone()
+    return nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from fxcollab._torch import DATA_DEPENDENT_ERRORS
 from fxcollab.codegen.modes import set_mode
 from fxcollab.errors import CaptureError
-from fxcollab.tracing.examples import DATA_DEPENDENT_ERRORS, why_not
+from fxcollab.tracing.examples import why_not
 from fxcollab.tracing.interface import Interface
 from fxcollab.tracing.preserve import preserved
 

@@ -1,7 +1,7 @@
-"""Play the allocations of a training step over a head tree, in the order in which it runs.
+"""Simulate the memory of a training step over a head tree, allocation by allocation, in the order in which it runs.
 
-In the plain graph the instances of one node stand side by side, forward and backward. Where branches are computed
-again, they run one after the other; each is freed after its forward, and made again before its backward:
+Branches run one after the other, forward and backward. With recompute each is freed after its forward, and made again
+before its backward:
 
     forward   trunk, b0, b0_0, b0_1, b1, b1_0, b1_1
     backward  b1_1 again and back, b1_0 again and back, b1 again and back, b0_1 again and back, ..., trunk
@@ -23,7 +23,7 @@ _Step: TypeAlias = tuple[_Phase, fx.Node, Path]
 _PHASES: tuple[_Phase, ...] = get_args(_Phase)
 
 
-class Play:
+class MemorySimulation:
     """The allocations of a step.
 
     Args:
@@ -39,7 +39,7 @@ class Play:
 
     def __init__(self, profile: Profile, tree: HeadTree, levels: Mapping[fx.Node, int], *, recompute: bool) -> None:
         self._profile, self._tree, self._levels, self._recompute = profile, tree, levels, recompute
-        steps: list[_Step] = list(self._branch_by_branch() if recompute else self._side_by_side())
+        steps = list(self._steps())
         self._times = {step: time for time, step in enumerate(steps)}
         self._ends: dict[tuple[_Phase, Path], int] = {
             (phase, path): time for time, (phase, _, path) in enumerate(steps)
@@ -57,17 +57,13 @@ class Play:
             self.peak = max(self.peak, live + max(inside, self._born[time] + self._added[time]))
             live += self._born[time] - self._died[time]
 
-    def _side_by_side(self) -> Iterator[_Step]:
-        yield from (("forward", node, path) for node in self._profile.nodes for path in self._paths(node))
-        yield from (("backward", node, path) for node in self._profile.backward for path in self._paths(node)[::-1])
-
-    def _branch_by_branch(self) -> Iterator[_Step]:
+    def _steps(self) -> Iterator[_Step]:
         branches = sorted(path for level in range(self._tree.depth + 1) for path in self._tree.paths(level))
         forward, backward = self._by_level(self._profile.nodes), self._by_level(self._profile.backward)
         for path in branches:
             yield from (("forward", node, path) for node in forward.get(len(path), ()))
         for path in reversed(branches):
-            yield from (("again", node, path) for node in forward.get(len(path), ()) if path)
+            yield from (("again", node, path) for node in forward.get(len(path), ()) if path and self._recompute)
             yield from (("backward", node, path) for node in backward.get(len(path), ()))
 
     def _by_level(self, nodes: Iterable[fx.Node]) -> dict[int, list[fx.Node]]:
@@ -76,8 +72,8 @@ class Play:
             found.setdefault(self._levels[node], []).append(node)
         return found
 
-    def _paths(self, node: fx.Node) -> list[Path]:
-        return list(self._tree.paths(self._levels[node]))
+    def _paths(self, node: fx.Node) -> Iterator[Path]:
+        return self._tree.paths(self._levels[node])
 
     def _place(self, allocation: Allocation) -> None:
         """When each instance of an allocation is made and freed."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.profile import Profile, profile
-from fxcollab.errors import CaptureError
+from fxcollab.errors import CaptureError, one_line
 from fxcollab.plan import plan_of
 from fxcollab.rewriting.prune import prune
 from fxcollab.tracing.examples import USUAL_IMAGES, guess_inputs
@@ -48,14 +48,8 @@ def profile_original(train_model: CollabGraphModule) -> ProfiledOriginal:
     except CaptureError as error:
         return ProfiledOriginal(captured, None, Interface(()), False, error.why)
     except Exception as error:  # whatever the user's code raises on a wrong shape
-        first = str(error).partition("\n")[0]
-        return ProfiledOriginal(
-            captured,
-            None,
-            interface,
-            guessed,
-            f"a training step on this input fails: {type(error).__name__}: {first}",
-        )
+        why = f"a training step on this input fails: {one_line(error)}"
+        return ProfiledOriginal(captured, None, interface, guessed, why)
 
 
 def _described(spec: InputSpec) -> str:

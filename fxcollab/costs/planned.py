@@ -14,11 +14,11 @@ from fxcollab.costs.errors import uncountable
 from fxcollab.costs.profile import profile
 from fxcollab.costs.step import Placement
 from fxcollab.errors import PatternError
-from fxcollab.sources.factory import model_of
+from fxcollab.sources.loaded import model_of
 from fxcollab.tracing.capture import Granularity, capture
 from fxcollab.tracing.examples import known_interface
 from fxcollab.tracing.interface import ExampleInputs
-from fxcollab.tree import AUTO, Pattern, head_tree, split_names
+from fxcollab.tree import AUTO, Fanout, Pattern, head_tree, split_names
 
 
 def training_costs(
@@ -26,7 +26,7 @@ def training_costs(
     pattern: Pattern = "hierarchical",
     splits: Sequence[str] | str = (),
     heads: int | None = None,
-    fanouts: Sequence[int] | None = None,
+    fanouts: Sequence[Fanout] | None = None,
     example_inputs: ExampleInputs | None = None,
     *,
     granularity: Granularity = "auto",

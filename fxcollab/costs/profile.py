@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from fxcollab._torch import TorchDispatchMode, pytree
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.attribution import Attributed, Moment, backward
 from fxcollab.tracing.examples import run_on_fakes

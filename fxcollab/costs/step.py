@@ -1,12 +1,11 @@
 """The cost of a training step over a head tree, by the profile of the original alone: nothing is built.
 
 Every node runs once a branch of its level; where branches are computed again, its forward runs twice. Memory is found
-by playing the profile's allocations in the order of the steps.
+by simulating the profile's allocations in the order of the steps.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from fxcollab.analysis.partition import Partition
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.attribution import Moment, Phase
-from fxcollab.costs.memory import Play
+from fxcollab.costs.memory import MemorySimulation
 from fxcollab.costs.profile import Profile
 from fxcollab.tree import HeadTree
 
@@ -69,7 +68,7 @@ class Placement:
 
     def branches(self, level: int) -> int:
         """How many instances there are of a level."""
-        return math.prod(self.tree.fanouts[:level])
+        return self.tree.branches(level)
 
     def runs(self, phase: Phase, node: fx.Node) -> int:
         """How often a phase of a node is run in a step.
@@ -98,7 +97,7 @@ def step_cost(
         seconds: what each node takes, forward and backward, where that was measured.
     """
     held = held_bytes(captured, optimizer).items()
-    play = Play(profile, placement.tree, placement.nodes, recompute=placement.recompute is not None)
+    simulation = MemorySimulation(profile, placement.tree, placement.nodes, recompute=placement.recompute is not None)
     return StepCost(
         flops=sum(
             placement.runs("forward", node) * cost.forward_flops
@@ -108,10 +107,10 @@ def step_cost(
         parameters=sum(
             placement.branches(placement.state[name]) * tensor.numel() for name, tensor in captured.named_parameters()
         ),
-        activations=play.activations,
+        activations=simulation.activations,
         memory=round(sum(placement.branches(placement.state[name]) * size for name, size in held))
         + profile.inputs
-        + play.peak,
+        + simulation.peak,
         seconds=None
         if seconds is None
         else sum(placement.runs(phase, node) * each for (phase, node), each in seconds.items()),

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
-
-from fxcollab.analysis.levels import tensors_of
-from fxcollab.analysis.partition import partition
+from fxcollab.analysis.partition import Partition, partition
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, costs_of, parameter_count
 from fxcollab.costs.original import ProfiledOriginal, profile_original
 from fxcollab.costs.step import Placement
-from fxcollab.plan import Plan, plan_of
-from fxcollab.provenance import provenance
+from fxcollab.plan import plan_of
+from fxcollab.provenance import Provenance, provenance_of
 from fxcollab.tracing.capture import LIMITATIONS_KEY
 
 
@@ -82,72 +79,51 @@ class Summary:
         return dataclasses.asdict(self) | {"costs": self.costs and self.costs.to_json()}
 
 
-def summarise(train_model: CollabGraphModule, counted: ProfiledOriginal | None = None) -> Summary:
+def summarise(train_model: CollabGraphModule, profiled: ProfiledOriginal | None = None) -> Summary:
     """Count what is in a training model; costs at the inputs of its plan, or at a usual shape that fits.
 
     Args:
-        train_model: what `transform` or `load` returned.
-        counted: what `count` found of it, where that was asked before.
+        train_model: what `transform`, `rewrite` or `load` returned.
+        profiled: what `profile_original` found of it (default: found now).
 
     Raises:
-        StateError: it is no training model.
+        StateError: it is not a training model.
     """
     plan = plan_of(train_model)
-    graph = train_model.modes.train
-    kinds = [provenance(node).kind for node in graph.nodes]
-    clones = [node for node in graph.nodes if provenance(node).kind == "clone"]
-    counted = counted or profile_original(train_model)
+    profiled = profiled or profile_original(train_model)
+    captured, options = profiled.captured, plan.options
+    cut = partition(captured, plan.tree)
+    nodes = list(provenance_of(train_model.modes.train, options.peers).values())
+    kinds = [node.kind for node in nodes]
     return Summary(
         pattern=plan.pattern,
         heads=plan.tree.heads,
-        seed=plan.seed,
-        init=plan.init,
+        seed=options.seed,
+        init=str(options.init),
         chosen=plan.chosen,
-        levels=tuple(_level(train_model, graph, level) for level in range(plan.tree.depth + 1)),
+        levels=tuple(_level(captured, cut, nodes, level) for level in range(plan.tree.depth + 1)),
         shared=kinds.count("shared"),
-        cloned=sum(any(provenance(node).branch) for node in clones),
+        cloned=sum(node.kind == "clone" and any(node.branch) for node in nodes),
         rescaled=kinds.count("rescale"),
         copied=kinds.count("copy"),
         parameters=(parameter_count(train_model.root), parameter_count(train_model)),
-        costs=_costs(counted, plan),
-        inputs=counted.inputs,
-        guessed=counted.guessed,
-        costs_unknown=counted.unknown,
+        costs=None
+        if profiled.profile is None
+        else costs_of(captured, Placement.of(captured, cut, options.recompute), profiled.profile),
+        inputs=profiled.inputs,
+        guessed=profiled.guessed,
+        costs_unknown=profiled.unknown,
         limitations=tuple(train_model.meta.get(LIMITATIONS_KEY, ())),
-        recompute=plan.recompute,
+        recompute=options.recompute,
     )
 
 
-def _level(train_model: CollabGraphModule, graph: fx.Graph, level: int) -> Level:
-    plan = plan_of(train_model)
-    first = (0,) * level
-    nodes = [provenance(node) for node in graph.nodes]
-    names = tuple(p.origin for p in nodes if p.kind in ("shared", "clone") and p.branch == first)
+def _level(captured: CollabGraphModule, cut: Partition, nodes: Iterable[Provenance], level: int) -> Level:
+    own = [node for node in nodes if node.kind in ("shared", "clone") and node.branch == (0,) * level]
     return Level(
         level,
-        plan.tree.splits[level - 1] if level and plan.tree.splits else None,
-        math.prod(plan.tree.fanouts[:level]),
-        names,
-        _parameters(train_model, level),
+        cut.tree.splits[level - 1] if level and cut.tree.splits else None,
+        cut.tree.branches(level),
+        tuple(node.origin for node in sorted(own, key=lambda node: node.position)),
+        sum(parameter.numel() for name, parameter in captured.named_parameters() if cut.state[name] == level),
     )
-
-
-def _parameters(train_model: CollabGraphModule, level: int) -> int:
-    """Parameters of one branch, told by what the peers of its first sibling own; the trunk has the rest."""
-    plan = plan_of(train_model)
-    original = dict(train_model.root.named_parameters())
-    owned: dict[int, int] = {}
-    shared = {id(tensor) for tensor in original.values()}
-    for depth in range(1, plan.tree.depth + 1):
-        path = (*(0,) * (depth - 1), 1)
-        branch = train_model.get_submodule(f"{plan.peers}.b{'_'.join(map(str, path))}")
-        own = {id(t): t.numel() for n, t in tensors_of(branch).items() if n in original and id(t) not in shared}
-        owned[depth] = sum(own.values())
-    return owned[level] if level else parameter_count(train_model.root) - sum(owned.values())
-
-
-def _costs(counted: ProfiledOriginal, plan: Plan) -> Costs | None:
-    if counted.profile is None:
-        return None
-    placement = Placement.of(counted.captured, partition(counted.captured, plan.tree), plan.recompute)
-    return costs_of(counted.captured, placement, counted.profile)

@@ -19,7 +19,7 @@ from fxcollab.diffs.model import DiffNode
 from fxcollab.diffs.related import refuse_another
 from fxcollab.fx_utils import source_line
 from fxcollab.plan import plan_of, training_model
-from fxcollab.provenance import provenance
+from fxcollab.provenance import Provenance, provenance_of
 from fxcollab.runtime.functional_call import FunctionalCall
 from fxcollab.tracing.capture import LIMITATIONS_KEY
 
@@ -53,11 +53,12 @@ def diff(
     costs = {node.name: cost for node, cost in counted.profile.nodes.items()} if counted.profile and known else {}
     origins = {node.name: node for node in original.nodes}
     counter = _Parameters(model)
+    provenance = provenance_of(graph, plan.options.peers)
     return Diff(
         plan.pattern,
         plan.tree,
         training,
-        tuple(_node(node, origins, counted.captured, costs, counter) for node in graph.nodes),
+        tuple(_node(node, found, origins, counted.captured, costs, counter) for node, found in provenance.items()),
         counted.inputs if known else None,
         counted.unknown if known or counted.unknown else "only train mode's graph is counted",
         tuple(model.meta.get(LIMITATIONS_KEY, ())),
@@ -84,13 +85,13 @@ class _Parameters:
 
 def _node(
     node: fx.Node,
+    found: Provenance,
     origins: Mapping[str, fx.Node],
     captured: CollabGraphModule,
     costs: Mapping[str, NodeCost],
     counter: _Parameters,
 ) -> DiffNode:
-    found = provenance(node)
-    origin = origins[found.origin]
+    origin = origins.get(found.origin, node)  # another pass may have added it to one head
     cost = costs.get(found.origin)
     own = not found.inserted and found.kind != "output"
     parameters, new = counter.of(node) if own else (0, 0)

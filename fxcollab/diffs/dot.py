@@ -44,8 +44,8 @@ def _clusters(diff: DiffData, path: Path, indent: str) -> Iterator[str]:
             colour = _COLOURS[node.change]
             yield f"{indent}  {_quoted(node.name)} [label={_quoted(_label(node))}, fillcolor={_quoted(colour)}];"
     if len(path) < diff.tree.depth:
-        for choice in range(diff.tree.fanouts[len(path)]):
-            yield from _clusters(diff, (*path, choice), indent + "  ")
+        for child in diff.tree.children(path):
+            yield from _clusters(diff, child, indent + "  ")
     if path:
         yield f"{indent}}}"
 

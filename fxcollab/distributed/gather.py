@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import at_end_of_backward, backward_id, pytree
 from fxcollab.distributed.ranks import Ranks
 from fxcollab.errors import StateError
 from fxcollab.tree import Path
@@ -60,14 +60,14 @@ class Gather:
 
     def begin_backward(self) -> None:
         """Set gradients of earlier steps aside, once a backward, and have this one's summed at its end."""
-        task = torch._C._current_graph_task_id()
+        task = backward_id()
         if task == self._task:
             return
         self._task = task
         self._before = [(p, p.grad) for parameters in self._parameters.values() for p in parameters]
         for parameter, _ in self._before:
             parameter.grad = None
-        torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)
+        at_end_of_backward(self._end_backward)
 
     def _end_backward(self) -> None:
         for path, parameters in self._parameters.items():
@@ -79,7 +79,8 @@ class Gather:
                 _sum(gradients, group)
             if data is not None:
                 _sum(gradients, data)
-                torch._foreach_div_(gradients, dist.get_world_size(data))
+                for gradient in gradients:
+                    gradient.div_(dist.get_world_size(data))
         for parameter, before in self._before:
             if before is not None:
                 parameter.grad = before if parameter.grad is None else before + parameter.grad

@@ -77,8 +77,8 @@ def spread(train_model: CollabGraphModule, mesh: DeviceMesh | None = None) -> Co
     ranks = place_ranks(plan.tree, mesh)
     levels = partition(prune(train_model), plan.tree).state
     part = keep_heads(train_model, ranks.heads, levels)
-    tensors = {name: _branch_of(name, plan.peers, levels) for name, _ in _tensors(part)}
-    keys = {key: _branch_of(key, plan.peers, levels) for key in train_model.state_dict()}
+    tensors = {name: _branch_of(name, plan.options.peers, levels) for name, _ in _tensors(part)}
+    keys = {key: _branch_of(key, plan.options.peers, levels) for key in train_model.state_dict()}
     part.meta[SPREAD_KEY] = Spread(ranks, keys, tensors)
     _start_alike(part, tensors, ranks)
     parameters: dict[Path, list[nn.Parameter]] = {path: [] for path in ranks.branches}

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxcollab._torch import codegen_of
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.fx_utils import copy_node, get_output, map_inputs
-from fxcollab.plan import plan_of
-from fxcollab.provenance import provenance
-from fxcollab.rewriting.duplicate import codegen_for_heads
-from fxcollab.rewriting.prune import codegen_for_one, is_flat, output_of, shallow
-from fxcollab.tree import HeadTree, Path, parse_branch_name
+from fxcollab.plan import Plan, plan_of
+from fxcollab.provenance import provenance_of
+from fxcollab.rewriting.outputs import codegen_for_heads, codegen_for_one, is_flat, output_of
+from fxcollab.rewriting.prune import shallow
+from fxcollab.tree import Path, parse_branch_name
 
 
 def keep_heads(train_model: CollabGraphModule, heads: Sequence[int], levels: Mapping[str, int]) -> CollabGraphModule:
@@ -34,24 +35,25 @@ def keep_heads(train_model: CollabGraphModule, heads: Sequence[int], levels: Map
     constants = {name: getattr(train_model, name) for name in train_model.constants}
     return CollabGraphModule(
         _without(train_model.root, dropped),
-        train_model.modes.map(lambda graph: _subgraph(graph, plan.tree, paths, kept)),
+        train_model.modes.map(lambda graph: _subgraph(graph, plan, paths, kept)),
         constants=constants,
-        peers={plan.peers: _kept_peers(train_model.get_submodule(plan.peers), kept)},
+        peers={plan.options.peers: _kept_peers(train_model.get_submodule(plan.options.peers), kept)},
         recompute=train_model.recompute,
     )
 
 
-def _subgraph(graph: fx.Graph, tree: HeadTree, paths: Sequence[Path], kept: Collection[Path]) -> fx.Graph:
-    new = fx.Graph(tracer_cls=graph._tracer_cls)
+def _subgraph(graph: fx.Graph, plan: Plan, paths: Sequence[Path], kept: Collection[Path]) -> fx.Graph:
+    provenance = provenance_of(graph, plan.options.peers)
+    new = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        if node.op != "output" and provenance(node).branch in kept:
+        if node.op != "output" and provenance[node].branch in kept:
             values[node] = copy_node(new, node, node.name, node.target, values.__getitem__)
-    outputs = [output_of(graph, tree, path) for path in paths]
+    outputs = [output_of(graph, plan.tree, path) for path in paths]
     whole: Any = type(get_output(graph).args[0])
-    leaves = whole(leaf for head in outputs for leaf in head) if is_flat(graph._codegen) else tuple(outputs)
+    leaves = whole(leaf for head in outputs for leaf in head) if is_flat(codegen_of(graph)) else tuple(outputs)
     new.output(map_inputs(leaves, values.__getitem__)).meta = dict(get_output(graph).meta)
-    new.set_codegen(codegen_for_heads(codegen_for_one(graph._codegen), len(paths)))
+    new.set_codegen(codegen_for_heads(codegen_for_one(codegen_of(graph)), len(paths)))
     return new
 
 

@@ -1,43 +1,37 @@
 """The artifact: a folder that makes the training model again.
 
-``plan.json`` says how, ``weights.safetensors`` holds the state, ``graph.py`` shows the generated forward and
-``diff.html`` the difference to the original. There is no pickle in it. Loading runs the source the plan names, as
-running one's own model file does.
+``plan.json`` says how, ``weights.safetensors`` holds the state, ``graph.py`` shows the generated forward and, where
+it was asked for, ``diff.html`` the difference to the original. There is no pickle in it. Loading runs the source that
+the plan names, as running one's own model file does.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fxcollab._transform import transform
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.costs.original import ProfiledOriginal
-from fxcollab.diffs.build import diff
-from fxcollab.diffs.html import to_html
 from fxcollab.errors import ArtifactError, CaptureError, SplitError, StateError
 from fxcollab.io.folder import GRAPH, PAGE, PLAN, WEIGHTS, refuse_existing, replaced
 from fxcollab.io.plan_file import fingerprint, plan_from_json, plan_to_json, read_plan, read_plan_data
 from fxcollab.io.weights import load_state_dict, save_state_dict
+from fxcollab.passes import CapturePass, run_passes, training_passes
 from fxcollab.plan import PLAN_KEY, Plan, plan_of, training_model
 from fxcollab.rewriting.state_dict import prune_state_dict, unwrapped
 from fxcollab.runtime.operators import guard
+from fxcollab.sources.loaded import model_of
 from fxcollab.tracing.interface import ExampleInputs
 from fxcollab.tree import branch_name
 
 
 def save(
-    train_model: nn.Module,
-    directory: str | os.PathLike[str],
-    *,
-    force: bool = False,
-    counted: ProfiledOriginal | None = None,
+    train_model: nn.Module, directory: str | os.PathLike[str], *, force: bool = False, page: str | None = None
 ) -> Path:
     """Write a training model to a folder.
 
@@ -47,14 +41,13 @@ def save(
         train_model: what `transform` or `load` returned; wrapped by DDP or ``torch.compile`` is fine.
         directory: the folder to make.
         force: replace it where it is an artifact already, and nothing else lies in it.
-        counted: what `fxcollab.costs.counted.count` found of it, where that was asked before.
+        page: an HTML page to put beside the weights, such as that of `diff` (default: none).
 
     Raises:
-        ArtifactError: the folder exists, or the state holds what is no tensor or has no values.
+        ArtifactError: the folder exists, or the state holds what is not a tensor or has no values.
     """
     model, target = training_model(train_model), Path(directory)
     refuse_existing(target, force)
-    page = _page(model, counted)
     with replaced(target.resolve()) as folder:
         save_state_dict(model.state_dict(keep_vars=True), folder / WEIGHTS, aliases=True)
         (folder / GRAPH).write_text(_readable_code(model), encoding="utf-8")
@@ -63,15 +56,6 @@ def save(
         if page is not None:
             (folder / PAGE).write_text(page, encoding="utf-8")
     return target
-
-
-def _page(model: CollabGraphModule, counted: ProfiledOriginal | None) -> str | None:
-    """The difference to the original; None where another pass changed the graph: no reason to lose the state."""
-    try:
-        return to_html(diff(model, counted=counted))
-    except StateError as error:
-        warnings.warn(f"{PAGE} is not written: {error.what}", stacklevel=3)
-        return None
 
 
 def load(
@@ -111,7 +95,7 @@ def load(
         origin, model = f"source {plan.source}", plan.source.load().model
     else:
         origin = "the given model"
-    train_model = _transform_again(model, plan, f"{folder / PLAN}, {origin}", example_inputs)
+    train_model = _made_again(model, plan, f"{folder / PLAN}, {origin}", example_inputs)
     if fingerprint(train_model) != data["fingerprint"]:
         versions = f"saved with torch {data.get('torch')}, this is {torch.__version__}"
         asks = any(node.target is guard for graph in train_model.modes for node in graph.nodes)
@@ -138,9 +122,9 @@ def load_head(
     plan = read_plan(directory)
     plan.tree.head_path(head)
     file = Path(weights) if weights else Path(directory) / WEIGHTS
-    state = unwrapped(load_state_dict(file), plan.peers)
+    state = unwrapped(load_state_dict(file), plan.options.peers)
     planned = {branch_name(path) for path in plan.tree.peers()}
-    found = {key.split(".")[1] for key in state if key.startswith(f"{plan.peers}.")}
+    found = {key.split(".")[1] for key in state if key.startswith(f"{plan.options.peers}.")}
     if found and found != planned:
         raise ArtifactError(
             "The weights are those of another head tree.",
@@ -148,7 +132,7 @@ def load_head(
             why=f"they have the branches {', '.join(sorted(found))}, the plan {', '.join(sorted(planned))}",
             hint="give the weights of this very training model",
         )
-    return prune_state_dict(state, head, peers=plan.peers)
+    return prune_state_dict(state, head, peers=plan.options.peers)
 
 
 def _readable_code(model: CollabGraphModule) -> str:
@@ -158,27 +142,14 @@ def _readable_code(model: CollabGraphModule) -> str:
     return f'"""The generated forward; for reading only, fxcollab.load makes it anew."""\n\n{newline.join(lines)}\n'
 
 
-def _transform_again(
+def _made_again(
     model: nn.Module | Callable[[], nn.Module], plan: Plan, where: str, example_inputs: ExampleInputs | None
 ) -> CollabGraphModule:
     """The plan's training model, its peers not initialised: their values come from the file."""
-    tree, hierarchical = plan.tree, plan.pattern == "hierarchical"
+    capture = CapturePass(plan.tree.splits, example_inputs, plan.granularity, plan.interface)
+    options = replace(plan.options, init="copy-anyway")
     try:
-        train_model = transform(
-            model,
-            plan.pattern,
-            tree.splits,
-            heads=None if hierarchical else tree.heads,
-            fanouts=tree.fanouts if hierarchical else None,
-            init="copy-anyway",
-            seed=plan.seed,
-            rescale=plan.rescale,
-            granularity=plan.granularity,
-            peers=plan.peers,
-            recompute=plan.recompute,
-            interface=plan.interface,
-            example_inputs=example_inputs,
-        )
+        train_model = run_passes(training_passes(plan.tree, capture, options), model_of(model))
     except (CaptureError, SplitError, StateError) as error:
         raise _changed(where, error.what, examples=isinstance(error, CaptureError)) from error
     train_model.meta[PLAN_KEY] = plan
@@ -198,7 +169,7 @@ def _changed(where: str, why: str, *, examples: bool = False) -> ArtifactError:
 def _load_state(train_model: CollabGraphModule, file: Path) -> None:
     """Write the file's values into the model's own tensors, which take over their types."""
     own = train_model.state_dict(keep_vars=True)
-    state = unwrapped(load_state_dict(file), plan_of(train_model).peers)
+    state = unwrapped(load_state_dict(file), plan_of(train_model).options.peers)
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     wrong += [key for key in state if key not in own]
     if wrong:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -18,7 +18,7 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import ArtifactError, FxCollabError
 from fxcollab.fx_utils import describe_node
 from fxcollab.io.folder import PLAN
-from fxcollab.plan import Plan, plan_of
+from fxcollab.plan import Plan, RewriteOptions, plan_of
 from fxcollab.runtime.operators import guard
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import Granularity
@@ -64,12 +64,8 @@ def plan_to_json(model: CollabGraphModule, target: Path) -> dict[str, Any]:
         "splits": list(plan.tree.splits),
         "fanouts": list(plan.tree.fanouts),
         "chosen": plan.chosen,
-        "init": plan.init,
-        "seed": plan.seed,
-        "rescale": plan.rescale,
         "granularity": plan.granularity,
-        "peers": plan.peers,
-        "recompute": plan.recompute,
+        **asdict(plan.options),
         "inputs": [_input_to_json(spec) for spec in plan.interface.inputs],
         "fixed": dict(plan.interface.fixed),
         "fingerprint": fingerprint(model),
@@ -117,18 +113,14 @@ def plan_from_json(data: Mapping[str, Any], folder: Path) -> Plan:
         _typed(data, "fingerprint", str)
         return Plan(
             pattern,
-            _tree_from_json(pattern, _items(data, "splits", str), _items(data, "fanouts", int)),
-            _typed(data, "init", str),
-            _typed(data, "seed", int),
-            _typed(data, "rescale", bool),
+            _tree_from_json(pattern, _items(data, "splits", str), _items(data, "fanouts", int | list)),
+            _options_from_json(data),
             _one_of(data, "granularity", get_args(Granularity)),
-            _typed(data, "peers", str),
             Interface(
                 tuple(map(_input_from_json, _items(data, "inputs", dict))), tuple(_typed(data, "fixed", dict).items())
             ),
             None if _typed(data, "source", dict | None) is None else Source.from_json(data["source"], folder),
             _typed(data, "chosen", str | None) if "chosen" in data else None,
-            _one_of(data, "recompute", get_args(Recompute)) if data.get("recompute") is not None else None,
         )
     except ValueError as error:
         raise _damaged(folder / PLAN, str(error)) from error
@@ -136,13 +128,27 @@ def plan_from_json(data: Mapping[str, Any], folder: Path) -> Plan:
         raise _damaged(folder / PLAN, error.why or error.what) from error
 
 
-def _tree_from_json(pattern: str, splits: tuple[str, ...], fanouts: tuple[int, ...]) -> HeadTree:
+def _options_from_json(data: Mapping[str, Any]) -> RewriteOptions:
+    """Options that the file lacks, as one of an earlier version does, have their defaults."""
+    default = RewriteOptions()
+    kinds = {"recompute": str | None}
+    given = {
+        field.name: _typed(data, field.name, kinds.get(field.name, type(getattr(default, field.name))))
+        for field in fields(RewriteOptions)
+        if field.name in data
+    }
+    options = RewriteOptions(**given)
+    if options.recompute is not None:
+        _one_of(data, "recompute", get_args(Recompute))
+    return options
+
+
+def _tree_from_json(pattern: str, splits: tuple[str, ...], fanouts: tuple[int | list[int], ...]) -> HeadTree:
     if pattern == "hierarchical":
-        return head_tree(pattern, splits, None, fanouts)
-    tree = head_tree(pattern, splits, math.prod(fanouts))
-    if tree.fanouts != fanouts:
+        return head_tree(pattern, splits, None, [tuple(f) if isinstance(f, list) else f for f in fanouts])
+    if len(fanouts) != 1 or not isinstance(fanouts[0], int):
         raise ValueError(f"its 'fanouts' are {list(fanouts)}, but pattern {pattern!r} has one")
-    return tree
+    return head_tree(pattern, splits, fanouts[0])
 
 
 def _input_to_json(spec: InputSpec) -> dict[str, Any]:
@@ -156,7 +162,7 @@ def _input_from_json(data: Mapping[str, Any]) -> InputSpec:
     return InputSpec(_typed(data, "name", str), shape, _typed(data, "dtype", str | None), structured)
 
 
-def _items(data: Mapping[str, Any], key: str, kind: type) -> tuple[Any, ...]:
+def _items(data: Mapping[str, Any], key: str, kind: type | UnionType) -> tuple[Any, ...]:
     values = _typed(data, key, list)
     if not all(isinstance(value, kind) for value in values):
         raise ValueError(f"its {key!r} are {values!r}")

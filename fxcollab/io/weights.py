@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fxcollab._torch import storage_id
 from fxcollab.errors import ArtifactError
 from fxcollab.io.folder import beside
 
@@ -38,7 +39,7 @@ def save_state_dict(state: Mapping[str, Any], file: Path, *, aliases: bool = Fal
     storages: set[int] = set()
     for name, value in state.items():
         tensor = _checked(name, value).detach()
-        storage = tensor.untyped_storage()._cdata
+        storage = storage_id(tensor)
         key = (storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         if aliases and tensor.numel() and key in first:
             other_names[name] = first[key]

@@ -126,6 +126,13 @@ def iterator_in(modules: Iterable[nn.Module]) -> str | None:
     return None
 
 
-def is_held(value: Any) -> bool:
-    """Whether it is, or has, a holder of its own."""
-    return is_container(type(value)) or next(_attributes(value), None) is not None
+def may_change(module: nn.Module) -> bool:
+    """Whether a call may leave the module changed: it has buffers or hooks, or is not a layer of torch's own."""
+    return bool(
+        module._buffers
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or getattr(module, "max_norm", None) is not None
+        or "forward" in module.__dict__
+        or not type(module).__module__.startswith("torch.nn.")
+    )

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxcollab._torch import storage_id, version_of
+
 
 def version(tensor: Tensor) -> int:
     """How often it was written into, as far as that leaves a trace."""
-    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else version_of(tensor)
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -48,7 +50,7 @@ def clones(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
     sharing: dict[int, list[Tensor]] = {}
     for tensor in tensors:
         strided = tensor.layout is torch.strided and type(tensor) is Tensor
-        sharing.setdefault(tensor.untyped_storage()._cdata if strided else id(tensor), []).append(tensor)
+        sharing.setdefault(storage_id(tensor) if strided else id(tensor), []).append(tensor)
     copies: dict[int, Tensor] = {}
     with torch.no_grad():
         for views in sharing.values():

@@ -17,9 +17,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from fxcollab._torch import computes_forward_derivatives, is_traced, is_transformed
 from fxcollab.objectives.consensus import sums_of_others
 from fxcollab.objectives.tasks import IGNORED
 
@@ -35,11 +34,7 @@ def may_be_used(heads: list[Tensor], target: Tensor) -> bool:
     learnt = torch.is_grad_enabled() and any(z.requires_grad for z in heads)
     if not plain or not learnt or target.requires_grad or not heads[0].numel() or heads[0].is_meta:
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return False
-    if get_proxy_mode() is not None or forward_ad._current_level >= 0:
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is None
+    return not (torch.compiler.is_compiling() or is_traced() or is_transformed() or computes_forward_derivatives())
 
 
 def loss(

@@ -110,8 +110,7 @@ class ONELoss(Objective):
     def _losses(self, heads: list[Tensor], target: Tensor, ensemble: Tensor) -> list[Tensor]:
         hard = self.labelled(heads, target)
         teacher = ensemble.detach() if self.detach else ensemble
-        entropy = self.task.soft(teacher, teacher, self.temperature)
-        soft = (self.task.soft(teacher, z, self.temperature) - entropy for z in heads)
+        soft = self.task.divergences(teacher, heads, self.temperature)
         return [h + s for h, s in zip(hard, soft, strict=True)]
 
     def _ensemble(self, heads: list[Tensor], features: Tensor | None) -> Tensor:

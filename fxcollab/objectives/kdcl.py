@@ -91,8 +91,7 @@ class KDCLLoss(Objective):
         hard = self.labelled(heads, target)
         target = _indices(self.task.target(target, heads[0]), heads[0])
         teacher = self._teacher(learnt_from(heads, self.detach), target)
-        entropy = self.task.soft(teacher, teacher, self.temperature)
-        soft = (self.task.soft(teacher, z, self.temperature) - entropy for z in heads)
+        soft = self.task.divergences(teacher, heads, self.temperature)
         return [h + self.weight * s for h, s in zip(hard, soft, strict=True)]
 
     def _teacher(self, heads: list[Tensor], target: Tensor) -> Tensor:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcollab.errors import ObjectiveError
-from fxcollab.objectives.concrete import is_concrete
-from fxcollab.objectives.outputs import described, logits_of_heads
+from fxcollab.objectives.outputs import described, is_concrete, logits_of_heads
 from fxcollab.objectives.tasks import HardLoss, Task, task_of
 
 

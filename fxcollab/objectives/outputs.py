@@ -9,6 +9,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from fxcollab._torch import is_traced, is_transformed
 from fxcollab.errors import ObjectiveError, closest
 
 
@@ -64,6 +65,15 @@ def described(value: object) -> str:
     if isinstance(value, tuple | list) and not value:
         return f"an empty {type(value).__name__}"
     return "None" if value is None else f"of type {type(value).__name__}"
+
+
+def is_concrete(tensor: Tensor) -> bool:
+    """Whether the value can be looked at here: it is there, and nothing records the code that looks."""
+    if torch.compiler.is_compiling() or is_traced() or is_transformed():
+        return False
+    if type(tensor) is not Tensor or tensor.is_meta:
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def at_least_float32(z: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Literal, TypeAlias, TypeVar
@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxcollab.errors import ObjectiveError, closest
-from fxcollab.objectives.concrete import is_concrete
-from fxcollab.objectives.outputs import described
+from fxcollab.objectives.outputs import described, is_concrete
 
 HardLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """A loss on the labels: (logits, target) to a scalar."""
@@ -74,6 +73,11 @@ class Task(ABC):
     def soft(self, teacher: Tensor, z: Tensor, temperature: float) -> Tensor:
         """J_soft of a head's output ``z`` towards a teacher's, times T^2; a scalar."""
         return self.towards(self.distribution(teacher, temperature), z, temperature)
+
+    def divergences(self, teacher: Tensor, heads: Sequence[Tensor], temperature: float) -> list[Tensor]:
+        """The KL divergence of each head's output from a teacher's, times T^2: J_soft less the teacher's entropy."""
+        entropy = self.soft(teacher, teacher, temperature)
+        return [self.soft(teacher, z, temperature) - entropy for z in heads]
 
     @property
     def known(self) -> bool:

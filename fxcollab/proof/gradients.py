@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxcollab._torch import TorchDispatchMode, gradient_types, pytree
 from fxcollab.errors import CaptureError
 from fxcollab.functional import call_with
 from fxcollab.plan import plan_of
@@ -21,11 +20,11 @@ from fxcollab.proof.runs import (
     Trial,
     copies,
     fresh,
-    opened,
     state_of_head,
     undisturbed,
     widened,
     with_own_buffers,
+    without_dataclasses,
 )
 from fxcollab.rng import seeded
 
@@ -49,7 +48,7 @@ def check_gradients(trial: Trial) -> Iterator[Check]:
     In float64; a model that doesn't run so, or not to finite gradients, is compared in its own precision. Where it
     computes in a lower one inside, as behind ``x.half()``, rounding there bounds what can be asked for.
     """
-    rescaled = plan_of(trial.train_model).rescale
+    rescaled = plan_of(trial.train_model).options.rescale
     name = f"gradients are the {'mean' if rescaled else 'sum'} over separate originals"
     with trial.train_model.in_mode(True), undisturbed():
         try:
@@ -205,8 +204,8 @@ class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         while waiting:
             node: Any = waiting.pop()
             self._hidden |= isinstance(node, torch.autograd.function.BackwardCFunction)
-            for meta in node._input_metadata:
-                self._on_the_way = max(self._on_the_way, _epsilon(meta.dtype))
+            for dtype in gradient_types(node):
+                self._on_the_way = max(self._on_the_way, _epsilon(dtype))
             following = {source for source, _ in node.next_functions if source is not None} - seen
             seen |= following
             waiting += following
@@ -301,7 +300,7 @@ def _loss(output: Any) -> Any:
 
 
 def _tensors(output: Any) -> Iterable[Tensor]:
-    return (leaf for leaf in pytree.tree_leaves(opened(output)) if isinstance(leaf, Tensor))
+    return (leaf for leaf in pytree.tree_leaves(without_dataclasses(output)) if isinstance(leaf, Tensor))
 
 
 def _unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,19 +1,26 @@
 """Run a training graph so that every head draws the random numbers that the original would draw alone.
 
-In the training graph the instances of one node stand side by side and draw one after the other. To compare a
-head with an original bit for bit, each instance starts from the generator state in which the first one started.
+In the training graph the instances of one node draw one after the other. To compare a head with an original bit for
+bit, each instance starts from the generator state in which the original's node starts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
+from fxcollab._torch import pytree
 from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.errors import StateError
 from fxcollab.fx_utils import Interpreter
-from fxcollab.provenance import provenance
-from fxcollab.rng import GeneratorState
+from fxcollab.plan import plan_of
+from fxcollab.provenance import provenance_of
+from fxcollab.rewriting.prune import prune
+from fxcollab.rng import GeneratorState, preserve_rng_state
+from fxcollab.tracing.preserve import preserved
 
 
 class Lockstep(nn.Module):
@@ -21,7 +28,8 @@ class Lockstep(nn.Module):
 
     Args:
         model: the training model.
-        together: whether all instances of a node draw the same numbers; else they draw as they come.
+        together: whether all instances of a node draw the numbers that the original's node draws; else they draw as
+            they come.
     """
 
     def __init__(self, model: CollabGraphModule, *, together: bool = True) -> None:
@@ -30,19 +38,43 @@ class Lockstep(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         """The tuple of outputs."""
-        return (_InStep if self._together else Interpreter)(self.model).run(*inputs)
+        if not self._together:
+            return Interpreter(self.model).run(*inputs)
+        return _InStep(self.model, _starts(self.model, inputs)).run(*inputs)
+
+
+def _starts(model: CollabGraphModule, inputs: Sequence[Any]) -> dict[str, GeneratorState]:
+    """The state of the generators before each node of the original, which runs once; its buffers are put back."""
+    try:
+        recorder = _Recorder(prune(model))
+    except StateError:  # the heads are no longer apart, which the proof of the structure says
+        return {}
+    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
+    with preserve_rng_state(), torch.no_grad(), preserved(model.modules()):
+        recorder.run(*pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, list(inputs)))
+        for buffer, before in buffers.items():
+            buffer.copy_(before)
+    return recorder.starts
+
+
+class _Recorder(Interpreter):
+    def __init__(self, model: CollabGraphModule) -> None:
+        super().__init__(model)
+        self.starts: dict[str, GeneratorState] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.starts[n.name] = GeneratorState()
+        return super().run_node(n)
 
 
 class _InStep(Interpreter):
-    def __init__(self, model: CollabGraphModule) -> None:
+    def __init__(self, model: CollabGraphModule, starts: Mapping[str, GeneratorState]) -> None:
         super().__init__(model)
-        self._started: dict[str, GeneratorState] = {}
+        self._starts = starts
+        self._provenance = provenance_of(model.graph, plan_of(model).options.peers)
 
     def run_node(self, n: fx.Node) -> Any:
-        origin = provenance(n)
-        if not origin.inserted and n.op not in ("placeholder", "output", "get_attr"):
-            if origin.origin in self._started:
-                self._started[origin.origin].restore()
-            else:
-                self._started[origin.origin] = GeneratorState()
+        found = self._provenance[n]
+        if not found.inserted and n.op.startswith("call") and found.origin in self._starts:
+            self._starts[found.origin].restore()
         return super().run_node(n)

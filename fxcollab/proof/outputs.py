@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import pytree
 from fxcollab.proof.report import Check
 from fxcollab.proof.runs import (
     Run,
     Trial,
     call,
     copies,
-    opened,
     run_original,
     run_train_model,
     state_of_head,
     undisturbed,
+    without_dataclasses,
 )
 from fxcollab.rng import seeded
 
@@ -62,7 +62,7 @@ def _check_generated_code(trial: Trial, mode: str) -> Check:
 
 def _bits_differ(one: Any, other: Any) -> str | None:
     """How two output structures differ, in words; None where they are equal bit for bit."""
-    one, other = opened(one), opened(other)
+    one, other = without_dataclasses(one), without_dataclasses(other)
     left, right = pytree.tree_flatten(one), pytree.tree_flatten(other)
     if type(one) is not type(other) or left[1] != right[1]:
         return f"{type(one).__qualname__} and {type(other).__qualname__} have different structures"

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import pytree
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.functional import call_with
+from fxcollab.functional import call_with, copied_state, once_each
 from fxcollab.plan import plan_of
 from fxcollab.proof.lockstep import Lockstep
 from fxcollab.rewriting.state_dict import prune_names
@@ -84,21 +84,18 @@ def fresh(inputs: Inputs) -> tuple[Any, ...]:
 
 def with_own_buffers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a run may write into is its own: statistics, counters, the vectors of a spectral norm."""
-    own = {id(tensor): tensor if tensor.requires_grad else _like(tensor, tensor.clone()) for tensor in state.values()}
-    return {name: own[id(tensor)] for name, tensor in state.items()}
+    own = once_each(lambda tensor: tensor if tensor.requires_grad else _like(tensor, tensor.clone()))
+    return {name: own(tensor) for name, tensor in state.items()}
 
 
 def copies(train_model: CollabGraphModule, *, double: bool = False, gradients: bool = False) -> dict[str, Tensor]:
     """Copies of all state under all names; tensors that were one stay one."""
-    copies: dict[int, Tensor] = {}
-    state: dict[str, Tensor] = {}
-    for kind in (train_model.named_parameters, train_model.named_buffers):
-        for name, tensor in kind(remove_duplicate=False):
-            if id(tensor) not in copies:
-                copy = _like(tensor, widened(tensor.detach().clone(), double))
-                copies[id(tensor)] = copy.requires_grad_(gradients and tensor.requires_grad)
-            state[name] = copies[id(tensor)]
-    return state
+
+    def copy(tensor: Tensor) -> Tensor:
+        own = _like(tensor, widened(tensor.detach().clone(), double))
+        return own.requires_grad_(gradients and tensor.requires_grad)
+
+    return copied_state(train_model, copy)
 
 
 def _like(tensor: Tensor, copy: Tensor) -> Tensor:
@@ -117,17 +114,17 @@ def widened(tensor: Tensor, double: bool) -> Tensor:
 
 def state_of_head(trial: Trial, state: Mapping[str, Tensor], head: int) -> dict[str, Tensor]:
     """What the original needs to be this head, by its own names."""
-    keys = prune_names(state, head, peers=plan_of(trial.train_model).peers)
+    keys = prune_names(state, head, peers=plan_of(trial.train_model).options.peers)
     return {name: state[key] for name, key in keys.items()}
 
 
-def opened(output: Any) -> Any:
+def without_dataclasses(output: Any) -> Any:
     """The output with its dataclasses, into which pytree doesn't look, as named fields."""
 
     def fields(value: Any) -> Any:
         if not dataclasses.is_dataclass(value) or isinstance(value, type | dict):
             return value
-        named = {field.name: opened(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        named = {field.name: without_dataclasses(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {type(value).__qualname__: named}
 
     return pytree.tree_map(fields, output)

@@ -6,25 +6,27 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from fxcollab.analysis.levels import tensors_of
+from fxcollab._torch import storage_id
 from fxcollab.analysis.partition import Partition
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import StateError
+from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import first_difference
 from fxcollab.plan import plan_of
 from fxcollab.proof.report import Check
-from fxcollab.provenance import META_KEY
+from fxcollab.provenance import provenance_of
 from fxcollab.rewriting.prune import prune
 from fxcollab.tree import branch_name
 
 
 def check_provenance(train_model: CollabGraphModule) -> Check:
-    """Every node was made by the rewrite; what another pass put in belongs to no head."""
+    """Every node belongs to a head: the rewrite made it, or another pass added it to one."""
     name = "every node belongs to a head"
-    for graph in train_model.modes:
-        for node in graph.nodes:
-            if META_KEY not in node.meta:
-                return Check(name, False, f"node {node.name!r} ({node.op} {node.target}) was not made by fxcollab")
+    try:
+        for graph in train_model.modes:
+            provenance_of(graph, plan_of(train_model).options.peers)
+    except StateError as error:
+        return Check(name, False, f"{error.what} {error.why}")
     return Check(name, True, f"{sum(len(graph.nodes) for graph in train_model.modes)} nodes")
 
 
@@ -93,10 +95,10 @@ def _separate_branches(cut: Partition, train_model: CollabGraphModule) -> Check:
     for origin, level in cut.state.items():
         owners: dict[int, str] = {}
         for path in plan.tree.paths(level):
-            key = f"{plan.peers}.{branch_name(path)}.{origin}" if any(path) else origin
+            key = f"{plan.options.peers}.{branch_name(path)}.{origin}" if any(path) else origin
             if key not in tensors:
                 return Check(name, False, f"{key} is missing")
-            other = owners.setdefault(tensors[key].untyped_storage()._cdata, key)
+            other = owners.setdefault(storage_id(tensors[key]), key)
             if other != key and tensors[key].numel():
                 return Check(name, False, f"{key} is {other}")
             counted += any(path)

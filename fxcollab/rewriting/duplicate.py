@@ -1,31 +1,39 @@
 """Duplicate what lies behind the splits, once a branch, and rescale what crosses.
 
-Nodes keep the order of the captured graph; the instances of one node stand side by side, head 0's first:
+Nodes stand branch by branch, depth first: the trunk, then each branch, followed by those behind it, then by its
+sibling:
 
     layer2 = self.layer2(layer1)
     rescale = fxcollab_rescale(layer2, 0.5)
     layer3 = self.layer3(rescale)
+    fc = self.fc(layer3)
     layer3_b1 = self.peers.b1.layer3(rescale)
+    fc_b1 = self.peers.b1.fc(layer3_b1)
 """
 
 from __future__ import annotations
 
 import builtins
+import heapq
+import itertools
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import fx, nn
-from torch.fx.graph import CodeGen, _PyTreeCodeGen
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import codegen_of
 from fxcollab.analysis.effects import Write
-from fxcollab.errors import CaptureError
-from fxcollab.fx_utils import attribute, copy_node, map_inputs
+from fxcollab.analysis.order import Pair
+from fxcollab.analysis.partition import Partition
+from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.fx_utils import attribute, copy_graph, copy_node, map_inputs
+from fxcollab.plan import RewriteOptions
 from fxcollab.provenance import META_KEY, Kind, Provenance
+from fxcollab.rewriting.outputs import codegen_for_heads, is_flat
 from fxcollab.runtime.private_copy import private_copy
 from fxcollab.runtime.rescale import rescale
 from fxcollab.tree import HeadTree, Path, branch_name
@@ -39,71 +47,99 @@ class Cut:
         graph: the captured graph.
         levels: the level of every node.
         writes: in-place writes into the storage of values that cross.
+        ordered: pairs of nodes of different levels that have to run in this order.
         modules: level of each module called as one node, by path.
         state: level of each parameter and buffer, by name.
         tree: the head tree.
         root: the module that targets refer to.
-        peers: the name under which peers live.
-        rescale: whether crossing values are rescaled.
+        options: those of the rewrite.
     """
 
     graph: fx.Graph
     levels: Mapping[fx.Node, int]
     writes: tuple[Write, ...]
+    ordered: tuple[Pair, ...]
     modules: Mapping[str, int]
     state: Mapping[str, int]
     tree: HeadTree
     root: nn.Module
-    peers: str
-    rescale: bool
+    options: RewriteOptions
+
+    @classmethod
+    def of(cls, graph: fx.Graph, captured: CollabGraphModule, partition: Partition, options: RewriteOptions) -> Cut:
+        """One graph of a captured model."""
+        return cls(
+            graph,
+            partition.nodes[graph],
+            partition.writes[graph],
+            partition.ordered[graph],
+            partition.modules,
+            partition.state,
+            partition.tree,
+            captured,
+            options,
+        )
 
 
 @dataclass(frozen=True)
 class Duplicated:
-    """A training graph, and the modules whose calls are fed with shallower parameters.
+    """A training graph, and the modules that are called with shallower parameters.
 
     Attributes:
         graph: the training graph.
-        fed: for each target of a fed call, the target of the module itself.
+        functional: for each target of such a call, the target of the module itself.
     """
 
     graph: fx.Graph
-    fed: Mapping[str, str]
+    functional: Mapping[str, str]
 
 
 def duplicate(cut: Cut) -> Duplicated:
-    """The training graph of ``cut``; the captured graph is left as it was."""
+    """The training graph of ``cut``; the captured graph is not changed."""
     return _Writer(cut).write()
 
 
 class _Writer:
     def __init__(self, cut: Cut) -> None:
         self._cut, self._tree = cut, cut.tree
-        self._graph = fx.Graph(tracer_cls=cut.graph._tracer_cls)
+        self._graph = fx.Graph()
         self._taken = {node.name for node in cut.graph.nodes}
         self._instances: dict[tuple[fx.Node, Path], fx.Node] = {}
-        self._inserted: dict[tuple[Kind, fx.Node, int, int], fx.Node] = {}
+        self._inserted: dict[tuple[Any, ...], fx.Node] = {}
         self._names: dict[tuple[Kind, fx.Node, int, int, int], str] = {}
-        self._versions: dict[fx.Node, int] = {}
+        self._writes: dict[fx.Node, list[fx.Node]] = {}
+        self._before: list[tuple[fx.Node, fx.Node]] = []
         self._copied = _copy_levels(cut)
-        self._fed: dict[str, str] = {}
+        self._functional: dict[str, str] = {}
+        self._position = 0
 
     def write(self) -> Duplicated:
-        for node in self._cut.graph.nodes:
+        for position, node in enumerate(self._cut.graph.nodes):
+            self._position = position
             if node.op == "output":
                 self._write_output(node)
             else:
                 for path in self._tree.paths(self._cut.levels[node]):
                     self._write_instance(node, path)
                 self._note_writes(node)
-        return Duplicated(self._graph, self._fed)
+        for one, other in self._cut.ordered:
+            self._before += itertools.product(self._instances_of(one), self._instances_of(other))
+        return Duplicated(copy_graph(self._graph, branch_order(self._graph.nodes, self._before)), self._functional)
+
+    def _instances_of(self, node: fx.Node) -> Iterator[fx.Node]:
+        return (self._instances[node, path] for path in self._tree.paths(self._cut.levels[node]))
 
     def _note_writes(self, node: fx.Node) -> None:
-        """What is read after a write in place is rescaled anew: autograd forbids the view made before."""
+        """What is read after a write in place is rescaled anew: autograd forbids the view made before.
+
+        A branch that writes into a shallower value has a copy of its own.
+        """
+        levels = self._cut.levels
         for write in self._cut.writes:
             if write.node is node:
                 for root in write.roots:
-                    self._versions[root] = self._versions.get(root, 0) + 1
+                    if root.op == "get_attr" or levels[node] <= levels[root]:
+                        self._writes.setdefault(root, []).extend(self._instances_of(node))
 
     def _write_instance(self, node: fx.Node, path: Path) -> None:
         name = node.name if not any(path) else self._fresh(f"{node.name}_{branch_name(path)}")
@@ -113,21 +149,21 @@ class _Writer:
         new = copy_node(self._graph, node, name, target, lambda source: self._value(source, path))
         if state:
             new.args = (state, *new.args)
-            fed = f"{self._cut.peers}.fed.{branch_name(path)}.{node.target}"
-            self._fed[fed] = target
-            new.target = fed
+            new.target = f"{self._cut.options.peers}.functional_call.{branch_name(path)}.{node.target}"
+            self._functional[new.target] = target
         kind: Kind = "clone" if path else "shared"
-        new.meta[META_KEY] = Provenance(kind, node.name, path, node.target, fed=bool(state))
+        new.meta[META_KEY] = Provenance(kind, node.name, path, node.target, self._position, functional=bool(state))
         self._instances[node, path] = new
 
     def _write_output(self, node: fx.Node) -> None:
         paths = self._tree.paths(self._tree.depth)
         heads = [map_inputs(node.args[0], partial(self._value, path=path)) for path in paths]
-        codegen = self._cut.graph._codegen
-        flat = isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
+        codegen = codegen_of(self._cut.graph)
         leaves: Any = type(node.args[0])  # a tuple or a list; pruning gives back the same
-        new = self._graph.output(leaves(leaf for head in heads for leaf in head) if flat else tuple(heads))
-        new.meta = {**node.meta, META_KEY: Provenance("output", node.name, (), node.type)}
+        new = self._graph.output(
+            leaves(leaf for head in heads for leaf in head) if is_flat(codegen) else tuple(heads)
+        )
+        new.meta = {**node.meta, META_KEY: Provenance("output", node.name, (), node.type, self._position)}
         self._graph.set_codegen(codegen_for_heads(codegen, self._tree.heads))
 
     def _value(self, source: fx.Node, path: Path) -> fx.Node:
@@ -137,47 +173,48 @@ class _Writer:
         for home in self._copied.get(source, ()):
             if home <= len(path):
                 value = self._private(source, value, path[:home])
-        return self._rescaled(source, value, len(path))
+        return self._rescaled(source, value, path)
 
-    def _rescaled(self, source: fx.Node, value: fx.Node, level: int) -> fx.Node:
-        """``value``, an instance of ``source``, as branches of ``level`` read it."""
-        branch = _branch_of(value)
-        if not self._cut.rescale or level == len(branch) or not _may_carry_gradient(source, self._cut.root):
+    def _rescaled(self, source: fx.Node, value: fx.Node, path: Path) -> fx.Node:
+        """``value``, an instance of ``source``, as branch ``path`` reads it."""
+        same = len(path) == len(_branch_of(value))
+        if not self._cut.options.rescale or same or not _may_carry_gradient(source, self._cut.root):
             return value
-        factor = self._tree.factor(len(branch), level)
-        return self._insert("rescale", source, value, branch, level, rescale, (value, factor))
+        return self._insert_rescale(source, value, path)
 
     def _private(self, source: fx.Node, value: fx.Node, path: Path) -> fx.Node:
         """The copy of ``value`` that belongs to branch ``path``."""
         key: Any = (source, path)
         if key not in self._instances:
-            value = self._rescaled(source, value, len(path))
-            self._instances[key] = self._new("copy", source, path, len(path), private_copy, (value,))
+            value = self._rescaled(source, value, path)
+            self._instances[key] = self._new("copy", source, path, path, private_copy, (value,))
         return self._instances[key]
 
-    def _insert(
-        self, kind: Kind, source: fx.Node, value: fx.Node, branch: Path, level: int, function: Any, args: Any
-    ) -> fx.Node:
-        key = (kind, value, level, self._versions.get(source, 0))
+    def _insert_rescale(self, source: fx.Node, value: fx.Node, path: Path) -> fx.Node:
+        """The rescale of ``value`` that all branches of a level share whose part of its heads is the same."""
+        branch = _branch_of(value)
+        factor = self._tree.factor(branch, path)
+        key = ("rescale", value, len(path), factor, len(self._writes.get(source, ())))
         if key not in self._inserted:
-            self._inserted[key] = self._new(kind, source, branch, level, function, args)
+            self._inserted[key] = self._new("rescale", source, branch, path, rescale, (value, factor))
         return self._inserted[key]
 
-    def _new(self, kind: Kind, source: fx.Node, branch: Path, level: int, function: Any, args: Any) -> fx.Node:
+    def _new(self, kind: Kind, source: fx.Node, branch: Path, reader: Path, function: Any, args: Any) -> fx.Node:
         """Insert a node, named after the one that head 0 has at the same place."""
-        key = (kind, source, len(branch), level, self._versions.get(source, 0))
+        writes = self._writes.get(source, [])
+        key = (kind, source, len(branch), len(reader), len(writes))
         if key not in self._names:
-            self._names[key] = self._fresh(kind)
-            name = self._names[key]
+            self._names[key] = name = self._fresh(kind)
         else:
-            name = self._fresh(f"{self._names[key]}_{branch_name(branch)}")
+            name = self._fresh(f"{self._names[key]}_{branch_name(branch if any(branch) else reader)}")
         node = self._graph.create_node("call_function", function, args, name=name)
-        node.meta[META_KEY] = Provenance(kind, source.name, branch, function)
+        node.meta[META_KEY] = Provenance(kind, source.name, branch, function, self._position)
+        self._before += ((write, node) for write in writes)
         return node
 
     def _shallow_parameters(self, node: fx.Node, path: Path) -> list[str]:
         """Parameters of a called module that live at a shallower level and so cross into this call."""
-        if node.op != "call_module" or not self._cut.rescale or not path:
+        if node.op != "call_module" or not self._cut.options.rescale or not path:
             return []
         module = self._cut.root.get_submodule(str(node.target))
         names = [name for name, _ in module.named_parameters()]  # tied ones once: the call replaces all
@@ -190,11 +227,9 @@ class _Writer:
         inserted: Any = ("state", target, level)
         if inserted not in self._inserted:
             get = self._graph.create_node("get_attr", target, name=self._fresh(full.replace(".", "_")))
-            get.meta[META_KEY] = Provenance("state", node.name, path[:level], full)
+            get.meta[META_KEY] = Provenance("state", node.name, path[:level], full, self._position)
             self._inserted[inserted] = get
-        value = self._inserted[inserted]
-        factor = self._tree.factor(level, len(path))
-        return self._insert("rescale", node, value, path[:level], len(path), rescale, (value, factor))
+        return self._insert_rescale(node, self._inserted[inserted], path)
 
     def _target(self, node: fx.Node, path: Path) -> Any:
         name = str(node.target)
@@ -205,7 +240,7 @@ class _Writer:
         return node.target
 
     def _instance_name(self, name: str, path: Path) -> str:
-        return f"{self._cut.peers}.{branch_name(path)}.{name}" if any(path) else name
+        return f"{self._cut.options.peers}.{branch_name(path)}.{name}" if any(path) else name
 
     def _fresh(self, name: str) -> str:
         candidate, count = name, 0
@@ -214,6 +249,39 @@ class _Writer:
             candidate = f"{name}_{count}"
         self._taken.add(candidate)
         return candidate
+
+
+def branch_order(nodes: Iterable[fx.Node], before: Iterable[tuple[fx.Node, fx.Node]]) -> list[fx.Node]:
+    """Nodes of a training graph branch by branch, depth first, as far as the data flow and ``before`` allow.
+
+    Args:
+        nodes: in an order of the data flow.
+        before: pairs of nodes whose first has to run before the second.
+    """
+    ordered = list(nodes)
+    place = {node: (_rank(node), _branch_of(node), number) for number, node in enumerate(ordered)}
+    after: dict[fx.Node, list[fx.Node]] = {node: list(node.users) for node in ordered}
+    waits = {node: len(node.all_input_nodes) for node in ordered}
+    for early, late in before:
+        after[early].append(late)
+        waits[late] += 1
+    ready = [place[node] for node in ordered if not waits[node]]
+    heapq.heapify(ready)
+    found: list[fx.Node] = []
+    while ready:
+        node = ordered[heapq.heappop(ready)[-1]]
+        found.append(node)
+        for late in after[node]:
+            waits[late] -= 1
+            if not waits[late]:
+                heapq.heappush(ready, place[late])
+    assert len(found) == len(ordered), "the order of nodes goes in a circle"
+    return found
+
+
+def _rank(node: fx.Node) -> int:
+    """Inputs come first, the output last."""
+    return {"placeholder": 0, "output": 2}.get(node.op, 1)
 
 
 def _copy_levels(cut: Cut) -> dict[fx.Node, list[int]]:
@@ -262,20 +330,3 @@ def _may_carry_gradient(node: fx.Node, root: nn.Module) -> bool:
         math.prod,
     )
     return not plain or any(_may_carry_gradient(source, root) for source in node.all_input_nodes)
-
-
-def codegen_for_heads(codegen: CodeGen, heads: int) -> CodeGen:
-    """Code generation for a graph that returns one output a head."""
-    if type(codegen) is CodeGen:
-        return codegen
-    if type(codegen) is not _PyTreeCodeGen:
-        raise CaptureError(
-            f"The graph generates its code with {type(codegen).__qualname__}.",
-            why="fxcollab can't tell how such a graph returns one output a head",
-            hint="give the module itself, or torch.export.export(model, inputs).module()",
-        )
-    info = codegen.pytree_info
-    if info.out_spec is None:
-        return codegen
-    one = pytree.tree_unflatten(list(range(info.out_spec.num_leaves)), info.out_spec)
-    return _PyTreeCodeGen(info._replace(out_spec=pytree.tree_flatten((one,) * heads)[1]))

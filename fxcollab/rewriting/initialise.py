@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -11,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fxcollab.analysis.levels import tensors_of
-from fxcollab.errors import PatternError, StateError
+from fxcollab._torch import FakeTensor
+from fxcollab.errors import PatternError, StateError, warn_caller
+from fxcollab.functional import tensors_of
 from fxcollab.rewriting.peers import Branch, State, clone_tensor
 from fxcollab.rng import seeded
 from fxcollab.tree import HeadTree, Path, branch_name
@@ -23,7 +23,7 @@ Init = Literal["fresh", "copy", "copy-anyway"] | InitFunction
 INITS = ("fresh", "copy", "copy-anyway")
 
 
-def check_init(init: Init, stochastic: bool) -> None:
+def check_init(init: Init | str, stochastic: bool) -> None:
     """Refuse an unknown ``init``, and ``copy`` where heads that start equal would stay equal.
 
     Args:
@@ -51,7 +51,7 @@ def initialise(
     branches: Mapping[Path, Branch],
     state: State,
     tree: HeadTree,
-    init: Init,
+    init: Init | str,
     seed: int,
     factory: Factory | None,
 ) -> None:
@@ -99,8 +99,7 @@ def _unmarked(branches: Mapping[Path, Branch], state: State) -> Iterator[None]:
 
 
 def _has_values(branch: nn.Module) -> bool:
-    fake = torch._subclasses.FakeTensor
-    return any(t.device.type != "meta" and not isinstance(t, fake) for t in branch.parameters())
+    return any(t.device.type != "meta" and not isinstance(t, FakeTensor) for t in branch.parameters())
 
 
 def _from_factory(branches: Mapping[Path, Branch], state: State, tree: HeadTree, seed: int, factory: Factory) -> bool:
@@ -111,10 +110,9 @@ def _from_factory(branches: Mapping[Path, Branch], state: State, tree: HeadTree,
         full = tree.head_path(head)
         born = {path: branches[path] for path in _firsts(full) if path in branches}
         if born and not _filled(born, state, original, names, factory, seed, full):
-            warnings.warn(
+            warn_caller(
                 "the factory makes the same weights at every call (does it set a seed, or load weights?): "
-                "peers are initialised by their modules' own reset_parameters instead",
-                stacklevel=4,
+                "peers are initialised by their modules' own reset_parameters instead"
             )
             return False
     return True
@@ -180,11 +178,10 @@ def _reset_all(branches: Mapping[Path, Branch], state: State, seed: int) -> None
             redrawn |= dict.fromkeys(_reset(branch, own, library))
     if redrawn:
         names = list(redrawn)
-        warnings.warn(
+        warn_caller(
             f"no module initialises {', '.join(names[:6])}{' and more' if len(names) > 6 else ''}: "
             "redrawn with the mean and deviation they have in the given model, constants kept "
-            "(give a factory to initialise them as the model does)",
-            stacklevel=5,
+            "(give a factory to initialise them as the model does)"
         )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxcollab.analysis.levels import tensors_of
 from fxcollab.errors import StateError
+from fxcollab.functional import tensors_of
 from fxcollab.tree import HeadTree, Path, branch_name
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
 import torch
 from torch import fx, nn
-from torch.fx.graph import CodeGen, _PyTreeCodeGen
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import codegen_of
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import StateError
-from fxcollab.fx_utils import get_output, map_inputs
+from fxcollab.fx_utils import map_inputs
 from fxcollab.plan import plan_of, training_model
-from fxcollab.provenance import META_KEY, provenance
+from fxcollab.provenance import META_KEY, Provenance, provenance_of
+from fxcollab.rewriting.outputs import codegen_for_one, output_of
 from fxcollab.rewriting.peers import Branch
 from fxcollab.rewriting.state_dict import prune_state_dict, without_infixes
 from fxcollab.tree import HeadTree, Path, branch_name
@@ -28,8 +29,9 @@ def prune(train_model: nn.Module, head: int = 0, *, into: M) -> M: ...
 def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = None) -> nn.Module:
     """Keep one head, discard the others.
 
-    The inference graph is derived from the training graph: of its nodes, those on the path of ``head`` stay,
-    what the rewrite inserted is taken out, and each regains its original name and target.
+    The inference graph is derived from the training graph: of its nodes, those on the path of ``head`` stay, in the
+    captured graph's order, what the rewrite inserted is taken out, and each regains its original name and target.
+    Nodes that another pass has added stay where the head computes them.
 
     Args:
         train_model: what `transform` returned; wrapped by DDP or ``torch.compile`` is fine.
@@ -42,43 +44,50 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
 
     Raises:
         PatternError: there is no such head.
-        StateError: ``into`` is another model; it is left as it was.
+        StateError: ``into`` is another model, and is not changed; or a node that was added reads values of several
+            heads.
     """
     model = training_model(train_model)
-    path = plan_of(model).tree.head_path(head)
+    plan = plan_of(model)
+    path, peers = plan.tree.head_path(head), plan.options.peers
     if into is not None:
-        return _load(into, prune_state_dict(model.state_dict(), head, peers=plan_of(model).peers))
-    modes = model.modes.map(lambda graph: prune_graph(graph, plan_of(model).tree, path))
+        return _load(into, prune_state_dict(model.state_dict(), head, peers=peers))
+    modes = model.modes.map(lambda graph: prune_graph(graph, plan.tree, path, peers))
     own = _own_root(model)
     root = own if not any(path) else _graft(own, _branches(model, path))
     constants = {name: getattr(model, name) for name in model.constants}
     return CollabGraphModule(root, modes, constants=constants)
 
 
-def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path) -> fx.Graph:
-    """The inference graph of the head at ``path``, derived from a training graph."""
-    new = fx.Graph(tracer_cls=graph._tracer_cls)
+def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path, peers: str) -> fx.Graph:
+    """The inference graph of the head at ``path``, derived from a training graph.
+
+    Raises:
+        StateError: a node reads a value of another head, or of several.
+    """
+    provenance = provenance_of(graph, peers)
+    new = fx.Graph()
     kept: dict[fx.Node, fx.Node] = {}
 
     def value(node: fx.Node) -> fx.Node:
-        while provenance(node).inserted:
+        while provenance[node].inserted:
             node = node.all_input_nodes[0]
         if node not in kept:
             raise StateError(
                 f"The head at {branch_name(path)} reads {node.name!r}, which belongs to another.",
                 where=f"{node.op} {node.target}",
                 why="the training graph was edited so that its heads are no longer apart",
-                hint="run other graph passes after pruning",
+                hint="let every head read values of its own, or edit the graph after pruning",
             )
         return kept[node]
 
-    for node in graph.nodes:
-        origin = provenance(node)
+    for node in _in_captured_order(graph, provenance):
+        origin = provenance[node]
         if origin.kind == "output":
             output = new.output(map_inputs(output_of(graph, tree, path), value), type_expr=origin.target)
             output.meta = _without_provenance(node)
         elif not origin.inserted and origin.branch == path[: len(origin.branch)]:
-            args = node.args[1:] if origin.fed else node.args
+            args = node.args[1:] if origin.functional else node.args
             kept[node] = new.create_node(
                 node.op,
                 origin.target,
@@ -88,32 +97,16 @@ def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path) -> fx.Graph:
                 type_expr=node.type,
             )
             kept[node].meta = _without_provenance(node)
-    new.set_codegen(codegen_for_one(graph._codegen))
+    new.set_codegen(codegen_for_one(codegen_of(graph)))
     return new
 
 
-def output_of(graph: fx.Graph, tree: HeadTree, path: Path) -> Any:
-    """What one head contributes to the training graph's output."""
-    outputs: Any = get_output(graph).args[0]
-    head = list(tree.paths(tree.depth)).index(path)
-    if not is_flat(graph._codegen):
-        return outputs[head]
-    size = len(outputs) // tree.heads
-    return type(outputs)(outputs[head * size : (head + 1) * size])
-
-
-def is_flat(codegen: CodeGen) -> bool:
-    """Whether a graph returns the leaves of its outputs, to be put together by a pytree spec."""
-    return isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
-
-
-def codegen_for_one(codegen: CodeGen) -> CodeGen:
-    """Code generation for a graph that returns what one head does."""
-    if not isinstance(codegen, _PyTreeCodeGen) or not is_flat(codegen):
-        return codegen
-    spec: Any = codegen.pytree_info.out_spec
-    one = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)[0]
-    return _PyTreeCodeGen(codegen.pytree_info._replace(out_spec=pytree.tree_flatten(one)[1]))
+def _in_captured_order(graph: fx.Graph, provenance: Mapping[fx.Node, Provenance]) -> list[fx.Node]:
+    """The nodes by their places in the captured graph; added ones follow what they read."""
+    places: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        places[node] = max([provenance[node].position, *(places[source] for source in node.all_input_nodes)])
+    return sorted(graph.nodes, key=places.__getitem__)
 
 
 def _without_provenance(node: fx.Node) -> dict[str, Any]:
@@ -122,7 +115,7 @@ def _without_provenance(node: fx.Node) -> dict[str, Any]:
 
 def _own_root(model: CollabGraphModule) -> nn.Module:
     """The root; a copy of it where children of the training model were replaced, as by SyncBatchNorm."""
-    peers = plan_of(model).peers
+    peers = plan_of(model).options.peers
     own = {name: child for name, child in model._modules.items() if name != peers}
     if all(model.root._modules.get(name) is child for name, child in own.items()):
         return model.root
@@ -133,7 +126,7 @@ def _own_root(model: CollabGraphModule) -> nn.Module:
 
 def _branches(model: CollabGraphModule, path: Path) -> list[nn.Module]:
     """The peers on the way to a head, shallow ones first."""
-    peers = model.get_submodule(plan_of(model).peers)
+    peers = model.get_submodule(plan_of(model).options.peers)
     levels = range(1, len(path) + 1)
     return [peers.get_submodule(branch_name(path[:k])) for k in levels if any(path[:k])]
 

@@ -6,35 +6,37 @@ import gc
 import keyword
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 from torch import fx, nn
 
 from fxcollab.analysis.partition import Partition
 from fxcollab.analysis.randomness import draws_randomly, module_draws_randomly
-from fxcollab.codegen.branches import Recompute, check_recompute
+from fxcollab.codegen.branches import check_recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import StateError
+from fxcollab.plan import PLAN_KEY, Plan, RewriteOptions
 from fxcollab.rewriting.duplicate import Cut, Duplicated, duplicate
-from fxcollab.rewriting.initialise import Factory, Init, check_init, initialise
+from fxcollab.rewriting.initialise import Factory, check_init, initialise
 from fxcollab.rewriting.peers import State, build_peers, nest
-from fxcollab.rewriting.recomputable import (
-    refuse_calls_out_of_order,
-    refuse_what_is_not_held,
-    refuse_writes_out_of_order,
-)
+from fxcollab.rewriting.recomputable import refuse_state_that_cannot_be_restored, refuse_writes_into_shallower_state
 from fxcollab.runtime.functional_call import FunctionalCall
+from fxcollab.sources.source import Source
+from fxcollab.tracing.capture import CAPTURE_KEY, LIMITATIONS_KEY
+from fxcollab.tracing.limitations import shared_statistics
+from fxcollab.tree import Pattern, pattern_of
 
 
 def rewrite(
     captured: CollabGraphModule,
     partition: Partition,
     *,
-    init: Init = "fresh",
-    seed: int = 0,
     factory: Factory | None = None,
-    rescale: bool = True,
-    peers: str = "peers",
-    recompute: Recompute | None = None,
+    pattern: Pattern | None = None,
+    source: Source | None = None,
+    chosen: str | None = None,
+    **options: Any,
 ) -> CollabGraphModule:
     """The training model: its forward returns a tuple with one output a head, head 0 first.
 
@@ -43,19 +45,79 @@ def rewrite(
     Args:
         captured: what `capture` returned.
         partition: what `partition` returned for it.
-        init: how peers start: ``fresh``, ``copy``, ``copy-anyway`` or ``callable(module, path)``, which is
-            called with each branch's module and name and finds copies of the weights there.
-        seed: what the initialisation draws from.
-        factory: makes models like the captured one, for ``fresh``.
-        rescale: False leaves the rescale nodes out (table 3's "no scaling").
-        peers: the name under which peers live.
-        recompute: ``heads`` to keep the activations of the trunk and of one branch at a time, and to compute the
-            others again in the backward pass.
+        factory: makes models like the captured one, for ``init="fresh"``.
+        pattern: the name of the head tree's pattern, for the plan; by default that of the built-in one.
+        source: where the model came from, for the plan.
+        chosen: why the splits were chosen, for the plan.
+        options: the fields of `RewriteOptions`: ``init``, ``seed``, ``rescale``, ``peers`` and ``recompute``.
 
     Raises:
-        StateError: the model has something of that name already.
+        StateError: the model has something named ``peers`` already.
         PatternError: ``init`` would leave all heads equal, or branches can't be computed again.
     """
+    planned = RewriteOptions(**options)
+    train_model = duplicated(captured, partition, planned, factory)
+    train_model.meta[PLAN_KEY] = plan_for(captured, partition, planned, pattern, source, chosen)
+    train_model.recompile()
+    return train_model
+
+
+def duplicated(
+    captured: CollabGraphModule, partition: Partition, options: RewriteOptions, factory: Factory | None = None
+) -> CollabGraphModule:
+    """The training model whose forward is still to be generated, by ``recompile()``; as `rewrite` otherwise."""
+    _check_name_of_peers(captured, options.peers)
+    check_init(options.init, is_stochastic(captured, partition))
+    check_recompute(options.recompute)
+    if options.recompute:
+        refuse_writes_into_shallower_state(partition)
+    state = State(captured.root, partition.modules, partition.state)
+    branches = build_peers(state, partition.tree)
+    initialise(branches, state, partition.tree, options.init, options.seed, factory)
+    peers = nest(branches)
+    with _collector_paused():
+        graphs = {graph: duplicate(Cut.of(graph, captured, partition, options)) for graph in captured.modes}
+        for result in graphs.values():
+            _add_functional_calls(peers, options.peers, captured, result)
+        train_model = CollabGraphModule(
+            captured.root,
+            captured.modes.map(lambda graph: graphs[graph].graph),
+            constants={name: getattr(captured, name) for name in captured.constants},
+            peers={options.peers: peers},
+            recompute=options.recompute,
+            generate=False,
+        )
+    if options.recompute:
+        for graph in train_model.modes:
+            refuse_state_that_cannot_be_restored(graph, train_model)
+    shared = shared_statistics(partition.straddling & dict(captured.named_buffers(remove_duplicate=False)).keys())
+    train_model.meta[LIMITATIONS_KEY] = (*captured.meta[LIMITATIONS_KEY], *shared)
+    return train_model
+
+
+def plan_for(
+    captured: CollabGraphModule,
+    partition: Partition,
+    options: RewriteOptions,
+    pattern: Pattern | None = None,
+    source: Source | None = None,
+    chosen: str | None = None,
+) -> Plan:
+    """The plan of a training model; arguments are those of `rewrite`."""
+    how, init = captured.meta[CAPTURE_KEY], options.init
+    named = init if isinstance(init, str) else getattr(init, "__qualname__", repr(init))
+    return Plan(
+        pattern or pattern_of(partition.tree),
+        partition.tree,
+        replace(options, init=named),
+        how.granularity,
+        how.interface,
+        source,
+        chosen,
+    )
+
+
+def _check_name_of_peers(captured: CollabGraphModule, peers: str) -> None:
     if not peers.isidentifier() or keyword.iskeyword(peers):
         raise StateError(f"{peers!r} can't be the name of the peers.", hint="give a Python name: peers='heads'")
     if hasattr(captured, peers):
@@ -65,44 +127,6 @@ def rewrite(
             why="the peers of the other heads would live under that name",
             hint="give another: transform(..., peers='heads') (--peers heads)",
         )
-    check_init(init, is_stochastic(captured, partition))
-    check_recompute(recompute)
-    if recompute:
-        for graph in captured.modes:
-            refuse_writes_out_of_order(graph, partition.nodes[graph], partition.writes[graph])
-    state = State(captured.root, partition.modules, partition.state)
-    branches = build_peers(state, partition.tree)
-    initialise(branches, state, partition.tree, init, seed, factory)
-    nested = nest(branches)
-    with _collector_paused():
-        duplicated = {
-            graph: duplicate(
-                Cut(
-                    graph,
-                    partition.nodes[graph],
-                    partition.writes[graph],
-                    partition.modules,
-                    partition.state,
-                    partition.tree,
-                    captured,
-                    peers,
-                    rescale,
-                )
-            )
-            for graph in captured.modes
-        }
-        modes = captured.modes.map(lambda graph: duplicated[graph].graph)
-        constants = {name: getattr(captured, name) for name in captured.constants}
-        for result in duplicated.values():
-            _add_fed(nested, peers, captured, result)
-        train_model = CollabGraphModule(
-            captured.root, modes, constants=constants, peers={peers: nested}, recompute=recompute
-        )
-    if recompute:
-        for graph in modes:
-            refuse_calls_out_of_order(graph, train_model)
-            refuse_what_is_not_held(graph, train_model)
-    return train_model
 
 
 @contextmanager
@@ -130,9 +154,9 @@ def _draws(node: fx.Node, captured: nn.Module) -> bool:
     return draws_randomly(node)
 
 
-def _add_fed(nested: nn.Module, peers: str, captured: nn.Module, result: Duplicated) -> None:
-    """Put what is fed with shallower parameters beside the branches, before code is made that calls it."""
-    for target, module in result.fed.items():
+def _add_functional_calls(nested: nn.Module, peers: str, captured: nn.Module, result: Duplicated) -> None:
+    """Put what is called with shallower parameters beside the branches, before code is made that calls it."""
+    for target, module in result.functional.items():
         _, *path, leaf = target.split(".")
         owner = nested
         for atom in path:

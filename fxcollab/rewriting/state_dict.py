@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fxcollab.errors import StateError
+from fxcollab.errors import PatternError, StateError
 from fxcollab.tree import HeadTree, Path, branch_name, parse_branch_name
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
@@ -86,14 +86,17 @@ def _prefix_of_peers(state: Iterable[str], peers: str) -> str:
 def tree_of(branches: Mapping[Path, Any]) -> HeadTree:
     """The head tree whose branches these are, without the names of its splits."""
     depth = max(map(len, branches))
-    fanouts = tuple(1 + max(path[k] for path in branches if len(path) > k) for k in range(depth))
-    tree = HeadTree((), fanouts)
+    heads = sorted({(0,) * depth, *(path for path in branches if len(path) == depth)})
+    try:
+        tree = HeadTree.from_heads((), heads)
+    except PatternError as error:
+        raise StateError("The checkpoint lacks branches.", why=error.what, hint="was it saved whole?") from error
     missing = [branch_name(path) for path in tree.peers() if path not in branches]
     if missing:
         raise StateError(
             f"The checkpoint lacks the peers of {', '.join(missing[:4])}.",
             why="every branch of a training model has peers",
-            hint="was the checkpoint saved whole?",
+            hint="was it saved whole?",
         )
     return tree
 

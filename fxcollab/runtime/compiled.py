@@ -6,12 +6,13 @@ some of its statements would take a compiler for what they run under, and others
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+
+from fxcollab._torch import dynamo_is_loaded, never_compile
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,7 +26,7 @@ def whole(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling() or "torch._dynamo" not in sys.modules:
+        if torch.compiler.is_compiling() or not dynamo_is_loaded():
             return function(*args, **kwargs)
         found: R = _uncompiled(function)(*args, **kwargs)
         return found
@@ -38,13 +39,10 @@ _CODE = whole(lambda: None).__code__
 
 @cache
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    disable: Any = torch._dynamo.disable
-    made: Callable[..., Any] = disable(function)
+    made: Callable[..., Any] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
     return made
 
 
 def leave_alone() -> None:
     """Keep compilers from calls of `whole` functions that they can't take into the graph around them."""
-    from torch._dynamo.eval_frame import skip_code
-
-    skip_code(_CODE)
+    never_compile(_CODE)

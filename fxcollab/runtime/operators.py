@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import pytree
 from fxcollab.errors import CaptureError
 
 
@@ -30,25 +30,15 @@ def _inplace(name: str) -> Callable[[Any, Any], Any]:
     return inplace
 
 
-iadd = _inplace("iadd")
-iand = _inplace("iand")
-ifloordiv = _inplace("ifloordiv")
-ilshift = _inplace("ilshift")
-imatmul = _inplace("imatmul")
-imod = _inplace("imod")
-imul = _inplace("imul")
-ior = _inplace("ior")
-ipow = _inplace("ipow")
-irshift = _inplace("irshift")
-isub = _inplace("isub")
-itruediv = _inplace("itruediv")
-ixor = _inplace("ixor")
-
 INPLACE: dict[str, Callable[[Any, Any], Any]] = {
-    function.__name__: function
-    for function in (iadd, iand, ifloordiv, ilshift, imatmul, imod, imul, ior, ipow, irshift, isub, itruediv, ixor)
-}
+    name: _inplace(name)
+    for name in (
+        "iadd", "iand", "ifloordiv", "ilshift", "imatmul", "imod", "imul", "ior", "ipow", "irshift", "isub",
+        "itruediv", "ixor",
+    )
+}  # fmt: skip
 """The in-place operators by their names in `operator`."""
+globals().update(INPLACE)  # for pickles, which look functions up by their names
 
 
 RETURN_THEIR_INPUT = frozenset(

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
-from torch.utils import _pytree as pytree
+
+from fxcollab._torch import is_batched, pytree
 
 
 def private_copy(value: Any) -> Any:
@@ -37,7 +38,7 @@ def _copy(value: Tensor) -> Tensor:
 
 def can_be_written(value: Tensor) -> bool:
     """Whether every element has a place of its own, which torch asks of what is written in place."""
-    if torch._C._functorch.is_batchedtensor(value):  # memory under vmap has a dimension that isn't seen
+    if is_batched(value):
         return False
     reached = 0
     for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):

@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.checkpoint import checkpoint
 
+from fxcollab._torch import graph_break, is_traced, is_transformed
 from fxcollab.errors import StateError
 from fxcollab.module_state.holders import Holder, holders_of
 from fxcollab.module_state.snapshot import Snapshot
@@ -46,9 +46,9 @@ def recompute(branch: Callable[..., Any], stateful: Sequence[Stateful], *inputs:
         return branch(*inputs)
     if torch.compiler.is_compiling():  # the compiler computes again without effects, and replays random numbers
         if any(_may_be_written_back(held) for held in stateful):
-            torch._dynamo.graph_break()
+            graph_break()
         return checkpoint(branch, *inputs, use_reentrant=False)
-    if _is_recorded():
+    if is_traced() or is_transformed():  # recorded, or under functorch, where no saved tensors can be replaced
         return branch(*inputs)
     again = _Again(branch.__name__, stateful)
     results = checkpoint(branch, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
@@ -60,13 +60,6 @@ def _may_be_written_back(held: Stateful) -> bool:
     """Whether it has buffers of no layer of torch: a second pass that is compiled would begin with written ones."""
     parts = held.modules() if isinstance(held, nn.Module) else held[:1]
     return any(part._buffers and not type(part).__module__.startswith("torch.nn.modules.") for part in parts)
-
-
-def _is_recorded() -> bool:
-    """Whether what runs is recorded, or under functorch, where no saved tensors can be replaced."""
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return True
-    return get_proxy_mode() is not None or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class _Again(AbstractContextManager[None]):

@@ -21,10 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import handle_torch_function, has_torch_function_unary
-from torch.utils import _pytree as pytree
+
+from fxcollab._torch import computes_forward_derivatives, is_traced, is_transformed, pytree
 
 CARRIES_NO_GRADIENT = (
     type(None), bool, int, float, complex, str, bytes, slice, type(...),
@@ -102,11 +101,11 @@ def _rescale_tensor(value: Tensor, factor: float) -> Tensor:
 
 def _takes_operators() -> bool:
     """Whether an ``autograd.Function`` would be lost or refused here."""
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if torch.compiler.is_exporting():
         return True
     if torch.compiler.is_dynamo_compiling():  # it drops the backward under vmap, also of grad inside
-        return torch._C._functorch.peek_interpreter_stack() is not None
-    return get_proxy_mode() is not None or forward_ad._current_level >= 0
+        return is_transformed()
+    return is_traced() or computes_forward_derivatives()
 
 
 def _in_operators(value: Tensor, factor: float) -> Tensor:

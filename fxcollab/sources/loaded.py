@@ -8,11 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
-from fxcollab.errors import SourceError
+from fxcollab.errors import CaptureError, SourceError
 from fxcollab.sources.user_code import user_code
 
 if TYPE_CHECKING:
@@ -97,3 +97,27 @@ def _defined_at(factory: Callable[..., object]) -> str | None:
     with suppress(OSError, TypeError):
         return f"{inspect.getsourcefile(factory)}:{inspect.getsourcelines(factory)[1]}"
     return None
+
+
+def model_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """The model itself, or what a zero-argument factory makes.
+
+    Raises:
+        CaptureError: it is neither.
+    """
+    return model if isinstance(model, nn.Module) else _made_by(model)
+
+
+def _made_by(factory: Any) -> nn.Module:
+    if not callable(factory):
+        raise CaptureError(
+            f"A {type(factory).__qualname__} is no model.", hint="give a module, or a function that makes one"
+        )
+    model = factory()
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            f"The factory returned a {type(model).__qualname__}, not a module.",
+            where=getattr(factory, "__qualname__", repr(factory)),
+            hint="let it return the nn.Module",
+        )
+    return model

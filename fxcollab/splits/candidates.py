@@ -15,13 +15,13 @@ from fxcollab.costs.clock import measured
 from fxcollab.costs.errors import uncountable
 from fxcollab.costs.profile import Profile, profile
 from fxcollab.errors import CaptureError
-from fxcollab.sources.factory import model_of
+from fxcollab.sources.loaded import model_of
 from fxcollab.splits.chain import Chain, chain_of
-from fxcollab.splits.names import SplitName, split_names
-from fxcollab.splits.opening import opened
+from fxcollab.splits.names import SplitName, value_names
+from fxcollab.splits.opening import Searched, opened
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tracing.examples import known_interface
-from fxcollab.tracing.interface import ExampleInputs, Interface
+from fxcollab.tracing.interface import ExampleInputs
 
 N = TypeVar("N", int, float)
 
@@ -68,13 +68,13 @@ class Survey:
 
     Attributes:
         chain: the captured model as a chain of values.
-        interface: the inputs on which it was counted.
+        searched: the model, with the inputs on which it was counted.
         candidates: by their place in the chain, in the order of the data flow.
         seconds: what each node takes, if that was measured.
     """
 
     chain: Chain
-    interface: Interface
+    searched: Searched
     candidates: Mapping[int, Candidate]
     seconds: Mapping[fx.Node, float] | None
 
@@ -118,16 +118,17 @@ def survey(
 ) -> Survey:
     """Open ``model`` and find the candidates in it; arguments and errors are those of `find_splits`."""
     interface = known_interface(model, example_inputs)
+    searched = Searched(model, interface, example_inputs, granularity)
     try:
-        captured = opened(model, interface, example_inputs, granularity, depth)
+        captured = opened(searched, depth)
         chain = chain_of(captured, profile(captured, interface))
     except CaptureError:
         raise
     except Exception as error:  # whatever the user's code raises on a wrong shape
         raise uncountable(model, interface, error) from error
     seconds = _by_node(measured(captured, model, interface, example_inputs)) if measure else None
-    names = split_names(captured, model, interface, example_inputs, granularity)
-    return Survey(chain, interface, _with_stages(dict(_candidates(chain, names, seconds))), seconds)
+    names = value_names(captured, searched)
+    return Survey(chain, searched, _with_stages(dict(_candidates(chain, names, seconds))), seconds)
 
 
 def _by_node(seconds: Mapping[Moment, float]) -> Mapping[fx.Node, float]:

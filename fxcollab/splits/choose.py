@@ -15,18 +15,17 @@ from fxcollab.costs.costs import Costs, costs_of, ratio
 from fxcollab.costs.profile import profile
 from fxcollab.costs.step import Placement, held_bytes, trained_bytes
 from fxcollab.errors import PatternError, SplitError
-from fxcollab.sources.factory import model_of
+from fxcollab.sources.loaded import model_of
 from fxcollab.splits.budget import Budget
 from fxcollab.splits.candidates import Survey, kept_bytes, survey
 from fxcollab.splits.errors import another_value, could_not_cut, none_fits, too_few_cuts, uncounted, wrong_budget
 from fxcollab.splits.explain import Choice, reason_for, runners_up
-from fxcollab.splits.opening import is_open
-from fxcollab.splits.option import Objective, Option, evenness
+from fxcollab.splits.option import Option, OptionScore, evenness
 from fxcollab.splits.rank import rank
 from fxcollab.splits.thin import thinned
-from fxcollab.tracing.capture import Granularity, capture
+from fxcollab.tracing.capture import Granularity
 from fxcollab.tracing.interface import ExampleInputs
-from fxcollab.tree import HeadTree, head_tree
+from fxcollab.tree import Fanout, HeadTree, head_tree
 
 
 def choose_splits(
@@ -34,10 +33,10 @@ def choose_splits(
     example_inputs: ExampleInputs | None = None,
     *,
     levels: int | None = None,
-    fanouts: Sequence[int] | None = None,
+    fanouts: Sequence[Fanout] | None = None,
     max_time: float | None = None,
     max_memory: float | None = None,
-    objective: Objective = evenness,
+    objective: OptionScore = evenness,
     measure: bool = False,
     optimizer: float = 1.0,
     granularity: Granularity = "auto",
@@ -81,9 +80,9 @@ def choose_splits(
 
     def costs(option: Option) -> Costs:
         captured, profiled = found.chain.captured, found.chain.costs
-        if not is_open(model, granularity):
-            captured = capture(model, option.splits, example_inputs, granularity, interface=found.interface)
-            profiled = profile(captured, found.interface)
+        if not found.searched.is_open:
+            captured = found.searched.capture(option.splits)
+            profiled = profile(captured, found.searched.interface)
         cut = partition(captured, HeadTree(option.splits, tree.fanouts))
         counted = costs_of(captured, Placement.of(captured, cut), profiled, optimizer)
         if counted.training.flops != estimates.flops(option):
@@ -93,7 +92,7 @@ def choose_splits(
     return _Choosing(estimates, budget, objective, costs).choice()
 
 
-def _tree_of(levels: int | None, fanouts: Sequence[int] | None) -> HeadTree:
+def _tree_of(levels: int | None, fanouts: Sequence[Fanout] | None) -> HeadTree:
     """The head tree, with numbers for its splits."""
     if levels is None:
         levels = len(fanouts) if isinstance(fanouts, Sequence) else 2
@@ -152,7 +151,7 @@ class _Estimates:
 
     def _over_levels(self, option: Option, before: Sequence[float]) -> float:
         """The sum over all instances, of sums up to each value of the chain."""
-        branches = (math.prod(option.fanouts[:level]) for level in range(len(option.cuts) + 1))
+        branches = map(self._tree.branches, range(len(option.cuts) + 1))
         edges = pairwise((0.0, *(before[self._places[cut]] for cut in option.cuts), before[-1]))
         return sum(count * (deep - shallow) for count, (shallow, deep) in zip(branches, edges, strict=True))
 
@@ -169,7 +168,7 @@ class _Choosing:
 
     estimates: _Estimates
     budget: Budget
-    objective: Objective
+    objective: OptionScore
     costs: Callable[[Option], Costs]
 
     def choice(self) -> Choice:

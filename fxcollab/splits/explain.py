@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from fxcollab.costs.costs import Costs
-from fxcollab.splits.option import Objective, Option
+from fxcollab.splits.option import Option, OptionScore
 
 SHOWN = 3
 
@@ -58,7 +58,7 @@ def _option_to_json(option: Option, value: float, why: str) -> dict[str, Any]:
     return {"splits": option.splits, "shares": option.shares, "time": option.time, "value": value, "why": why}
 
 
-def reason_for(option: Option, ranked: Mapping[Option, float], objective: Objective) -> str:
+def reason_for(option: Option, ranked: Mapping[Option, float], objective: OptionScore) -> str:
     """Why ``option`` is taken of those that keep the budget: where it cuts, and what each level does."""
     name = name_of(objective)
     shares = f"levels do {percentages(option.shares)} of the work"
@@ -76,7 +76,7 @@ def reason_for(option: Option, ranked: Mapping[Option, float], objective: Object
 
 
 def runners_up(
-    chosen: Option, ranked: Mapping[Option, float], over: Mapping[Option, str], objective: Objective
+    chosen: Option, ranked: Mapping[Option, float], over: Mapping[Option, str], objective: OptionScore
 ) -> Iterator[RunnerUp]:
     """The best that is over the budget, and those that come next."""
     for option in list(over)[:1]:
@@ -86,7 +86,7 @@ def runners_up(
         yield RunnerUp(option, ranked[option], _why_not(option, chosen, ranked, objective))
 
 
-def _why_not(option: Option, chosen: Option, ranked: Mapping[Option, float], objective: Objective) -> str:
+def _why_not(option: Option, chosen: Option, ranked: Mapping[Option, float], objective: OptionScore) -> str:
     value = f"{name_of(objective)} {ranked[option]:.2f}"
     if chosen.ends_stages and not option.ends_stages:
         return f"{value}, but no stage ends at {listed([cut.name for cut in option.cuts if not cut.ends_stage])}"
@@ -95,7 +95,7 @@ def _why_not(option: Option, chosen: Option, ranked: Mapping[Option, float], obj
     return value
 
 
-def name_of(objective: Objective) -> str:
+def name_of(objective: OptionScore) -> str:
     """What the objective is called."""
     return str(getattr(objective, "__name__", type(objective).__name__))
 

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import fx, nn
+from torch import fx
 
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.splits.opening import is_open
-from fxcollab.tracing.capture import Granularity, capture
-from fxcollab.tracing.interface import ExampleInputs, Interface
-from fxcollab.tracing.tracer import RETURNED_BY
+from fxcollab.splits.opening import Searched
+from fxcollab.tracing.tracer import RETURNED_BY, call_name
 
 SplitName = tuple[str, bool]
 """A name, and whether it is a module's."""
 
 
-def split_names(
-    captured: CollabGraphModule,
-    model: nn.Module,
-    interface: Interface,
-    example_inputs: ExampleInputs | None,
-    granularity: Granularity,
-) -> Mapping[fx.Node, SplitName]:
+def value_names(captured: CollabGraphModule, searched: Searched) -> Mapping[fx.Node, SplitName]:
     """The name under which `transform` finds each value of ``captured``; values without one are left out.
 
     A module's value has the outermost module's name. Other nodes are named by the graph that `capture` makes for
@@ -30,8 +22,8 @@ def split_names(
     forward. A name that is a module's path, too, means the module; values that one mode alone computes have none.
     """
     graph = captured.modes.train
-    named = _of_operations(captured, model, interface, example_inputs, granularity)
-    paths = {path for path, _ in model.named_modules()}
+    paths = {path for path, _ in searched.model.named_modules()}
+    named = _of_operations(graph, searched)
     names = {node: (name, False) for node, name in named.items() if name not in paths}
     names |= {node: (name, True) for node, name in returned_by(graph).items()}
     if not captured.modes.differ:
@@ -40,18 +32,10 @@ def split_names(
     return {node: name for node, name in names.items() if name[0] in common}
 
 
-def _of_operations(
-    captured: CollabGraphModule,
-    model: nn.Module,
-    interface: Interface,
-    example_inputs: ExampleInputs | None,
-    granularity: Granularity,
-) -> dict[fx.Node, str]:
-    graph = captured.modes.train
-    if is_open(model, granularity):
+def _of_operations(graph: fx.Graph, searched: Searched) -> dict[fx.Node, str]:
+    if searched.is_open:
         return {node: node.name for node in graph.nodes}
-    root = capture(model, (), example_inputs, granularity, interface=interface)
-    own, shown = _of_the_root(graph), _of_the_root(root.modes.train)
+    own, shown = _of_the_root(graph), _of_the_root(searched.capture().modes.train)
     if [node.target for node in own] != [node.target for node in shown]:
         return {}
     return {node: other.name for node, other in zip(own, shown, strict=True)}
@@ -66,7 +50,7 @@ def returned_by(graph: fx.Graph) -> dict[fx.Node, str]:
         if node.op == "call_module":
             path = str(node.target)
             calls[path] = calls.get(path, 0) + 1
-            returned.append(path if calls[path] == 1 else f"{path}@{calls[path]}")
+            returned.append(call_name(path, calls[path]))
         if returned:
             names[node] = min(returned, key=lambda name: (name.count("."), len(name)))
     return names

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
@@ -18,33 +19,50 @@ LARGE = 1 / 8
 """Modules that do more than this share of all work are opened."""
 
 
-def opened(
-    model: nn.Module,
-    interface: Interface,
-    example_inputs: ExampleInputs | None,
-    granularity: Granularity,
-    depth: int | None,
-) -> CollabGraphModule:
-    """``model``, captured with those modules opened between whose parts a good split may lie.
+@dataclass(frozen=True, eq=False)
+class Searched:
+    """A model in search of splits, and how it is captured.
 
-    Args:
+    Attributes:
         model: any module.
         interface: its inputs, of known shapes.
         example_inputs: what answers the questions of opened forwards.
         granularity: as for `capture`.
+    """
+
+    model: nn.Module
+    interface: Interface
+    example_inputs: ExampleInputs | None
+    granularity: Granularity
+
+    @property
+    def is_open(self) -> bool:
+        """Whether every capture gives the same graph, whatever the splits."""
+        return self.granularity == "op" or isinstance(self.model, fx.GraphModule)
+
+    def capture(self, splits: Sequence[str] = ()) -> CollabGraphModule:
+        """The model, opened as splits need it."""
+        return capture(self.model, splits, self.example_inputs, self.granularity, interface=self.interface)
+
+
+def opened(searched: Searched, depth: int | None) -> CollabGraphModule:
+    """The model, captured with those modules opened between whose parts a good split may lie.
+
+    Args:
+        searched: the model.
         depth: open all modules down to so many levels below the root; by default those that do more than an eighth
             of the work.
 
     Raises:
         CaptureError: the model's own forward can't be captured.
     """
-    if is_open(model, granularity):
-        return capture(model, (), example_inputs, granularity, interface=interface)
-    paths = list(_within(model, depth) if depth is not None else _large(model, interface))
+    if searched.is_open:
+        return searched.capture()
+    model = searched.model
+    paths = list(_within(model, depth) if depth is not None else _large(model, searched.interface))
 
     def attempt(chosen: Iterable[str]) -> CollabGraphModule:
-        insides = [_inside(model, path) for path in chosen]
-        return capture(model, insides, example_inputs, granularity, interface=interface)
+        return searched.capture([_inside(model, path) for path in chosen])
 
     try:
         return attempt(paths)
@@ -60,11 +78,6 @@ def opened(
                 continue
             taken.append(path)
     return found
-
-
-def is_open(model: nn.Module, granularity: Granularity) -> bool:
-    """Whether every capture of ``model`` gives the same graph, whatever the splits."""
-    return granularity == "op" or isinstance(model, fx.GraphModule)
 
 
 def _within(model: nn.Module, depth: int) -> Iterator[str]:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TypeAlias
 
 from fxcollab.splits.candidates import Candidate
+from fxcollab.tree import Fanout
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Option:
     """
 
     cuts: tuple[Candidate, ...]
-    fanouts: tuple[int, ...]
+    fanouts: tuple[Fanout, ...]
     time: float
 
     @property
@@ -43,7 +44,7 @@ class Option:
         return all(cut.ends_stage for cut in self.cuts)
 
 
-Objective: TypeAlias = Callable[[Option], float]
+OptionScore: TypeAlias = Callable[[Option], float]
 """How good an option is; more is better."""
 
 

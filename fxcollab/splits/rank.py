@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from fxcollab.errors import PatternError
-from fxcollab.splits.option import Objective, Option, evenness
+from fxcollab.splits.option import Option, OptionScore, evenness
 
 TIE = 2 / 3
 """Options that reach this part of the best value tie with it: the ends of stages win, ..."""
@@ -14,7 +14,7 @@ LEAST = 1 / 5
 """... unless a level does less than this part of an even share of the work: it would be hardly a level."""
 
 
-def rank(options: Iterable[Option], objective: Objective = evenness) -> dict[Option, float]:
+def rank(options: Iterable[Option], objective: OptionScore = evenness) -> dict[Option, float]:
     """Options with their values, best first: ends of stages among the ties, then by value, then shallow names.
 
     Of another objective than `evenness` only equals are ties.
@@ -34,7 +34,7 @@ def rank(options: Iterable[Option], objective: Objective = evenness) -> dict[Opt
     return {option: values[option] for option in sorted(values, key=key)}
 
 
-def _value(objective: Objective, option: Option) -> float:
+def _value(objective: OptionScore, option: Option) -> float:
     value = objective(option)
     if not isinstance(value, int | float) or math.isnan(value):
         raise PatternError(

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
 
+from fxcollab._torch import FakeTensor
 from fxcollab.runtime.operators import QUESTIONS, guard
 from fxcollab.tracing.callers import calling_line, is_helper
+from fxcollab.tracing.errors import NoExampleError, UntraceableError
 from fxcollab.tracing.example_values import ExampleValues
 from fxcollab.tracing.interface import Interface
-from fxcollab.tracing.patches import NoExampleError, UntraceableError
 
 Record = Callable[[Any, tuple[Any, ...]], fx.Proxy]
 
@@ -43,7 +43,7 @@ class Answers:
         record: Record,
         notes: dict[str, None],
     ) -> None:
-        self._structured = {spec.name for spec in interface.inputs if spec.structured}
+        self._structured = frozenset(interface.structured)
         self._example_values, self._tensors, self._record, self._notes = example_values, tensors, record, notes
         self._evaluating = False
 
@@ -88,10 +88,9 @@ class Answers:
         Raises:
             UntraceableError: there is no example.
         """
-        if self._is_surely_a_tensor(proxy.node) and not _tells_element_types(kinds):
-            return isinstance(_A_TENSOR, kinds)
-        value = self._instance(proxy)
-        if isinstance(value, Tensor) and _tells_element_types(kinds):
+        with_elements = _tells_element_types(kinds)
+        value = self._instance(proxy, with_elements)
+        if with_elements and isinstance(value, Tensor):
             with self._unrecorded():
                 value = torch.empty(0, dtype=value.dtype, device=value.device)  # fake ones have no such type
         return isinstance(value, kinds)
@@ -102,8 +101,6 @@ class Answers:
         Raises:
             UntraceableError: there is no example.
         """
-        if self._is_surely_a_tensor(proxy.node):
-            return Tensor
         value = self._instance(proxy)
         return Tensor if isinstance(value, FakeTensor) else type(value)
 
@@ -113,7 +110,7 @@ class Answers:
         Raises:
             UntraceableError: there is no example.
         """
-        return not self._is_surely_a_tensor(proxy.node) and callable(self._instance(proxy))
+        return callable(self._instance(proxy))
 
     def has_attribute(self, proxy: fx.Proxy, name: str) -> bool:
         """Whether the example's value has an attribute of that name.
@@ -121,9 +118,7 @@ class Answers:
         Raises:
             UntraceableError: there is no example.
         """
-        if self._is_surely_a_tensor(proxy.node):
-            return hasattr(_A_TENSOR, name)
-        return hasattr(self._example_of(proxy, f"whether {proxy.node.name!r} has {name!r}"), name)
+        return hasattr(self._instance(proxy), name)
 
     def numbers(self, proxy: fx.Proxy) -> Any:
         """The example's size or sizes, for numpy.
@@ -176,14 +171,14 @@ class Answers:
 
     def attribute_is_none(self, owner: fx.Proxy, name: str) -> bool:
         """Whether an attribute of the example's value is None, as a field of what a module returns may be."""
-        if self._example_values is None or self._evaluating:
+        if self._unanswerable:
             return False
         value = self._example_of(owner, f"{owner.node.name}.{name}")
         return not isinstance(value, Tensor) and hasattr(value, name) and getattr(value, name) is None
 
     def holders(self, proxy: fx.Proxy) -> tuple[str, ...] | None:
         """The nodes in whose values the example's list or dict is found; None for a tensor, or if not known."""
-        if self._example_values is None or self._evaluating:
+        if self._unanswerable:
             return None
         found: tuple[str, ...] | None = self._computed(lambda example_values: example_values.holders(proxy.node))
         return found
@@ -193,7 +188,7 @@ class Answers:
         parts = index if isinstance(index, tuple) else (index,)
         if any(isinstance(part, list) for part in parts):
             return True
-        if self._example_values is None or self._evaluating:
+        if self._unanswerable:
             return False
         proxies = [part for part in parts if isinstance(part, fx.Proxy)]
         values = [self._example_of(proxy, proxy.node.name) for proxy in proxies]
@@ -209,14 +204,21 @@ class Answers:
         """Whether it is an input, of which no example is at hand and no structure known."""
         return self._example_values is None and node.op == "placeholder" and node.target not in self._structured
 
-    def _instance(self, proxy: fx.Proxy) -> Any:
-        """A value of the type that ``proxy`` stands for."""
+    @property
+    def _unanswerable(self) -> bool:
+        """Whether no example can be asked: there is none, or its values are just being computed."""
+        return self._example_values is None or self._evaluating
+
+    def _instance(self, proxy: fx.Proxy, with_elements: bool = False) -> Any:
+        """A value of the type that ``proxy`` stands for; ``with_elements``: whose elements have its type, too."""
+        if not with_elements and self._is_surely_a_tensor(proxy.node):
+            return _A_TENSOR
         if proxy.node.op == "get_attr":
             return self._tensors[str(proxy.node.target)]
         return self._example_of(proxy, f"the type of {proxy.node.name!r}")
 
     def _example_of(self, proxy: fx.Proxy, what: str, refusal: type[UntraceableError] = NoExampleError) -> Any:
-        if self._example_values is None or self._evaluating:
+        if self._unanswerable:
             raise refusal(f"{what} can't be known while tracing")
         return self._computed(lambda example_values: example_values.value(proxy.node))
 

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
@@ -25,6 +26,13 @@ def calling_line() -> tuple[str, str, int]:
         if not belongs_to_the_machinery(frame.f_code.co_filename):
             return frame.f_code.co_filename, frame.f_globals.get("__name__", "?"), line
     return "an unknown file", "?", 0
+
+
+def calling_lines(outermost: CodeType) -> str:
+    """The lines of the author's code that are running, as in a traceback, up to a call of ``outermost``."""
+    inside = takewhile(lambda step: step[0].f_code is not outermost, traceback.walk_stack(None))
+    steps = [step for step in inside if not belongs_to_the_machinery(step[0].f_code.co_filename)]
+    return "".join(traceback.StackSummary.extract(reversed(steps)).format()).strip()
 
 
 def author_asks_for_the_class() -> bool:

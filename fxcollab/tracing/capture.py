@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,19 +19,33 @@ from fxcollab.fx_utils import copy_graph
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.answers import may_be_none
 from fxcollab.tracing.callers import belongs_to_the_machinery
+from fxcollab.tracing.errors import NoExampleError, UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
 from fxcollab.tracing.examples import example_tensors, guess_inputs
 from fxcollab.tracing.helpers import Helper, innermost_helper
-from fxcollab.tracing.interface import ExampleInputs, Interface, interface_of
+from fxcollab.tracing.interface import ExampleInputs, Interface, forward_of, interface_of
 from fxcollab.tracing.leaks import purge_caches, purge_leaked_proxies
 from fxcollab.tracing.limitations import limitations
-from fxcollab.tracing.patches import NoExampleError, UntraceableError
 from fxcollab.tracing.preserve import preserved
 from fxcollab.tracing.proxy import readable
 from fxcollab.tracing.tracer import LazyTracer
 
 Granularity = Literal["auto", "op"]
 LIMITATIONS_KEY = "fxcollab_limitations"
+CAPTURE_KEY = "fxcollab_capture"
+
+
+@dataclass(frozen=True)
+class CaptureOptions:
+    """How a model was captured; ``captured.meta[CAPTURE_KEY]``.
+
+    Attributes:
+        granularity: how far the model was opened.
+        interface: the graph's inputs.
+    """
+
+    granularity: Granularity
+    interface: Interface
 
 
 def capture(
@@ -66,18 +79,18 @@ def capture(
     """
     if granularity not in ("auto", "op"):
         raise CaptureError(f"There is no granularity {granularity!r}.", hint="use 'auto' or 'op'")
-    if isinstance(model, CollabGraphModule):
-        return _adopt(model, model.modes)
-    if isinstance(model, fx.GraphModule):
-        return _adopt(model, Modes(model.graph, model.graph))
-    _refuse_lazy_modules(model)
     interface = interface or interface_of(model, example_inputs)
+    options = CaptureOptions(granularity, interface)
+    if isinstance(model, fx.GraphModule):
+        return _adopt(model, options)
+    _refuse_lazy_modules(model)
     _refuse_no_inputs(model, interface)
     opened = opened_paths(model, splits)
     request = _Request(model, opened, interface, granularity == "op", example_inputs)
     train = _trace_mode(request, True)
     evaluation = _trace_mode(request, False, train.constants)
     captured = CollabGraphModule(model, Modes.merged(train.graph, evaluation.graph), constants=evaluation.constants)
+    captured.meta[CAPTURE_KEY] = options
     captured.meta[LIMITATIONS_KEY] = (
         *limitations({**train.opened, **evaluation.opened}, interface),
         *_compromises(train, evaluation),
@@ -146,8 +159,7 @@ def _tried(
 ) -> _Traced:
     model, helpers = request.model, list[Helper]()
     resorts = request.examples()
-    structured = any(spec.structured for spec in request.interface.inputs)  # of what? only an example tells
-    examples = next(resorts) if structured else None
+    examples = next(resorts) if request.interface.structured else None  # only an example tells of what
     while True:
         purge_caches(proxies)  # of the attempt before, whose error is gone
         proxies.clear()
@@ -274,8 +286,10 @@ def opened_paths(model: nn.Module, splits: Iterable[str]) -> frozenset[str]:
     return frozenset(opened)
 
 
-def _adopt(model: fx.GraphModule, modes: Modes) -> CollabGraphModule:
+def _adopt(model: fx.GraphModule, options: CaptureOptions) -> CollabGraphModule:
+    modes = model.modes if isinstance(model, CollabGraphModule) else Modes(model.graph, model.graph)
     captured = CollabGraphModule(model, modes.map(copy_graph))
+    captured.meta[CAPTURE_KEY] = options
     captured.meta[LIMITATIONS_KEY] = model.meta.get(LIMITATIONS_KEY, ())
     return captured
 
@@ -305,7 +319,7 @@ def _refuse_no_inputs(model: nn.Module, interface: Interface) -> None:
     if not interface.inputs:
         raise CaptureError(
             f"{type(model).__qualname__} has no required input, so nothing says what its graph takes.",
-            where=f"{type(model).__qualname__}.forward{inspect.signature(model.forward)}",
+            where=forward_of(model),
             hint="give example_inputs: a dict of the keyword inputs you train with",
         )
 

@@ -7,21 +7,20 @@ on real ones where data do. Sizes stay symbolic in the graph; what was decided b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
-from fxcollab.functional import call_with, named_tensors
+from fxcollab._torch import FakeTensorMode, pytree
+from fxcollab.functional import call_with, copied_state, once_each
 from fxcollab.fx_utils import map_inputs, mutable
 from fxcollab.rng import preserve_rng_state
+from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.examples import without_tracebacks
-from fxcollab.tracing.patches import UntraceableError
 from fxcollab.tracing.preserve import preserved
 
 
@@ -50,9 +49,9 @@ class ExampleValues:
     def __init__(self, root: nn.Module, examples: Examples, tensors: Mapping[str, Tensor]) -> None:
         self._root, self._tensors = root, tensors
         self._mode = None if examples.real else FakeTensorMode(allow_non_fake_inputs=True)
-        self._copies: dict[int, Tensor] = {}
         self._values: dict[fx.Node, Any] = {}
-        self._inputs = [pytree.tree_map(self._copy, value) for value in examples.values]
+        self._copy = once_each(_copying(self._mode))
+        self._inputs = [pytree.tree_map_only(Tensor, self._copy, value) for value in examples.values]
 
     @property
     def real(self) -> bool:
@@ -109,18 +108,11 @@ class ExampleValues:
                 f"an example is needed behind {path}, which is scripted and runs on its own state only"
             )
         with preserved(module.modules()):  # what it sets now is no assignment of the traced forward
-            return call_with(module, self._state(module), args, kwargs)
+            return call_with(module, copied_state(module, self._copy), args, kwargs)
 
-    def _state(self, module: nn.Module) -> dict[str, Tensor]:
-        return {name: self._copy(tensor) for name, tensor in named_tensors(module)}
 
-    def _copy(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        if id(value) not in self._copies:
-            copy = value.clone() if self._mode is None else self._mode.from_tensor(value)
-            self._copies[id(value)] = copy.detach()
-        return self._copies[id(value)]
+def _copying(mode: FakeTensorMode | None) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: (tensor.clone() if mode is None else mode.from_tensor(tensor)).detach()
 
 
 def _containers(value: Any) -> Iterator[Any]:

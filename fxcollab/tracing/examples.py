@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,18 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
 
+from fxcollab._torch import DATA_DEPENDENT_ERRORS, FakeTensorMode
 from fxcollab.codegen.modes import set_mode
-from fxcollab.errors import CaptureError
-from fxcollab.functional import call_with, named_tensors
+from fxcollab.errors import CaptureError, one_line
+from fxcollab.functional import call_with, copied_state, once_each
 from fxcollab.rng import preserve_rng_state
-from fxcollab.tracing.interface import ExampleInputs, InputSpec, Interface, interface_of
+from fxcollab.tracing.interface import ExampleInputs, InputSpec, Interface, forward_of, interface_of
 from fxcollab.tracing.preserve import preserved, replace_plain_tensors
 
 SMALL_IMAGES = (64, 224, 32, 299, 128, 256, 384, 28)
@@ -46,11 +40,10 @@ def guess_inputs(
     """
     interface = interface_of(model)
     names = [spec.name for spec in interface.inputs]
-    structured = [spec.name for spec in (known or interface).inputs if spec.structured]
-    if structured:
+    if structured := (known or interface).structured:
         raise CaptureError(
             f"No input that {type(model).__qualname__} accepts can be guessed.",
-            where=f"{type(model).__qualname__}.forward{inspect.signature(model.forward)}",
+            where=forward_of(model),
             why=f"{', '.join(structured)} is a list, a dict or the like",
             hint="give example_inputs",
         )
@@ -73,11 +66,10 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
         CaptureError: no usual input fits, or one is a structure of tensors.
     """
     interface = interface_of(model, example_inputs)
-    structured = [spec.name for spec in interface.inputs if spec.structured]
-    if structured:
+    if structured := interface.structured:
         raise CaptureError(
             f"What {type(model).__qualname__} costs can't be counted.",
-            where=f"{type(model).__qualname__}.forward{inspect.signature(model.forward)}",
+            where=forward_of(model),
             why=f"{', '.join(structured)} is a list, a dict or the like, and only tensors are counted on",
             hint="name the splits yourself",
         )
@@ -86,15 +78,7 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
 
 def accepts(model: nn.Module, interface: Interface) -> bool:
     """Whether ``model`` runs on such inputs in both modes, tried on fake tensors."""
-    modules = list(model.modules())
-    with preserved(modules), torch.no_grad():
-        for training in (False, True):
-            set_mode(model, training)
-            try:
-                run_on_fakes(model, interface)
-            except (Exception, SystemExit):  # whatever the user's code raises on a wrong shape
-                return False
-    return True
+    return _why_not_in_both_modes(model, lambda: run_on_fakes(model, interface)) is None
 
 
 def why_not(model: nn.Module, interface: Interface) -> str | None:
@@ -103,33 +87,38 @@ def why_not(model: nn.Module, interface: Interface) -> str | None:
         run_on_fakes(model, interface)
     except DATA_DEPENDENT_ERRORS:
         return None
-    except (Exception, SystemExit) as error:  # whatever the user's code raises on a wrong shape
-        return f"{type(error).__name__}: {str(error).partition(_NEWLINE)[0]}"
+    except _USER_ERRORS as error:
+        return one_line(error)
     return None
 
 
 def why_not_on(model: nn.Module, interface: Interface, values: Sequence[Any]) -> str | None:
     """Why ``model`` fails on these very inputs, in a line; None where it runs in both modes, or has no data."""
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(tensor.is_meta for tensor in tensors):
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         return None
-    modules = list(model.modules())
-    with preserved(modules), preserve_rng_state(), torch.no_grad():
+
+    def call() -> None:
+        replace_plain_tensors(model.modules(), Tensor.clone)
+        args, kwargs = interface.call(model, copy.deepcopy(list(values)))
+        call_with(model, copied_state(model, Tensor.clone), args, kwargs)
+
+    with preserve_rng_state():
+        return _why_not_in_both_modes(model, call)
+
+
+_USER_ERRORS = (Exception, SystemExit)
+"""What user code may raise on a wrong shape: whatever it likes."""
+
+
+def _why_not_in_both_modes(model: nn.Module, call: Callable[[], object]) -> str | None:
+    with preserved(model.modules()), torch.no_grad():
         for training in (True, False):
             set_mode(model, training)
-            replace_plain_tensors(modules, Tensor.clone)
-            state = {name: tensor.clone() for name, tensor in named_tensors(model)}
-            args, kwargs = interface.call(model, copy.deepcopy(list(values)))
             try:
-                call_with(model, state, args, kwargs)
-            except (Exception, SystemExit) as error:  # whatever the user's code raises on a wrong shape
-                return f"{type(error).__name__}: {str(error).partition(_NEWLINE)[0]}"
+                call()
+            except _USER_ERRORS as error:
+                return one_line(error)
     return None
-
-
-_NEWLINE = "\n"
-DATA_DEPENDENT_ERRORS = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
-"""What fake tensors raise where a model asks for data."""
 
 
 def example_tensors(model: nn.Module, interface: Interface, seed: int = 0) -> list[Tensor]:
@@ -167,19 +156,15 @@ def run_on_fakes(
         without_tracebacks(),
         observer or nullcontext(),
     ):
-        fakes: dict[int, Tensor] = {}
 
+        @once_each
         def fake(tensor: Tensor) -> Tensor:
-            if id(tensor) not in fakes:
-                fakes[id(tensor)] = mode.from_tensor(tensor).detach()
-                fakes[id(tensor)].requires_grad_(run is not None and tensor.requires_grad)
-            return fakes[id(tensor)]
+            return mode.from_tensor(tensor).detach().requires_grad_(run is not None and tensor.requires_grad)
 
-        state = {name: fake(tensor) for name, tensor in named_tensors(model)}
-        replace_plain_tensors(modules, fake)
         call = _Call(model, run or (lambda model, *values: _called(model, interface, values)))
-        named_in_call = {f"model.{name}": tensor for name, tensor in state.items()}
-        return call_with(call, named_in_call, tuple(map(fake, examples)))
+        state = copied_state(call, fake)
+        replace_plain_tensors(modules, fake)
+        return call_with(call, state, tuple(map(fake, examples)))
 
 
 class _Call(nn.Module):
@@ -201,7 +186,7 @@ def _called(model: nn.Module, interface: Interface, values: Sequence[Tensor]) ->
 @contextmanager
 def without_tracebacks() -> Iterator[None]:
     """Keep fake tensors from logging pages about an input that doesn't fit: the error says it."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger = logging.getLogger(FakeTensorMode.__module__)
     disabled, logger.disabled = logger.disabled, True
     try:
         yield

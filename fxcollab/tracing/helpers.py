@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+
+from fxcollab._torch import pytree
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import pytree
 from fxcollab.errors import CaptureError
 
 ExampleInputs = Sequence[Any] | Mapping[str, Any]
@@ -75,6 +75,11 @@ class Interface:
         """Whether the shapes of all inputs are known."""
         return all(spec.shape is not None for spec in self.inputs)
 
+    @property
+    def structured(self) -> tuple[str, ...]:
+        """The names of inputs that are a list, a dict or the like."""
+        return tuple(spec.name for spec in self.inputs if spec.structured)
+
     def values_of(self, model: nn.Module, example_inputs: ExampleInputs) -> tuple[Any, ...]:
         """The inputs among the example's, in the order of the placeholders.
 
@@ -88,6 +93,11 @@ class Interface:
         """The arguments with which ``model`` is called on ``values``, one for each input."""
         named = dict(zip((spec.name for spec in self.inputs), values, strict=True))
         return as_call(inspect.signature(model.forward), {**named, **dict(self.fixed)})
+
+
+def forward_of(model: nn.Module) -> str:
+    """The forward of a model with its signature, for messages."""
+    return f"{type(model).__qualname__}.forward{inspect.signature(model.forward)}"
 
 
 def interface_of(model: nn.Module, example_inputs: ExampleInputs | None = None) -> Interface:
@@ -140,7 +150,7 @@ def _refuse_unnamed(names: set[str], model: nn.Module) -> None:
     if names:
         raise CaptureError(
             f"Inputs {', '.join(sorted(names))} arrive through *args or **kwargs.",
-            where=f"{type(model).__qualname__}.forward{inspect.signature(model.forward)}",
+            where=forward_of(model),
             why="only named parameters can become inputs of the graph",
             hint="wrap the model in a module whose forward names its inputs",
         )
@@ -155,7 +165,7 @@ def _bind(signature: inspect.Signature, example_inputs: ExampleInputs, model: nn
     except TypeError as error:
         raise CaptureError(
             "The example inputs don't fit the model.",
-            where=f"{type(model).__qualname__}.forward{signature}",
+            where=forward_of(model),
             why=str(error),
             hint="give a tuple of positional inputs or a dict of keyword inputs",
         ) from error

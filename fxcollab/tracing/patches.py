@@ -9,19 +9,18 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint as original_checkpoint
 
+from fxcollab._torch import pytree, storage_id
 from fxcollab.runtime.operators import INPLACE, CustomFunction, writes_in_place
+from fxcollab.tracing.answers import Answers
 from fxcollab.tracing.callers import loaded_scopes
-
-if TYPE_CHECKING:
-    from fxcollab.tracing.tracer import LazyTracer
+from fxcollab.tracing.errors import UntraceableError
 
 _FACTORIES: frozenset[Callable[..., Any]] = frozenset(
     getattr(torch, name)
@@ -43,15 +42,25 @@ _UNDISPATCHED: dict[str, Any] = {
 }
 
 
-class UntraceableError(BaseException):
-    """The forward does something that a graph can't hold.
+class Recorder(Protocol):
+    """What patches ask of a tracer.
 
-    No ``Exception``: a forward's own ``except Exception`` must not take it for an answer.
+    Attributes:
+        answers: answers questions about proxies.
+        notes: gets a sentence for what the graph doesn't keep.
     """
 
+    answers: Answers
+    notes: dict[str, None]
 
-class NoExampleError(UntraceableError):
-    """What any example would tell, such as a type, was asked where there is none."""
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        """Record an operation."""
+
+    def proxy_of_state(self, tensor: Any) -> fx.Proxy | None:
+        """The proxy of a tensor of the model; None for any other value."""
+
+    def set_item(self, target: fx.Proxy, key: Any, value: Any) -> None:
+        """Record ``target[key] = value``."""
 
 
 class RecordFactories(TorchFunctionMode):
@@ -61,7 +70,7 @@ class RecordFactories(TorchFunctionMode):
     them would change the model that is captured.
     """
 
-    def __init__(self, tracer: LazyTracer) -> None:
+    def __init__(self, tracer: Recorder) -> None:
         super().__init__()
         self._tracer = tracer
         self._made: dict[int, Any] = {}
@@ -120,11 +129,11 @@ _ITEM_WRITES = frozenset(
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+    return storage_id(tensor) if tensor.layout == torch.strided else id(tensor)
 
 
 @contextmanager
-def patched(tracer: LazyTracer) -> Iterator[None]:
+def patched(tracer: Recorder) -> Iterator[None]:
     """Record custom functions, see through checkpointing, refuse a switch of autocast."""
     function: Any = torch.autograd.Function
     autocast: Any = torch.autocast
@@ -143,7 +152,7 @@ def patched(tracer: LazyTracer) -> Iterator[None]:
 
 
 @contextmanager
-def rewired(tracer: LazyTracer, scopes: Iterable[dict[str, Any]]) -> Iterator[None]:
+def rewired(tracer: Recorder, scopes: Iterable[dict[str, Any]]) -> Iterator[None]:
     """In the code of ``scopes`` alone, record and answer what neither torch nor Python hands to a proxy.
 
     ``isinstance``, ``type``, ``callable`` and ``hasattr`` of a proxy tell of the value it stands for; `_UNDISPATCHED`
@@ -171,7 +180,7 @@ def rewired(tracer: LazyTracer, scopes: Iterable[dict[str, Any]]) -> Iterator[No
                     del scope[name]
 
 
-def _answers(tracer: LazyTracer) -> dict[str, Callable[..., Any]]:
+def _answers(tracer: Recorder) -> dict[str, Callable[..., Any]]:
     """By the names of the builtins that they stand in for."""
 
     def answered(value: Any) -> bool:
@@ -225,7 +234,7 @@ def _asks_for_proxies(kinds: Any) -> bool:
 class _Facade(ModuleType):
     """Torch, with functions that record calls on proxies; patching torch itself would outlast the trace in others."""
 
-    def __init__(self, tracer: LazyTracer) -> None:
+    def __init__(self, tracer: Recorder) -> None:
         super().__init__("torch", torch.__doc__)
         vars(self).update({name: _recording_call(tracer, original) for name, original in _UNDISPATCHED.items()})
         is_instance = _answers(tracer)["isinstance"]
@@ -239,7 +248,7 @@ def _has_proxies(*values: Any) -> bool:
     return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves(values))
 
 
-def _recording(tracer: LazyTracer, original: Any) -> Callable[..., Any]:
+def _recording(tracer: Recorder, original: Any) -> Callable[..., Any]:
     """A custom ``autograd.Function`` becomes a node; traced through, it would lose its backward."""
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -250,7 +259,7 @@ def _recording(tracer: LazyTracer, original: Any) -> Callable[..., Any]:
     return apply
 
 
-def _recording_call(tracer: LazyTracer, original: Any) -> Callable[..., Any]:
+def _recording_call(tracer: Recorder, original: Any) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         if tracer.answers.evaluating or not _has_proxies(args, kwargs):
             return original(*args, **kwargs)
@@ -259,7 +268,7 @@ def _recording_call(tracer: LazyTracer, original: Any) -> Callable[..., Any]:
     return call
 
 
-def _refusing(tracer: LazyTracer, enter: Callable[..., Any]) -> Callable[..., Any]:
+def _refusing(tracer: Recorder, enter: Callable[..., Any]) -> Callable[..., Any]:
     """Autocast leaves no node behind."""
     thread = threading.get_ident()
 
@@ -271,7 +280,7 @@ def _refusing(tracer: LazyTracer, enter: Callable[..., Any]) -> Callable[..., An
     return refuse
 
 
-def _seeing_through(tracer: LazyTracer) -> Callable[..., Any]:
+def _seeing_through(tracer: Recorder) -> Callable[..., Any]:
     """Checkpointed code is traced like any other: under ``no_grad``, as it runs, it would lose its gradients."""
 
     def direct(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

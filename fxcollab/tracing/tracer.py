@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-import sys
 import threading
-import traceback
 import weakref
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict
-from torch.utils import _pytree as pytree
 
+from fxcollab._torch import is_compiled, pytree
 from fxcollab.runtime.operators import RETURN_THEIR_INPUT, guard, stop_gradient, writes_in_place
 from fxcollab.tracing.answers import Answers
-from fxcollab.tracing.callers import belongs_to_the_machinery, scopes
+from fxcollab.tracing.callers import calling_lines, scopes
+from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
 from fxcollab.tracing.helpers import Helper, kept_whole
 from fxcollab.tracing.interface import Interface, as_call
-from fxcollab.tracing.patches import RecordFactories, UntraceableError, patched, rewired
+from fxcollab.tracing.patches import RecordFactories, patched, rewired
 from fxcollab.tracing.proxy import CaptureProxy, unformat
 
 RETURNED_BY = "fxcollab_returned_by"
@@ -38,6 +37,11 @@ COPIES = "fxcollab_copies"
 # Tracing patches torch while it lasts.
 _ONE_AT_A_TIME = threading.RLock()
 _SET_ON_THE_ROOT = (torch.Generator, torch.ScriptObject)  # what torch.fx would give a name on the caller's model
+
+
+def call_name(path: str, number: int) -> str:
+    """What a module's call is called: ``path``, and from the second on ``path@2``."""
+    return path if number == 1 else f"{path}@{number}"
 
 
 class LazyTracer(fx.Tracer):
@@ -57,13 +61,13 @@ class LazyTracer(fx.Tracer):
         examples: an example of each input, for questions that the graph can't answer; None refuses them. Lines
             whose questions were answered so are among the ``notes``.
         proxies: gets a reference of every proxy.
+        lines: note on every node the lines of code that led to it.
 
     After a trace, ``opened`` holds the modules that were traced into, by path, and ``constants`` the tensors that are
     none of the model's state.
     """
 
     proxy_buffer_attributes = True
-    record_stack_traces = True
 
     def __init__(
         self,
@@ -75,10 +79,11 @@ class LazyTracer(fx.Tracer):
         helpers: Iterable[Helper] = (),
         examples: Examples | None = None,
         proxies: list[weakref.ref[fx.Proxy]] | None = None,
+        lines: bool = True,
     ) -> None:
         super().__init__()
         self._opened_paths, self._interface, self._operators = opened, interface, operators
-        self._helpers, self._examples = tuple(helpers), examples
+        self._helpers, self._examples, self._lines = tuple(helpers), examples, lines
         self._given = dict(constants or {})
         self._proxies = proxies if proxies is not None else []
         self.constants: dict[str, Tensor] = {}
@@ -153,6 +158,13 @@ class LazyTracer(fx.Tracer):
         """Note a proxy, to be taken out of caches afterwards."""
         self._proxies.append(weakref.ref(proxy))
 
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Record an operation, and the lines of the author's code that led to it."""
+        node = super().create_node(*args, **kwargs)
+        if self._lines:
+            node.stack_trace = calling_lines(LazyTracer.trace.__code__)
+        return node
+
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         """Record an operation; inside ``torch.no_grad()``, one without gradient.
 
@@ -200,9 +212,7 @@ class LazyTracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Record a call, and for an opened module which value it returned."""
-        if self.answers.evaluating or threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        path = self._path_of(m)
+        path = self._path_of(m) if self._is_recording else None
         if path is None:
             return forward(*args, **kwargs)
         if not self.is_leaf_module(m, path):
@@ -214,9 +224,13 @@ class LazyTracer(fx.Tracer):
         calls = self.num_calls.get(path, 0) + 1
         value = super().call_module(m, forward, args, kwargs)
         if isinstance(value, fx.Proxy):
-            call = path if calls == 1 else f"{path}@{calls}"
-            value.node.meta.setdefault(RETURNED_BY, []).append(call)
+            value.node.meta.setdefault(RETURNED_BY, []).append(call_name(path, calls))
         return value
+
+    @property
+    def _is_recording(self) -> bool:
+        """Whether what runs is the traced forward: not one of another thread, nor an example's."""
+        return not self.answers.evaluating and threading.get_ident() == self._thread
 
     def _open(self, module: nn.Module, path: str) -> None:
         compiler = _compiler_of(module)
@@ -239,9 +253,7 @@ class LazyTracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """Parameters and buffers become nodes, one for each tensor."""
         name = self._state.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
-        if name is None or self.answers.evaluating or threading.get_ident() != self._thread:
-            return attr_val
-        return self._state_proxy(name)
+        return self._state_proxy(name) if name is not None and self._is_recording else attr_val
 
     def proxy_of_state(self, tensor: Any) -> fx.Proxy | None:
         """The proxy of a parameter, a buffer or a plain attribute; None for any other value."""
@@ -315,11 +327,6 @@ class LazyTracer(fx.Tracer):
         nodes = {node.name: node for node in self.graph.nodes}
         return self.create_node("call_method", "format", (template, *(nodes[name] for name in names)), {})
 
-    def _filter_traceback_frames(self, user_stack_summary: traceback.StackSummary) -> traceback.StackSummary:
-        inside = [frame.filename for frame in user_stack_summary].index(__file__)
-        frames = [f for f in user_stack_summary[inside + 1 :] if not belongs_to_the_machinery(f.filename)]
-        return traceback.StackSummary.from_list(frames)
-
     def _name_constant(self, constant: Tensor) -> str:
         used = set(self._constant_names.values())
         for name, known in self.constants.items():
@@ -331,18 +338,11 @@ class LazyTracer(fx.Tracer):
         return f"_tensor_constant{count}"
 
 
-def _has_a_call_of_its_own(module: nn.Module) -> bool:
-    own = type(module).__mro__[: type(module).__mro__.index(nn.Module)]
-    return _compiler_of(module) is None and any("__call__" in vars(cls) for cls in own)
-
-
 def _compiler_of(module: nn.Module) -> str | None:
     """What has compiled a module; its forward is no longer there to be traced."""
     if isinstance(module, torch.jit.ScriptModule):
         return "TorchScript"
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # slow to import, and loaded where a module is compiled
-    compiled = module._compiled_call_impl is not None or (dynamo and isinstance(module, dynamo.OptimizedModule))
-    return "torch.compile" if compiled else None
+    return "torch.compile" if is_compiled(module) else None
 
 
 def _state_by_name(root: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,131 @@
+"""Every private name of torch that is used, under a public one: nothing else breaks with a new version of torch.
+
+Each has a line that says what it is for where torch offers no public name, and a test in ``test_torch_names.py``.
+``torch._dynamo`` takes seconds to import; the functions here that need it import it when they are called.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from types import CodeType
+from typing import Any
+
+import torch
+import torch.utils._python_dispatch
+import torch.utils._pytree
+from torch import Tensor, fx, nn
+from torch._subclasses import fake_tensor
+from torch.autograd import forward_ad
+from torch.fx import graph as fx_graph
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+pytree = torch.utils._pytree
+"""Structures of tensors; torch 2.14 has no public ``torch.utils.pytree`` yet."""
+
+OpOverload = torch._ops.OpOverload
+"""The type of operators such as ``torch.ops.aten.add.Tensor``, which graphs of ``torch.export`` call."""
+
+TorchDispatchMode = torch.utils._python_dispatch.TorchDispatchMode
+"""Sees every operator that runs; the public ``TorchFunctionMode`` sees only what Python calls."""
+
+FakeTensor = fake_tensor.FakeTensor
+"""A tensor with a shape, a type and a device, and no values; one on the meta device has lost its own device."""
+
+FakeTensorMode = fake_tensor.FakeTensorMode
+"""Makes fake tensors, and computes with them."""
+
+DATA_DEPENDENT_ERRORS = (
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedOperatorException,
+)
+"""What fake tensors raise where a model asks for data."""
+
+PyTreeCodeGen = fx_graph._PyTreeCodeGen
+"""Generates the code of graphs whose inputs and outputs are structures."""
+
+format_target = fx_graph._format_target
+"""The expression by which generated code reads an attribute of the module."""
+
+GENERATED = frozenset({"_graph", "_code", "_lineno_map", "_prologue_start"})
+"""Attributes that a ``GraphModule`` makes from its graph, and that a copy of it makes anew."""
+
+
+def codegen_of(graph: fx.Graph) -> fx_graph.CodeGen:
+    """What generates the graph's code; ``Graph.set_codegen`` sets it, and nothing public gets it."""
+    return graph._codegen
+
+
+def schema_of(overload: OpOverload) -> Any:
+    """The schema of an operator: which arguments it writes, and which its results alias."""
+    return overload._schema
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written into, as autograd counts it."""
+    return tensor._version
+
+
+def storage_id(tensor: Tensor) -> int:
+    """The identity of a tensor's storage; ``data_ptr()`` is 0 where there are no values, and for no elements."""
+    identity: int = tensor.untyped_storage()._cdata
+    return identity
+
+
+def gradient_types(node: Any) -> Iterator[torch.dtype]:
+    """The types of the gradients that a node of autograd's graph takes."""
+    return (meta.dtype for meta in node._input_metadata)
+
+
+def backward_id() -> int:
+    """Which backward is running; -1 where none is."""
+    return torch._C._current_graph_task_id()
+
+
+def at_end_of_backward(callback: Callable[[], None]) -> None:
+    """Call ``callback`` when the backward that is running is through, as DDP does with what it has reduced."""
+    torch.autograd.Variable._execution_engine.queue_callback(callback)
+
+
+def is_traced() -> bool:
+    """Whether ``jit.trace`` or ``make_fx`` records what runs here."""
+    return bool(torch.jit.is_tracing()) or get_proxy_mode() is not None  # type: ignore[attr-defined, no-untyped-call]
+
+
+def is_transformed() -> bool:
+    """Whether ``torch.func`` transforms what runs here: ``grad``, ``vmap``, ``jvp``."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether the tensor stands for a batch under ``vmap``: its memory has a dimension that can't be seen."""
+    return torch._C._functorch.is_batchedtensor(tensor)
+
+
+def computes_forward_derivatives() -> bool:
+    """Whether what runs here is inside ``forward_ad.dual_level``."""
+    return forward_ad._current_level >= 0
+
+
+def dynamo_is_loaded() -> bool:
+    """Whether anything was compiled so far; to import it takes seconds."""
+    return "torch._dynamo" in sys.modules
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` or ``Module.compile`` made this module."""
+    compiled = dynamo_is_loaded() and isinstance(module, torch._dynamo.OptimizedModule)
+    return compiled or module._compiled_call_impl is not None
+
+
+def graph_break() -> None:
+    """Have the compiler that compiles the caller end its graph here."""
+    torch._dynamo.graph_break()
+
+
+def never_compile(code: CodeType) -> None:
+    """Keep compilers from a function's code, though not from what it calls; ``torch.compiler.disable`` does both."""
+    from torch._dynamo.eval_frame import skip_code
+
+    skip_code(code)

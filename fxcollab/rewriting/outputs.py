@@ -1,0 +1,56 @@
+"""How graphs return the output of one head, and those of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+from torch.fx.graph import CodeGen
+
+from fxcollab._torch import PyTreeCodeGen, codegen_of, pytree
+from fxcollab.errors import CaptureError
+from fxcollab.fx_utils import get_output
+from fxcollab.tree import HeadTree, Path
+
+
+def output_of(graph: fx.Graph, tree: HeadTree, path: Path) -> Any:
+    """What one head contributes to the training graph's output."""
+    outputs: Any = get_output(graph).args[0]
+    head = list(tree.paths(tree.depth)).index(path)
+    if not is_flat(codegen_of(graph)):
+        return outputs[head]
+    size = len(outputs) // tree.heads
+    return type(outputs)(outputs[head * size : (head + 1) * size])
+
+
+def is_flat(codegen: CodeGen) -> bool:
+    """Whether a graph returns the leaves of its outputs, to be put together by a pytree spec."""
+    return isinstance(codegen, PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
+
+
+def codegen_for_heads(codegen: CodeGen, heads: int) -> CodeGen:
+    """Code generation for a graph that returns one output a head."""
+    if type(codegen) is CodeGen:
+        return codegen
+    if type(codegen) is not PyTreeCodeGen:
+        raise CaptureError(
+            f"The graph generates its code with {type(codegen).__qualname__}.",
+            why="fxcollab can't tell how such a graph returns one output a head",
+            hint="give the module itself, or torch.export.export(model, inputs).module()",
+        )
+    return _of_outputs(codegen, lambda one: (one,) * heads)
+
+
+def codegen_for_one(codegen: CodeGen) -> CodeGen:
+    """Code generation for a graph that returns what one head does."""
+    return _of_outputs(codegen, lambda heads: heads[0])
+
+
+def _of_outputs(codegen: CodeGen, change: Callable[[Any], Any]) -> CodeGen:
+    """The same for outputs of another structure."""
+    if not isinstance(codegen, PyTreeCodeGen) or not is_flat(codegen):
+        return codegen
+    spec: Any = codegen.pytree_info.out_spec
+    outputs = change(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
+    return PyTreeCodeGen(codegen.pytree_info._replace(out_spec=pytree.tree_flatten(outputs)[1]))

@@ -1,0 +1,163 @@
+"""Damaged artifacts: what is wrong is named."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import fxcollab
+from fxcollab.io import plan_file
+from fxcollab.io.weights import load_state_dict, write_state_dict
+from tests.io.helpers import Net, made, refused
+
+
+def test_a_folder_without_a_plan_is_no_artifact(tmp_path: Path) -> None:
+    assert "it has no plan.json" in str(refused(fxcollab.load, tmp_path).why)
+    assert "no such directory" in str(refused(fxcollab.load, tmp_path / "none").why)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"not json", b"[1, 2]", b"null", b'{"format": 1', b"\xff\xfe\x00", b"[" * 100_000]
+)
+def test_a_plan_that_is_no_json_object_is_damaged(saved: Path, text: bytes) -> None:
+    (saved / "plan.json").write_bytes(text)
+    error = refused(fxcollab.load, saved)
+    assert error.what == "The plan is damaged."
+    assert error.where == str(saved / "plan.json")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("pattern", "splits", "fanouts", "init", "seed", "rescale"),
+        *("granularity", "peers", "inputs", "source", "fingerprint"),
+    ],
+)
+def test_a_plan_without_one_of_its_keys_is_damaged(saved: Path, key: str) -> None:
+    _edit_plan(saved, **{key: ...})
+    for read in (fxcollab.load, plan_file.read_plan):
+        error = refused(read, saved)
+        assert error.what == "The plan is damaged."
+        assert error.why == f"it has no {key!r}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pattern", 3),
+        ("pattern", "spiral"),
+        ("pattern", "simple"),
+        ("splits", "a,b"),
+        ("splits", [1, 2]),
+        ("splits", ["a"]),
+        ("fanouts", 4),
+        ("fanouts", [2, 2.5]),
+        ("fanouts", [2, 1]),
+        ("fanouts", [2, 2, 2]),
+        ("init", None),
+        ("seed", "1"),
+        ("rescale", "yes"),
+        ("granularity", []),
+        ("granularity", "fine"),
+        ("peers", {}),
+        ("inputs", "x"),
+        ("inputs", ["x"]),
+        ("inputs", [{"name": "x"}]),
+        ("inputs", [{"name": "x", "shape": "2x3", "dtype": None}]),
+        ("source", "torchvision:resnet18"),
+        ("source", {"kind": "url", "location": "x", "name": None, "arguments": {}}),
+        ("fingerprint", None),
+    ],
+)
+def test_a_plan_with_a_value_of_a_wrong_kind_is_damaged(saved: Path, key: str, value: object) -> None:
+    _edit_plan(saved, **{key: value})
+    error = refused(fxcollab.load, saved)
+    assert error.what == "The plan is damaged."
+    assert error.where == str(saved / "plan.json") and error.why
+
+
+@pytest.mark.parametrize("number", [2, "1", None, ...])
+def test_a_plan_of_another_format_names_it(saved: Path, number: object) -> None:
+    _edit_plan(saved, format=number)
+    error = refused(fxcollab.load, saved)
+    assert error.what == "The plan has another format."
+    assert "this version reads 1" in str(error.why)
+
+
+def _edit_plan(folder: Path, **changes: object) -> None:
+    data = json.loads((folder / "plan.json").read_text()) | changes
+    (folder / "plan.json").write_text(json.dumps({k: v for k, v in data.items() if v is not ...}))
+
+
+def _truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-8])
+
+
+def _pickle_it(file: Path) -> None:
+    torch.save({"a.weight": torch.zeros(1)}, file)
+
+
+def _with_metadata(**metadata: str) -> Callable[[Path], None]:
+    return lambda file: save_file(load_file(file), file, {f"fxcollab.{key}": v for key, v in metadata.items()})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _truncate,
+        _pickle_it,
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(b"\x00" * 100),
+        lambda file: file.write_text("garbage " * 50),
+        _with_metadata(order="{"),
+        _with_metadata(order="3"),
+        _with_metadata(order='["nothing"]'),
+        _with_metadata(aliases="[1]"),
+    ],
+)
+def test_damaged_weights_are_named(saved: Path, damage: Callable[[Path], object]) -> None:
+    damage(saved / "weights.safetensors")
+    error = refused(fxcollab.load, saved)
+    assert error.what == "The weights file can't be read."
+    assert error.where == str(saved / "weights.safetensors")
+    assert error.why
+
+
+def test_missing_weights_are_named(saved: Path) -> None:
+    (saved / "weights.safetensors").unlink()
+    error = refused(fxcollab.load, saved)
+    assert error.what == "There is no weights file." and error.where == str(saved / "weights.safetensors")
+
+
+def _without(state: dict[str, Tensor]) -> None:
+    del state["peers.b1.c.weight"]
+
+
+def _reshaped(state: dict[str, Tensor]) -> None:
+    state["peers.b1.c.weight"] = torch.zeros(2, 9)
+
+
+def _with_more(state: dict[str, Tensor]) -> None:
+    state["peers.b1.c.gain"] = torch.zeros(1)
+
+
+@pytest.mark.parametrize("change", [_without, _reshaped, _with_more])
+def test_weights_of_other_names_or_shapes_change_nothing(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], None]
+) -> None:
+    folder, model = fxcollab.save(made(Net), tmp_path / "run"), Net()
+    before = copy.deepcopy(model.state_dict())
+    state = load_state_dict(folder / "weights.safetensors")
+    change(state)
+    write_state_dict(state, folder / "weights.safetensors", force=True)
+    error = refused(fxcollab.load, folder, model)
+    assert error.what == "The weights don't fit the plan."
+    assert "peers.b1.c." in str(error.where)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,214 @@
+"""Where artifacts may be written, all or nothing, as ordinary files and without pickle."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pickle
+import stat
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import fxcollab
+from fxcollab.io import artifact as save_module
+from fxcollab.io import folder, plan_file, weights
+from fxcollab.io.artifact import load_head
+from fxcollab.io.weights import write_state_dict
+from tests.io.helpers import Net, assert_same, content, floats, made, randomised, refused
+
+PACKAGE = Path(fxcollab.__file__).parent
+
+# Where it may be written.
+
+
+def test_an_existing_directory_is_refused(saved: Path) -> None:
+    before = content(saved)
+    error = refused(fxcollab.save, made(Net), saved)
+    assert error.what == "The output directory exists." and "force" in str(error.hint)
+    assert content(saved) == before
+
+
+def test_force_replaces_an_artifact(saved: Path) -> None:
+    train_model = randomised(made(Net, "b"))
+    fxcollab.save(train_model, saved, force=True)
+    assert_same(train_model, fxcollab.load(saved), floats(5, 3))
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_force_replaces_nothing_but_an_artifact(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/one.jpg").write_text("dear")
+    (tmp_path / "notes.txt").write_text("dear")
+    (saved / "epoch9.pt").write_text("dear")
+    for target, why in (
+        (tmp_path / "photos", "it has no plan.json"),
+        (tmp_path / "notes.txt", "it is a file"),
+        (saved, "epoch9.pt would be lost"),
+    ):
+        error = refused(fxcollab.save, made(Net), target, force=True)
+        assert "is not replaced" in error.what and error.why == why
+    assert (saved / "epoch9.pt").read_text() == (tmp_path / "photos/one.jpg").read_text() == "dear"
+
+
+def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
+    assert fxcollab.save(made(Net), tmp_path / "a/b/run") == tmp_path / "a/b/run"
+    assert fxcollab.load(tmp_path / "a/b/run")
+
+
+def test_force_through_a_link_replaces_what_it_points_at(saved: Path) -> None:
+    link = saved.with_name("latest")
+    link.symlink_to(saved, target_is_directory=True)
+    train_model = made(Net, "b")
+    fxcollab.save(train_model, link, force=True)
+    assert link.is_symlink()
+    assert list(fxcollab.load(saved).state_dict()) == list(train_model.state_dict())
+
+
+# All or nothing.
+
+
+STEPS = (
+    (save_module, "save_state_dict"),
+    (save_module, "_readable_code"),
+    (save_module, "plan_to_json"),
+    (plan_file, "fingerprint"),
+    (folder, "_swap"),
+)
+
+
+@pytest.mark.parametrize(("module", "step"), STEPS, ids=[step for _, step in STEPS])
+@pytest.mark.parametrize("error", [RuntimeError("disk full"), KeyboardInterrupt()])
+def test_an_interrupted_save_leaves_the_old_directory_or_none(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str, error: BaseException
+) -> None:
+    before, train_model = content(saved), made(Net)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, step, fail)
+    for target, force in ((saved, True), (saved.with_name("new"), False)):
+        with pytest.raises(type(error)):
+            fxcollab.save(train_model, target, force=force)
+    assert content(saved) == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_swap_that_fails_halfway_puts_the_old_directory_back(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, train_model = content(saved), made(Net)
+    replace, calls = Path.replace, []
+
+    def fail_the_second_time(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == 2:
+            raise OSError("the network drive is gone")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail_the_second_time)
+    with pytest.raises(OSError, match="network drive"):
+        fxcollab.save(train_model, saved, force=True)
+    assert content(saved) == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_an_interrupted_write_of_a_state_dict_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "head.safetensors"
+    write_state_dict({"w": torch.ones(2)}, file)
+
+    def fail(unique: object, draft: Path, *_: object) -> None:
+        Path(draft).write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "save_file", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_state_dict({"w": torch.zeros(2)}, file, force=True)
+    assert torch.equal(load_file(file)["w"], torch.ones(2))
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_state_that_is_no_tensor_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = Net()
+    model.b = Noted(4, 4)
+    error = refused(fxcollab.save, made(model), tmp_path / "run")
+    assert error.what == "State 'b._extra_state' is a dict, not a tensor." and "pickle" in str(error.why)
+    assert not list(tmp_path.iterdir())
+
+
+class Noted(nn.Linear):
+    """Saves more than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"epoch": 3}
+
+    def set_extra_state(self, state: object) -> None: ...
+
+
+def test_tensors_that_safetensors_does_not_know_are_refused(tmp_path: Path) -> None:
+    error = refused(write_state_dict, {"w": torch.eye(2).to_sparse()}, tmp_path / "w.safetensors")
+    assert error.what == "State 'w' is a torch.sparse_coo tensor."
+    assert not list(tmp_path.iterdir())
+
+
+# No pickle, and ordinary files.
+
+
+def test_nothing_in_the_folder_can_be_unpickled(saved: Path) -> None:
+    files = sorted(saved.iterdir())
+    assert [file.name for file in files] == ["diff.html", "graph.py", "plan.json", "weights.safetensors"]
+    for file in files:
+        with pytest.raises(Exception, match=r".*"), file.open("rb") as opened:
+            pickle.load(opened)
+        assert b"pickle" not in file.read_bytes() and not zipfile.is_zipfile(file)
+
+
+def test_the_library_never_pickles() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE.parent)}:{node.lineno}: {name}"
+        for path in sorted([*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "cli").rglob("*.py")])
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in _pickling(node)
+    ]
+    assert not found
+
+
+def _pickling(node: ast.AST) -> list[str]:
+    """Imports of pickling modules, and calls or mentions of torch's own."""
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+    elif isinstance(node, ast.Attribute):
+        names = [ast.unparse(node)]
+    else:
+        return []
+    roots = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    return [n for n in names if n.split(".")[0] in roots or n in ("torch.save", "torch.load", "torch.package")]
+
+
+def test_the_scan_for_pickling_finds_what_it_looks_for() -> None:
+    for text in ("import pickle", "from pickle import loads", "torch.load('x')", "from torch import save"):
+        assert any(_pickling(node) for node in ast.walk(ast.parse(text))), text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_permissions_follow_the_umask(tmp_path: Path, mask: int) -> None:
+    train_model, old = made(Net), os.umask(mask)
+    try:
+        fxcollab.save(train_model, tmp_path / "run")
+        fxcollab.save(train_model, tmp_path / "run", force=True)
+        write_state_dict(load_head(tmp_path / "run"), tmp_path / "head.safetensors")
+    finally:
+        os.umask(old)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (*tmp_path.rglob("*"),)}
+    assert modes.pop("run") == 0o777 & ~mask
+    assert set(modes) == {"diff.html", "graph.py", "plan.json", "weights.safetensors", "head.safetensors"}
+    assert set(modes.values()) == {0o666 & ~mask}

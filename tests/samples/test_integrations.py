@@ -1,0 +1,110 @@
+"""Places where people train: Lightning, transformers' Trainer, Accelerate, torchrun, a plain loop."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.speeds import slow_but
+
+
+def test_lightning_trains_and_its_checkpoint_is_pruned(tmp_path: Path) -> None:
+    from samples.integrations.lightning_module import main
+
+    assert main(2, tmp_path) < 0.5
+
+
+@pytest.mark.slow
+def test_hugging_faces_trainer_trains_and_its_checkpoint_is_pruned(tmp_path: Path) -> None:
+    from samples.integrations.hf_trainer import main
+
+    assert main(2, tmp_path) < 0.8
+
+
+def test_accelerate_trains_and_its_state_is_pruned() -> None:
+    from samples.integrations.accelerate_loop import main
+
+    assert main(2) < 0.5
+
+
+@pytest.mark.parametrize("dtype", slow_but([torch.float32], [torch.float32, torch.bfloat16, torch.float16]))
+def test_the_plain_loop_trains_in_every_precision(dtype: torch.dtype) -> None:
+    from samples.integrations.plain_loop import main
+
+    assert main(1, dtype) < 0.8
+
+
+@pytest.mark.slow
+def test_the_plain_loop_trains_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    from samples.integrations.plain_loop import main
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    assert main(1, torch.bfloat16, compiled=True) < 0.8
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """Two epochs in one process."""
+    return launch(1, "ddp", 2, tmp_path_factory.mktemp("straight"))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """The environment that torchrun gives the one process of a group."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in rank.items():
+            patch.setenv(name, value)
+        yield
+
+
+def launch(processes: int, strategy: str, epochs: int, folder: Path) -> dict[str, Tensor]:
+    """Train in float64, in which rounding stays small over two epochs; one process is this one."""
+    if processes == 1:
+        from samples.integrations.distributed import main
+
+        with alone():
+            main(strategy, epochs, folder, torch.float64)
+        return load_file(folder / "weights.safetensors")
+    run = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    script = ["samples.integrations.distributed", "--strategy", strategy, "--epochs", str(epochs), "-o", str(folder)]
+    script += ["--dtype", "float64"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    subprocess.run([sys.executable, "-m", *run, "-m", *script], env=environment, check=True, capture_output=True)
+    return load_file(folder / "weights.safetensors")
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-7, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.dist
+def test_two_processes_of_ddp_train_as_one_does(straight: dict[str, Tensor], tmp_path: Path) -> None:
+    assert_close(launch(2, "ddp", 2, tmp_path), straight)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("strategy", "first", "then"), [("fsdp2", 2, 1), ("fsdp2", 1, 2), ("ddp", 1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(
+    strategy: str, first: int, then: int, straight: dict[str, Tensor], tmp_path: Path
+) -> None:
+    launch(first, strategy, 1, tmp_path)
+    assert_close(launch(then, strategy, 2, tmp_path), straight)

@@ -1,0 +1,277 @@
+"""Where a model can be cut at one value, and what lies before and behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import fxcollab
+from fxcollab import CaptureError
+from fxcollab.splits.candidates import Candidate, find_splits
+from tests.untouched import Untouched
+
+X = torch.rand(2, 8)
+
+
+def resnet50() -> nn.Module:
+    with torch.device("meta"):
+        return torchvision.models.resnet50()
+
+
+def names(found: tuple[Candidate, ...]) -> list[str]:
+    return [candidate.name for candidate in found]
+
+
+def test_a_resnet_can_be_cut_behind_every_block_and_its_stages_stand_out() -> None:
+    found = find_splits(resnet50())
+    assert {"layer1.0", "layer2", "layer3.5", "layer4"} - set(names(found)) == {"layer3.5"}  # which is layer3's value
+    stages = [c.name for c in found if c.ends_stage]
+    assert stages == ["relu", "layer1", "layer2", "layer3", "layer4"]
+    third = next(c for c in found if c.name == "layer3")
+    assert (third.shape, third.run) == ((2, 1024, 14, 14), (6, 6))
+
+
+def test_what_lies_before_and_behind_adds_up_to_the_model() -> None:
+    model = resnet50()
+    found = find_splits(model)
+    assert {sum(c.parameters) for c in found} == {sum(p.numel() for p in model.parameters())}
+    assert len({sum(c.flops) for c in found}) == len({sum(c.activations) for c in found}) == 1
+    before = [(c.flops[0], c.parameters[0], c.activations[0]) for c in found]
+    assert before == sorted(before)
+    layer2 = next(c for c in found if c.name == "layer2")
+    behind = [*model.layer3.parameters(), *model.layer4.parameters(), *model.fc.parameters()]
+    assert layer2.parameters[1] == sum(p.numel() for p in behind)
+
+
+def test_depth_decides_what_is_opened() -> None:
+    model = resnet50()
+    assert "layer1.0" not in names(find_splits(model, depth=0))
+    assert "layer1.0.relu@3" not in names(find_splits(model))
+    assert "layer1.0.conv1" not in names(find_splits(model, depth=2))  # a skip goes round it
+
+
+class RootAdds(nn.Module):
+    """The sums are made by the root itself; its blocks, which are opened, make sums of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(Sum(), nn.ReLU()) for _ in range(3))
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        x = x.flatten(1)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.fc(x)
+
+
+class Sum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.a(x) + self.b(x)
+
+
+@pytest.mark.parametrize("granularity", ["auto", "op"])
+def test_every_candidate_is_a_split_under_its_name(granularity: Any) -> None:
+    found = find_splits(RootAdds(), (X,), granularity=granularity)
+    assert {"add", "add_1", "add_2"} <= set(names(found)) or granularity == "op"
+    for candidate in found:
+        train_model = fxcollab.transform(RootAdds(), "simple", candidate.name, granularity=granularity)
+        behind = fxcollab.summarise(train_model).levels[1].parameters
+        assert behind == candidate.parameters[1]
+
+
+@pytest.mark.slow
+def test_an_auxiliary_output_is_no_end() -> None:
+    with torch.device("meta"):
+        found = find_splits(torchvision.models.googlenet(init_weights=False))
+    assert "inception5a" in names(found)
+
+
+class Skips(nn.Module):
+    """Two values that carry gradients go side by side from the first layer to the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Any:
+        left, right = self.a(x), self.b(x)
+        return self.d(left) + self.c(right)
+
+
+def test_a_model_that_no_single_value_cuts_has_no_candidate() -> None:
+    assert find_splits(Skips(), (X,)) == ()
+
+
+class Masked(Skips):
+    def forward(self, x: Tensor) -> Any:
+        mask = x > 0
+        for layer in (self.a, self.b, self.c):
+            x = layer(x) * mask
+        return self.d(x)
+
+
+def test_a_mask_that_goes_along_is_no_second_value() -> None:
+    assert names(find_splits(Masked(), (X,)))[:2] == ["a", "mul"]
+
+
+@pytest.mark.parametrize("granularity", ["auto", "op"])
+def test_looking_for_splits_leaves_the_model_as_it_is(granularity: Any) -> None:
+    model = torchvision.models.squeezenet1_1().eval()
+    untouched = Untouched(model)
+    assert find_splits(model, granularity=granularity)
+    assert untouched.differences() == []
+
+
+class Resists(nn.Module):
+    """Can't be opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return self.b(self.a(x))
+
+
+class AsksForANumber(Resists):
+    def forward(self, x: Tensor) -> Any:
+        return self.b(self.a(x) * x.sum().item())
+
+
+def test_a_module_that_cannot_be_opened_stays_whole() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Resists(), nn.Linear(8, 8))
+    assert names(find_splits(model, (X,))) == ["0", "1"]
+
+
+def test_what_cannot_be_counted_on_fake_tensors_is_refused() -> None:
+    with pytest.raises(CaptureError, match="can't be counted") as caught:
+        find_splits(nn.Sequential(nn.Linear(8, 8), AsksForANumber()), (X,))
+    assert caught.value.why and caught.value.hint
+
+
+class NamedAlike(nn.Module):
+    """The node of the first activation is called like the module of the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.relu, self.b, self.c = nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.c(self.relu(self.b(torch.relu(self.a(x)))))
+
+
+class Numbered(nn.Module):
+    """Nodes of the root, whose numbers depend on what is opened beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p, self.q = Block(), Block()
+        self.c = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.c(torch.relu(self.q(torch.relu(self.p(x)))))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.m = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.m(torch.relu(self.l(x)))
+
+
+@pytest.mark.parametrize("make", [NamedAlike, Numbered])
+def test_a_name_means_one_value(make: Any) -> None:
+    found = names(find_splits(make(), (X,)))
+    assert len(set(found)) == len(found)
+    for objective in (lambda option: option.shares[0], lambda option: option.shares[-1], fxcollab.evenness):
+        choice = fxcollab.choose_splits(make(), (X,), objective=objective)
+        costs = fxcollab.training_costs(make(), splits=choice.splits, example_inputs=(X,))
+        assert costs.flops == pytest.approx(choice.option.time)
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        self.classes = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+        self.boxes = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.trunk(x)
+        return self.classes(x), self.boxes(x)
+
+
+def test_a_cut_lies_before_all_outputs() -> None:
+    assert names(find_splits(TwoOutputs(), (X,))) == ["trunk.0", "trunk"]
+
+
+class Frozen(Masked):
+    """Nothing of the first layer learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a.requires_grad_(False)
+
+
+def test_frozen_parameters_are_cut_like_others() -> None:
+    assert names(find_splits(Frozen(), (X,))) == names(find_splits(Masked(), (X,)))
+
+
+class OnlyInTrainMode(Masked):
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        if self.training:
+            x = torch.relu(self.b(x))
+        return self.d(x)
+
+
+def test_values_of_train_mode_alone_are_no_candidates() -> None:
+    assert names(find_splits(OnlyInTrainMode(), (X,))) == ["a"]
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Resists(), Block()])
+
+    def forward(self, x: Tensor) -> Any:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_healthy_neighbours_of_a_block_that_resists_are_opened() -> None:
+    found = names(find_splits(nn.Sequential(Encoder(), nn.Linear(8, 8)), (X,)))
+    assert {"0.blocks.0.l", "0.blocks.1", "0.blocks.2.l"} <= set(found) and "0.blocks.1.a" not in found
+
+
+class Spectrum(Masked):
+    def forward(self, x: Tensor) -> Any:
+        return torch.fft.rfft(self.b(self.a(x)))
+
+
+def test_complex_outputs_are_counted() -> None:
+    assert names(find_splits(Spectrum(), (X,)))[0] == "a"
+
+
+def test_an_input_is_tried_in_train_mode() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)).eval()
+    with pytest.raises(CaptureError, match="fails on input 1x8") as caught:
+        find_splits(model, (X[:1],))
+    assert "train mode" in str(caught.value.where) and "more than 1 value" in str(caught.value.why)
+
+
+def test_a_factory_is_a_model_too() -> None:
+    assert names(find_splits(lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), (X,))) == ["0"]

@@ -1,0 +1,182 @@
+"""Random numbers of Python and numpy drawn in modules that are kept whole."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcollab
+from tests.tracing.question_helpers import NOTES, Net, X, made, proven, refused
+
+
+class MasksTime(nn.Module):
+    """Kept whole; masks a stretch that numpy chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        if self.training:
+            keep = torch.ones_like(x)
+            for row in range(x.shape[0]):
+                start = np.random.randint(0, 6)
+                keep[row, start : start + random.randint(1, 3)] = 0
+            x = x * keep * (torch.rand(1) + 0.5)
+        return self.layer(x)
+
+
+class ScalesAtRandom(MasksTime):
+    """Draws without asking for a size, so that it can be traced."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x * np.random.rand() * random.random() if self.training else x)
+
+
+class MasksInAPair(MasksTime):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), None
+
+
+class Masked(Net):
+    def __init__(self, mask: type[nn.Module] = MasksTime) -> None:
+        super().__init__()
+        self.mask = mask()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.d(self.mask(self.b(self.a(x))))
+
+
+class MaskedFirst(Masked):
+    def forward(self, x: Tensor) -> Any:
+        return self.tail(self.mask(x))
+
+
+class MaskedAndAsked(Masked):
+    def forward(self, x: Tensor) -> Any:
+        h = self.mask(self.a(x))
+        return self.tail(h if h.shape[-1] == 8 else x)
+
+
+class MaskedInAPair(Masked):
+    def __init__(self) -> None:
+        super().__init__(MasksInAPair)
+
+    def forward(self, x: Tensor) -> Any:
+        outputs = self.mask(x)
+        return self.tail(outputs[0] if outputs[1] is None else x)
+
+
+class GeneratorStates:
+    def __init__(self) -> None:
+        self._states = _generator_states()
+
+    def moved(self) -> list[str]:
+        """The generators that were drawn from since."""
+        now = _generator_states()
+        return [name for name, state in self._states.items() if pickle.dumps(state) != pickle.dumps(now[name])]
+
+
+def _generator_states() -> dict[str, Any]:
+    return {"torch": torch.get_rng_state().tolist(), "python": random.getstate(), "numpy": np.random.get_state()}
+
+
+def test_generator_states_tell_which_was_drawn_from() -> None:
+    states = GeneratorStates()
+    assert states.moved() == []
+    np.random.rand()
+    assert states.moved() == ["numpy"]
+    random.random()
+    torch.rand(1)
+    assert states.moved() == ["torch", "python", "numpy"]
+
+
+MASKED = [
+    pytest.param(Masked, id="in the heads"),
+    pytest.param(lambda: Masked(ScalesAtRandom), id="in the heads, traceable"),
+    pytest.param(MaskedFirst, id="in the trunk"),
+    pytest.param(MaskedAndAsked, id="asked about"),
+    pytest.param(MaskedInAPair, id="in a pair"),
+]
+
+
+@pytest.mark.parametrize("make", MASKED)
+def test_random_numbers_drawn_in_a_module_kept_whole_are_proved(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    train_model = proven(model)
+    assert not torch.equal(train_model(X)[0], train_model(X)[0])
+
+
+@pytest.mark.parametrize("make", MASKED[:1] + MASKED[2:4])
+def test_the_generators_stay_where_they_are(make: Callable[[], nn.Module]) -> None:
+    model, states = make(), GeneratorStates()
+    fxcollab.capture(model, ["b"], (X,))
+    assert states.moved() == []
+    train_model = made(model, (X,))
+    assert states.moved() == []
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+    assert states.moved() == []
+
+
+@pytest.mark.parametrize("act", ["transform", "verify"])
+def test_the_generators_stay_where_they_are_while_effects_are_looked_for(act: str) -> None:
+    model = Masked(ScalesAtRandom)
+    states = GeneratorStates()
+    train_model = made(model, (X,))
+    if act == "verify":
+        states = GeneratorStates()
+        fxcollab.verify(model, train_model, (X,))
+    assert states.moved() == []
+
+
+@pytest.mark.parametrize("act", ["capture", "transform", "verify"])
+def test_the_generators_stay_where_they_are_while_none_is_looked_for(act: str) -> None:
+    model = MaskedInAPair()
+    states = GeneratorStates()
+    if act == "capture":
+        fxcollab.capture(model, ["b"], (X,))
+    else:
+        train_model = made(model, (X,))
+    if act == "verify":
+        states = GeneratorStates()
+        fxcollab.verify(model, train_model, (X,))
+    assert states.moved() == []
+
+
+@pytest.mark.parametrize("act", ["capture", "verify"])
+def test_the_generators_stay_where_they_are_while_inputs_are_guessed(act: str) -> None:
+    model = MaskedAndAsked()
+    states = GeneratorStates()
+    if act == "capture":
+        fxcollab.capture(model, ["b"])
+    else:
+        train_model = made(model)
+        states = GeneratorStates()
+        fxcollab.verify(model, train_model)
+    assert states.moved() == []
+
+
+def test_numbers_that_are_drawn_for_an_example_are_no_constants() -> None:
+    assert not [note for note in made(MaskedAndAsked(), (X,)).meta[NOTES] if "random numbers" in note]
+
+
+class DrawsAndAsks(Net):
+    def forward(self, x: Tensor) -> Any:
+        h = self.a(x * np.random.rand())
+        return self.tail(h if x.sum() > 0 else -h)
+
+
+def test_generators_stay_where_they_are_with_real_examples_and_after_a_refusal() -> None:
+    model, without_data = DrawsAndAsks(), DrawsAndAsks().to("meta")
+    states = GeneratorStates()
+    assert any("random numbers" in note for note in fxcollab.capture(model, ["b"], (X,)).meta[NOTES])
+    assert states.moved() == []
+    refused(lambda: fxcollab.capture(without_data, ["b"], (X.to("meta"),)))
+    assert states.moved() == []

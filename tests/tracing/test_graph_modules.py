@@ -1,0 +1,110 @@
+"""Graphs that were traced or exported before are taken as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import fxcollab
+from fxcollab.fx_utils import describe_node
+from tests.tracing.capture_helpers import AuxNet, Block, Net, X, follows_the_mode
+
+
+@pytest.fixture
+def traced() -> fx.GraphModule:
+    return fx.symbolic_trace(Net())
+
+
+def test_a_traced_graph_is_taken_as_it_is(traced: fx.GraphModule) -> None:
+    before = list(map(describe_node, traced.graph.nodes))
+    captured = fxcollab.capture(traced)
+    assert list(map(describe_node, captured.graph.nodes)) == before
+    assert captured.code == traced.code
+    assert captured.graph is not traced.graph
+
+
+def test_a_captured_module_is_taken_as_it_is() -> None:
+    captured = fxcollab.capture(AuxNet(), ["stem"])
+    again = fxcollab.capture(captured)
+    assert again.code == captured.code
+    assert follows_the_mode(again, captured)
+
+
+@pytest.mark.parametrize(
+    "splits", [["stem"], ["body.0"], ["body.0.act", "body.1.second"], ["add"], ["body_0_first", "add_1"]]
+)
+@pytest.mark.parametrize("fanouts", [None, 3])
+def test_a_traced_graph_is_pruned_back_node_for_node(
+    traced: fx.GraphModule, splits: list[str], fanouts: int | None
+) -> None:
+    before, code = list(map(describe_node, traced.graph.nodes)), traced.code
+    train_model = fxcollab.transform(traced, splits=splits, fanouts=fanouts and (fanouts,) * len(splits))
+    for head in range(len(train_model(X))):
+        pruned = fxcollab.prune(train_model, head)
+        assert list(map(describe_node, pruned.graph.nodes)) == before
+        assert pruned.code == code
+    assert list(map(describe_node, traced.graph.nodes)) == before
+    fxcollab.verify(traced, train_model, (X,)).raise_if_failed()
+
+
+def test_a_module_path_in_a_traced_graph_is_the_value_it_returns(traced: fx.GraphModule) -> None:
+    by_path = fxcollab.transform(traced, splits=["body.0"], seed=0)
+    by_node = fxcollab.transform(traced, splits=["add"], seed=0)
+    assert by_path.code == by_node.code
+
+
+@pytest.mark.parametrize("make", [Net, AuxNet, Block])
+def test_retracing_the_pruned_graph_gives_what_tracing_the_model_gives(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    splits = {Net: ["body.0"], AuxNet: ["stem"], Block: ["first"]}[make]
+    expected = fx.symbolic_trace(model).code
+    assert fx.symbolic_trace(fxcollab.prune(fxcollab.transform(model, splits=splits))).code == expected
+    model.eval()
+    expected = fx.symbolic_trace(model).code
+    assert fx.symbolic_trace(fxcollab.prune(fxcollab.transform(model, splits=splits))).code == expected
+
+
+def test_inplace_operators_retrace_as_plain_fx_traces_them() -> None:
+    class Plus(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x += 1
+            return self.head(self.body(x))
+
+    model = Plus()
+    pruned = fxcollab.prune(fxcollab.transform(model, splits=["stem"]))
+    assert fx.symbolic_trace(pruned).code == fx.symbolic_trace(model).code
+
+
+class Exported(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act, self.norm = nn.Linear(4, 4), nn.ReLU(inplace=True), nn.BatchNorm1d(4)
+        self.body, self.head = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": self.head(self.body(self.norm(self.act(self.stem(x))))), "in": x}
+
+
+@pytest.fixture(params=["as exported", "able to train()"])
+def exported(request: pytest.FixtureRequest) -> fx.GraphModule:
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(Exported().train(), (X,), dynamic_shapes=({0: batch},))
+    module = program.module()
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+@pytest.mark.parametrize("splits", [["stem"], ["act", "body.0"], ["linear", "batch_norm"]])
+def test_an_exported_graph_is_pruned_back_node_for_node(exported: fx.GraphModule, splits: list[str]) -> None:
+    before, code = list(map(describe_node, exported.graph.nodes)), exported.code
+    train_model = fxcollab.transform(exported, splits=splits, init="copy-anyway")
+    pruned = fxcollab.prune(train_model)
+    assert list(map(describe_node, pruned.graph.nodes)) == before
+    assert pruned.code == code
+    for head in train_model(X):
+        assert list(head) == ["out", "in"]
+    fxcollab.verify(exported, train_model, (X,)).raise_if_failed()
