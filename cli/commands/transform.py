@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..command import Force, Json
-from ..console import err, print_json, working
+from ..console import err, out, print_json, working
 from ..parsing import default_directory
 from ..planning import Options
 from ..render import render_summary
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
 
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where to write; default: NAME_collab.")
 ]
 
+PrintPasses = Annotated[bool, typer.Option("--print-passes", help="Show the graph after every pass.")]
 
-def transform(options: Options, output: Output = None, force: Force = False, json: Json = False) -> None:
+
+def transform(
+    options: Options,
+    output: Output = None,
+    print_passes: PrintPasses = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
     """Make the training graph of a model.
 
     It is written to a directory, and summed up. Given a directory that transform wrote, transform makes another graph
@@ -36,7 +47,16 @@ def transform(options: Options, output: Output = None, force: Force = False, jso
     refuse_existing(directory, force)
     options, loaded = options.load()
     choice = options.choose(loaded)
-    train_model = options.transform(loaded, choice)
+    passes: list[str] = []
+
+    def show(name: str, graph_module: GraphModule) -> None:
+        passes.append(f"{name}: {graph_module.graph}\n")
+
+    try:
+        train_model = options.transform(loaded, choice, after_pass=show if print_passes else None)
+    finally:  # also where a pass fails
+        for text in passes:
+            (err() if json else out()).print(text)
     with working(f"writing {shown}"):
         counted = profile_original(train_model)
         summary = summarise(train_model, counted)
