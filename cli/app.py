@@ -19,12 +19,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(command(transform.transform))
-app.command()(command(splits.splits, MODEL_OPTIONS))
-app.command()(command(costs.costs))
-app.command()(command(diff.diff))
-app.command()(command(verify.verify))
-app.command()(command(prune.prune))
+app.command()(command(transform))
+app.command()(command(splits, MODEL_OPTIONS))
+app.command()(command(costs))
+app.command()(command(diff))
+app.command()(command(verify))
+app.command()(command(prune))
 
 
 def _show_version(wanted: bool) -> None:

@@ -127,7 +127,7 @@ def test_transform_writes_an_artifact_and_sums_it_up(call: Call, model: Path) ->
         level 2     4 branches behind body.1, 10 parameters each: body_2, head
         parameters  59 -> 122  (2.07x)
         FLOPs       400 -> 896  (2.24x)  a training step, input 2x3, guessed: set --input
-        memory      808B -> 1.712kB  (2.12x)  its peak, with SGD and momentum
+        memory      808B -> 1.632kB  (2.02x)  its peak, with SGD and momentum
         + 9 cloned  ~ 3 rescaled  = 2 shared
         """)
     assert sorted(path.name for path in Path("model_collab").iterdir()) == [

@@ -11,7 +11,7 @@ from fxcollab.diffs.boxes import READABLE, Box, Item, boxes_of, fold, name_of, o
 from fxcollab.diffs.layered import Layout, Point, layered
 from fxcollab.diffs.model import DiffData, DiffNode
 
-TIMES, CLOSED = "\N{MULTIPLICATION SIGN}", "\N{HORIZONTAL ELLIPSIS}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 HEIGHT, MARGIN = 40.0, 8.0
 _CHARACTER, _LEAST, _HEADER, _PADDING = 7.1, 100.0, 24.0, 12.0
 
