@@ -1,4 +1,4 @@
-"""The application: its commands, and what becomes of errors. Imports no torch: help must come at once."""
+"""The application and its commands. Imports no torch, so that help and completion are fast."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(command(transform.transform))
-app.command()(command(splits.splits, MODEL_OPTIONS))
-app.command()(command(costs.costs))
-app.command()(command(diff.diff))
-app.command()(command(verify.verify))
-app.command()(command(prune.prune))
+app.command()(command(transform))
+app.command()(command(splits, MODEL_OPTIONS))
+app.command()(command(costs))
+app.command()(command(diff))
+app.command()(command(verify))
+app.command()(command(prune))
 
 
 def _show_version(wanted: bool) -> None:
@@ -47,5 +47,5 @@ def options(
 def main() -> None:
     """Run the command line. Exits with 0 when fine, 1 when a check failed, 2 in case of trouble."""
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `fxcollab verify ... | head` is no failed check
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `fxcollab verify ... | head` is not a failed check
     sys.exit(run(app))

@@ -65,7 +65,6 @@ def note(message: str) -> None:
 
 def run(app: Callable[..., Any]) -> int:
     """Run the application and turn what happens into an exit code."""
-    debug = "--debug" in sys.argv
     try:
         result = app(standalone_mode=False)
     except CheckFailed:
@@ -74,21 +73,16 @@ def run(app: Callable[..., Any]) -> int:
         err().print("interrupted")
         return 130
     except BaseException as error:
-        code = _exit_code(error)
-        if code is None and debug:
+        if hasattr(error, "show"):  # the option parser's own
+            error.show()
+        code = getattr(error, "exit_code", error.code if isinstance(error, SystemExit) else None)
+        if isinstance(code, int):
+            return code
+        if "--debug" in sys.argv:
             traceback.print_exception(error)
             return 2
-        return _report(error) if code is None else code
+        return _report(error)
     return result if isinstance(result, int) else 0
-
-
-def _exit_code(error: BaseException) -> int | None:
-    """The code of an error that the option parser raised, its message shown; None for any other error."""
-    show = getattr(error, "show", None)
-    if callable(show):
-        show()
-    code = getattr(error, "exit_code", getattr(error, "code", None) if isinstance(error, SystemExit) else None)
-    return code if isinstance(code, int) else None
 
 
 def _report(error: BaseException) -> int:

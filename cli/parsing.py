@@ -1,4 +1,4 @@
-"""What options say in text, as values."""
+"""Values from the text of options."""
 
 from __future__ import annotations
 

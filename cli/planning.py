@@ -31,17 +31,17 @@ MODEL_OPTIONS = ("source", "input", "model_arg", "granularity", "seed", "measure
 """Options of commands that make no plan."""
 
 
-def _option(help: str, metavar: str | None = None, *flags: str, values: tuple[str, ...] = ()) -> Any:
+def option(help: str, metavar: str | None = None, *flags: str, values: tuple[str, ...] = ()) -> Any:
     """An option named like its field, or by ``flags``; ``values`` are for completion."""
     complete = (lambda: list(values)) if values else None
     return typer.Option(*flags, help=help, metavar=metavar, autocompletion=complete)
 
 
 _Source = typer.Argument(help=f"{SOURCES}, or {DIRECTORY}.", metavar="SOURCE", show_default=False)
-_Pattern = _option("multi-instance, simple or hierarchical.", values=("multi-instance", "simple", "hierarchical"))
-_Init = _option("How peers start: fresh, copy or copy-anyway.", values=("fresh", "copy", "copy-anyway"))
-_Recompute = _option("Keep one branch's activations at a time; compute again.", "heads", values=("heads",))
-_Granularity = _option("auto opens what the splits need; op down to operations.", values=("auto", "op"))
+_Pattern = option("multi-instance, simple or hierarchical.", values=("multi-instance", "simple", "hierarchical"))
+_Init = option("How peers start: fresh, copy or copy-anyway.", values=("fresh", "copy", "copy-anyway"))
+_Recompute = option("Keep one branch's activations at a time; compute again.", "heads", values=("heads",))
+_Granularity = option("auto opens what the splits need; op down to operations.", values=("auto", "op"))
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,20 @@ class Options:
 
     source: Annotated[str, _Source]
     pattern: Annotated[str, _Pattern] = "hierarchical"
-    splits: Annotated[str, _option("Where heads part: modules, name@2, a+b, nodes, or auto.", "A,B")] = ""
-    heads: Annotated[int | None, _option("Heads of simple and multi-instance (default 2).", "H")] = None
-    fanouts: Annotated[str | None, _option("Branches at each split (default 2 each): 2,3 or 2,2:1.", "F,F")] = None
+    splits: Annotated[str, option("Where heads part: modules, name@2, a+b, nodes, or auto.", "A,B")] = ""
+    heads: Annotated[int | None, option("Heads of simple and multi-instance (default 2).", "H")] = None
+    fanouts: Annotated[str | None, option("Branches at each split (default 2 each): 2,3 or 2,2:1.", "F,F")] = None
     init: Annotated[str, _Init] = "fresh"
-    seed: Annotated[int, _option("All initial weights are a function of it.")] = 0
-    rescale: Annotated[bool, _option("Where heads meet: the mean of their gradients, or the sum.")] = True
+    seed: Annotated[int, option("All initial weights are a function of it.")] = 0
+    rescale: Annotated[bool, option("Where heads meet: the mean of their gradients, or the sum.")] = True
     granularity: Annotated[str, _Granularity] = "auto"
-    peers: Annotated[str, _option("The name under which the other heads' state lives.", "NAME")] = "peers"
+    peers: Annotated[str, option("The name under which the other heads' state lives.", "NAME")] = "peers"
     recompute: Annotated[str | None, _Recompute] = None
-    max_time: Annotated[str | None, _option("With --splits auto: a step's time, to the original's.", "1.75x")] = None
-    max_memory: Annotated[str | None, _option("With --splits auto: a step's memory.", "1.5x")] = None
-    measure: Annotated[bool, _option("Measure time here; else FLOPs stand for it.", None, "--measure")] = False
-    input: Annotated[list[str] | None, _option("1x3x224x224, or 2x16:int64; again for each input.", "SHAPE")] = None
-    model_arg: Annotated[list[str] | None, _option("An argument for the model's factory.", "K=V")] = None
+    max_time: Annotated[str | None, option("With --splits auto: a step's time, to the original's.", "1.75x")] = None
+    max_memory: Annotated[str | None, option("With --splits auto: a step's memory.", "1.5x")] = None
+    measure: Annotated[bool, option("Measure time here; else FLOPs stand for it.", None, "--measure")] = False
+    input: Annotated[list[str] | None, option("1x3x224x224, or 2x16:int64; again for each input.", "SHAPE")] = None
+    model_arg: Annotated[list[str] | None, option("An argument for the model's factory.", "K=V")] = None
     given: Mapping[str, str] = field(default_factory=dict)
     plan: Any = None
 
@@ -192,7 +192,7 @@ class Options:
 
         planned = plan_of(train_model).interface
         if not self.input or len(self.input) != len(planned.inputs):
-            return  # none are given, or binding them to the forward says what is wrong
+            return  # none are given, or their number is wrong, which binding them to the forward refuses
         reason = why_not(train_model.root, replace(planned, inputs=parsing.input_specs(self.input, planned)))
         if reason:
             raise CaptureError(

@@ -129,7 +129,7 @@ def test_transform_writes_an_artifact_and_sums_it_up(call: Call, model: Path) ->
         level 2     4 branches behind body.1, 10 parameters each: body_2, head
         parameters  59 -> 122  (2.07x)
         FLOPs       400 -> 896  (2.24x)  a training step, input 2x3, guessed: set --input
-        memory      808B -> 1.712kB  (2.12x)  its peak, with SGD and momentum
+        memory      808B -> 1.632kB  (2.02x)  its peak, with SGD and momentum
         + 9 cloned  ~ 3 rescaled  = 2 shared
         """)
     assert sorted(path.name for path in Path("model_collab").iterdir()) == [
@@ -374,6 +374,22 @@ def test_a_failed_transform_leaves_nothing_behind(call: Call, model: Path) -> No
     before = sorted(Path().iterdir())
     assert call("transform", "model.py", "--splits", "nowhere").code == 2
     assert [path for path in sorted(Path().iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_the_graph_after_every_pass_is_shown_before_the_summary(call: Call, model: Path) -> None:
+    plain = call("transform", "model.py", "--splits", "stem").out
+    result = call("transform", "model.py", "--splits", "stem", "--print-passes", "--force")
+    assert result.code == 0 and result.out.endswith(plain)
+    graphs = re.findall(r"^(\w+): graph\(\):\n((?:    .*\n)+)", result.out, re.MULTILINE)
+    assert [name for name, _ in graphs] == ["capture", "partition", "rewrite", "codegen"]
+    assert ["rescale" in graph for _, graph in graphs] == [False, False, True, True]
+
+
+def test_graphs_after_passes_leave_json_alone_and_show_where_a_pass_fails(call: Call, model: Path) -> None:
+    result = call("transform", "model.py", "--splits", "stem", "--print-passes", "--json")
+    assert result.json["heads"] == 2 and "capture: graph():" in result.err
+    failed = call("transform", "model.py", "--splits", "head", "--print-passes", "-o", "out")
+    assert failed.code == 2 and failed.out.startswith("capture: graph():") and "rewrite" not in failed.out
 
 
 # verify.

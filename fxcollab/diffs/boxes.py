@@ -11,22 +11,22 @@ from fxcollab.diffs.model import DiffData, DiffNode
 from fxcollab.tree import Path, branch_name
 
 READABLE = 45
-"""How many nodes and closed boxes a person takes in at a glance."""
+"""How many nodes and closed boxes are drawn before modules stay closed."""
 RUN = 3
-"""How many unchanged nodes are worth folding."""
+"""The fewest unchanged nodes that are folded."""
 
 
-Fate: TypeAlias = Literal["unchanged", "cloned"] | None
+Status: TypeAlias = Literal["unchanged", "cloned"] | None
 
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbours in a box with one fate, from the child at ``start`` to the one before ``stop``."""
+    """Neighbours in a box with one status, from the child at ``start`` to the one before ``stop``."""
 
     start: int
     stop: int
     title: str
-    fate: Fate
+    status: Status
 
 
 @dataclass(eq=False)
@@ -40,7 +40,7 @@ class Box:
         module: the path of the module in whose forward its nodes stand; "" for the root's.
         children: boxes and nodes, in the graph's order.
         open: whether its inside is drawn.
-        fate: of the nodes of a run.
+        status: of the nodes of a run.
     """
 
     kind: Literal["root", "branch", "module", "run"]
@@ -49,11 +49,11 @@ class Box:
     module: str = ""
     children: list[Item] = field(default_factory=list)
     open: bool = False
-    fate: Fate = None
+    status: Status = None
 
     @property
     def id(self) -> str:
-        """What no other branch or module of the drawing is called."""
+        """A unique name."""
         branch = branch_name(self.path) if self.path else ""
         return f"{branch}|{self.module}" if self.kind == "module" else branch
 
@@ -67,11 +67,11 @@ class Box:
         return (child for child in self.children if isinstance(child, Box))
 
     def runs(self) -> Iterator[Run]:
-        """What can be folded: inputs, outputs and what was inserted can't, nor the whole of a module's box.
+        """Runs to fold: not inputs, outputs and inserted nodes, nor the whole of a module's box.
 
         Clones are folded only where there are too many to be read.
         """
-        for what, places in groupby(range(len(self.children)), lambda place: _fate(self.children[place])):
+        for what, places in groupby(range(len(self.children)), lambda place: _status(self.children[place])):
             run = list(places)
             items = [self.children[place] for place in run]
             wanted = what == "unchanged" or (what == "cloned" and len(self.children) > READABLE)
@@ -89,7 +89,7 @@ class Box:
             "branch": branch_name(self.path) if self.path else "",
             "open": self.open,
             "children": [child.to_data() if isinstance(child, Box) else child.name for child in self.children],
-            "runs": [[run.start, run.stop, run.title, run.fate] for run in self.runs()],
+            "runs": [[run.start, run.stop, run.title, run.status] for run in self.runs()],
         }
 
 
@@ -129,7 +129,7 @@ def fold(box: Box) -> None:
         fold(child)
     for run in reversed(list(box.runs())):
         members = box.children[run.start : run.stop]
-        box.children[run.start : run.stop] = [Box("run", run.title, box.path, box.module, members, fate=run.fate)]
+        box.children[run.start : run.stop] = [Box("run", run.title, box.path, box.module, members, status=run.status)]
 
 
 def open_up_to(root: Box, readable: int) -> None:
@@ -158,11 +158,11 @@ def name_of(item: Item) -> str:
     return item.target[len(item.module) + 1 :] if inside else item.counterpart or f"{item.change}: {item.origin}"
 
 
-def _fate(item: Item) -> Fate:
-    """What became of a node, or of all that is in a module's box."""
+def _status(item: Item) -> Status:
+    """The status of a node, or of all nodes in a module's box."""
     if isinstance(item, Box):
-        fates = {_fate(child) for child in item.children} if item.kind == "module" else set[Fate]()
-        return fates.pop() if len(fates) == 1 else None
+        statuses = {_status(child) for child in item.children} if item.kind == "module" else set[Status]()
+        return statuses.pop() if len(statuses) == 1 else None
     if item.op in ("placeholder", "output"):
         return None
     return "unchanged" if item.in_inference else "cloned" if item.change == "cloned" else None

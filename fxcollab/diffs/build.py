@@ -1,4 +1,4 @@
-"""From a training model to the model of the difference."""
+"""Computes the difference from a training model."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def diff(
 
     Args:
         train_model: what `transform` or `load` returned; wrapped by DDP or ``torch.compile`` is fine.
-        inference_model: what `prune` returned, or the original: to be shown that it belongs to ``train_model``.
-            Nothing of the difference depends on it.
+        inference_model: what `prune` returned, or the original, to be checked against ``train_model``; the
+            difference doesn't depend on it.
         training: train mode's graph, or eval mode's where they differ.
-        counted: what `count` found of it, where that was asked before.
+        counted: the profile of its original, if it was made before.
 
     Raises:
-        StateError: it is no training model, or another pass put nodes in.
-        DiffError: ``inference_model`` is another network.
+        StateError: it is not a training model, or another pass inserted nodes.
+        DiffError: ``inference_model`` is a different network.
     """
     model = training_model(train_model)
     plan, counted = plan_of(model), counted or profile_original(model)

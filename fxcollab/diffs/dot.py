@@ -1,4 +1,4 @@
-"""The difference in Graphviz's DOT and in Mermaid, for those who want them."""
+"""The difference in Graphviz's DOT and in Mermaid."""
 
 from __future__ import annotations
 
@@ -75,6 +75,6 @@ def _mermaid(diff: DiffData) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    """As text in a label: what could be markup becomes a character's number."""
+    """Text in a label: characters that could be markup, by their numbers."""
     safe = "".join(c if c.isalnum() or c in " _.:-+=~!" else f"#{ord(c)};" for c in text.replace("\n", "\0"))
     return safe.replace("#0;", "<br/>")

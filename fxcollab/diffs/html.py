@@ -32,7 +32,7 @@ def to_html(diff: DiffData) -> str:
         "SCRIPT": "\n".join([_library(), *map(read, _SCRIPTS)]),
     }
     page, rest = "", read("page.html")
-    while "@" in rest:  # one pass: what is put in is never looked at again
+    while "@" in rest:  # one pass: inserted text is not searched again
         before, _, rest = rest.partition("@")
         name, _, rest = rest.partition("@")
         page += before + parts[name]
@@ -40,7 +40,7 @@ def to_html(diff: DiffData) -> str:
 
 
 def _data(diff: DiffData) -> str:
-    """JSON that can't end the script element it stands in."""
+    """JSON that can't close the script element around it."""
     report = diff.report
     proof = report and {"checks": [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in report]}
     data = {**to_data(diff), "boxes": boxes_of(diff).to_data(), "proof": proof}
@@ -49,7 +49,7 @@ def _data(diff: DiffData) -> str:
 
 
 def _library() -> str:
-    """Dagre, with its licence; without the line that names a map, which nobody has."""
+    """Dagre with its licence, without the link to a source map."""
     lines = read("dagre.min.js").splitlines()
     script = "\n".join(line for line in lines if not line.startswith(("//#", "/*!")))
     return f"/* dagre, https://github.com/dagrejs/dagre\n\n{read('dagre.LICENSE')}*/\n{script}"

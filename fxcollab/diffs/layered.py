@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
+import networkx as nx
+
 Point = tuple[float, float]
 APART, BETWEEN = 22.0, 28.0
 """Units between neighbours of a row, and between rows."""
@@ -36,19 +38,18 @@ def layered(sizes: Sequence[tuple[float, float]], edges: Iterable[tuple[int, int
         sizes: width and height of each thing.
         edges: pairs of numbers, the smaller one first.
     """
-    known = sorted(set(edges))
-    rows, chains, widths = _rows(sizes, known)
-    above, below = _neighbours(len(widths), chains)
-    _uncross(rows, above, below)
-    centres = _centres(rows, widths, above, below)
+    graph, rows, chains = _rows(len(sizes), sorted(set(edges)))
+    widths = [width for width, _ in sizes] + [0.0] * (len(graph) - len(sizes))
+    _uncross(rows, graph)
+    centres = _centres(rows, widths, graph)
     left = min((centres[item] - widths[item] / 2 for row in rows for item in row), default=0.0)
     tops, height = _tops(rows, sizes)
     row_of = {item: number for number, row in enumerate(rows) for item in row}
     corners = tuple((centres[i] - w / 2 - left, tops[row_of[i]]) for i, (w, _) in enumerate(sizes))
     width = max((x + w for (x, _), (w, _) in zip(corners, sizes, strict=True)), default=0.0)
     routes = {}
-    for source, target in known:
-        bends = [(centres[i] - left, tops[row_of[i]] + BETWEEN / 2) for i in chains[source, target][1:-1]]
+    for source, *between, target in chains:
+        bends = [(centres[i] - left, tops[row_of[i]] + BETWEEN / 2) for i in between]
         start = (centres[source] - left, corners[source][1] + sizes[source][1])
         routes[source, target] = (start, *bends, (centres[target] - left, corners[target][1]))
     return Layout(corners, routes, max(width, *(x for route in routes.values() for x, _ in route), 0.0), height)
@@ -57,41 +58,31 @@ def layered(sizes: Sequence[tuple[float, float]], edges: Iterable[tuple[int, int
 Rows = list[list[int]]
 
 
-def _rows(
-    sizes: Sequence[tuple[float, float]], edges: Sequence[tuple[int, int]]
-) -> tuple[Rows, dict[tuple[int, int], list[int]], list[float]]:
-    """Rows by the longest way; an edge over several rows has a bend of no width in each of them."""
-    rank = [0] * len(sizes)
-    for source, target in sorted(edges, key=lambda edge: edge[1]):  # ranks of sources are final by then
-        rank[target] = max(rank[target], rank[source] + 1)
-    rows: Rows = [[] for _ in range(max(rank, default=0) + 1)]
-    for item, row in enumerate(rank):
-        rows[row].append(item)
-    widths = [width for width, _ in sizes]
-    chains: dict[tuple[int, int], list[int]] = {}
+def _rows(count: int, edges: Sequence[tuple[int, int]]) -> tuple[nx.DiGraph, Rows, list[list[int]]]:
+    """Rows by the longest way; an edge over several rows has a bend in each of them, numbered after the things.
+
+    Returns the graph of things and bends, its rows, and each edge as a chain.
+    """
+    graph = nx.DiGraph(edges)
+    graph.add_nodes_from(range(count))
+    rows: Rows = [sorted(row) for row in nx.topological_generations(graph)]
+    rank = {item: number for number, row in enumerate(rows) for item in row}
+    chains = []
     for source, target in edges:
-        bends = range(len(widths), len(widths) + rank[target] - rank[source] - 1)
+        bends = range(len(graph), len(graph) + rank[target] - rank[source] - 1)
         for row, bend in enumerate(bends, start=rank[source] + 1):
             rows[row].append(bend)
-            widths.append(0.0)
-        chains[source, target] = [source, *bends, target]
-    return rows, chains, widths
+        chains.append([source, *bends, target])
+        if bends:
+            graph.remove_edge(source, target)
+            nx.add_path(graph, chains[-1])
+    return graph, rows, chains
 
 
-def _neighbours(count: int, chains: dict[tuple[int, int], list[int]]) -> tuple[list[list[int]], list[list[int]]]:
-    above: list[list[int]] = [[] for _ in range(count)]
-    below: list[list[int]] = [[] for _ in range(count)]
-    for chain in chains.values():
-        for upper, lower in pairwise(chain):
-            above[lower].append(upper)
-            below[upper].append(lower)
-    return above, below
-
-
-def _uncross(rows: Rows, above: list[list[int]], below: list[list[int]]) -> None:
+def _uncross(rows: Rows, graph: nx.DiGraph) -> None:
     """Order every row by the mean place of what its items are tied to, down and up in turns."""
     for sweep in range(SWEEPS):
-        near, order = (above, rows[1:]) if sweep % 2 == 0 else (below, rows[-2::-1])
+        near, order = (graph.pred, rows[1:]) if sweep % 2 == 0 else (graph.succ, rows[-2::-1])
         place = {item: index for row in rows for index, item in enumerate(row)}
         for row in order:
             means = {item: fmean(place[n] for n in near[item]) if near[item] else place[item] for item in row}
@@ -99,13 +90,13 @@ def _uncross(rows: Rows, above: list[list[int]], below: list[list[int]]) -> None
             place.update({item: index for index, item in enumerate(row)})
 
 
-def _centres(rows: Rows, widths: Sequence[float], above: list[list[int]], below: list[list[int]]) -> list[float]:
+def _centres(rows: Rows, widths: Sequence[float], graph: nx.DiGraph) -> list[float]:
     """Horizontal centres: as near to the mean of the neighbours as the others in the row allow."""
     centres = [0.0] * len(widths)
     for row in rows:
         _spread(row, [0.0] * len(row), widths, centres)
     for sweep in range(2 * SWEEPS):
-        near, order = (above, rows) if sweep % 2 == 0 else (below, rows[::-1])
+        near, order = (graph.pred, rows) if sweep % 2 == 0 else (graph.succ, rows[::-1])
         for row in order:
             wanted = [fmean(centres[n] for n in near[item]) if near[item] else centres[item] for item in row]
             _spread(row, wanted, widths, centres)

@@ -1,4 +1,4 @@
-"""What a notebook shows of a difference."""
+"""The view for notebooks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def show(diff: DiffData) -> None:
 
     Viewers that take scripts out, such as those of code hosts, drop the second and keep the first.
     """
-    from IPython import display  # there, since it is who asks
+    from IPython import display  # installed: IPython calls this
 
     for data in ({"image/svg+xml": to_svg(diff)}, {"text/html": framed(to_html(diff))}):
         display.display(data, raw=True)  # type: ignore[no-untyped-call]
 
 
 def framed(page: str) -> str:
-    """A page inside another one, which neither sees nor styles it."""
+    """The page in a frame, isolated from the notebook around it."""
     frame = f'<iframe srcdoc="{html.escape(page)}" sandbox="allow-scripts allow-downloads" loading="lazy" '
     frame += f'style="width:100%;height:{_HEIGHT}px;border:1px solid #d0d5dd;border-radius:6px"></iframe>'
     return f"<details><summary>interactive: open boxes, search, spotlight, passes</summary>{frame}</details>"

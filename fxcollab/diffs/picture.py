@@ -1,4 +1,4 @@
-"""Where everything on a static picture stands."""
+"""The layout of the static picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fxcollab.diffs.boxes import READABLE, Box, Item, boxes_of, fold, name_of, o
 from fxcollab.diffs.layered import Layout, Point, layered
 from fxcollab.diffs.model import DiffData, DiffNode
 
-TIMES, CLOSED = "\N{MULTIPLICATION SIGN}", "\N{HORIZONTAL ELLIPSIS}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 HEIGHT, MARGIN = 40.0, 8.0
 _CHARACTER, _LEAST, _HEADER, _PADDING = 7.1, 100.0, 24.0, 12.0
 
@@ -28,7 +28,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Edge:
-    """A value's way from where it is made to where it is read.
+    """The line from a value's node to one that reads it.
 
     Attributes:
         points: the first and the last lie on it, it bends towards those between.
@@ -65,7 +65,7 @@ class Picture:
 
     @property
     def title(self) -> str:
-        """One line that says what is seen."""
+        """A description in one line."""
         diff = self.diff
         counts = f"{diff.count('cloned')} cloned, {diff.count('rescaled')} rescaled"
         return f"{diff.pattern}, {diff.tree.heads} heads: {counts}"
@@ -88,7 +88,7 @@ def lines_of(item: Item) -> tuple[str, str]:
     """The two lines that stand in a node or a closed box."""
     if isinstance(item, Box):
         nodes = sum(1 for _ in item.nodes())
-        return _clip(item.title), f"{nodes} {item.fate or 'nodes'}"
+        return _clip(item.title), f"{nodes} {item.status or 'nodes'}"
     if item.factor is not None:
         return f"gradient {TIMES} {_fraction(item.factor)}", _clip(item.origin)
     name, shape = name_of(item), TIMES.join(map(str, item.shape or ()))
@@ -107,11 +107,11 @@ class _Drawing:
 
     def __init__(self, diff: DiffData, root: Box) -> None:
         self._diff, self._root = diff, root
-        self._ways = dict(_ways(root, ()))
+        ways = dict(_ways(root, ()))
+        self._values = [_Value(ways[name], ways[node.name]) for node in diff.nodes for name in node.inputs]
         self._edges: dict[Box, list[tuple[Item, Item]]] = {}
-        for start, end in self._values():
-            box, *ends = _meeting(self._ways[start.name], self._ways[end.name])
-            self._edges.setdefault(box, []).append((ends[0], ends[1]))
+        for value in self._values:
+            self._edges.setdefault(value.box, []).append(value.children)
         self._layouts: dict[Box, Layout] = {}
         self._places: dict[int, Place] = {}
 
@@ -121,11 +121,6 @@ class _Drawing:
         self._put(self._root, Place(0.0, 0.0, width, height), picture)
         picture.edges.extend(dict.fromkeys(self._drawn_edges()))
         return picture
-
-    def _values(self) -> Iterator[tuple[DiffNode, DiffNode]]:
-        for node in self._diff.nodes:
-            for name in node.inputs:
-                yield self._diff.by_name[name], node
 
     def _size(self, item: Item) -> tuple[float, float]:
         if not (isinstance(item, Box) and item.open):
@@ -161,27 +156,40 @@ class _Drawing:
             self._put(child, Place(left + dx, top + dy, *self._size(child)), picture)
 
     def _drawn_edges(self) -> Iterator[Edge]:
-        for start, end in self._values():
-            ends = [_outermost_closed(self._ways[node.name]) for node in (start, end)]
-            if ends[0] is not ends[1]:
-                yield Edge(tuple(self._route(*ends)), not (start.in_inference and end.in_inference))
+        for value in self._values:
+            start, end = map(_outermost_closed, value.ways)
+            if start is not end:
+                yield Edge(self._route(value, start, end), value.added)
 
-    def _route(self, start: Item, end: Item) -> Sequence[Point]:
+    def _route(self, value: _Value, start: Item, end: Item) -> tuple[Point, ...]:
         """Along the layout's way where both stand in one box, else straight."""
         one, other = self._places[id(start)], self._places[id(end)]
-        box, *children = _meeting(self._way_to(start), self._way_to(end))
-        if children == [start, end]:
-            numbers = box.children.index(start), box.children.index(end)
-            route, (x, y) = self._layouts[box].routes.get(numbers), self._layouts[box].corners[numbers[0]]
+        if value.children == (start, end):
+            layout, number = self._layouts[value.box], value.box.children.index
+            route, (x, y) = layout.routes.get((number(start), number(end))), layout.corners[number(start)]
             if route:
-                return [(px + one.x - x, py + one.y - y) for px, py in route]
+                return tuple((px + one.x - x, py + one.y - y) for px, py in route)
         first, last = (one.x + one.width / 2, one.y + one.height), (other.x + other.width / 2, other.y)
         return first, ((first[0] + last[0]) / 2, (first[1] + last[1]) / 2), last
 
-    def _way_to(self, item: Item) -> tuple[Item, ...]:
-        node = next(item.nodes()) if isinstance(item, Box) else item
-        way = self._ways[node.name]
-        return way[: way.index(item) + 1]
+
+class _Value:
+    """A value that one node makes and another one reads.
+
+    Attributes:
+        ways: for both nodes the boxes around them from the outside in, and themselves.
+        box: the innermost box around both.
+        children: which of its children they are, or are in.
+        added: whether the inference graph lacks it.
+    """
+
+    def __init__(self, *ways: tuple[Item, ...]) -> None:
+        self.ways = ways
+        depth = next(depth for depth, (a, b) in enumerate(zip(*ways, strict=False)) if a is not b)
+        box = ways[0][depth - 1]
+        assert isinstance(box, Box)
+        self.box, self.children = box, (ways[0][depth], ways[1][depth])
+        self.added = any(isinstance(way[-1], DiffNode) and not way[-1].in_inference for way in ways)
 
 
 def _ways(box: Box, around: tuple[Item, ...]) -> Iterator[tuple[str, tuple[Item, ...]]]:
@@ -192,14 +200,6 @@ def _ways(box: Box, around: tuple[Item, ...]) -> Iterator[tuple[str, tuple[Item,
             yield from _ways(child, way)
         else:
             yield child.name, (*way, child)
-
-
-def _meeting(one: Sequence[Item], other: Sequence[Item]) -> tuple[Box, Item, Item]:
-    """The innermost box around two different things, and which of its children they are or are in."""
-    depth = next(depth for depth, (a, b) in enumerate(zip(one, other, strict=False)) if a is not b)
-    box = one[depth - 1]
-    assert isinstance(box, Box)
-    return box, one[depth], other[depth]
 
 
 def _outermost_closed(way: Sequence[Item]) -> Item:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from fxcollab.diffs.model import Change, DiffData, DiffNode
+from fxcollab.diffs.model import GLYPHS, Change, DiffData, DiffNode
 from fxcollab.tree import Path, branch_name
 
 STYLES: Mapping[Change, str] = {
@@ -20,7 +20,7 @@ SHOWN = 3
 
 
 def view(diff: DiffData, *, unfolded: bool = False) -> RenderableType:
-    """Text for a console of any width, with or without colours: glyphs say what they say.
+    """Text for a console of any width, with or without colours: the meaning is in glyphs, too.
 
     Args:
         diff: the difference.
@@ -29,28 +29,23 @@ def view(diff: DiffData, *, unfolded: bool = False) -> RenderableType:
     title = Text(f"{diff.pattern}, {diff.tree.heads} heads, {'train' if diff.training else 'eval'} mode", "bold")
     root = Tree(Group(Text("trunk", "bold"), *_entries(diff, (), unfolded)), guide_style="dim")
     _grow(root, diff, (), unfolded)
-    return Group(title, root, legend(), *_state_legend(diff), counts(diff))
+    return Group(title, root, *_legend(diff), _counts(diff))
 
 
-def legend() -> Text:
-    """What the glyphs mean."""
-    return Text("= original  + another head's instance  ~ gradient scaled  ! copy before a write", "dim")
-
-
-def _state_legend(diff: DiffData) -> Iterator[Text]:
+def _legend(diff: DiffData) -> Iterator[Text]:
+    """The meaning of the glyphs."""
+    yield Text("= original  + another head's instance  ~ gradient scaled  ! copy before a write", "dim")
     if diff.count("state"):
-        yield Text(". a parameter of a shallower level, handed in", "dim")
+        yield Text(". a parameter of a shallower level, passed in", "dim")
 
 
-def counts(diff: DiffData) -> Text:
+def _counts(diff: DiffData) -> Text:
     """The last line, which counts nodes."""
     found = Text()
-    found.append(f"+ {diff.count('cloned')} cloned", STYLES["cloned"]).append("  ")
-    found.append(f"~ {diff.count('rescaled')} rescaled", STYLES["rescaled"]).append("  ")
-    if diff.count("copied"):
-        found.append(f"! {diff.count('copied')} copied", STYLES["copied"]).append("  ")
-    if diff.count("state"):
-        found.append(f". {diff.count('state')} handed in", STYLES["state"]).append("  ")
+    for change in ("cloned", "rescaled", "copied", "state"):
+        number, name = diff.count(change), "passed in" if change == "state" else change
+        if number or change in ("cloned", "rescaled"):
+            found.append(f"{GLYPHS[change]} {number} {name}", STYLES[change]).append("  ")
     return found.append(f"= {diff.count('shared', 'own')} of the original", "dim")
 
 
@@ -84,16 +79,15 @@ def _folded(change: Change, nodes: Sequence[DiffNode]) -> Text:
     """``= conv1, bn1, relu ... 37 more ... layer2   1.4M parameters``."""
     names = [node.counterpart or node.name for node in nodes]
     hidden = len(names) - SHOWN - 1
-    told = f"{', '.join(names[:SHOWN])} ... {hidden} more ... {names[-1]}" if hidden > 1 else ", ".join(names)
+    shown = f"{', '.join(names[:SHOWN])} ... {hidden} more ... {names[-1]}" if hidden > 1 else ", ".join(names)
     parameters = sum(node.new_parameters for node in nodes)
-    text = Text(f"{nodes[0].glyph} {told}", STYLES[change])
+    text = Text(f"{nodes[0].glyph} {shown}", STYLES[change])
     return text.append(f"  {parameters:,} parameters", "dim") if parameters else text
 
 
 def _inserted(node: DiffNode) -> Text:
-    what = {"rescale": f"{node.name}: the gradient of {node.origin} times {node.factor:g}"} if node.factor else {}
-    told = what.get(node.kind, f"{node.name}: {node.kind} of {node.origin}")
-    return Text(f"{node.glyph} {told}", STYLES[node.change])
+    what = f"the gradient of {node.origin} times {node.factor:g}" if node.factor else f"{node.kind} of {node.origin}"
+    return Text(f"{node.glyph} {node.name}: {what}", STYLES[node.change])
 
 
 def _line(node: DiffNode) -> Text:

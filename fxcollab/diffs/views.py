@@ -13,6 +13,7 @@ from fxcollab.diffs.png import to_png
 from fxcollab.diffs.svg import to_svg
 from fxcollab.errors import DiffError, closest
 from fxcollab.io.folder import beside
+from fxcollab.io.weights import refuse_existing_file
 
 VIEWS: Mapping[str, Callable[[DiffData], str | bytes]] = {
     ".html": to_html,
@@ -30,10 +31,9 @@ def write(diff: DiffData, path: Path) -> None:
     """Write the view that the file's ending names; the file appears whole, or stays as it was.
 
     Raises:
-        DiffError: as `check_ending`.
+        DiffError: there is no such view.
     """
-    check_ending(path)
-    made = VIEWS[path.suffix.lower()](diff)
+    made = _view(path)(diff)
     draft = beside(path.resolve())
     try:
         draft.write_bytes(made.encode("utf-8") if isinstance(made, str) else made)
@@ -42,19 +42,22 @@ def write(diff: DiffData, path: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
-def check_ending(path: Path) -> None:
-    """Check that there is a view for a file of this name.
+def refuse_unwritable(path: Path, force: bool) -> None:
+    """Refuse a file that exists; with ``force``, one that `write` didn't write.
 
     Raises:
-        DiffError: there is none.
+        ArtifactError: it exists.
+        DiffError: it is not a view, there is no folder for it, or no view for its ending.
     """
-    ending = path.suffix.lower()
-    if ending not in VIEWS:
-        near = closest(ending, VIEWS)
+    _view(path)
+    if not path.parent.is_dir():
         raise DiffError(
-            f"There is no view of a difference for {path.name!r}.",
-            why=f"the ending {ending!r} is unknown" if ending else "it has no ending",
-            hint=(f"did you mean {near}? " if near else "") + f"known are {', '.join(VIEWS)}",
+            f"{path} can't be written.", why=f"there is no folder {path.parent}", hint=f"mkdir -p {path.parent}"
+        )
+    refuse_existing_file(path, force)
+    if path.exists() and not is_view(path):
+        raise DiffError(
+            f"{path} is not replaced.", why="fxcollab diff did not write it", hint="give another name, or move it"
         )
 
 
@@ -64,3 +67,15 @@ def is_view(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return GENERATOR.encode() in file.read(_FIRST_BYTES)
+
+
+def _view(path: Path) -> Callable[[DiffData], str | bytes]:
+    ending = path.suffix.lower()
+    if ending not in VIEWS:
+        near = closest(ending, VIEWS)
+        raise DiffError(
+            f"There is no view of a difference for {path.name!r}.",
+            why=f"the ending {ending!r} is unknown" if ending else "it has no ending",
+            hint=(f"did you mean {near}? " if near else "") + f"known are {', '.join(VIEWS)}",
+        )
+    return VIEWS[ending]
