@@ -162,6 +162,7 @@ def test_the_picture_in_pixels_has_the_size_and_the_colours_of_its_scheme() -> N
         assert {_rgb(colours(dark)[name]) for name in ("shared", "own", "cloned", "rescaled")} <= seen
 
 
+@pytest.mark.slow
 def test_names_that_the_font_lacks_are_written_by_their_numbers_and_a_huge_picture_shrinks() -> None:
     assert to_png(diff_of("<script>alert('x')</script>", model=Hostile)).startswith(b"\x89PNG")
     image = Image.open(io.BytesIO(to_png(diff_of("stem"), scale=1000)))
