@@ -191,6 +191,7 @@ def test_a_torchvision_model_is_taken(call: Call) -> None:
     assert fxcollab.load("shufflenet_v2_x0_5_collab").fc.out_features == 2
 
 
+@pytest.mark.slow
 def test_a_timm_model_is_taken_and_proved(call: Call) -> None:
     arguments = ("--model-arg", "num_classes=3", "--input", "2x3x64x64", "--splits", "layer3", "--pattern", "simple")
     assert call("transform", "timm:resnet10t", *arguments).code == 0
