@@ -15,6 +15,7 @@ from torch import Tensor
 import fxcollab
 from fxcollab.io import plan_file
 from fxcollab.io.weights import load_state_dict, write_state_dict
+from fxcollab.plan import RewriteOptions
 from tests.io.helpers import Net, made, refused
 
 
@@ -34,11 +35,7 @@ def test_a_plan_that_is_no_json_object_is_damaged(saved: Path, text: bytes) -> N
 
 
 @pytest.mark.parametrize(
-    "key",
-    [
-        *("pattern", "splits", "fanouts", "init", "seed", "rescale"),
-        *("granularity", "peers", "inputs", "source", "fingerprint"),
-    ],
+    "key", ["pattern", "splits", "fanouts", "granularity", "inputs", "fixed", "source", "fingerprint"]
 )
 def test_a_plan_without_one_of_its_keys_is_damaged(saved: Path, key: str) -> None:
     _edit_plan(saved, **{key: ...})
@@ -46,6 +43,13 @@ def test_a_plan_without_one_of_its_keys_is_damaged(saved: Path, key: str) -> Non
         error = refused(read, saved)
         assert error.what == "The plan is damaged."
         assert error.why == f"it has no {key!r}"
+
+
+@pytest.mark.parametrize("option", ["init", "seed", "rescale", "peers", "recompute"])
+def test_an_option_that_a_plan_of_an_earlier_version_lacks_has_its_default(saved: Path, option: str) -> None:
+    _edit_plan(saved, **{option: ...})
+    assert getattr(plan_file.read_plan(saved).options, option) == getattr(RewriteOptions(), option)
+    assert fxcollab.load(saved, Net).code == made(Net, "a", "b").code
 
 
 @pytest.mark.parametrize(

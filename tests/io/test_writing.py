@@ -157,12 +157,28 @@ def test_tensors_that_safetensors_does_not_know_are_refused(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+def test_saving_runs_no_module_and_lays_out_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_model = made(Net, "a", "b")
+    run: list[nn.Module] = []
+    hook = nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: run.append(module))
+    try:
+        folder = fxcollab.save(train_model, tmp_path / "run")
+    finally:
+        hook.remove()
+    assert not run and not (folder / "diff.html").exists()
+
+
+def test_a_page_is_written_where_one_is_given(tmp_path: Path) -> None:
+    folder = fxcollab.save(made(Net, "a"), tmp_path / "run", page="<html></html>")
+    assert (folder / "diff.html").read_text() == "<html></html>"
+
+
 # No pickle, and ordinary files.
 
 
 def test_nothing_in_the_folder_can_be_unpickled(saved: Path) -> None:
     files = sorted(saved.iterdir())
-    assert [file.name for file in files] == ["diff.html", "graph.py", "plan.json", "weights.safetensors"]
+    assert [file.name for file in files] == ["graph.py", "plan.json", "weights.safetensors"]
     for file in files:
         with pytest.raises(Exception, match=r".*"), file.open("rb") as opened:
             pickle.load(opened)
@@ -210,5 +226,5 @@ def test_permissions_follow_the_umask(tmp_path: Path, mask: int) -> None:
         os.umask(old)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (*tmp_path.rglob("*"),)}
     assert modes.pop("run") == 0o777 & ~mask
-    assert set(modes) == {"diff.html", "graph.py", "plan.json", "weights.safetensors", "head.safetensors"}
+    assert set(modes) == {"graph.py", "plan.json", "weights.safetensors", "head.safetensors"}
     assert set(modes.values()) == {0o666 & ~mask}
