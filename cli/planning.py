@@ -98,6 +98,7 @@ class Options:
             import torch
 
             from fxcollab.errors import SourceError
+            from fxcollab.sources.load import load as load_source
             from fxcollab.sources.source import Source, parse_argument
 
             options = self._planned() if self.is_directory else self
@@ -105,7 +106,8 @@ class Options:
                 what = f"`{options.source}` is not a source, and there is no such directory."
                 raise SourceError(what, hint=f"write {SOURCES}, or {DIRECTORY}")
             torch.manual_seed(options.seed)
-            return options, Source.parse(options.source, dict(map(parse_argument, options.model_arg or ()))).load()
+            source = Source.parse(options.source, dict(map(parse_argument, options.model_arg or ())))
+            return options, load_source(source)
 
     def arguments(self, function: Callable[..., Any]) -> dict[str, Any]:
         """The keyword arguments for ``function``: the options of which it has a parameter."""

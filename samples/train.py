@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import fxcollab
 from fxcollab.io.weights import write_state_dict
 from fxcollab.objectives.outputs import logits_of_heads
+from fxcollab.sources.load import load
 from fxcollab.sources.source import Source, parse_argument
 from samples.training.data import DataSet, data_set
 from samples.training.evaluate import errors
@@ -73,7 +74,7 @@ def train(
     recipe = Recipe(epochs_, batch, learning_rate, weight_decay=weight_decay, bfloat16=bfloat16)
     images = data_set(data, folder, rgb, size)
     torch.manual_seed(seed)
-    loaded = Source.parse(source, dict(map(parse_argument, model_arg or ()))).load()
+    loaded = load(Source.parse(source, dict(map(parse_argument, model_arg or ()))))
     example = next(images.test(2))[0]  # of one, BatchNorm in train mode has no variance
     model: nn.Module = loaded.model
     _check(model, example, images)

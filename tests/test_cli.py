@@ -30,6 +30,8 @@ from torch import nn
 import fxcollab
 from fxcollab.costs.summary import Summary
 from fxcollab.io.weights import load_state_dict, write_state_dict
+from fxcollab.sources.load import load
+from fxcollab.sources.load import load as load_source
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tree import PATTERNS
@@ -110,7 +112,7 @@ def made(call: Call, model: Path) -> Path:
 
 
 def net(file: Path | str = "model.py") -> nn.Module:
-    return Source.parse(str(file)).load().model
+    return load(Source.parse(str(file))).model
 
 
 # transform.
@@ -189,6 +191,7 @@ def test_a_torchvision_model_is_taken(call: Call) -> None:
     assert fxcollab.load("shufflenet_v2_x0_5_collab").fc.out_features == 2
 
 
+@pytest.mark.slow
 def test_a_timm_model_is_taken_and_proved(call: Call) -> None:
     arguments = ("--model-arg", "num_classes=3", "--input", "2x3x64x64", "--splits", "layer3", "--pattern", "simple")
     assert call("transform", "timm:resnet10t", *arguments).code == 0
@@ -978,7 +981,7 @@ def test_a_directory_is_replaced_by_its_own_transform_with_force_only(call: Call
 def test_what_a_plan_fixes_stays_fixed_in_another_transform(call: Call, write: Write) -> None:
     write(NET.replace("forward(self, x)", "forward(self, x, double=True)").replace("return", "x = x * 2; return"))
     train_model = fxcollab.transform(
-        Source.parse("model.py").load().factory,
+        load_source(Source.parse("model.py")).factory,
         splits=["stem"],
         example_inputs={"x": torch.randn(2, 3), "double": False},
         source=Source.parse("model.py"),

@@ -508,6 +508,7 @@ def test_the_page_says_of_which_mode_it_is_and_what_is_unknown(show: Show) -> No
 # The file.
 
 
+@pytest.mark.slow
 def test_the_file_is_small_and_the_same_twice() -> None:
     one, other = (to_html(resnet50()) for _ in range(2))
     assert one == other and len(one.encode()) <= 400_000

@@ -149,6 +149,14 @@ def assert_equal_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]
         assert_close(found[name], gradient, rtol=1e-12, atol=rounding, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize(
+    "case",
+    slow_but(
+        ["simple, 3 heads", "hierarchical", "tree (2, 3)", "skips (2, 2)", "2 instances", "3 instances with skips"],
+        CASES,
+    ),
+    indirect=True,
+)
 @pytest.mark.parametrize("loss", slow_but(["collaborative"], LOSSES))
 @pytest.mark.parametrize("rescale", [True, False], ids=["rescaled", "plain sum"])
 def test_gradients_equal_those_of_the_network_wired_by_hand(
@@ -222,6 +230,7 @@ def test_gradients_are_the_mean_over_separate_originals(case: Case, batch: tuple
         assert_close(train_model.get_parameter(name).grad, mean, rtol=1e-10, atol=1e-12 * scale, msg=name)
 
 
+@pytest.mark.parametrize("case", slow_but(["tree (2, 3)", "2 instances"], CASES), indirect=True)
 def test_several_steps_of_training_stay_together(case: Case, batch: tuple[Tensor, Tensor]) -> None:
     train_model, hand = both(case, rescale=True)
     loss = fxcollab.CollaborativeLoss(detach=False)

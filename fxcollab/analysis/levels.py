@@ -16,7 +16,7 @@ from fxcollab.analysis.aliasing import refuse_storage_that_crosses_twice, refuse
 from fxcollab.analysis.effects import EffectAnalysis, Storages, Write, track_storages, with_aliases
 from fxcollab.analysis.randomness import draws_randomly
 from fxcollab.errors import SplitError
-from fxcollab.functional import tensors_of as tensors_of
+from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import attribute, place
 
 Cuts = Sequence[tuple[fx.Node, ...]]

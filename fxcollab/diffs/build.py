@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxcollab.analysis.levels import state_tensors, tensors_of
+from fxcollab.analysis.levels import state_tensors
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.original import ProfiledOriginal, profile_original
 from fxcollab.costs.profile import NodeCost
 from fxcollab.diffs.diff import Diff
 from fxcollab.diffs.model import DiffNode
 from fxcollab.diffs.related import refuse_another
+from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import source_line
 from fxcollab.plan import plan_of, training_model
 from fxcollab.provenance import Provenance, provenance_of

@@ -25,6 +25,7 @@ from fxcollab.passes import CapturePass, run_passes, training_passes
 from fxcollab.plan import PLAN_KEY, Plan, plan_of, training_model
 from fxcollab.rewriting.state_dict import prune_state_dict, unwrapped
 from fxcollab.runtime.operators import guard
+from fxcollab.sources.load import load as load_source
 from fxcollab.sources.loaded import model_of
 from fxcollab.tracing.interface import ExampleInputs
 from fxcollab.tree import branch_name
@@ -92,7 +93,7 @@ def load(
                 why="it was made from a model object, not from a file or an importable factory",
                 hint="give the model: fxcollab.load(directory, model)",
             )
-        origin, model = f"source {plan.source}", plan.source.load().model
+        origin, model = f"source {plan.source}", load_source(plan.source).model
     else:
         origin = "the given model"
     train_model = _made_again(model, plan, f"{folder / PLAN}, {origin}", example_inputs)

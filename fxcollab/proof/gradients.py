@@ -212,7 +212,7 @@ class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for leaf in _tensors(result):
+        for leaf in _tensor_leaves(result):
             self._computed = max(self._computed, _epsilon(leaf.dtype))
         return result
 
@@ -292,14 +292,14 @@ def _loss(output: Any) -> Any:
     """A fixed random projection of all floating outputs, the same for every head."""
     generator = torch.Generator().manual_seed(1)
     total: Any = 0
-    for leaf in _tensors(output):
+    for leaf in _tensor_leaves(output):
         if leaf.is_floating_point() or leaf.is_complex():
             weights = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf.device)
             total = total + (leaf.real * weights).sum() if leaf.is_complex() else total + (leaf * weights).sum()
     return total
 
 
-def _tensors(output: Any) -> Iterable[Tensor]:
+def _tensor_leaves(output: Any) -> Iterable[Tensor]:
     return (leaf for leaf in pytree.tree_leaves(without_dataclasses(output)) if isinstance(leaf, Tensor))
 
 

@@ -44,7 +44,7 @@ def prune_names(keys: Iterable[str], head: int, *, peers: str = "peers") -> dict
     branches: dict[Path, dict[str, str]] = {}
     original: dict[str, str] = {}
     for key in keys:
-        path, name = _place(key, peers)
+        path, name = _branch_and_name(key, peers)
         (original if path is None else branches.setdefault(path, {}))[name] = key
     if not branches:
         raise StateError(
@@ -101,7 +101,7 @@ def tree_of(branches: Mapping[Path, Any]) -> HeadTree:
     return tree
 
 
-def _place(key: str, peers: str) -> tuple[Path | None, str]:
+def _branch_and_name(key: str, peers: str) -> tuple[Path | None, str]:
     """The branch and the original name of a key; no branch for trunk and head 0."""
     if key.startswith(f"{peers}."):
         branch, _, name = key.removeprefix(f"{peers}.").partition(".")

@@ -11,26 +11,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from fxcollab.errors import SourceError, closest
 from fxcollab.sources.loaded import Loaded, loaded_from, missing_arguments
+from fxcollab.sources.source import FILE_MODULE, Source
 from fxcollab.sources.user_code import is_within, user_code
-
-if TYPE_CHECKING:
-    from fxcollab.sources.source import Source
-
-FILE_MODULE = "fxcollab_source_"
-"""How the names of modules begin that were made of a source's file."""
 
 _CALLED = ("model", "build_model", "get_model", "create_model", "make_model")
 _serial = itertools.count(1)
 
 
 def load_file(source: Source) -> Loaded:
-    """Executes the file; without a name its model is found by the rule that `Source.load` states."""
+    """Executes the file; without a name its model is found by the rule that `load` states."""
     path = Path(source.location)
     module = _execute(path)
     source = source if source.name else replace(source, name=_find(source, module))
@@ -54,7 +48,7 @@ def _is_borrowed(value: object, module: ModuleType) -> bool:
 
 
 def _find(source: Source, module: ModuleType) -> str:
-    """The name of a file's model, by the rule that `Source.load` states."""
+    """The name of a file's model, by the rule that `load` states."""
     for name in _CALLED:
         if callable(vars(module).get(name)):
             return name

@@ -7,16 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from fxcollab.errors import SourceError, closest
 from fxcollab.sources.loaded import Loaded, build_from, loaded_from
+from fxcollab.sources.source import Source
 from fxcollab.sources.user_code import user_code
-
-if TYPE_CHECKING:
-    from fxcollab.sources.source import Source
 
 
 def load_torchvision(source: Source) -> Loaded:

@@ -8,15 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from fxcollab.errors import CaptureError, SourceError
+from fxcollab.sources.source import Source
 from fxcollab.sources.user_code import user_code
-
-if TYPE_CHECKING:
-    from fxcollab.sources.source import Source
 
 Make: TypeAlias = Callable[[], nn.Module]
 

@@ -1,10 +1,10 @@
-"""From SOURCE text to a model.
+"""SOURCE, as text and as plain data; `load` makes a model of it.
 
 A source reads ``model.py``, ``model.py:name``, ``package.module:name``, ``torchvision:NAME``, ``timm:NAME`` or
 ``hf:NAME_OR_PATH``:
 
     >>> source = Source.parse("torchvision:resnet18", {"num_classes": 10})
-    >>> source.load().model.fc.out_features
+    >>> load(source).model.fc.out_features
     10
 """
 
@@ -20,18 +20,15 @@ from pathlib import Path, PurePath
 from typing import Literal, TypeAlias
 
 from fxcollab.errors import ArtifactError, SourceError
-from fxcollab.sources.code import FILE_MODULE, load_file, load_module
-from fxcollab.sources.libraries import load_hf, load_timm, load_torchvision
-from fxcollab.sources.loaded import Loaded
 
 Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 Kind: TypeAlias = Literal["file", "module", "torchvision", "timm", "hf"]
 
+FILE_MODULE = "fxcollab_source_"
+"""How the names of modules begin that were made of a source's file."""
+
 _FORMS = "model.py, model.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME or hf:NAME_OR_PATH"
 _LIBRARIES: tuple[Kind, ...] = ("torchvision", "timm", "hf")
-_LOADERS: Mapping[Kind, Callable[[Source], Loaded]] = {
-    "file": load_file, "module": load_module, "torchvision": load_torchvision, "timm": load_timm, "hf": load_hf,
-}  # fmt: skip
 _PYTHON_WORDS: Mapping[str, Json] = {"True": True, "False": False, "None": None}
 
 
@@ -81,22 +78,6 @@ class Source:
         if _is_dotted(place) and _is_dotted(name):
             return cls("module", place, name, pairs)
         raise SourceError(f"`{text}` is not a source", hint=f"write {_FORMS}")
-
-    def load(self) -> Loaded:
-        """Execute or import what the source names, and build its model.
-
-        A file without a name gives its ``model``, else its ``build_model``, ``get_model``, ``create_model``
-        or ``make_model``, else its one module instance (one with parameters: a loss is no model), else
-        the one module class that the file itself defines and that needs no further argument.
-
-        The models of torchvision and timm have random weights unless ``weights=`` or ``pretrained=`` says otherwise;
-        those of transformers the ones that were saved, unless ``pretrained=false``, and the class that their
-        configuration names, unless ``architecture=`` names another.
-
-        Raises:
-            SourceError: no model was found, or several, or the code behind the source failed.
-        """
-        return _LOADERS[self.kind](self)
 
     def to_json(self, relative_to: Path) -> dict[str, Json]:
         """The source as JSON data; a file's path is written relative to the folder ``relative_to``."""

@@ -83,7 +83,7 @@ def built_and_counted(network: str, tree: str) -> tuple[fxcollab.CollabGraphModu
 
 
 @pytest.mark.parametrize("tree", slow_but(["hierarchical", "simple"], TREES))
-@pytest.mark.parametrize("network", slow_but(["cifar", "dense"], STEPS))
+@pytest.mark.parametrize("network", slow_but(["dense"], STEPS))
 def test_flops_and_parameters_of_a_step_are_those_of_the_built_graph(network: str, tree: str) -> None:
     train_model, interface, cost = built_and_counted(network, tree)
     counter = FlopCounterMode(display=False)

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 import fxcollab
 from fxcollab.errors import ArtifactError, FxCollabError
 from fxcollab.plan import plan_of
+from fxcollab.sources.load import load as load_source
 from fxcollab.sources.source import Source
 
 
@@ -151,7 +152,7 @@ SOURCE = """
 
 
 def saved_from(file: Path, directory: Path, **arguments: Any) -> Any:
-    loaded = Source.parse(str(file), arguments).load()
+    loaded = load_source(Source.parse(str(file), arguments))
     train_model = made(loaded.model, factory=loaded.factory, source=loaded.source)
     fxcollab.save(train_model, directory)
     return train_model

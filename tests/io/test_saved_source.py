@@ -12,6 +12,7 @@ from torch import nn
 
 import fxcollab
 from fxcollab.errors import SourceError
+from fxcollab.sources.load import load as load_source
 from fxcollab.sources.source import Source
 from tests.io.helpers import Net, assert_same, floats, made, refused, saved_from
 
@@ -52,7 +53,7 @@ def test_a_folder_that_moved_away_from_its_file_says_what_is_missing(file: Path,
     shutil.move(file.parent / "runs", tmp_path / "runs")
     with pytest.raises(SourceError, match=f"there is no file {file.name}"):
         fxcollab.load(tmp_path / "runs/one")
-    assert fxcollab.load(tmp_path / "runs/one", Source.parse(str(file)).load().model)
+    assert fxcollab.load(tmp_path / "runs/one", load_source(Source.parse(str(file))).model)
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from tests.rewriting.hazard_helpers import Skips, Stem, X, copies, proven, resca
     ("splits", "fanouts", "factors"),
     [
         (["a"], (3,), {1 / 3}),
-        (["a", "b"], (2, 2), {1 / 2, 1 / 4}),
+        pytest.param(["a", "b"], (2, 2), {1 / 2, 1 / 4}, marks=pytest.mark.slow),
         (["a", "b"], (2, 3), {1 / 2, 1 / 3, 1 / 6}),
-        (["a", "b"], (4, 2), {1 / 4, 1 / 2, 1 / 8}),
+        pytest.param(["a", "b"], (4, 2), {1 / 4, 1 / 2, 1 / 8}, marks=pytest.mark.slow),
         (["a", "b", "c"], (2, 2, 2), {1 / 2, 1 / 4, 1 / 8}),
     ],
 )

@@ -157,7 +157,7 @@ NORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-@pytest.mark.parametrize("splits", [["conv1"], ["conv2"]], ids=["in the head", "in the trunk"])
+@pytest.mark.parametrize("splits", slow_but([["conv1"]], [["conv1"], ["conv2"]]), ids=["in the head", "in the trunk"])
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
 def test_parametrized_weights(norm: Callable[[nn.Module], nn.Module], splits: list[str]) -> None:
     model = ConvNet(norm(conv()))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -75,6 +76,7 @@ def test_peers_of_a_loaded_bert_start_as_the_library_would_start_them(tmp_path: 
     assert (dense.bias == 0).all() and (norm.weight == 1).all() and (norm.bias == 0).all()
 
 
+@pytest.mark.slow
 def test_peers_of_a_loaded_gpt2_start_as_the_library_would_start_them(tmp_path: Path) -> None:
     _, peer = peers_of_a_loaded_model(loaded_gpt2, tmp_path)
     block = peer.get_submodule("transformer.h.1")
@@ -82,6 +84,7 @@ def test_peers_of_a_loaded_gpt2_start_as_the_library_would_start_them(tmp_path: 
     assert abs(block.mlp.c_proj.weight.std().item() - 0.01) < 0.001  # 0.02 / sqrt(2 layers): by the block around it
 
 
+@pytest.mark.slow
 def test_an_init_of_the_callers_may_use_the_librarys(tmp_path: Path) -> None:
     model, _ = loaded_bert(tmp_path)
     _, peer = peers_of_a_loaded_model(

@@ -47,7 +47,7 @@ def test_gradients_and_statistics_are_those_of_the_plain_step_bit_for_bit(tree: 
     assert_equal(step(again), step(plain))
 
 
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", slow_but(["hierarchical", "fan-outs"], TREES))
 def test_where_a_branch_reads_a_value_twice_sums_are_those_of_one_branch_after_the_other(
     tree: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,7 +59,7 @@ def test_where_a_branch_reads_a_value_twice_sums_are_those_of_one_branch_after_t
     assert_equal(step(again), expected)
 
 
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", slow_but(["hierarchical", "fan-outs"], TREES))
 def test_where_a_branch_reads_a_value_twice_gradients_are_the_plain_ones_to_rounding(tree: str) -> None:
     plain, again = pair(lambda: SkipNet().double(), **TREES[tree])
     expected, found = step(plain, X.double()), step(again, X.double())

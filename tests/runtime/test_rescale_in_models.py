@@ -143,6 +143,7 @@ def test_a_training_model_survives_tracing_again(trained: tuple[fxcollab.CollabG
     assert_same_gradients(gradients(again, model, x), gradients(model, model, x))
 
 
+@pytest.mark.parametrize("trained", slow_but(["tree", "tied"], MODELS), indirect=True)
 @pytest.mark.parametrize("through", ["pickle", "torch.save", "deepcopy"])
 def test_a_training_model_survives_copying(trained: tuple[fxcollab.CollabGraphModule, Tensor], through: str) -> None:
     model, x = trained

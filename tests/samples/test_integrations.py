@@ -19,6 +19,7 @@ from torch import Tensor
 from tests.speeds import slow_but
 
 
+@pytest.mark.slow
 def test_lightning_trains_and_its_checkpoint_is_pruned(tmp_path: Path) -> None:
     from samples.integrations.lightning_module import main
 
@@ -32,6 +33,7 @@ def test_hugging_faces_trainer_trains_and_its_checkpoint_is_pruned(tmp_path: Pat
     assert main(2, tmp_path) < 0.8
 
 
+@pytest.mark.slow
 def test_accelerate_trains_and_its_state_is_pruned() -> None:
     from samples.integrations.accelerate_loop import main
 

@@ -113,6 +113,7 @@ def test_options_of_the_script_that_mean_nothing_are_refused(
         script(given)
 
 
+@pytest.mark.slow
 def test_a_run_with_another_smoothing_is_another_run(tmp_path: Path) -> None:
     script(command(tmp_path / "run", 1))
     with pytest.raises(ValueError, match="--smoothing"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fxcollab.errors import SourceError
+from fxcollab.sources.load import load as load_source
 from fxcollab.sources.loaded import Loaded
 from fxcollab.sources.source import Source
 
@@ -31,7 +32,7 @@ BLOCK = """
 
 
 def load(text: object, **arguments: object) -> Loaded:
-    return Source.parse(str(text), arguments).load()  # type: ignore[arg-type]
+    return load_source(Source.parse(str(text), arguments))  # type: ignore[arg-type]
 
 
 def refusal(text: object, **arguments: object) -> SourceError:

@@ -101,7 +101,7 @@ def test_an_argument_that_a_torchvision_model_does_not_take_is_refused() -> None
 
 def test_libraries_are_imported_by_their_sources_alone() -> None:
     libraries = "{'torchvision', 'timm', 'transformers'}"
-    code = f"import sys, fxcollab.sources.source; sys.exit(bool({libraries} & sys.modules.keys()))"
+    code = f"import sys, fxcollab.sources.load; sys.exit(bool({libraries} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fxcollab
 from fxcollab import CaptureError
 from fxcollab.splits.candidates import Candidate, find_splits
+from tests.speeds import slow_but
 from tests.untouched import Untouched
 
 X = torch.rand(2, 8)
@@ -47,6 +48,7 @@ def test_what_lies_before_and_behind_adds_up_to_the_model() -> None:
     assert layer2.parameters[1] == sum(p.numel() for p in behind)
 
 
+@pytest.mark.slow
 def test_depth_decides_what_is_opened() -> None:
     model = resnet50()
     assert "layer1.0" not in names(find_splits(model, depth=0))
@@ -78,7 +80,7 @@ class Sum(nn.Module):
         return self.a(x) + self.b(x)
 
 
-@pytest.mark.parametrize("granularity", ["auto", "op"])
+@pytest.mark.parametrize("granularity", slow_but(["auto"], ["auto", "op"]))
 def test_every_candidate_is_a_split_under_its_name(granularity: Any) -> None:
     found = find_splits(RootAdds(), (X,), granularity=granularity)
     assert {"add", "add_1", "add_2"} <= set(names(found)) or granularity == "op"

@@ -167,7 +167,15 @@ def test_the_choice_and_the_summary_have_the_same_numbers() -> None:
     assert choice.option.time == pytest.approx(choice.costs.flops)
 
 
-@pytest.mark.parametrize(("max_time", "max_memory"), [(1.6, None), (None, 1.5), (2.0, 1.7), (1.3, 1.3)])
+@pytest.mark.parametrize(
+    ("max_time", "max_memory"),
+    [
+        pytest.param(1.6, None, marks=pytest.mark.slow),
+        (None, 1.5),
+        (2.0, 1.7),
+        pytest.param(1.3, 1.3, marks=pytest.mark.slow),
+    ],
+)
 def test_budgets_are_kept(max_time: float | None, max_memory: float | None) -> None:
     free = choose_splits(Narrowing(), IMAGES).costs
     choice = choose_splits(Narrowing(), IMAGES, max_time=max_time, max_memory=max_memory)
@@ -195,6 +203,7 @@ def every_choice(model: nn.Module) -> dict[tuple[str, ...], fxcollab.Costs]:
     return costs
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_the_cheapest_is_named() -> None:
     costs = every_choice(Narrowing()).values()
     with pytest.raises(SplitError) as caught:
@@ -395,6 +404,7 @@ def test_the_reason_of_a_choice_stands_in_plan_summary_and_artifact(tmp_path: Pa
     assert fxcollab.summarise(fxcollab.transform(resnet32, splits=["stage1", "stage2"], seed=0)).chosen is None
 
 
+@pytest.mark.slow
 def test_a_choice_is_transformed_by() -> None:
     model = resnet32()
     choice = fxcollab.choose_splits(model, fanouts=(3, 2))

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fxcollab
 from fxcollab import CaptureError
+from tests.speeds import slow_but
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
@@ -420,7 +421,7 @@ COMPILERS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("compiler", slow_but(["compile in place"], COMPILERS))
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_a_compiled_module_is_kept_whole_at_any_granularity(compiler: str) -> None:
     model = Blocks(COMPILERS[compiler])

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 import fxcollab
 from fxcollab import CaptureError
+from tests.speeds import slow_but
 from tests.tracing.question_helpers import (
     MORE,
     THE_REAL_TORCH,
@@ -180,7 +181,7 @@ class AsksThePart(Net):
         return super().forward(h)
 
 
-@pytest.mark.parametrize("inputs", [(X,), None], ids=["given", "guessed"])
+@pytest.mark.parametrize("inputs", slow_but([(X,)], [(X,), None]), ids=["given", "guessed"])
 @pytest.mark.parametrize("kind", ["tensor", "tuple", "list", "dict"])
 def test_what_a_module_kept_whole_returns_has_its_own_type(kind: str, inputs: Any) -> None:
     model = AsksThePart(kind)

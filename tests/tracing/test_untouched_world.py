@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import fxcollab
 from fxcollab.errors import CaptureError
+from tests.speeds import slow_but
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
 
@@ -67,7 +68,7 @@ CACHES: dict[str, Callable[[int], Tensor]] = {
 
 
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("opened", slow_but([True], [False, True]))
 def test_a_cache_holds_tensors_after_a_capture(cache: str, opened: bool) -> None:
     positions = CACHES[cache]
     cached_positions.cache_clear()
