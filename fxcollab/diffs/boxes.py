@@ -112,7 +112,7 @@ def boxes_of(diff: DiffData, readable: int = READABLE) -> Box:
         box = root
         for level in range(1, len(node.path) + 1):
             path = node.path[:level]
-            box = inside(path, "", _heading(diff, path), box)
+            box = inside(path, "", f"{branch_name(path)}: {diff.heads(path)}", box)
         inserted = node.counterpart is None  # stands in its branch, to be seen where modules are closed
         atoms = node.module.split(".") if node.module and not inserted else []
         for depth in range(1, len(atoms) + 1):
@@ -170,12 +170,6 @@ def _status(item: Item) -> Status:
 
 def _count(items: list[Item]) -> int:
     return sum(sum(1 for _ in item.nodes()) if isinstance(item, Box) else 1 for item in items)
-
-
-def _heading(diff: DiffData, path: Path) -> str:
-    heads = diff.tree.heads_of(path)
-    name = branch_name(path)
-    return f"{name}: head {heads[0]}" if len(heads) == 1 else f"{name}: heads {heads[0]} to {heads[-1]}"
 
 
 def _merge_chains(box: Box) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from string import Template
 
 from fxcollab.diffs.boxes import boxes_of
 from fxcollab.diffs.data import to_data
@@ -31,12 +32,7 @@ def to_html(diff: DiffData) -> str:
         "DATA": _data(diff),
         "SCRIPT": "\n".join([_library(), *map(read, _SCRIPTS)]),
     }
-    page, rest = "", read("page.html")
-    while "@" in rest:  # one pass: inserted text is not searched again
-        before, _, rest = rest.partition("@")
-        name, _, rest = rest.partition("@")
-        page += before + parts[name]
-    return page + rest
+    return Template(read("page.html")).substitute(parts)
 
 
 def _data(diff: DiffData) -> str:

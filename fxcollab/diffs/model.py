@@ -136,3 +136,8 @@ class DiffData:
     def count(self, *changes: Change) -> int:
         """How many nodes changed in one of these ways; the output is none of them."""
         return sum(node.change in changes for node in self.nodes if node.op != "output")
+
+    def heads(self, path: Path) -> str:
+        """The heads of a branch: ``head 0``, or ``heads 0 to 1``."""
+        heads = self.tree.heads_of(path)
+        return f"head {heads[0]}" if len(heads) == 1 else f"heads {heads[0]} to {heads[-1]}"

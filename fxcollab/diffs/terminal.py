@@ -54,14 +54,9 @@ def _grow(tree: Tree, diff: DiffData, path: Path, unfolded: bool) -> None:
         return
     for child in diff.tree.paths(len(path) + 1):
         if child[:-1] == path:
+            heading = Text(branch_name(child), "bold").append(f"  {diff.heads(child)}", "not bold dim")
             entries = _entries(diff, child, unfolded)
-            _grow(tree.add(Group(_heading(diff, child), *entries)), diff, child, unfolded)
-
-
-def _heading(diff: DiffData, path: Path) -> Text:
-    heads = diff.tree.heads_of(path)
-    which = f"head {heads[0]}" if len(heads) == 1 else f"heads {heads[0]} to {heads[-1]}"
-    return Text(branch_name(path), "bold").append(f"  {which}", "not bold dim")
+            _grow(tree.add(Group(heading, *entries)), diff, child, unfolded)
 
 
 def _entries(diff: DiffData, path: Path, unfolded: bool) -> Iterator[Text]:
