@@ -15,8 +15,17 @@ from torch.testing import assert_close
 import fxcollab
 from fxcollab import CaptureError, CollabGraphModule, HeadTree, PatternError, StateError
 from fxcollab.analysis.partition import LEVEL_KEY
-from fxcollab.fx_utils import first_difference
-from fxcollab.passes import CapturePass, CodegenPass, PartitionPass, RewritePass, Stage, run_passes, training_passes
+from fxcollab.fx_utils import copy_graph, first_difference
+from fxcollab.passes import (
+    CapturePass,
+    CodegenPass,
+    PartitionPass,
+    Pass,
+    RewritePass,
+    Stage,
+    run_passes,
+    training_passes,
+)
 from fxcollab.plan import plan_of
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
@@ -158,6 +167,39 @@ def test_a_pass_of_ones_own_between_partition_and_rewrite() -> None:
     assert torch.equal(pruned(X), train_model(X)[2])
 
 
+@dataclass(frozen=True)
+class Adds:
+    """Between partition and rewrite, without looking for the levels again."""
+
+    name: str = "adds"
+
+    def __call__(self, stage: Stage) -> Stage:
+        relu = next(node for node in stage.captured.graph.nodes if node.name == "relu")
+        with stage.captured.graph.inserting_after(relu):
+            added = stage.captured.graph.call_function(torch.neg, (relu,))
+        relu.replace_all_uses_with(added, delete_user_cb=lambda user: user is not added)
+        return stage
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Puts another graph, equal to the captured one, in its place."""
+
+    name: str = "copies"
+
+    def __call__(self, stage: Stage) -> Stage:
+        stage.captured.graph = copy_graph(stage.captured.graph)
+        return stage
+
+
+@pytest.mark.parametrize(("edit", "node"), [(Adds(), "neg"), (Copies(), "body")], ids=["nodes", "graph"])
+def test_an_edit_after_the_partition_is_refused_unless_it_is_found_anew(edit: Pass, node: str) -> None:
+    passes = training_passes(HeadTree(("stem",), (2,)))
+    passes.insert(2, edit)
+    with pytest.raises(PatternError, match=rf"(?s)edited after it was partitioned.*'{node}'"):
+        run_passes(passes, Net())
+
+
 def test_the_code_runs_branch_by_branch_depth_first() -> None:
     _, train_model = made(("stem", "body"))
     calls = [str(node.target) for node in train_model.graph.nodes if node.op == "call_module"]
@@ -185,6 +227,43 @@ def test_what_a_pass_replaced_in_every_head_prunes_and_shows(
         assert pruned.state_dict().keys() == Net().state_dict().keys()
     assert "silu" in str(fxcollab.diff(train_model))
     assert fxcollab.summarise(train_model).heads == len(outputs)
+
+
+def a_target(graph: fx.Graph, node: fx.Node) -> None:
+    node.target = torch.sigmoid
+
+
+def a_method(graph: fx.Graph, node: fx.Node) -> None:
+    node.op, node.target = "call_method", "sigmoid"
+
+
+def the_node_with_its_meta(graph: fx.Graph, node: fx.Node) -> None:
+    with graph.inserting_after(node):
+        node.replace_all_uses_with(graph.call_function(torch.sigmoid, node.args), propagate_meta=True)
+    graph.erase_node(node)
+
+
+@pytest.mark.parametrize("replace_one", [a_target, a_method, the_node_with_its_meta])
+def test_what_was_replaced_in_place_stays_so_when_pruned(replace_one: Callable[[fx.Graph, fx.Node], None]) -> None:
+    _, train_model = made()
+    for node in [node for node in train_model.graph.nodes if node.target is torch.relu]:
+        replace_one(train_model.graph, node)
+    train_model.recompile()
+    for head, output in enumerate(train_model(X)):
+        pruned = fxcollab.prune(train_model, head)
+        assert "sigmoid" in pruned.code and "relu(" not in pruned.code
+        assert torch.equal(pruned(X), output)
+
+
+def test_an_added_write_stays_behind_what_its_branch_read_before() -> None:
+    _, train_model = made()
+    named = {node.name: node for node in train_model.graph.nodes}
+    for branch in ("", "_b1"):
+        with train_model.graph.inserting_after(named[f"head{branch}"]):
+            train_model.graph.call_method("mul_", (named[f"relu{branch}"], 3))
+    train_model.recompile()
+    for head, output in enumerate(train_model(X)):
+        assert torch.equal(fxcollab.prune(train_model, head)(X), output)
 
 
 def test_a_node_added_to_one_head_is_pruned_with_that_head_alone() -> None:

@@ -1,43 +1,46 @@
-"""Which nodes have to keep their order where branches run one after the other.
+"""Which nodes keep their captured order where the code runs branch by branch.
 
-Branch by branch the trunk runs first, then each branch before those behind it. That moves a node before all deeper
-ones which stand before it in the captured graph. Where both touch the same storage, or the same module's state, the
-deeper one would see what is written after it:
+The trunk runs first, then each branch before those behind it. That moves a node before all deeper ones which stand
+before it in the captured graph. Where one of them writes what both use, they must not change places:
 
     early = self.head(shared)   # level 1
-    shared.add_(1)              # level 0: has to stay behind
+    shared.add_(1)              # level 0: has to run after it
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
 
 from torch import fx, nn
 
 from fxcollab.analysis.effects import EffectAnalysis, track_storages, with_aliases
+from fxcollab.fx_utils import attribute
 from fxcollab.module_state.holders import may_change
 
+Levels = Mapping[fx.Node, int]
 Pair = tuple[fx.Node, fx.Node]
 
 
-def ordered_pairs(
-    graph: fx.Graph, levels: Mapping[fx.Node, int], effects: EffectAnalysis, root: nn.Module
-) -> tuple[Pair, ...]:
-    """Pairs of nodes of different levels that have to stay in this order; none where no node follows a deeper one.
-
-    Args:
-        graph: a captured graph.
-        levels: the level of every node.
-        effects: what nodes do to their inputs.
-        root: the module that targets refer to.
-    """
+def ordered_pairs(graph: fx.Graph, levels: Levels, effects: EffectAnalysis, root: nn.Module) -> tuple[Pair, ...]:
+    """Pairs of nodes of different levels that have to run in this order; none where no node follows a deeper one."""
     if not _goes_back(graph, levels):
         return ()
-    return tuple(dict.fromkeys((*_by_storage(graph, levels, effects), *_by_module(graph, levels, root))))
+    pairs: dict[Pair, None] = {}
+    for used, uses in _uses(graph, levels, effects, root).items():
+        for (one, one_writes), (other, other_writes) in combinations(uses, 2):
+            if levels[one] != levels[other]:
+                shallow_writes, deep_writes = one_writes, other_writes
+                if levels[one] > levels[other]:
+                    shallow_writes, deep_writes = other_writes, one_writes
+                # A branch writes into a private copy of a shallower value, which only nodes behind it see.
+                if shallow_writes or (deep_writes and not isinstance(used, fx.Node)):
+                    pairs[one, other] = None
+    return tuple(pairs)
 
 
-def _goes_back(graph: fx.Graph, levels: Mapping[fx.Node, int]) -> bool:
+def _goes_back(graph: fx.Graph, levels: Levels) -> bool:
     """Whether any operation stands behind a deeper one."""
     deepest = 0
     for node in graph.nodes:
@@ -48,24 +51,29 @@ def _goes_back(graph: fx.Graph, levels: Mapping[fx.Node, int]) -> bool:
     return False
 
 
-def _by_storage(graph: fx.Graph, levels: Mapping[fx.Node, int], effects: EffectAnalysis) -> Iterator[Pair]:
+def _uses(
+    graph: fx.Graph, levels: Levels, effects: EffectAnalysis, root: nn.Module
+) -> dict[Any, list[tuple[fx.Node, bool]]]:
+    """For each crossing value, module and tensor of state: the nodes that use it, and whether they write it.
+
+    Keys are nodes, modules, and the ids of tensors, which may have several names.
+    """
+    state = {node: id(attribute(root, str(node.target))) for node in graph.nodes if node.op == "get_attr"}
     crossing = {source for node in graph.nodes for source in node.all_input_nodes if levels[source] < levels[node]}
-    storages = track_storages(graph, effects, with_aliases(graph, effects, crossing))
-    position = {node: number for number, node in enumerate(graph.nodes)}
-    for write in storages.writes:
-        for node in graph.nodes:
-            if node.op == "output" or levels[node] == levels[write.node]:
-                continue
-            if any(storages.roots.get(source, frozenset()) & write.roots for source in node.all_input_nodes):
-                yield (node, write.node) if position[node] < position[write.node] else (write.node, node)
-
-
-def _by_module(graph: fx.Graph, levels: Mapping[fx.Node, int], root: nn.Module) -> Iterator[Pair]:
-    calls: dict[nn.Module, list[fx.Node]] = {}
+    storages = track_storages(graph, effects, with_aliases(graph, effects, crossing | state.keys()))
+    writes = {write.node: write.roots for write in storages.writes}
+    found: dict[Any, list[tuple[fx.Node, bool]]] = {}
     for node in graph.nodes:
+        if node.op == "output":
+            continue
+        read = frozenset().union(*(storages.roots.get(source, frozenset()) for source in node.all_input_nodes))
+        written = {state.get(value, value) for value in writes.get(node, ())}
+        used: dict[Any, bool] = {key: key in written for key in (state.get(value, value) for value in read)}
         if node.op == "call_module":
             for part in root.get_submodule(str(node.target)).modules():
-                calls.setdefault(part, []).append(node)
-    for module, nodes in calls.items():
-        if any(levels[one] > levels[other] for one, other in pairwise(nodes)) and may_change(module):
-            yield from ((one, other) for one, other in pairwise(nodes) if levels[one] != levels[other])
+                used |= {id(tensor): id(tensor) in written for tensor in part.parameters(recurse=False)}
+                changes = may_change(part)
+                used |= {part: changes} | {id(tensor): changes for tensor in part.buffers(recurse=False)}
+        for key, is_written in used.items():
+            found.setdefault(key, []).append((node, is_written))
+    return found

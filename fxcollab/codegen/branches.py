@@ -133,13 +133,13 @@ def _runs(graph: fx.Graph, peers: str) -> Iterator[tuple[Path, list[fx.Node]]]:
                 f"Branches can't be computed again: {branch_name(branch)} doesn't run at one go.",
                 where=place(before),
                 why=f"it has to run between {seen[branch].name!r} and {nodes[0].name!r} of the branch: it writes in "
-                "place what that reads, or calls the same module, which keeps state",
+                "place what that reads, calls the same module, which keeps state, or was added there by another pass",
                 hint="leave recompute out, put the splits before or behind both, or compute a new value instead of "
                 "writing into one",
             )
         if branch:
             seen[branch] = nodes[-1]
-        before = nodes[-1]
+        before = next((node for node in reversed(nodes) if not provenance[node].inserted), before)
         if branch and any(node.op in ("call_module", "call_function", "call_method") for node in nodes):
             yield branch, nodes
 

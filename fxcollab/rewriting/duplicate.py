@@ -18,6 +18,7 @@ import heapq
 import itertools
 import math
 import operator
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -123,11 +124,17 @@ class _Writer:
                     self._write_instance(node, path)
                 self._note_writes(node)
         for one, other in self._cut.ordered:
-            self._before += itertools.product(self._instances_of(one), self._instances_of(other))
+            self._keep_order(self._instances_of(one), self._instances_of(other))
         return Duplicated(copy_graph(self._graph, branch_order(self._graph.nodes, self._before)), self._functional)
 
     def _instances_of(self, node: fx.Node) -> Iterator[fx.Node]:
         return (self._instances[node, path] for path in self._tree.paths(self._cut.levels[node]))
+
+    def _keep_order(self, early: Iterable[fx.Node], late: Iterable[fx.Node]) -> None:
+        """Run ``early`` before ``late`` where one branch lies behind the other; siblings don't see each other."""
+        for one, other in itertools.product(early, late):
+            if all(map(operator.eq, _branch_of(one), _branch_of(other))):
+                self._before.append((one, other))
 
     def _note_writes(self, node: fx.Node) -> None:
         """What is read after a write in place is rescaled anew: autograd forbids the view made before.
@@ -209,7 +216,7 @@ class _Writer:
             name = self._fresh(f"{self._names[key]}_{branch_name(branch if any(branch) else reader)}")
         node = self._graph.create_node("call_function", function, args, name=name)
         node.meta[META_KEY] = Provenance(kind, source.name, branch, function, self._position)
-        self._before += ((write, node) for write in writes)
+        self._keep_order(writes, [node])
         return node
 
     def _shallow_parameters(self, node: fx.Node, path: Path) -> list[str]:
@@ -254,29 +261,52 @@ class _Writer:
 def branch_order(nodes: Iterable[fx.Node], before: Iterable[tuple[fx.Node, fx.Node]]) -> list[fx.Node]:
     """Nodes of a training graph branch by branch, depth first, as far as the data flow and ``before`` allow.
 
+    Inside a branch the captured nodes keep their order: what one of them waits for, all behind it wait for.
+
     Args:
-        nodes: in an order of the data flow.
+        nodes: in an order that ``before`` allows.
         before: pairs of nodes whose first has to run before the second.
     """
     ordered = list(nodes)
-    place = {node: (_rank(node), _branch_of(node), number) for number, node in enumerate(ordered)}
+    number = {node: count for count, node in enumerate(ordered)}
     after: dict[fx.Node, list[fx.Node]] = {node: list(node.users) for node in ordered}
-    waits = {node: len(node.all_input_nodes) for node in ordered}
-    for early, late in before:
+    for early, late in (*before, *_neighbours(ordered)):
         after[early].append(late)
-        waits[late] += 1
-    ready = [place[node] for node in ordered if not waits[node]]
-    heapq.heapify(ready)
+    waits = Counter(late for lates in after.values() for late in lates)
     found: list[fx.Node] = []
-    while ready:
-        node = ordered[heapq.heappop(ready)[-1]]
-        found.append(node)
-        for late in after[node]:
-            waits[late] -= 1
-            if not waits[late]:
-                heapq.heappush(ready, place[late])
+    ready: dict[tuple[int, Path], list[int]] = {}
+    branches: list[tuple[int, Path]] = []
+
+    def make_ready(node: fx.Node) -> None:
+        branch = _rank(node), _branch_of(node)
+        heapq.heappush(ready.setdefault(branch, []), number[node])
+        heapq.heappush(branches, branch)
+
+    for node in ordered:
+        if not waits[node]:
+            make_ready(node)
+    while branches:
+        branch = heapq.heappop(branches)
+        while ready[branch]:  # as long as the branch can go on, it does
+            node = ordered[heapq.heappop(ready[branch])]
+            found.append(node)
+            for late in after[node]:
+                waits[late] -= 1
+                if not waits[late]:
+                    make_ready(late)
     assert len(found) == len(ordered), "the order of nodes goes in a circle"
     return found
+
+
+def _neighbours(nodes: Iterable[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """For each captured node the next one in its branch."""
+    latest: dict[Path, fx.Node] = {}
+    for node in nodes:
+        found = node.meta[META_KEY]
+        if not found.inserted and node.op != "output":
+            if found.branch in latest:
+                yield latest[found.branch], node
+            latest[found.branch] = node
 
 
 def _rank(node: fx.Node) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
 import torch
@@ -13,7 +12,7 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import StateError
 from fxcollab.fx_utils import map_inputs
 from fxcollab.plan import plan_of, training_model
-from fxcollab.provenance import META_KEY, Provenance, provenance_of
+from fxcollab.provenance import META_KEY, provenance_of
 from fxcollab.rewriting.outputs import codegen_for_one, output_of
 from fxcollab.rewriting.peers import Branch
 from fxcollab.rewriting.state_dict import prune_state_dict, without_infixes
@@ -30,8 +29,8 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
     """Keep one head, discard the others.
 
     The inference graph is derived from the training graph: of its nodes, those on the path of ``head`` stay, in the
-    captured graph's order, what the rewrite inserted is taken out, and each regains its original name and target.
-    Nodes that another pass has added stay where the head computes them.
+    captured graph's order, what the rewrite inserted is taken out, and each regains its original name and state.
+    What other passes have edited or added in this head stays so.
 
     Args:
         train_model: what `transform` returned; wrapped by DDP or ``torch.compile`` is fine.
@@ -81,7 +80,7 @@ def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path, peers: str) -> fx.G
             )
         return kept[node]
 
-    for node in _in_captured_order(graph, provenance):
+    for node in sorted(graph.nodes, key=lambda node: provenance[node].position):
         origin = provenance[node]
         if origin.kind == "output":
             output = new.output(map_inputs(output_of(graph, tree, path), value), type_expr=origin.target)
@@ -99,14 +98,6 @@ def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path, peers: str) -> fx.G
             kept[node].meta = _without_provenance(node)
     new.set_codegen(codegen_for_one(codegen_of(graph)))
     return new
-
-
-def _in_captured_order(graph: fx.Graph, provenance: Mapping[fx.Node, Provenance]) -> list[fx.Node]:
-    """The nodes by their places in the captured graph; added ones follow what they read."""
-    places: dict[fx.Node, int] = {}
-    for node in graph.nodes:
-        places[node] = max([provenance[node].position, *(places[source] for source in node.all_input_nodes)])
-    return sorted(graph.nodes, key=places.__getitem__)
 
 
 def _without_provenance(node: fx.Node) -> dict[str, Any]:

@@ -13,22 +13,32 @@ from fxcollab.module_state.holders import iterator_in
 from fxcollab.provenance import META_KEY
 
 
-def refuse_writes_into_shallower_state(partition: Partition) -> None:
-    """Raise where a branch writes into state of a shallower level: a second pass would write twice.
+def refuse_writes(partition: Partition) -> None:
+    """Raise where a second pass would write twice into shallower state, or read what was written after the first.
 
     Raises:
         PatternError: with the write.
     """
     for graph, levels in partition.nodes.items():
+        position = {node: number for number, node in enumerate(graph.nodes)}
         for write in partition.writes[graph]:
-            for root in write.roots:
-                if root.op == "get_attr" and levels[root] < levels[write.node]:
-                    raise PatternError(
-                        "Branches can't be computed again: a value is written in place.",
-                        where=place(write.node),
-                        why=f"what it writes into, {root.target}, belongs to a shallower level",
-                        hint="leave recompute out, or compute a new value instead of writing into one",
-                    )
+            level = levels[write.node]
+            for value in write.roots:
+                if value.op == "get_attr" and levels[value] < level:
+                    why = f"what it writes into, {value.target}, belongs to a shallower level"
+                elif value.op != "get_attr" and any(
+                    levels[reader] > level >= levels[value] and position[reader] < position[write.node]
+                    for reader in value.users
+                ):
+                    why = f"a branch that is computed again would read {value.name} after the write, not before"
+                else:
+                    continue
+                raise PatternError(
+                    "Branches can't be computed again: a value is written in place.",
+                    where=place(write.node),
+                    why=why,
+                    hint="leave recompute out, or compute a new value instead of writing into one",
+                )
 
 
 def refuse_state_that_cannot_be_restored(graph: fx.Graph, train_model: nn.Module) -> None:

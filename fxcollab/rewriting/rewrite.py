@@ -15,12 +15,13 @@ from fxcollab.analysis.partition import Partition
 from fxcollab.analysis.randomness import draws_randomly, module_draws_randomly
 from fxcollab.codegen.branches import check_recompute
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.errors import StateError
+from fxcollab.errors import PatternError, StateError
+from fxcollab.fx_utils import place
 from fxcollab.plan import PLAN_KEY, Plan, RewriteOptions
 from fxcollab.rewriting.duplicate import Cut, Duplicated, duplicate
 from fxcollab.rewriting.initialise import Factory, check_init, initialise
 from fxcollab.rewriting.peers import State, build_peers, nest
-from fxcollab.rewriting.recomputable import refuse_state_that_cannot_be_restored, refuse_writes_into_shallower_state
+from fxcollab.rewriting.recomputable import refuse_state_that_cannot_be_restored, refuse_writes
 from fxcollab.runtime.functional_call import FunctionalCall
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import CAPTURE_KEY, LIMITATIONS_KEY
@@ -70,7 +71,8 @@ def duplicated(
     check_init(options.init, is_stochastic(captured, partition))
     check_recompute(options.recompute)
     if options.recompute:
-        refuse_writes_into_shallower_state(partition)
+        refuse_writes(partition)
+    _check_partition(captured, partition)
     state = State(captured.root, partition.modules, partition.state)
     branches = build_peers(state, partition.tree)
     initialise(branches, state, partition.tree, options.init, options.seed, factory)
@@ -127,6 +129,18 @@ def _check_name_of_peers(captured: CollabGraphModule, peers: str) -> None:
             why="the peers of the other heads would live under that name",
             hint="give another: transform(..., peers='heads') (--peers heads)",
         )
+
+
+def _check_partition(captured: CollabGraphModule, partition: Partition) -> None:
+    for graph in captured.modes:
+        changed = set(graph.nodes) ^ partition.nodes.get(graph, {}).keys()
+        if changed:
+            raise PatternError(
+                "The captured graph was edited after it was partitioned.",
+                where=place(min(changed, key=lambda node: node.name)),
+                why="nodes were added or removed, so the levels are those of another graph",
+                hint="partition it again, for a pass: replace(stage, partition=partition(stage.captured, tree))",
+            )
 
 
 @contextmanager

@@ -315,12 +315,22 @@ def test_another_name_and_a_budget_are_refused() -> None:
         fxcollab.transform(SmallConvNet(), splits="auto", recompute="heads", max_memory=1.2)
 
 
-def test_a_node_without_a_branch_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("heads", "error", "message"),
+    [
+        ((0, 1), StateError, "'add' belongs to no head"),
+        ((0, 0), PatternError, "(?s)'add' of the branch.*another pass"),
+    ],
+    ids=["of two branches", "behind other branches"],
+)
+def test_a_node_added_where_no_branch_can_take_it_is_refused(
+    heads: tuple[int, int], error: type[Exception], message: str
+) -> None:
     _, again = pair(SmallConvNet, **TREES["simple"])
     output = next(iter(reversed(again.graph.nodes)))
     with again.graph.inserting_before(output):
-        again.graph.call_function(torch.neg, (output.args[0][0],))
-    with pytest.raises(StateError, match="neg"):
+        again.graph.call_function(torch.add, tuple(output.args[0][head] for head in heads))
+    with pytest.raises(error, match=message):
         again.recompile()
 
 

@@ -268,7 +268,7 @@ class HoldsAnIterator(Averages):
 @pytest.mark.parametrize(
     ("factory", "why"),
     [
-        (CallsLate, "a module with state is called in several"),
+        (CallsLate, r"counts_1.*'counts'.*calls the same module"),
         (lambda: Around(HoldsAnIterator), "numbers is an iterator"),
     ],
 )
