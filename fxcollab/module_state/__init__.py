@@ -1,1 +1,1 @@
-"""What modules keep from call to call beside parameters: compared and restored."""
+"""The values that modules keep from call to call besides parameters: found, compared and restored."""

@@ -1,12 +1,13 @@
-"""Holders: what modules keep things in from call to call.
+"""Holders: the objects in which modules keep values from call to call.
 
-These are their registries, attributes and classes, and what is reached from them and can be changed in place: lists
-and dictionaries, objects, generators of random numbers, arrays. Left out are other objects of Python's own library
-(files, locks, iterators) and of torch (scripted modules), globals, and what functions close over.
+These are their registries, attributes and classes, and what can be reached from them and be changed in place: lists
+and dictionaries, objects, random number generators, arrays. Other objects of the standard library (files, locks,
+iterators) and of torch (scripted modules), globals and variables of closures are left out.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from types import FunctionType
@@ -15,25 +16,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fxcollab.module_state.classes import classes_of, is_opaque, slots_of
-from fxcollab.module_state.contents import Slots, class_attributes, is_container, items, read
+from fxcollab.module_state.contents import Slots, cached_by_class, class_attributes, is_container, items, read
 
-OF_TORCH = frozenset(vars(nn.Module()))
-"""Attributes that every module has: registries, hooks and its mode."""
-PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size))
-"""Types of what can't be changed and holds nothing."""
-
-_OF_CLASSES = PLAIN | {FunctionType, property, staticmethod, classmethod}
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size))
+_OF_CLASSES = _PLAIN | {FunctionType, property, staticmethod, classmethod}
+_OPAQUE = frozenset((*sys.stdlib_module_names, "torch")) - {"collections", "types"}
 
 
 class Holder(NamedTuple):
-    """Something that holds values and can be changed in place.
+    """An object that has values in it and can be changed in place.
 
-    Attributes:
-        path: for people, from the module where it was found: ``cache['means']``; empty for that module's registries.
-        value: a registry, a container, an object, a class, a generator, an array.
-        module: the module where it was found.
-        attribute: the attribute of that module from which it was reached; empty for registries.
+    ``path`` leads there from the module where it was found, for messages: ``cache['means']``; it is empty for that
+    module's registries, and so is ``attribute``, the module's attribute with which the path begins.
     """
 
     path: str
@@ -43,11 +38,9 @@ class Holder(NamedTuple):
 
 
 def holders_of(modules: Iterable[nn.Module], *, own: bool = False) -> list[Holder]:
-    """Everything that modules, and those in them, hold things in, each once, in a fixed order.
+    """All holders of the modules and their submodules, each once, in a fixed order.
 
-    Args:
-        modules: the modules.
-        own: leave out what every module has: the registries of its hooks and of its children.
+    ``own`` leaves out what every module has: the registries of its hooks and of its children.
     """
     found: dict[int, Holder] = {}
     seen: set[int] = set()
@@ -62,34 +55,31 @@ def _visit_module(module: nn.Module, found: dict[int, Holder], seen: set[int], o
     if id(attributes) in found:
         return
     for registry in (module._parameters, module._buffers, *(() if own else (module._modules,)), attributes):
-        if type(registry) is dict or is_container(
-            type(registry)
-        ):  # a scripted module's are views of what it has elsewhere
+        if type(registry) is dict or is_container(type(registry)):  # those of a scripted module are views
             found[id(registry)] = Holder("", registry, module)
             seen.add(id(registry))
-    for cls in classes_of(type(module)):
+    for cls in _user_classes(type(module)):
         if id(cls) not in found:
-            found[id(cls)] = Holder(cls.__qualname__, cls, module, cls.__qualname__)
+            found[id(cls)] = holder = Holder(cls.__qualname__, cls, module, cls.__qualname__)
             for name, value in class_attributes(cls).items():
-                if type(value) in _OF_CLASSES:
-                    continue
-                _visit(f"{cls.__qualname__}.{name}", value, Holder("", cls, module, cls.__qualname__), found, seen)
+                if type(value) not in _OF_CLASSES:
+                    _visit(f"{cls.__qualname__}.{name}", value, holder, found, seen)
     for name, value in attributes.items():
-        if type(value) in PLAIN or (own and name in OF_TORCH):
+        if type(value) in _PLAIN or (own and name in _OF_EVERY_MODULE):
             continue
-        if type(value) is OrderedDict and not value:  # hooks, of which there are none
+        if type(value) is OrderedDict and not value:  # a registry without hooks
             found[id(value)] = Holder(name, value, module, name)
-        elif type(value) is not tuple or not PLAIN.issuperset(map(type, value)):
+        elif type(value) is not tuple or not _PLAIN.issuperset(map(type, value)):
             _visit(name, value, Holder(name, None, module, name), found, seen)
 
 
 def _visit(path: str, value: Any, start: Holder, found: dict[int, Holder], seen: set[int]) -> None:
-    """Note what ``value`` and everything in it holds; ``start`` is the attribute from which it was reached."""
+    """Add the holders in ``value``, which was reached from the attribute ``start``."""
     pending = [(path, value)]
     while pending:
         path, value = pending.pop()
         kind = type(value)
-        if kind in PLAIN or id(value) in seen or isinstance(value, Tensor | type):
+        if kind in _PLAIN or id(value) in seen or isinstance(value, Tensor | type):
             continue
         if isinstance(value, nn.Module):
             for part in value.modules():
@@ -100,25 +90,40 @@ def _visit(path: str, value: Any, start: Holder, found: dict[int, Holder], seen:
             pending.extend((f"{path}[{i}]", member) for i, member in enumerate(value))
         elif is_container(kind):
             found[id(value)] = start._replace(path=path, value=value)
-            pending.extend((f"{path}[{key!r}]", member) for key, member in items(value) if type(member) not in PLAIN)
-        for held in _attributes(value):
-            found[id(held)] = start._replace(path=path, value=held)
-            pending.extend((f"{path}.{name}", member) for name, member in items(read(held)))
+            pending.extend((f"{path}[{key!r}]", member) for key, member in items(value) if type(member) not in _PLAIN)
+        for container in _attributes(value):
+            found[id(container)] = start._replace(path=path, value=container)
+            pending.extend((f"{path}.{name}", member) for name, member in items(read(container)))
 
 
 def _attributes(value: Any) -> Iterator[Any]:
-    """The attributes of an object of a class of the user's or of a library: its dictionary, and its slots."""
-    if is_opaque(type(value)):
+    """The ``__dict__`` and the slots of an object whose class is neither torch's nor the standard library's."""
+    if type(value).__module__.partition(".")[0] in _OPAQUE:
         return
-    held = getattr(value, "__dict__", None)
-    if type(held) is dict:
-        yield held
-    if names := slots_of(type(value)):
+    attributes = getattr(value, "__dict__", None)
+    if type(attributes) is dict:
+        yield attributes
+    if names := _slots_of(type(value)):
         yield Slots(value, names)
 
 
+@cached_by_class
+def _user_classes(cls: type) -> tuple[type, ...]:
+    """The class and its bases, without those of Python, torch and this library."""
+    return tuple(
+        base for base in cls.__mro__ if base.__module__.partition(".")[0] not in ("torch", "builtins", "fxcollab")
+    )
+
+
+@cached_by_class
+def _slots_of(cls: type) -> tuple[str, ...]:
+    declared = (base.__dict__.get("__slots__", ()) for base in cls.__mro__)
+    names = [name for slots in declared for name in ((slots,) if isinstance(slots, str) else slots)]
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__") and not name.startswith("__"))
+
+
 def iterator_in(modules: Iterable[nn.Module]) -> str | None:
-    """The way to an iterator that modules hold, which can't be gone back to; None where there is none."""
+    """The path of an iterator that modules hold, which can't be restored; None where there is none."""
     for holder in holders_of(modules, own=True):
         for key, value in items(read(holder.value)):
             if isinstance(value, Iterator):
@@ -127,7 +132,7 @@ def iterator_in(modules: Iterable[nn.Module]) -> str | None:
 
 
 def may_change(module: nn.Module) -> bool:
-    """Whether a call may leave the module changed: it has buffers or hooks, or is not a layer of torch's own."""
+    """Whether a call may change the module: it has buffers or hooks, or is not one of torch's own layers."""
     return bool(
         module._buffers
         or module._forward_hooks

@@ -1,4 +1,4 @@
-"""Capture: a model becomes a graph, opened only as far as the splits need."""
+"""Capture: a model becomes a graph; only modules that contain a split are traced into."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError
 from fxcollab.fx_utils import copy_graph
 from fxcollab.rng import preserve_rng_state
-from fxcollab.tracing.answers import may_be_none
-from fxcollab.tracing.callers import belongs_to_the_machinery
+from fxcollab.tracing.callers import is_internal_file
 from fxcollab.tracing.errors import NoExampleError, UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
 from fxcollab.tracing.examples import example_tensors, guess_inputs
@@ -28,6 +27,7 @@ from fxcollab.tracing.leaks import purge_caches, purge_leaked_proxies
 from fxcollab.tracing.limitations import limitations
 from fxcollab.tracing.preserve import preserved
 from fxcollab.tracing.proxy import readable
+from fxcollab.tracing.queries import may_be_none
 from fxcollab.tracing.tracer import LazyTracer
 
 Granularity = Literal["auto", "op"]
@@ -37,12 +37,7 @@ CAPTURE_KEY = "fxcollab_capture"
 
 @dataclass(frozen=True)
 class CaptureOptions:
-    """How a model was captured; ``captured.meta[CAPTURE_KEY]``.
-
-    Attributes:
-        granularity: how far the model was opened.
-        interface: the graph's inputs.
-    """
+    """How a model was captured; ``captured.meta[CAPTURE_KEY]``."""
 
     granularity: Granularity
     interface: Interface
@@ -56,26 +51,26 @@ def capture(
     *,
     interface: Interface | None = None,
 ) -> CollabGraphModule:
-    """The model as a graph over its own modules.
+    """Capture a model as a graph over its own modules.
 
-    Only the modules that contain a split are opened; every other module stays one node, the same object with
-    its hooks, parametrizations and train/eval behaviour. Both modes are traced: where a forward reads
+    Only the modules that contain a split are traced into; every other module is a leaf module: one node, the same
+    object with its hooks, parametrizations and train/eval behaviour. Both modes are traced: if a forward reads
     ``self.training``, the captured module follows ``.train()`` and ``.eval()``.
 
     Args:
         model: any module, on any device; a ``GraphModule`` is taken as it is and never traced again.
-        splits: split names whose enclosing modules are opened.
+        splits: split names; the modules around them are opened, that is traced into.
         example_inputs: tuple or dict. Tensors in it become inputs, also for optional parameters; other values
-            are fixed. Questions that a forward asks while it is traced are answered by these examples.
-        granularity: ``"auto"`` opens only what the splits need, ``"op"`` down to torch's own layers.
+            are fixed. Where a forward needs concrete values while it is traced, it gets those of the examples.
+        granularity: ``"auto"`` opens only what the splits need, ``"op"`` everything down to torch's own layers.
         interface: that of an earlier capture, to be used again without examples.
 
     Returns:
         A ``GraphModule`` whose state dict is that of ``model``, key for key, with the same tensors.
 
     Raises:
-        ForwardError: that of an opened module can't be traced; the model is as it was.
-        CaptureError: it has no inputs, or parameters without a shape.
+        ForwardError: The forward of an opened module can't be traced; the model is restored.
+        CaptureError: The model has no inputs, or parameters without a shape.
     """
     if granularity not in ("auto", "op"):
         raise CaptureError(f"There is no granularity {granularity!r}.", hint="use 'auto' or 'op'")
@@ -83,24 +78,28 @@ def capture(
     options = CaptureOptions(granularity, interface)
     if isinstance(model, fx.GraphModule):
         return _adopt(model, options)
-    _refuse_lazy_modules(model)
-    _refuse_no_inputs(model, interface)
-    opened = opened_paths(model, splits)
-    request = _Request(model, opened, interface, granularity == "op", example_inputs)
+    _check_initialized(model)
+    if not interface.inputs:
+        raise CaptureError(
+            f"{type(model).__qualname__} has no required input, so that the inputs of its graph are not known.",
+            where=forward_of(model),
+            hint="give example_inputs: a dict of the keyword inputs you train with",
+        )
+    request = _Request(model, opened_paths(model, splits), interface, granularity == "op", example_inputs)
     train = _trace_mode(request, True)
     evaluation = _trace_mode(request, False, train.constants)
     captured = CollabGraphModule(model, Modes.merged(train.graph, evaluation.graph), constants=evaluation.constants)
     captured.meta[CAPTURE_KEY] = options
     captured.meta[LIMITATIONS_KEY] = (
         *limitations({**train.opened, **evaluation.opened}, interface),
-        *_compromises(train, evaluation),
+        *_limitations_of_tracing(train, evaluation),
     )
     return captured
 
 
 @dataclass(frozen=True, eq=False)
 class _Request:
-    """What is to be traced: the model, what is opened, what are inputs, and examples of them."""
+    """What is to be traced, and how."""
 
     model: nn.Module
     opened: frozenset[str]
@@ -109,9 +108,9 @@ class _Request:
     example_inputs: ExampleInputs | None
 
     def examples(self) -> Iterator[Examples]:
-        """A value for each input: the given ones, or random ones of the shapes that are known or guessed.
+        """Examples to try in turn: those given, or random ones of shapes that are known or guessed.
 
-        Fake tensors first; real ones, given or of given shapes and not guessed, where the answers depend on data.
+        On fake tensors first; then, unless they are guessed, on real ones, for a forward that depends on data.
         """
         if self.example_inputs is not None:
             values = self.interface.values_of(self.model, self.example_inputs)
@@ -130,41 +129,41 @@ class _Request:
 
 @dataclass(frozen=True, eq=False)
 class _Traced:
-    """One mode's graph, and how it came about."""
+    """The graph of one mode, and what its limitations are made of."""
 
     graph: fx.Graph
     constants: Mapping[str, Tensor]
     opened: Mapping[str, nn.Module]
-    helpers: tuple[Helper, ...]
-    notes: tuple[str, ...]
-    assigned: tuple[str, ...]
+    helpers: Sequence[Helper]
+    notes: Iterable[str]
+    assigned: Sequence[str]
     drew: bool
 
 
 def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tensor] | None = None) -> _Traced:
-    """Trace one mode, giving way where the forward resists.
+    """Trace one mode, and try again after an error.
 
-    A helper function that asks for values becomes one node, and asks at every call. Where a module's own forward
-    asks, an example answers.
+    After one in a helper function, calls of it are recorded as one node, which has concrete values at every call.
+    After any other, the next examples are used.
     """
     with purge_leaked_proxies() as proxies:
-        return _tried(request, training, constants, proxies)
+        return _trace_with_retries(request, training, constants, proxies)
 
 
-def _tried(
+def _trace_with_retries(
     request: _Request,
     training: bool,
     constants: Mapping[str, Tensor] | None,
     proxies: list[weakref.ref[fx.Proxy]],
 ) -> _Traced:
     model, helpers = request.model, list[Helper]()
-    resorts = request.examples()
-    examples = next(resorts) if request.interface.structured else None  # only an example tells of what
+    candidates = request.examples()
+    examples = next(candidates) if request.interface.structured else None  # whose members only an example has
     while True:
-        purge_caches(proxies)  # of the attempt before, whose error is gone
+        purge_caches(proxies)  # of the attempt before, whose error has been released by now
         proxies.clear()
         try:
-            # what one mode sets or draws must not be seen in the other
+            # what one mode assigns or draws must not be seen in the other
             with preserve_rng_state() as generators, preserved(model.modules()) as assigned:
                 tracer = LazyTracer(
                     request.opened,
@@ -179,63 +178,94 @@ def _tried(
                 graph = tracer.trace(model)
                 drew = generators.foreign_numbers_were_drawn()
                 changed = assigned()
-        except (Exception, SystemExit, UntraceableError) as error:  # whatever the user's code raises on proxies
+        except (Exception, SystemExit, UntraceableError) as error:  # user code may raise anything on proxies
             helper = innermost_helper(error, helpers)
-            if isinstance(error, NoExampleError) and examples is None and (found := _first(resorts)) is not None:
+            if isinstance(error, NoExampleError) and examples is None and (found := _first(candidates)) is not None:
                 examples = found
             elif helper is not None:
                 helpers.append(helper)
             else:
-                examples = _next_resort(resorts, error, request)
+                examples = _next_examples(candidates, error, model)
         else:
-            with preserved(model.modules()):
-                set_mode(model, training)
-                deceived = _with_absent_values(model, graph, tracer, resorts) if examples is None else None
-            if deceived is not None:
-                examples = deceived
-                continue
-            return _Traced(graph, tracer.constants, tracer.opened, tuple(helpers), tuple(tracer.notes), changed, drew)
+            needed = None
+            if examples is None:
+                with preserved(model.modules()):
+                    set_mode(model, training)
+                    needed = _examples_with_none(model, graph, tracer, candidates)
+            if needed is None:
+                return _Traced(graph, tracer.constants, tracer.opened, helpers, tracer.notes, changed, drew)
+            examples = needed
 
 
-def _first(resorts: Iterator[Examples]) -> Examples | None:
+def _first(candidates: Iterator[Examples]) -> Examples | None:
     try:
-        return next(resorts, None)
+        return next(candidates, None)
     except CaptureError:  # none can be guessed
         return None
 
 
-def _with_absent_values(
-    model: nn.Module, graph: fx.Graph, tracer: LazyTracer, resorts: Iterator[Examples]
-) -> Examples | None:
-    """Examples for which a module returns None among other values.
+def _next_examples(candidates: Iterator[Examples], error: BaseException, model: nn.Module) -> Examples:
+    """The next examples; where there are none left, ``error`` is reported."""
+    hint = (
+        "put the splits at modules further out, so that this code stays inside a leaf module; or move the code that "
+        "needs concrete values into a module of its own"
+    )
+    try:
+        return next(candidates)
+    except StopIteration:
+        pass
+    except CaptureError as missing:
+        hint = f"{missing.hint}; or {hint}"
+    raise ForwardError(
+        f"The forward of {type(model).__qualname__} can't be captured.",
+        where=_user_line(error),
+        why=readable(f"{type(error).__name__}: {error}"),
+        hint=hint,
+    ) from error
 
-    To the forward it looked like a value: ``if mask is None`` was decided wrongly, and needs the examples.
+
+def _user_line(error: BaseException) -> str | None:
+    """The innermost line of user code in the traceback."""
+    trace, found = error.__traceback__, None
+    while trace is not None:
+        file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
+        if not is_internal_file(file):
+            found = f"{file}:{line}, in {trace.tb_frame.f_code.co_qualname}"
+        trace = trace.tb_next
+    return found
+
+
+def _examples_with_none(
+    model: nn.Module, graph: fx.Graph, tracer: LazyTracer, candidates: Iterator[Examples]
+) -> Examples | None:
+    """Examples for which a module returns None among other values; None if there are none.
+
+    Without them ``if mask is None`` was false in the trace, as ``mask`` was a proxy.
     """
-    unpacked = [node for node in graph.nodes if _is_part_of_a_call(node)]
-    if not unpacked:
+    parts = [node for node in graph.nodes if _is_part_of_a_call(node)]
+    if not parts:
         return None
     reason = "there is no example"
     while True:
         try:
-            examples = next(resorts)
+            examples = next(candidates)
             example_values = ExampleValues(model, examples, tracer.tensors)
-            return examples if any(example_values.value(node) is None for node in unpacked) else None
+            return examples if any(example_values.value(node) is None for node in parts) else None
         except StopIteration:
             break
         except CaptureError as error:
             reason = error.what
             break
-        except (Exception, UntraceableError) as error:  # whatever the user's code raises on examples
+        except (Exception, UntraceableError) as error:  # user code may raise anything on examples
             reason = f"{type(error).__name__}: {error}"
-    called = unpacked[0].args[0]
-    tracer.notes[f"whether a part of what {called} returns is None could not be seen ({reason})"] = None
+    tracer.notes[f"whether a part of what {parts[0].args[0]} returns is None is not known ({reason})"] = None
     return None
 
 
 def _is_part_of_a_call(node: fx.Node) -> bool:
-    """``outputs[1]``, ``outputs[:2][1]`` or ``outputs.aux`` of what a module returned, and what a helper returns.
+    """Whether it is ``outputs[1]``, ``outputs[:2][1]`` or ``outputs.aux`` of what a module or a helper returned.
 
-    ``x[:, 0]`` is no part but an operation, and so are a tensor's attributes.
+    ``x[:, 0]`` is an operation on a tensor, and so are a tensor's attributes.
     """
     value: Any = node
     while isinstance(value, fx.Node) and value.target in (operator.getitem, getattr, "get"):
@@ -248,18 +278,7 @@ def _is_part_of_a_call(node: fx.Node) -> bool:
     return isinstance(value, fx.Node) and (value.op == "call_module" or may_be_none(value))
 
 
-def _next_resort(resorts: Iterator[Examples], error: BaseException, request: _Request) -> Examples:
-    refusal = _refusal(request.model, error)
-    try:
-        return next(resorts)
-    except StopIteration:
-        raise refusal from error
-    except CaptureError as missing:
-        refusal.hint = f"{missing.hint}; or {refusal.hint}"
-        raise refusal from error
-
-
-def _compromises(train: _Traced, evaluation: _Traced) -> tuple[str, ...]:
+def _limitations_of_tracing(train: _Traced, evaluation: _Traced) -> tuple[str, ...]:
     helpers = dict.fromkeys(helper.title for helper in (*train.helpers, *evaluation.helpers))
     notes = dict.fromkeys((*train.notes, *evaluation.notes))
     assigned = dict.fromkeys((*train.assigned, *evaluation.assigned))
@@ -267,15 +286,15 @@ def _compromises(train: _Traced, evaluation: _Traced) -> tuple[str, ...]:
     return (
         *(f"what the forward assigns to {name} is not kept: the graph reads the value it had" for name in assigned),
         *["random numbers of Python or numpy were drawn while tracing and are constants of the graph"] * drew,
-        *(f"function {title} can't be traced and is kept whole as one node" for title in helpers),
+        *(f"function {title} can't be traced: calls of it are one node" for title in helpers),
         *notes,
     )
 
 
 def opened_paths(model: nn.Module, splits: Iterable[str]) -> frozenset[str]:
-    """The root and every module that properly contains a split; names that are no modules open nothing."""
+    """The paths of the root and of every module that contains a split; names of other nodes add none."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    canonical = {module: path for path, module in reversed(modules.items())}  # a graph uses the first path
+    canonical = {module: path for path, module in reversed(modules.items())}  # the graph uses the first path
     opened = {""}
     for split in splits:
         for part in split.split("+"):
@@ -294,37 +313,7 @@ def _adopt(model: fx.GraphModule, options: CaptureOptions) -> CollabGraphModule:
     return captured
 
 
-def _refusal(model: nn.Module, error: BaseException) -> ForwardError:
-    return ForwardError(
-        f"The forward of {type(model).__qualname__} can't be captured.",
-        where=_where(error),
-        why=readable(f"{type(error).__name__}: {error}"),
-        hint="put the splits at modules further out, so that this code stays inside a module kept whole; "
-        "or move the code that asks for values into a module of its own",
-    )
-
-
-def _where(error: BaseException) -> str | None:
-    """The innermost line of the user's own code."""
-    trace, found = error.__traceback__, None
-    while trace is not None:
-        file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
-        if not belongs_to_the_machinery(file):
-            found = f"{file}:{line}, in {trace.tb_frame.f_code.co_qualname}"
-        trace = trace.tb_next
-    return found
-
-
-def _refuse_no_inputs(model: nn.Module, interface: Interface) -> None:
-    if not interface.inputs:
-        raise CaptureError(
-            f"{type(model).__qualname__} has no required input, so nothing says what its graph takes.",
-            where=forward_of(model),
-            hint="give example_inputs: a dict of the keyword inputs you train with",
-        )
-
-
-def _refuse_lazy_modules(model: nn.Module) -> None:
+def _check_initialized(model: nn.Module) -> None:
     names = [name for name, tensor in model.named_parameters() if torch.nn.parameter.is_lazy(tensor)]
     if names:
         raise CaptureError(

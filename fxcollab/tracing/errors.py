@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class UntraceableError(BaseException):
-    """The forward does something that a graph can't hold.
+    """The forward does something that can't be recorded in a graph.
 
-    Not an ``Exception``: a forward's own ``except Exception`` must not take it for an answer.
+    Not an ``Exception``: an ``except Exception`` in the forward must not catch it.
     """
 
 
 class NoExampleError(UntraceableError):
-    """What any example would tell, such as a type, was asked where there is none."""
+    """The forward needs something that an example input would tell, such as a type, and there is none yet."""

@@ -1,13 +1,13 @@
-"""Example values for a graph under construction.
+"""Example values for a graph that is being traced.
 
-An opened forward may ask what a proxy can't tell: whether two sizes are equal, how long a tuple is, what a number is.
-The answer is that of an example input, computed when it is first asked for: on fake tensors as far as shapes decide,
-on real ones where data do. Sizes stay symbolic in the graph; what was decided by the example is noted.
+An opened forward may need what a proxy doesn't have: whether two sizes are equal, the length of a tuple, a number.
+Then it gets the value for an example input, computed when it is first needed: on fake tensors if shapes decide, on
+real ones if data do. Sizes stay symbolic in the graph; what was decided by the example is noted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,40 +26,32 @@ from fxcollab.tracing.preserve import preserved
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """An example of every input, in order, and how its consequences are computed.
-
-    Attributes:
-        values: the examples.
-        real: on copies of the model's real state, not on fake tensors.
-    """
+    """An example of each input; with ``real``, values are computed on copies of the model's state, not on fakes."""
 
     values: Sequence[Any]
     real: bool = False
 
 
 class ExampleValues:
-    """The values that the nodes of one graph have for one example.
+    """The values of a graph's nodes for one example of its placeholders.
 
-    Args:
-        root: the module that targets refer to; its state is read as copies and never written.
-        examples: the example of every placeholder.
-        tensors: those that ``get_attr`` nodes name, as they were when the forward began.
+    The state of ``root`` is read as copies; ``tensors`` has those of the ``get_attr`` nodes by name.
     """
 
     def __init__(self, root: nn.Module, examples: Examples, tensors: Mapping[str, Tensor]) -> None:
         self._root, self._tensors = root, tensors
-        self._mode = None if examples.real else FakeTensorMode(allow_non_fake_inputs=True)
+        self._mode = mode = None if examples.real else FakeTensorMode(allow_non_fake_inputs=True)
         self._values: dict[fx.Node, Any] = {}
-        self._copy = once_each(_copying(self._mode))
+        self._copy = once_each(lambda tensor: (tensor.clone() if mode is None else mode.from_tensor(tensor)).detach())
         self._inputs = [pytree.tree_map_only(Tensor, self._copy, value) for value in examples.values]
 
     @property
     def real(self) -> bool:
-        """Whether values depend on the example's data, and not on its shapes alone."""
+        """Whether values depend on the example's data, and not only on its shapes."""
         return self._mode is None
 
     def value(self, node: fx.Node) -> Any:
-        """The example's value of ``node``; every node before it is computed first, in the graph's order."""
+        """The example value of ``node``; those of the nodes before it are computed first, in the graph's order."""
         with self._computing():
             for other in node.graph.nodes:
                 if other not in self._values:
@@ -68,14 +60,14 @@ class ExampleValues:
                     break
         return self._values[node]
 
-    def holders(self, node: fx.Node) -> tuple[str, ...] | None:
-        """The nodes so far in whose values the list or dict that ``node`` stands for is found; None for a tensor."""
+    def containers_of(self, node: fx.Node) -> tuple[str, ...] | None:
+        """The nodes so far whose values have the list or dict of ``node`` in them; None for a tensor."""
         container = self.value(node)
         if not isinstance(container, list | dict):
             return None
         return tuple(
-            holder.name
-            for holder, value in self._values.items()
+            other.name
+            for other, value in self._values.items()
             if any(inner is container for inner in _containers(value))
         )
 
@@ -98,21 +90,17 @@ class ExampleValues:
             case "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
             case "call_module":
-                return self._called(str(target), args, kwargs)
+                return self._call_module(str(target), args, kwargs)
         return None
 
-    def _called(self, path: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _call_module(self, path: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         module = self._root.get_submodule(path)
         if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
             raise UntraceableError(
-                f"an example is needed behind {path}, which is scripted and runs on its own state only"
+                f"an example value is needed behind {path}, which is scripted and can't run on a copy of its state"
             )
-        with preserved(module.modules()):  # what it sets now is no assignment of the traced forward
+        with preserved(module.modules()):  # its assignments are not those of the traced forward
             return call_with(module, copied_state(module, self._copy), args, kwargs)
-
-
-def _copying(mode: FakeTensorMode | None) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: (tensor.clone() if mode is None else mode.from_tensor(tensor)).detach()
 
 
 def _containers(value: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Inputs for a model that nobody gave any for: guessed from its first layer, tried on fake tensors."""
+"""Example inputs: guessed from a model's first layer, and tried on fake tensors."""
 
 from __future__ import annotations
 
@@ -24,19 +24,16 @@ SMALL_IMAGES = (64, 224, 32, 299, 128, 256, 384, 28)
 USUAL_IMAGES = (224, 299, 32, 64, 128, 256, 384, 28)
 BATCH = 2
 
+_USER_ERRORS = (Exception, SystemExit)  # what user code may raise on a wrong shape
+
 
 def guess_inputs(
     model: nn.Module, images: Sequence[int] = SMALL_IMAGES, *, known: Interface | None = None
 ) -> Interface:
     """The first of the usual input shapes that ``model`` accepts in train and in eval mode.
 
-    Args:
-        model: a module with one required input; it is not run on real values and stays as it is.
-        images: edge lengths to try for images, in this order.
-        known: what an earlier capture saw of the inputs; a structure of tensors can't be guessed.
-
-    Raises:
-        CaptureError: none fits, or the model needs several inputs.
+    Image sizes are tried in the order of ``images``. A model whose ``known`` interface, that of an earlier capture,
+    has structured inputs is refused.
     """
     interface = interface_of(model)
     names = [spec.name for spec in interface.inputs]
@@ -60,17 +57,13 @@ def guess_inputs(
 
 
 def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> Interface:
-    """The interface under which ``model`` is captured, with all shapes: of the examples, or guessed.
-
-    Raises:
-        CaptureError: no usual input fits, or one is a structure of tensors.
-    """
+    """The interface under which ``model`` is captured, with the shapes of the examples, or guessed ones."""
     interface = interface_of(model, example_inputs)
     if structured := interface.structured:
         raise CaptureError(
-            f"What {type(model).__qualname__} costs can't be counted.",
+            f"The costs of {type(model).__qualname__} can't be computed.",
             where=forward_of(model),
-            why=f"{', '.join(structured)} is a list, a dict or the like, and only tensors are counted on",
+            why=f"{', '.join(structured)} is a list, a dict or the like, and costs need inputs that are tensors",
             hint="name the splits yourself",
         )
     return interface if interface.known else guess_inputs(model, USUAL_IMAGES, known=interface)
@@ -78,11 +71,11 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
 
 def accepts(model: nn.Module, interface: Interface) -> bool:
     """Whether ``model`` runs on such inputs in both modes, tried on fake tensors."""
-    return _why_not_in_both_modes(model, lambda: run_on_fakes(model, interface)) is None
+    return _error_in_either_mode(model, lambda: run_on_fakes(model, interface)) is None
 
 
 def why_not(model: nn.Module, interface: Interface) -> str | None:
-    """Why ``model`` fails on such inputs, in a line; None where it runs, or where fake tensors can't tell."""
+    """The error, in a line, that ``model`` raises on such inputs; None if there is none, or if it depends on data."""
     try:
         run_on_fakes(model, interface)
     except DATA_DEPENDENT_ERRORS:
@@ -93,7 +86,7 @@ def why_not(model: nn.Module, interface: Interface) -> str | None:
 
 
 def why_not_on(model: nn.Module, interface: Interface, values: Sequence[Any]) -> str | None:
-    """Why ``model`` fails on these very inputs, in a line; None where it runs in both modes, or has no data."""
+    """The error, in a line, that ``model`` raises on these values in either mode; None for a model on meta."""
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         return None
 
@@ -103,14 +96,10 @@ def why_not_on(model: nn.Module, interface: Interface, values: Sequence[Any]) ->
         call_with(model, copied_state(model, Tensor.clone), args, kwargs)
 
     with preserve_rng_state():
-        return _why_not_in_both_modes(model, call)
+        return _error_in_either_mode(model, call)
 
 
-_USER_ERRORS = (Exception, SystemExit)
-"""What user code may raise on a wrong shape: whatever it likes."""
-
-
-def _why_not_in_both_modes(model: nn.Module, call: Callable[[], object]) -> str | None:
+def _error_in_either_mode(model: nn.Module, call: Callable[[], object]) -> str | None:
     with preserved(model.modules()), torch.no_grad():
         for training in (True, False):
             set_mode(model, training)
@@ -122,11 +111,7 @@ def _why_not_in_both_modes(model: nn.Module, call: Callable[[], object]) -> str 
 
 
 def example_tensors(model: nn.Module, interface: Interface, seed: int = 0) -> list[Tensor]:
-    """Random tensors for all inputs, on the model's device; a function of ``seed`` alone.
-
-    Raises:
-        CaptureError: the shapes of the inputs aren't known.
-    """
+    """Random tensors for all inputs, whose shapes must be known, on the model's device."""
     generator = torch.Generator().manual_seed(seed)
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     return [spec.make(generator).to(device) for spec in interface.inputs]
@@ -138,17 +123,18 @@ def run_on_fakes(
     observer: AbstractContextManager[object] | None = None,
     run: Callable[..., object] | None = None,
 ) -> object:
-    """What ``model`` returns for fake inputs and fake copies of its own state, which stays untouched.
+    """What ``model`` returns for fake inputs and fake copies of its state, which is not written.
 
-    Args:
-        model: a module on any device, or a graph made from one.
-        interface: its inputs, of known shapes.
-        observer: a dispatch mode that shall see the operations.
-        run: what to do with the model, called on it and the inputs while parameters take gradients as usual; a call
-            of the model unless said.
+    A dispatch mode ``observer`` sees the operations. ``run`` is called on the model and the inputs in place of the
+    model itself; then parameters require gradients as they do in the model.
     """
     examples = example_tensors(model, interface)
     modules = list(model.modules())
+
+    def call_model(model: nn.Module, *values: Tensor) -> object:
+        args, kwargs = interface.call(model, values)
+        return model(*args, **kwargs)
+
     with (
         preserve_rng_state(),
         preserved(modules),
@@ -161,14 +147,14 @@ def run_on_fakes(
         def fake(tensor: Tensor) -> Tensor:
             return mode.from_tensor(tensor).detach().requires_grad_(run is not None and tensor.requires_grad)
 
-        call = _Call(model, run or (lambda model, *values: _called(model, interface, values)))
+        call = _Call(model, run or call_model)
         state = copied_state(call, fake)
         replace_plain_tensors(modules, fake)
         return call_with(call, state, tuple(map(fake, examples)))
 
 
 class _Call(nn.Module):
-    """What is done with a model, as a module over its state."""
+    """A function of a model and inputs, as a module that has the model's state."""
 
     def __init__(self, model: nn.Module, run: Callable[..., object]) -> None:
         super().__init__()
@@ -178,14 +164,9 @@ class _Call(nn.Module):
         return self._run(self.model, *inputs)
 
 
-def _called(model: nn.Module, interface: Interface, values: Sequence[Tensor]) -> object:
-    args, kwargs = interface.call(model, values)
-    return model(*args, **kwargs)
-
-
 @contextmanager
 def without_tracebacks() -> Iterator[None]:
-    """Keep fake tensors from logging pages about an input that doesn't fit: the error says it."""
+    """Disable the logger that prints a traceback for every error on fake tensors."""
     logger = logging.getLogger(FakeTensorMode.__module__)
     disabled, logger.disabled = logger.disabled, True
     try:
@@ -196,17 +177,13 @@ def without_tracebacks() -> Iterator[None]:
 
 def _candidates(model: nn.Module, name: str, images: Sequence[int]) -> Iterator[InputSpec]:
     dtype = next((str(p.dtype) for p in model.parameters() if p.is_floating_point()), "torch.float32")
-    dtype = dtype.removeprefix("torch.")
-    for shape in _shapes(model, images):
-        yield InputSpec(name, shape, dtype)
-    yield InputSpec(name, _TOKENS, "int64")
+    for shape in (*_declared_shapes(model), *_first_layer_shapes(model, images)):
+        yield InputSpec(name, shape, dtype.removeprefix("torch."))
+    yield InputSpec(name, (BATCH, 16), "int64")  # tokens
 
 
-_TOKENS = (BATCH, 16)
-
-
-def _declared(model: nn.Module) -> Iterator[tuple[int, ...]]:
-    """What timm's models say of their input, and those of transformers that take images."""
+def _declared_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    """The input shapes that models of timm, and those of transformers that take images, declare."""
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     size = config.get("input_size") if isinstance(config, dict) else None
     if isinstance(size, list | tuple) and all(isinstance(edge, int) for edge in size):
@@ -217,24 +194,22 @@ def _declared(model: nn.Module) -> Iterator[tuple[int, ...]]:
         yield (BATCH, channels, edge, edge)
 
 
-def _shapes(model: nn.Module, images: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """The shape that the model declares, and those that the first layer with parameters may take."""
-    yield from _declared(model)
+def _first_layer_shapes(model: nn.Module, images: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """The shapes that the first layer with parameters may take."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            yield from ((BATCH, module.in_channels, size, size) for size in images)
-            return
-        if isinstance(module, nn.Conv1d):
-            yield from ((BATCH, module.in_channels, size) for size in (128, 1024, 16000))
-            return
-        if isinstance(module, nn.Conv3d):
-            yield from ((BATCH, module.in_channels, 8, size, size) for size in (64, 112, 224))
-            return
-        if isinstance(module, nn.Linear):
-            yield from ((BATCH, module.in_features), (BATCH, 16, module.in_features))
-            return
-        if isinstance(module, nn.RNNBase):
-            yield (BATCH, 16, module.input_size)
-            return
-        if isinstance(module, nn.Embedding):
-            return
+        match module:
+            case nn.Conv2d():
+                yield from ((BATCH, module.in_channels, size, size) for size in images)
+            case nn.Conv1d():
+                yield from ((BATCH, module.in_channels, size) for size in (128, 1024, 16000))
+            case nn.Conv3d():
+                yield from ((BATCH, module.in_channels, 8, size, size) for size in (64, 112, 224))
+            case nn.Linear():
+                yield from ((BATCH, module.in_features), (BATCH, 16, module.in_features))
+            case nn.RNNBase():
+                yield (BATCH, 16, module.input_size)
+            case nn.Embedding():
+                pass
+            case _:
+                continue
+        return

@@ -1,4 +1,4 @@
-"""Which parameters of a model's forward become inputs of its graph."""
+"""Which parameters of a model's forward become inputs of the graph."""
 
 from __future__ import annotations
 
@@ -16,40 +16,29 @@ from fxcollab.errors import CaptureError
 ExampleInputs = Sequence[Any] | Mapping[str, Any]
 """Example inputs of a call: a tuple of positional ones, or a dict of keyword ones."""
 
-FIXABLE = (type(None), bool, int, float, str)
+_FIXABLE = (type(None), bool, int, float, str)
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input of a graph.
-
-    Attributes:
-        name: that of the forward's parameter.
-        shape: of the example tensor; None where none was given.
-        dtype: of the example tensor, such as ``"float32"``.
-        structured: whether the example was a list, a dict or another structure of tensors.
-    """
+    """One input of a graph: a parameter of the forward, and what is known of it from an example."""
 
     name: str
     shape: tuple[int, ...] | None = None
-    dtype: str | None = None
-    structured: bool = False
+    dtype: str | None = None  # such as "float32"
+    structured: bool = False  # a list, a dict or another structure of tensors
 
     @classmethod
     def of(cls, name: str, example: Any) -> InputSpec:
-        """What is known of an input from an example of it."""
+        """The input of which ``example`` is an example; None tells nothing."""
         if not isinstance(example, Tensor):
             return cls(name, structured=example is not None)
         return cls(name, tuple(example.shape), str(example.dtype).removeprefix("torch."))
 
     def make(self, generator: torch.Generator) -> Tensor:
-        """A random tensor like the example: standard normal, or 0 and 1 for integers and booleans.
-
-        Raises:
-            CaptureError: nothing is known of the input.
-        """
+        """A random tensor like the example: standard normal, or 0 and 1 for integers and booleans."""
         if self.shape is None or self.dtype is None:
-            raise CaptureError(f"Nothing is known of input {self.name!r}.", hint="give example_inputs")
+            raise CaptureError(f"The shape of input {self.name!r} is not known.", hint="give example_inputs")
         dtype: torch.dtype = getattr(torch, self.dtype)
         if dtype.is_floating_point or dtype.is_complex:
             return torch.randn(self.shape, dtype=dtype, generator=generator)
@@ -58,17 +47,11 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Interface:
-    """The inputs of a graph, and what its forward's other parameters are fixed at.
+    """The inputs of a graph, and the values at which the other parameters of the forward are fixed."""
 
-    Attributes:
-        inputs: what becomes a placeholder, in the order of the signature.
-        fixed: given values that are no tensors, such as ``use_cache=False``; the graph holds them for good.
-        defaults: names of optional parameters that stay at their defaults.
-    """
-
-    inputs: tuple[InputSpec, ...]
-    fixed: tuple[tuple[str, Any], ...] = ()
-    defaults: tuple[str, ...] = ()
+    inputs: tuple[InputSpec, ...]  # the placeholders, in the order of the signature
+    fixed: tuple[tuple[str, Any], ...] = ()  # given values that are not tensors, such as use_cache=False
+    defaults: tuple[str, ...] = ()  # optional parameters that stay at their defaults
 
     @property
     def known(self) -> bool:
@@ -77,38 +60,31 @@ class Interface:
 
     @property
     def structured(self) -> tuple[str, ...]:
-        """The names of inputs that are a list, a dict or the like."""
+        """The names of structured inputs."""
         return tuple(spec.name for spec in self.inputs if spec.structured)
 
     def values_of(self, model: nn.Module, example_inputs: ExampleInputs) -> tuple[Any, ...]:
-        """The inputs among the example's, in the order of the placeholders.
-
-        Raises:
-            CaptureError: they don't fit the signature.
-        """
+        """The examples of the inputs, in the order of the placeholders."""
         bound = _bind(inspect.signature(model.forward), example_inputs, model)
         return tuple(bound[spec.name] for spec in self.inputs)
 
     def call(self, model: nn.Module, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
-        """The arguments with which ``model`` is called on ``values``, one for each input."""
+        """Arguments and keyword arguments for a call of ``model`` on ``values``, one for each input."""
         named = dict(zip((spec.name for spec in self.inputs), values, strict=True))
         return as_call(inspect.signature(model.forward), {**named, **dict(self.fixed)})
 
 
 def forward_of(model: nn.Module) -> str:
-    """The forward of a model with its signature, for messages."""
+    """A model's forward with its signature, for messages."""
     return f"{type(model).__qualname__}.forward{inspect.signature(model.forward)}"
 
 
 def interface_of(model: nn.Module, example_inputs: ExampleInputs | None = None) -> Interface:
     """The interface under which ``model`` is captured.
 
-    What has no default is an input, or, where all have defaults, what a model of transformers declares to be its main
-    one. Any other optional parameter is an input only where ``example_inputs`` gives a tensor for it: as a proxy it
-    would answer ``if mask is None`` wrongly, and for good. Given values that are no tensors are fixed.
-
-    Raises:
-        CaptureError: the example inputs don't fit the signature.
+    Parameters without a default are inputs, or, where all have one, the main input that a model of transformers
+    declares. Any other is an input only if ``example_inputs`` has a tensor for it: with a proxy, ``if mask is None``
+    is always false. Given values that are not tensors are fixed.
     """
     signature = inspect.signature(model.forward)
     named = {
@@ -117,8 +93,18 @@ def interface_of(model: nn.Module, example_inputs: ExampleInputs | None = None) 
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
     given = {} if example_inputs is None else _bind(signature, example_inputs, model)
-    _refuse_unnamed(given.keys() - named.keys(), model)
-    fixed = {name: value for name, value in given.items() if _is_fixed(value)}
+    if unnamed := given.keys() - named.keys():
+        raise CaptureError(
+            f"Inputs {', '.join(sorted(unnamed))} arrive through *args or **kwargs.",
+            where=forward_of(model),
+            why="only named parameters can become inputs of the graph",
+            hint="wrap the model in a module whose forward names its inputs",
+        )
+    fixed = {
+        name: value
+        for name, value in given.items()
+        if all(isinstance(leaf, _FIXABLE) for leaf in pytree.tree_leaves(value))
+    }
     required = {name for name, parameter in named.items() if parameter.default is parameter.empty}
     if not required and not given:
         required = {str(getattr(model, "main_input_name", ""))} & named.keys()
@@ -128,7 +114,7 @@ def interface_of(model: nn.Module, example_inputs: ExampleInputs | None = None) 
 
 
 def as_call(signature: inspect.Signature, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments for a call: positional as far as they go without a gap, the rest by keyword."""
+    """Arguments and keyword arguments for a call: positional up to the first parameter without a value."""
     positional: list[Any] = []
     keywords: dict[str, Any] = {}
     for index, (name, parameter) in enumerate(signature.parameters.items()):
@@ -142,26 +128,11 @@ def as_call(signature: inspect.Signature, values: Mapping[str, Any]) -> tuple[li
     return positional, keywords
 
 
-def _is_fixed(value: Any) -> bool:
-    return all(isinstance(leaf, FIXABLE) for leaf in pytree.tree_leaves(value))
-
-
-def _refuse_unnamed(names: set[str], model: nn.Module) -> None:
-    if names:
-        raise CaptureError(
-            f"Inputs {', '.join(sorted(names))} arrive through *args or **kwargs.",
-            where=forward_of(model),
-            why="only named parameters can become inputs of the graph",
-            hint="wrap the model in a module whose forward names its inputs",
-        )
-
-
 def _bind(signature: inspect.Signature, example_inputs: ExampleInputs, model: nn.Module) -> dict[str, Any]:
     try:
         if isinstance(example_inputs, Mapping):
-            bound = signature.bind(**example_inputs)
-        else:
-            bound = signature.bind(*example_inputs)
+            return dict(signature.bind(**example_inputs).arguments)
+        return dict(signature.bind(*example_inputs).arguments)
     except TypeError as error:
         raise CaptureError(
             "The example inputs don't fit the model.",
@@ -169,4 +140,3 @@ def _bind(signature: inspect.Signature, example_inputs: ExampleInputs, model: nn
             why=str(error),
             hint="give a tuple of positional inputs or a dict of keyword inputs",
         ) from error
-    return dict(bound.arguments)

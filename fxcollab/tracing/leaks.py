@@ -1,6 +1,6 @@
-"""What a traced forward has put into caches outside of the model is taken out again.
+"""Proxies that traced code has put into caches outside the model are removed.
 
-A function under ``lru_cache``, or one with a dictionary of its own, would hand the proxies of a trace to the model.
+A function under ``lru_cache``, or one with a dictionary of its own, would return the proxies of a trace later.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import fx
 
 @contextmanager
 def purge_leaked_proxies() -> Iterator[list[weakref.ref[fx.Proxy]]]:
-    """On leaving, take the proxies in the yielded list out of caches; put it around what restores the model."""
+    """On leaving, remove the proxies in the yielded list from caches; enter it before what restores the model."""
     proxies: list[weakref.ref[fx.Proxy]] = []
     try:
         yield proxies
@@ -27,40 +27,40 @@ def purge_leaked_proxies() -> Iterator[list[weakref.ref[fx.Proxy]]]:
 
 
 def purge_caches(proxies: Iterable[weakref.ref[fx.Proxy]]) -> None:
-    """Remove what is left of proxies from dictionaries, lists, sets and caches of functions.
+    """Remove proxies that are still alive from dictionaries, lists, sets and caches of functions.
 
-    Whatever lives is gone through where one is left, so let go of an error first: its frames hold them.
+    If there are any, all live objects are searched. An error must be released before: its frames keep proxies alive.
     """
     if any(reference() is not None for reference in proxies):
-        gc.collect(1)  # frames that torch.fx asks for are in circles
+        gc.collect(1)  # frames that torch.fx inspects are in reference cycles
     alive = [proxy for reference in proxies if (proxy := reference()) is not None]
     if not alive:
         return
-    holders = tuple(gc.get_referrers(*alive))  # a list would be among the holders of tuples, and change
-    _take_out_of(holders, alive)
-    tuples = tuple(holder for holder in holders if type(holder) is tuple)
-    if tuples:  # a tuple can't be changed; whatever caches it, can
+    referrers = tuple(gc.get_referrers(*alive))  # not a list, which would refer to the tuples too, and be changed
+    _remove_from_all(referrers, alive)
+    tuples = tuple(referrer for referrer in referrers if type(referrer) is tuple)
+    if tuples:  # these can't be changed, but the caches that they are in can
         outer = (o for o in gc.get_referrers(*tuples) if isinstance(o, dict | list | functools._lru_cache_wrapper))
-        _take_out_of(outer, tuples)
+        _remove_from_all(outer, tuples)
 
 
-def _take_out_of(holders: Iterable[Any], values: Collection[object]) -> None:
+def _remove_from_all(containers: Iterable[Any], values: Collection[object]) -> None:
     ids = set(map(id, values))
-    for holder in holders:
-        if holder is not values:
-            _take_out(holder, ids)
+    for container in containers:
+        if container is not values:
+            _remove(container, ids)
 
 
-def _take_out(holder: Any, ids: set[int]) -> None:
-    if type(holder) in (dict, OrderedDict, defaultdict):
-        for key in [key for key, value in holder.items() if id(value) in ids]:
-            del holder[key]
-    elif type(holder) in (list, deque):
-        kept = [value for value in holder if id(value) not in ids]
-        holder.clear()
-        holder.extend(kept)
-    elif type(holder) is set:
-        for value in [value for value in holder if id(value) in ids]:
-            holder.discard(value)
-    elif isinstance(holder, functools._lru_cache_wrapper):
-        holder.cache_clear()
+def _remove(container: Any, ids: set[int]) -> None:
+    if type(container) in (dict, OrderedDict, defaultdict):
+        for key in [key for key, value in container.items() if id(value) in ids]:
+            del container[key]
+    elif type(container) in (list, deque):
+        kept = [value for value in container if id(value) not in ids]
+        container.clear()
+        container.extend(kept)
+    elif type(container) is set:
+        for value in [value for value in container if id(value) in ids]:
+            container.discard(value)
+    elif isinstance(container, functools._lru_cache_wrapper):
+        container.cache_clear()

@@ -1,8 +1,8 @@
-"""What capturing gives up: said before training, not found out after."""
+"""Limitations of a captured graph, reported before training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -14,18 +14,21 @@ _FORWARD_HOOKS = {"_forward_hooks": "forward hooks", "_forward_pre_hooks": "forw
 _HOOKS = {**_FORWARD_HOOKS, **_BACKWARD_HOOKS}
 
 
-def limitations(opened: dict[str, nn.Module], interface: Interface) -> tuple[str, ...]:
-    """What the captured graph no longer does, one sentence each.
-
-    Args:
-        opened: the modules that were traced into, by path; "" is the root.
-        interface: the inputs, and what is fixed.
-    """
-    return (*_hooks(opened), *_fixed(interface))
+def limitations(opened: Mapping[str, nn.Module], interface: Interface) -> Iterator[str]:
+    """A sentence for each thing that the graph doesn't do; ``opened`` has the modules traced into, by path."""
+    for path, module in sorted(opened.items()):
+        yield from _hooks(path, module)
+    if interface.defaults:
+        yield (
+            f"optional inputs {', '.join(interface.defaults)} are fixed at their defaults "
+            "(give them in example_inputs to keep them)"
+        )
+    if interface.fixed:
+        yield f"inputs {', '.join(f'{name}={value!r}' for name, value in interface.fixed)} are fixed as given"
 
 
 def shared_statistics(buffers: Iterable[str]) -> tuple[str, ...]:
-    """What is said of buffers that are used before and behind a split, such as a shared BatchNorm's."""
+    """The sentence for buffers that are used before and behind a split, such as those of a shared BatchNorm."""
     names = sorted(buffers)
     if not names:
         return ()
@@ -35,33 +38,22 @@ def shared_statistics(buffers: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def _hooks(opened: dict[str, nn.Module]) -> Iterator[str]:
-    """Of the root none run; those of modules inside are traced through, except backwards."""
-    for path, module in sorted(opened.items()):
-        lost = _HOOKS if path == "" else _BACKWARD_HOOKS
-        found = [label for attribute, label in lost.items() if getattr(module, attribute, None)]
-        if found:
-            yield (
-                f"{' and '.join(found)} of {path or 'the root'} don't run: the module was opened "
-                "(hooks of modules that are kept whole do run)"
-            )
-        if path and any(not _is_of_torch(hook) for name in _FORWARD_HOOKS for hook in getattr(module, name).values()):
-            yield (
-                f"forward hooks of {path} ran once, while it was captured: what they compute is in the graph, what "
-                "else they do (store, print) is not"
-            )
+def _hooks(path: str, module: nn.Module) -> Iterator[str]:
+    """No hooks of the root run (path ""); forward hooks of other opened modules are traced."""
+    lost = _BACKWARD_HOOKS if path else _HOOKS
+    found = [label for attribute, label in lost.items() if getattr(module, attribute, None)]
+    if found:
+        yield (
+            f"{' and '.join(found)} of {path or 'the root'} don't run: the module was opened "
+            "(hooks of leaf modules do run)"
+        )
+    if path and any(not _is_of_torch(hook) for name in _FORWARD_HOOKS for hook in getattr(module, name).values()):
+        yield (
+            f"forward hooks of {path} ran once, while it was captured: what they compute is in the graph, what "
+            "else they do (store, print) is not"
+        )
 
 
 def _is_of_torch(hook: Any) -> bool:
-    """Such as that of ``weight_norm``, which computes and does nothing else."""
+    """Whether a hook is one such as that of ``weight_norm``, which only computes."""
     return type(hook).__module__.startswith("torch.") or getattr(hook, "__module__", "").startswith("torch.")
-
-
-def _fixed(interface: Interface) -> Iterator[str]:
-    if interface.defaults:
-        yield (
-            f"optional inputs {', '.join(interface.defaults)} are fixed at their defaults "
-            "(give them in example_inputs to keep them)"
-        )
-    if interface.fixed:
-        yield f"inputs {', '.join(f'{name}={value!r}' for name, value in interface.fixed)} are fixed as given"

@@ -1,4 +1,4 @@
-"""Tracing runs the caller's code; whatever that code sets on the modules is put back."""
+"""Tracing runs the user's code, which may change the modules; here they are restored."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from fxcollab.module_state.tensors import map_tensors
 
 @contextmanager
 def preserved(modules: Iterable[nn.Module]) -> Iterator[Callable[[], tuple[str, ...]]]:
-    """Restore everything that modules and their classes hold, also after a failure.
+    """Restore everything that modules and their classes hold on leaving, also after an error.
 
-    Yields a function that names what was set since: ``step``, ``layer1.ema``.
+    Yields a function that names the attributes that have changed since: ``step``, ``layer1.ema``.
     """
     modules = list(modules)
     before = Snapshot.of(holders_of(modules))
     try:
-        yield lambda: tuple(_names(before.changed(), modules))
+        yield lambda: _names(before.changed(), modules)
     finally:
         before.restore()
 
 
 def replace_plain_tensors(modules: Iterable[nn.Module], replacement: Callable[[Tensor], Tensor]) -> None:
-    """Put others in the place of modules' tensors that are no state; `preserved` takes that back."""
+    """Replace tensors that modules hold outside their state dicts; `preserved` restores them."""
     for holder in holders_of(modules):
         if holder.value is holder.module._parameters or holder.value is holder.module._buffers:
             continue
@@ -41,13 +41,12 @@ def replace_plain_tensors(modules: Iterable[nn.Module], replacement: Callable[[T
         restore_contents(holder.value, contents)
 
 
-def _names(changed: Iterable[tuple[Holder, Any]], modules: list[nn.Module]) -> Iterator[str]:
-    """The attributes that hold something else, each once."""
-    paths = {module: f"{path}." if path else "" for path, module in modules[0].named_modules()} if modules else {}
-    found: dict[str, None] = {}
+def _names(changed: Iterable[tuple[Holder, Any]], modules: list[nn.Module]) -> tuple[str, ...]:
+    prefixes = {module: f"{path}." if path else "" for path, module in modules[0].named_modules()} if modules else {}
+    names: dict[str, None] = {}
     for holder, key in changed:
         if isinstance(holder.value, type):
-            found[f"{holder.path}.{key}"] = None
+            names[f"{holder.path}.{key}"] = None
         elif holder.path or key != "training":
-            found[paths.get(holder.module, "") + (holder.attribute or str(key))] = None
-    return iter(found)
+            names[prefixes.get(holder.module, "") + (holder.attribute or str(key))] = None
+    return tuple(names)

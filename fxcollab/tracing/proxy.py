@@ -1,7 +1,7 @@
-"""Proxies that lose nothing of what a forward does with them.
+"""Proxies that record everything that a forward does with them.
 
-On plain ``fx.Proxy`` the statement ``x += y`` becomes ``x = x + y``, ``x[i] = y`` is refused, and a message such as
-``f"expected 3, got {x.shape}"`` is frozen with the proxy's name in it. Here each of them is recorded.
+On plain ``fx.Proxy`` the statement ``x += y`` becomes ``x = x + y``, ``x[i] = y`` raises, and a message such as
+``f"expected 3, got {x.shape}"`` becomes a constant with the proxy's name in it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import fx
 from torch.fx.proxy import Attribute
 
 from fxcollab.runtime.operators import INPLACE
-from fxcollab.tracing.answers import Answers
-from fxcollab.tracing.callers import author_asks, author_asks_for_the_class
+from fxcollab.tracing.callers import called_from_user_code, user_code_reads_class
+from fxcollab.tracing.queries import ProxyQueries
 
 # A proxy formatted into a text leaves its node's name between two characters of Unicode's private use area.
 _OPEN, _CLOSE = "\ue000", "\ue001"
@@ -24,7 +24,7 @@ _FORMATTED = re.compile(f"{_OPEN}([^{_CLOSE}:]*)(:[^{_CLOSE}]*)?{_CLOSE}")
 
 
 class CaptureProxy(fx.Proxy):
-    """The proxy of a capture."""
+    """The proxy of a capture; in user code it passes for the value that it stands for, where that is not a tensor."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         record: Callable[..., None] = self.tracer.set_item  # type: ignore[attr-defined]
@@ -33,47 +33,46 @@ class CaptureProxy(fx.Proxy):
     __array_priority__ = 1000  # as tensors have it: numpy's numbers leave operations to them
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        import numpy as np  # no dependency of ours: who asks has it
+        import numpy as np  # not a dependency; only numpy itself calls this
 
-        return np.asarray(_answers(self).numbers(self), dtype)
+        return np.asarray(_queries(self).numpy_value(self), dtype)
 
     def __len__(self) -> int:
-        return int(self._ask("len"))
+        return int(_queries(self).evaluate(self, "len"))
 
     def __int__(self) -> int:
-        return int(self._ask("int"))
+        return int(_queries(self).evaluate(self, "int"))
 
     def __index__(self) -> int:
-        return int(self._ask("index"))
+        return int(_queries(self).evaluate(self, "index"))
 
     def __float__(self) -> float:
-        return float(self._ask("float"))
+        return float(_queries(self).evaluate(self, "float"))
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """For authors' code what it stands for: ``match``, ``x.__class__`` and ``singledispatch`` ask here."""
-        answers = _answers(self)
-        return type(self) if answers.evaluating or not author_asks_for_the_class() else answers.type_of(self)
-
-    def _ask(self, question: str) -> Any:
-        return _answers(self).ask(self, question)
+        """In user code the class of the value, for ``match``, ``x.__class__`` and ``singledispatch``."""
+        queries = _queries(self)
+        return type(self) if queries.computing or not user_code_reads_class() else queries.type_of(self)
 
     def __getattr__(self, k: str) -> Any:
         of_a_shape = isinstance(self, Attribute) and self.attr == "shape"
         if k.startswith("__array_") or (of_a_shape and not hasattr(torch.Size, k)):
-            raise AttributeError(f"{self.node.name} has no {k!r}")  # numpy asks for them, and goes on without
-        return None if _answers(self).attribute_is_none(self, k) else _CaptureAttribute(self, k)
+            raise AttributeError(f"{self.node.name} has no {k!r}")  # numpy goes on without
+        return None if _queries(self).attribute_is_none(self, k) else _CaptureAttribute(self, k)
 
     def __hash__(self) -> int:
-        """In authors' code that of the value it stands for, where that is no tensor: ``x.shape[-1] in {8, 16}``."""
-        answers = _answers(self)
-        value = answers.plain_value(self, "a hash") if author_asks() and not answers.evaluating else None
+        """In user code the hash of the value, unless it is a tensor: ``x.shape[-1] in {8, 16}``."""
+        queries = _queries(self)
+        in_user_code = called_from_user_code() and not queries.computing
+        value = queries.plain_value(self, "a hash") if in_user_code else None
         return object.__hash__(self) if value is None else hash(value)
 
     def __str__(self) -> str:
-        """In authors' code that of the value it stands for, where that is no tensor: ``str(x.dtype)``."""
-        answers = _answers(self)
-        value = answers.plain_value(self, "a text") if author_asks() and not answers.evaluating else None
+        """In user code the text of the value, unless it is a tensor: ``str(x.dtype)``."""
+        queries = _queries(self)
+        in_user_code = called_from_user_code() and not queries.computing
+        value = queries.plain_value(self, "a text") if in_user_code else None
         return str(value) if value is not None else f"{_OPEN}{self.node.name}{_CLOSE}"
 
     def __format__(self, format_spec: str) -> str:
@@ -81,26 +80,26 @@ class CaptureProxy(fx.Proxy):
 
 
 class _CaptureAttribute(CaptureProxy, Attribute):
-    """``x.shape`` and the like: a node only where it is used as a value."""
+    """``x.shape`` and the like: recorded only when it is used as a value."""
 
     def __init__(self, root: fx.Proxy, attr: str) -> None:
         Attribute.__init__(self, root, attr)
-        self._recorded = torch.is_grad_enabled()
-        self.tracer.remember(self)  # type: ignore[attr-defined]  # fx makes it without asking the tracer
+        self._grad_enabled = torch.is_grad_enabled()
+        self.tracer.remember(self)  # type: ignore[attr-defined]  # not made by the tracer's `proxy`
 
     @property
     def node(self) -> fx.Node:  # type: ignore[override]
-        """Made when it is first used, as if where the attribute was read: ``x.real`` under ``no_grad``, say."""
-        with torch.set_grad_enabled(self._recorded):
+        """Recorded at the first use, in the grad mode in which the attribute was read."""
+        with torch.set_grad_enabled(self._grad_enabled):
             node: fx.Node = Attribute.node.fget(self)  # type: ignore[attr-defined]
         return node
 
     __call__ = Attribute.__call__
 
 
-def _answers(proxy: fx.Proxy) -> Answers:
-    answers: Answers = proxy.tracer.answers  # type: ignore[attr-defined]
-    return answers
+def _queries(proxy: fx.Proxy) -> ProxyQueries:
+    queries: ProxyQueries = proxy.tracer.queries  # type: ignore[attr-defined]
+    return queries
 
 
 def _record_inplace(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
@@ -115,7 +114,7 @@ for _name, _function in INPLACE.items():
 
 
 def unformat(text: str) -> tuple[str, list[str]]:
-    """A text with proxies in it as a template for ``str.format``, and the names of their nodes."""
+    """The template for ``str.format`` of a text with proxies in it, and the names of their nodes."""
     names = [match.group(1) for match in _FORMATTED.finditer(text)]
     if not names:
         return text, names
@@ -127,5 +126,5 @@ def unformat(text: str) -> tuple[str, list[str]]:
 
 
 def readable(text: str) -> str:
-    """A text without the marks of formatted proxies."""
+    """The text with plain node names in place of formatted proxies."""
     return _FORMATTED.sub(r"\1", text)

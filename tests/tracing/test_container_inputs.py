@@ -54,7 +54,7 @@ OF_LISTS = [AddsImages, WeighsImages, StacksImages, ComprehendsImages]
 def test_a_list_is_an_input_of_its_length(make: type[Net]) -> None:
     model = make()
     train_model = proven(model, ([X, 2 * X],))
-    assert any("others that answer differently are refused" in note for note in train_model.meta[NOTES])
+    assert any("inputs for which it differs raise an error" in note for note in train_model.meta[NOTES])
     assert agrees(train_model, model, [MORE, 3 * MORE])
     for number in (1, 3):
         error = refused(lambda number=number: train_model([X] * number))

@@ -84,7 +84,7 @@ def test_where_data_decide_the_examples_do_and_other_inputs_are_refused(
     make: type[Net], question: str, same: Tensor, other: Tensor
 ) -> None:
     model = make()
-    warning = r"^limitation: what .*test_data_dependent_questions.py:\d+ asks was decided .* are refused"
+    warning = r"^limitation: what .*test_data_dependent_questions.py:\d+ depends on was taken from .* raise an error"
     with pytest.warns(UserWarning, match=warning):
         train_model = fxcollab.transform(model, "simple", ["b"], example_inputs=(ONES,), seed=0)
     for inputs in (ONES, same):

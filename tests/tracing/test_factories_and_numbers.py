@@ -230,7 +230,7 @@ def test_numpys_numbers_are_numbers(compute: str) -> None:
 )
 def test_what_numpy_computes_of_sizes_is_decided_for_the_example(compute: Callable[[Tensor], Tensor]) -> None:
     train_model = proven(Computes(compute))
-    assert any("was decided for an example input" in note for note in train_model.meta[NOTES])
+    assert any("was taken from an example input" in note for note in train_model.meta[NOTES])
 
 
 def test_what_numpy_computes_of_a_tensor_is_refused() -> None:

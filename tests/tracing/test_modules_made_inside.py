@@ -88,7 +88,7 @@ def test_a_module_with_state_that_is_no_submodule_is_refused(
     make: type[Net], kind: str, comment: str, inputs: Any
 ) -> None:
     error = refused(lambda: made(make(), inputs, ["a"]))
-    assert kind in str(error.why) and "is no submodule: the forward makes or hides it" in str(error.why)
+    assert kind in str(error.why) and "is not a submodule: the forward creates or hides it" in str(error.why)
     assert line_at(error.where, __name__).endswith(comment)
     assert "module" in str(error.hint)
 

@@ -122,9 +122,7 @@ class OfTwo(Indexes):
 
 
 def test_where_nothing_can_be_guessed_it_is_said_that_none_was_not_looked_for() -> None:
-    with pytest.warns(
-        UserWarning, match="^limitation: whether a part of what part returns is None could not be seen"
-    ):
+    with pytest.warns(UserWarning, match="^limitation: whether a part of what part returns is None is not known"):
         fxcollab.transform(OfTwo(), "simple", ["b"], seed=0)
     train_model = proven(OfTwo(), (X, X))
     assert train_model.meta[NOTES] == ()

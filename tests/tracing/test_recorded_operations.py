@@ -138,5 +138,5 @@ def test_a_switched_autocast_is_refused() -> None:
                 x = self.stem(x)
             return self.head(x.float())
 
-    with pytest.raises(CaptureError, match="autocast is switched inside the forward"):
+    with pytest.raises(CaptureError, match="autocast is entered inside the forward"):
         fxcollab.capture(Autocast(), ["stem"])

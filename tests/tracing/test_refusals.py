@@ -77,7 +77,9 @@ def test_a_helper_that_resists_becomes_one_node_and_asks_at_every_call() -> None
     assert node.op == "call_function"
     for batch in (1, 2, 5):
         assert torch.equal(captured(X[:1].expand(batch, -1)), model(X[:1].expand(batch, -1)))
-    assert any("_helper can't be traced and is kept whole" in note for note in captured.meta["fxcollab_limitations"])
+    assert any(
+        "_helper can't be traced: calls of it are one node" in note for note in captured.meta["fxcollab_limitations"]
+    )
     assert fxcollab.verify(model, fxcollab.transform(model, splits=["stem"], pattern="simple"), (X,))
 
 
@@ -113,7 +115,7 @@ def test_questions_about_shapes_are_answered_by_an_example_and_sizes_stay_symbol
     captured = fxcollab.capture(model, ["stem"], examples)
     for batch in (1, 2, 7):
         assert torch.equal(captured(torch.ones(batch, 4)), model(torch.ones(batch, 4)))
-    notes = [note for note in captured.meta["fxcollab_limitations"] if "was decided for an example input" in note]
+    notes = [note for note in captured.meta["fxcollab_limitations"] if "was taken from an example input" in note]
     assert len(notes) >= 2 and all("test_refusals.py:" in note for note in notes)
 
 

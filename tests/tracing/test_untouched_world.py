@@ -242,7 +242,7 @@ def test_arrays_generators_and_objects_are_as_they_were() -> None:
     with pytest.raises(CaptureError, match="asks for the data"):
         fxcollab.choose_splits(Net(part), (X,))
     assert held_by(part) == expected
-    with pytest.raises(CaptureError, match="that no graph can name"):
+    with pytest.raises(CaptureError, match="that is not a parameter, a buffer or an attribute"):
         fxcollab.transform(Net(part), "simple", ["c.layer"], seed=0, init="copy-anyway")
     assert held_by(part) == expected
 
@@ -257,7 +257,9 @@ class DrawsFromItsOwn(Kept):
 
 
 def test_an_opened_generator_is_refused_where_it_is_handed_on() -> None:
-    with pytest.raises(CaptureError, match=r"(?s)test_untouched_world.*an object of type Generator is handed on"):
+    with pytest.raises(
+        CaptureError, match=r"(?s)test_untouched_world.*an object of type Generator can't be an argument"
+    ):
         fxcollab.transform(Net(DrawsFromItsOwn()), "simple", ["c.layer"], seed=0)
 
 
@@ -291,7 +293,7 @@ class Twice(Kept):
 
 
 def test_a_call_of_a_modules_own_is_no_part_of_its_node() -> None:
-    with pytest.raises(fxcollab.CaptureError, match="__call__ of its own") as caught:
+    with pytest.raises(fxcollab.CaptureError, match="overrides __call__") as caught:
         fxcollab.transform(Net(Twice()), "simple", ["a"])
     assert caught.value.where and caught.value.hint
 

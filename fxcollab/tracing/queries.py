@@ -1,0 +1,205 @@
+"""Queries about proxies that only concrete values can answer: they are answered by example values."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxcollab._torch import FakeTensor
+from fxcollab.runtime.operators import QUESTIONS, guard
+from fxcollab.tracing.callers import calling_line
+from fxcollab.tracing.errors import NoExampleError, UntraceableError
+from fxcollab.tracing.example_values import ExampleValues
+from fxcollab.tracing.helpers import is_helper
+from fxcollab.tracing.interface import Interface
+
+Record = Callable[[Any, tuple[Any, ...]], fx.Proxy]
+
+_CONTAINERS = (tuple, list, dict, KeysView, ValuesView, ItemsView)
+_PARTS = (operator.getitem, getattr, list)
+_A_TENSOR = torch.empty(0, device="meta")
+
+
+class ProxyQueries:
+    """Queries about the proxies of one trace, answered by ``example_values``, which may be None.
+
+    A method that needs an example value and has none raises an `UntraceableError`. ``tensors`` has those of the
+    ``get_attr`` nodes by name; ``record`` adds a call to the graph; ``notes`` gets a sentence for every guarded line.
+    """
+
+    def __init__(
+        self,
+        interface: Interface,
+        example_values: ExampleValues | None,
+        tensors: Mapping[str, Tensor],
+        record: Record,
+        notes: dict[str, None],
+    ) -> None:
+        self._structured = frozenset(interface.structured)
+        self._example_values, self._tensors, self._record, self._notes = example_values, tensors, record, notes
+        self._computing = False
+
+    @property
+    def computing(self) -> bool:
+        """Whether example values are being computed: nothing is recorded then."""
+        return self._computing
+
+    def evaluate(self, proxy: fx.Proxy, question: str) -> Any:
+        """One of `QUESTIONS` on the example value; a guard in the graph raises for inputs with another answer."""
+        call = f"{question}({proxy.node.name})"
+        value = self._example_value(proxy, call, UntraceableError)
+        try:
+            answer = QUESTIONS[question](value)
+        except (RuntimeError, TypeError) as error:
+            raise UntraceableError(f"{call} depends on the data: {error}") from error
+        by_data = self._example_values is not None and self._example_values.real
+        if by_data and isinstance(answer, float):
+            raise UntraceableError(f"{call} depends on the data, and differs for every input")
+        if (
+            question in ("len", "keys", "bool")
+            and isinstance(value, _CONTAINERS)
+            and not by_data
+            and not self._is_of_a_structured_input(proxy.node)
+        ):
+            return answer  # needs no guard: the number of values that a module returns, for example
+        file, module, line = calling_line()
+        self._record(guard, (question, proxy, answer, f"{module}:{line}"))
+        traced = f"what {file}:{line} depends on was taken from an example input"
+        self._notes[f"{traced}; inputs for which it differs raise an error"] = None
+        return answer
+
+    def is_instance(self, proxy: fx.Proxy, classes: Any) -> bool:
+        """``isinstance`` of the example value; inputs without an example are tensors."""
+        with_dtype = any(
+            isinstance(cls, type(torch.FloatTensor))
+            for cls in (classes if isinstance(classes, tuple) else (classes,))
+        )
+        value = self._value_for_type(proxy, with_dtype)
+        if with_dtype and isinstance(value, Tensor):
+            with self._not_recording():
+                value = torch.empty(0, dtype=value.dtype, device=value.device)  # a fake one is no FloatTensor
+        return isinstance(value, classes)
+
+    def type_of(self, proxy: fx.Proxy) -> type:
+        """The type of the example value."""
+        value = self._value_for_type(proxy)
+        return Tensor if isinstance(value, FakeTensor) else type(value)
+
+    def is_callable(self, proxy: fx.Proxy) -> bool:
+        """``callable`` of the example value."""
+        return callable(self._value_for_type(proxy))
+
+    def has_attribute(self, proxy: fx.Proxy, name: str) -> bool:
+        """``hasattr`` of the example value."""
+        return hasattr(self._value_for_type(proxy), name)
+
+    def numpy_value(self, proxy: fx.Proxy) -> Any:
+        """The example's size or sizes, for numpy."""
+        value = self._example_value(proxy, f"the value of {proxy.node.name!r} for numpy", UntraceableError)
+        if not isinstance(value, int | float | torch.Size):
+            raise UntraceableError(f"numpy computes with {proxy.node.name!r}, which a graph can't record")
+        return self.evaluate(proxy, "value")
+
+    def plain_value(self, proxy: fx.Proxy, what: str) -> Any:
+        """The example value if it is not a tensor, but a size or a dtype, for example; None for a tensor."""
+        if self._is_unstructured_input(proxy.node) or isinstance(self._example_value(proxy, what), Tensor):
+            return None
+        return self.evaluate(proxy, "value")
+
+    def iterate(self, proxy: fx.Proxy) -> Iterator[Any]:
+        """The members of the example value as proxies; keys as they are."""
+        value = self._example_value(proxy, f"iter({proxy.node.name})", UntraceableError)
+        if isinstance(value, dict | KeysView):
+            return iter(self.evaluate(proxy, "keys"))
+        if isinstance(value, ItemsView):
+            keys = self.evaluate(proxy, "keys")
+            listed: Any = self._record(list, (proxy,))
+            return ((key, listed[i][1]) for i, key in enumerate(keys))
+        if isinstance(value, ValuesView):
+            return iter(self._record(list, (proxy,)))
+        return (operator.getitem(proxy, i) for i in range(self.evaluate(proxy, "len")))
+
+    def keys(self, proxy: fx.Proxy) -> list[Any] | None:
+        """The keys of the example value; None if it is not a dict, or there is no example."""
+        value = self._example_value(proxy, f"keys of {proxy.node.name!r}") if self._example_values else None
+        return list(self.evaluate(proxy, "keys")) if isinstance(value, dict) else None
+
+    def is_none(self, proxy: fx.Proxy) -> bool:
+        """Whether the example value is None; False if there is no example."""
+        if self._example_values is None or not may_be_none(proxy.node):
+            return False
+        return self._example_value(proxy, f"whether {proxy.node.name!r} is None") is None
+
+    def attribute_is_none(self, owner: fx.Proxy, name: str) -> bool:
+        """Whether an attribute of the example value is None, as a field of what a module returns may be."""
+        if self._unavailable:
+            return False
+        value = self._example_value(owner, f"{owner.node.name}.{name}")
+        return not isinstance(value, Tensor) and hasattr(value, name) and getattr(value, name) is None
+
+    def containers_of(self, proxy: fx.Proxy) -> tuple[str, ...] | None:
+        """The nodes whose values contain the proxy's list or dict; None for a tensor, or if not known."""
+        if self._example_values is None or self._computing:
+            return None
+        with self._not_recording():
+            return self._example_values.containers_of(proxy.node)
+
+    def copies(self, index: Any) -> bool:
+        """Whether ``x[index]`` is known to be a copy: the index has a list in it, or a mask or tensor of indices."""
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(isinstance(part, list) for part in parts):
+            return True
+        if self._unavailable:
+            return False
+        proxies = [part for part in parts if isinstance(part, fx.Proxy)]
+        values = [self._example_value(proxy, proxy.node.name) for proxy in proxies]
+        return any(isinstance(value, Tensor) and (value.ndim or value.dtype == torch.bool) for value in values)
+
+    def _is_of_a_structured_input(self, node: fx.Node) -> bool:
+        """Whether the node is a structured input, or a part of one."""
+        while node.op != "placeholder" and (node.target in _PARTS or node.op == "call_method"):
+            node = node.all_input_nodes[0]
+        return node.op == "placeholder" and node.target in self._structured
+
+    def _is_unstructured_input(self, node: fx.Node) -> bool:
+        """Whether the node is an input without an example, so a tensor as far as is known."""
+        return self._example_values is None and node.op == "placeholder" and node.target not in self._structured
+
+    @property
+    def _unavailable(self) -> bool:
+        """Whether there are no example values, or they are being computed just now."""
+        return self._example_values is None or self._computing
+
+    def _value_for_type(self, proxy: fx.Proxy, with_dtype: bool = False) -> Any:
+        """A value of the proxy's type, and ``with_dtype`` also of its dtype."""
+        if not with_dtype and self._is_unstructured_input(proxy.node):
+            return _A_TENSOR
+        if proxy.node.op == "get_attr":
+            return self._tensors[str(proxy.node.target)]
+        return self._example_value(proxy, f"the type of {proxy.node.name!r}")
+
+    def _example_value(self, proxy: fx.Proxy, what: str, error: type[UntraceableError] = NoExampleError) -> Any:
+        if self._example_values is None or self._computing:
+            raise error(f"{what} can't be known while tracing")
+        with self._not_recording():
+            return self._example_values.value(proxy.node)
+
+    @contextmanager
+    def _not_recording(self) -> Iterator[None]:
+        self._computing = True
+        try:
+            yield
+        finally:
+            self._computing = False
+
+
+def may_be_none(node: fx.Node) -> bool:
+    """Whether a node can be None, unlike tensor operations: a part of a value, or what a helper returns."""
+    if node.op == "call_method":
+        return node.target in ("get", "pop")
+    return node.op == "call_function" and (node.target is operator.getitem or is_helper(node.target))
