@@ -1,7 +1,7 @@
-"""The artifact: a folder that makes the training model again.
+"""The artifact: a folder from which a training model is loaded.
 
-``plan.json`` says how, ``weights.safetensors`` holds the state, ``graph.py`` shows the generated forward and, where
-it was asked for, ``diff.html`` the difference to the original. There is no pickle in it. Loading runs the source that
+``plan.json`` holds the plan, ``weights.safetensors`` the state, ``graph.py`` the generated forward for reading and
+``diff.html``, if requested, the difference to the original. There is no pickle in it. Loading runs the source that
 the plan names, as running one's own model file does.
 """
 
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import ArtifactError, CaptureError, SplitError, StateError
 from fxcollab.io.folder import GRAPH, PAGE, PLAN, WEIGHTS, refuse_existing, replaced
-from fxcollab.io.plan_file import fingerprint, plan_from_json, plan_to_json, read_plan, read_plan_data
+from fxcollab.io.plan_file import fingerprint, plan_to_json, read_plan, read_plan_file
 from fxcollab.io.weights import load_state_dict, save_state_dict
 from fxcollab.passes import CapturePass, run_passes, training_passes
-from fxcollab.plan import PLAN_KEY, Plan, plan_of, training_model
+from fxcollab.plan import PLAN_KEY, plan_of, training_model
 from fxcollab.rewriting.state_dict import prune_state_dict, unwrapped
 from fxcollab.runtime.operators import guard
 from fxcollab.sources.load import load as load_source
@@ -41,11 +41,11 @@ def save(
     Args:
         train_model: what `transform` or `load` returned; wrapped by DDP or ``torch.compile`` is fine.
         directory: the folder to make.
-        force: replace it where it is an artifact already, and nothing else lies in it.
-        page: an HTML page to put beside the weights, such as that of `diff` (default: none).
+        force: replace a folder that holds an artifact and nothing else.
+        page: an HTML page to write beside the weights, such as that of `diff` (default: none).
 
     Raises:
-        ArtifactError: the folder exists, or the state holds what is not a tensor or has no values.
+        ArtifactError: the folder exists, or the state holds something other than tensors with values.
     """
     model, target = training_model(train_model), Path(directory)
     refuse_existing(target, force)
@@ -66,25 +66,25 @@ def load(
     weights: str | os.PathLike[str] | None = None,
     example_inputs: ExampleInputs | None = None,
 ) -> CollabGraphModule:
-    """Make a saved training model again.
+    """Load a saved training model.
 
     The source is loaded and captured anew, the plan applied, the graph's fingerprint compared, and the weights
     loaded.
 
     Args:
         directory: a folder that `save` wrote.
-        model: the model (or a factory), where the plan names no source or another one is wanted.
-        weights: a safetensors file to take the state from, by default the folder's own; the training model
-            may have been wrapped when it was saved.
-        example_inputs: like those that were given to `transform`, where the forward asks for more than shapes.
+        model: the model (or a factory), where the plan has no source or another one is to be used.
+        weights: a safetensors file with the state, by default the folder's own; the training model may have been
+            wrapped when it was saved.
+        example_inputs: like those that were given to `transform`, where the forward depends on more than shapes.
 
     Raises:
         ArtifactError: something in the folder is missing or damaged, or the source has changed since.
         SourceError: the source can't be loaded.
     """
     folder = Path(directory)
-    data = read_plan_data(folder)
-    plan = plan_from_json(data, folder)
+    plan, data = read_plan_file(folder)
+    origin = "the given model"
     if model is None:
         if plan.source is None:
             raise ArtifactError(
@@ -94,13 +94,19 @@ def load(
                 hint="give the model: fxcollab.load(directory, model)",
             )
         origin, model = f"source {plan.source}", load_source(plan.source).model
-    else:
-        origin = "the given model"
-    train_model = _made_again(model, plan, f"{folder / PLAN}, {origin}", example_inputs)
+    where = f"{folder / PLAN}, {origin}"
+    # Peers are not initialised: their values come from the file.
+    options = replace(plan.options, init="copy-anyway")
+    capture = CapturePass(plan.tree.splits, example_inputs, plan.granularity, plan.interface)
+    try:
+        train_model = run_passes(training_passes(plan.tree, capture, options), model_of(model))
+    except (CaptureError, SplitError, StateError) as error:
+        raise _changed(where, error.what, examples=isinstance(error, CaptureError)) from error
+    train_model.meta[PLAN_KEY] = plan
     if fingerprint(train_model) != data["fingerprint"]:
         versions = f"saved with torch {data.get('torch')}, this is {torch.__version__}"
-        asks = any(node.target is guard for graph in train_model.modes for node in graph.nodes)
-        raise _changed(f"{folder / PLAN}, {origin}", f"the graphs' fingerprints differ ({versions})", examples=asks)
+        guarded = any(node.target is guard for graph in train_model.modes for node in graph.nodes)
+        raise _changed(where, f"the graphs' fingerprints differ ({versions})", examples=guarded)
     _load_state(train_model, Path(weights) if weights else folder / WEIGHTS)
     return train_model
 
@@ -108,7 +114,7 @@ def load(
 def load_head(
     directory: str | os.PathLike[str], head: int = 0, *, weights: str | os.PathLike[str] | None = None
 ) -> dict[str, Tensor]:
-    """The state dict of one head under the original's names; needs neither the model nor its source.
+    """The state dict of one head under the original's names; the model and its source are not needed.
 
     Args:
         directory: a folder that `save` wrote.
@@ -131,30 +137,16 @@ def load_head(
             "The weights are those of another head tree.",
             where=str(file),
             why=f"they have the branches {', '.join(sorted(found))}, the plan {', '.join(sorted(planned))}",
-            hint="give the weights of this very training model",
+            hint="give weights of this training model",
         )
     return prune_state_dict(state, head, peers=plan.options.peers)
 
 
 def _readable_code(model: CollabGraphModule) -> str:
-    """The generated forward without the lines' ends that free memory."""
+    """The generated forward without the ends of lines that free memory."""
     newline = "\n"
     lines = (line.partition(";  ")[0] for line in model.code.strip().splitlines())
     return f'"""The generated forward; for reading only, fxcollab.load makes it anew."""\n\n{newline.join(lines)}\n'
-
-
-def _made_again(
-    model: nn.Module | Callable[[], nn.Module], plan: Plan, where: str, example_inputs: ExampleInputs | None
-) -> CollabGraphModule:
-    """The plan's training model, its peers not initialised: their values come from the file."""
-    capture = CapturePass(plan.tree.splits, example_inputs, plan.granularity, plan.interface)
-    options = replace(plan.options, init="copy-anyway")
-    try:
-        train_model = run_passes(training_passes(plan.tree, capture, options), model_of(model))
-    except (CaptureError, SplitError, StateError) as error:
-        raise _changed(where, error.what, examples=isinstance(error, CaptureError)) from error
-    train_model.meta[PLAN_KEY] = plan
-    return train_model
 
 
 def _changed(where: str, why: str, *, examples: bool = False) -> ArtifactError:
@@ -168,7 +160,7 @@ def _changed(where: str, why: str, *, examples: bool = False) -> ArtifactError:
 
 
 def _load_state(train_model: CollabGraphModule, file: Path) -> None:
-    """Write the file's values into the model's own tensors, which take over their types."""
+    """Write the file's values into the model's own tensors, which get the file's types."""
     own = train_model.state_dict(keep_vars=True)
     state = unwrapped(load_state_dict(file), plan_of(train_model).options.peers)
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
@@ -180,15 +172,12 @@ def _load_state(train_model: CollabGraphModule, file: Path) -> None:
             why="these tensors are missing, unknown or of another shape",
             hint="are they of another training model, or has the source changed since it was saved?",
         )
-    born: dict[int, Tensor] = {}
+    new: dict[int, Tensor] = {}  # by the meta tensor, so that a parameter under two names stays one
     for key, tensor in own.items():
         if tensor.is_meta:
-            state[key] = born.setdefault(id(tensor), _like(tensor, state[key]))
+            is_parameter = isinstance(tensor, nn.Parameter)
+            value = nn.Parameter(state[key], tensor.requires_grad) if is_parameter else state[key]
+            state[key] = new.setdefault(id(tensor), value)
         elif tensor.dtype != state[key].dtype:
             tensor.data = state[key].to(tensor.device)
-    train_model.load_state_dict(state, assign=bool(born))
-
-
-def _like(tensor: Tensor, values: Tensor) -> Tensor:
-    """``values`` in the place of ``tensor``: what is one parameter under two names stays one."""
-    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
+    train_model.load_state_dict(state, assign=bool(new))

@@ -16,11 +16,7 @@ FILES = frozenset({PLAN, WEIGHTS, GRAPH, PAGE})
 
 
 def refuse_existing(target: Path, force: bool) -> None:
-    """Refuse an output directory that exists; with ``force``, one that is more or less than an artifact.
-
-    Raises:
-        ArtifactError: with the way out.
-    """
+    """Raise an `ArtifactError` where the output directory exists; with ``force``, unless it is an artifact only."""
     if not target.exists():
         return
     if not force:
@@ -58,7 +54,7 @@ def replaced(target: Path) -> Iterator[Path]:
 
 
 def _swap(folder: Path, target: Path) -> None:
-    """Put ``folder`` in the place of ``target``, which stays where that fails."""
+    """Replace ``target`` by ``folder``; where that fails, ``target`` stays."""
     if not target.exists():
         folder.replace(target)
         return
@@ -73,5 +69,5 @@ def _swap(folder: Path, target: Path) -> None:
 
 
 def beside(target: Path) -> Path:
-    """A hidden path in the same folder that nothing has."""
+    """A hidden, unused path in the same folder."""
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}")

@@ -33,9 +33,36 @@ def read_plan(directory: str | os.PathLike[str]) -> Plan:
     """The plan in an artifact's folder.
 
     Raises:
-        ArtifactError: there is none, or it is damaged.
+        ArtifactError: there is none, or it is damaged or of another format.
     """
-    return plan_from_json(read_plan_data(Path(directory)), Path(directory))
+    return read_plan_file(Path(directory))[0]
+
+
+def read_plan_file(folder: Path) -> tuple[Plan, dict[str, Any]]:
+    """The plan in a folder, and the JSON data that it was read from; errors as of `read_plan`."""
+    file = folder / PLAN
+    if not file.is_file():
+        raise ArtifactError(
+            "There is no artifact here.",
+            where=str(folder),
+            why=f"it has no {PLAN}" if folder.is_dir() else "there is no such directory",
+            hint="give the directory that fxcollab transform wrote",
+        )
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise ValueError("it is not a JSON object")
+        if data.get("format") == FORMAT:
+            return _plan_from_json(data, folder), data
+    except (ValueError, OSError, RecursionError, FxCollabError) as error:
+        why = error.why or error.what if isinstance(error, FxCollabError) else str(error)
+        raise ArtifactError("The plan is damaged.", where=str(file), why=why, hint="transform anew") from error
+    raise ArtifactError(
+        "The plan has another format.",
+        where=str(file),
+        why=f"it says {data.get('format')!r}, this version reads {FORMAT}",
+        hint="load it with the version of fxcollab that wrote it",
+    )
 
 
 def fingerprint(train_model: CollabGraphModule) -> str:
@@ -44,7 +71,7 @@ def fingerprint(train_model: CollabGraphModule) -> str:
     for graph in train_model.modes:
         for node in graph.nodes:
             name, op, target, args, kwargs, _ = describe_node(node)
-            args = args[:-1] if target is guard else args  # the line that asks may move
+            args = args[:-1] if target is guard else args  # its last argument is a source line, which may move
             called = target if isinstance(target, str) else torch.typename(target)
             called = getattr(target, "__name__", called) if callable(target) else called
             digest.update(f"{op} {name} {called} {args} {kwargs}\n".encode())
@@ -66,81 +93,42 @@ def plan_to_json(model: CollabGraphModule, target: Path) -> dict[str, Any]:
         "chosen": plan.chosen,
         "granularity": plan.granularity,
         **asdict(plan.options),
-        "inputs": [_input_to_json(spec) for spec in plan.interface.inputs],
+        "inputs": [
+            {"name": spec.name, "shape": spec.shape, "dtype": spec.dtype, "structured": spec.structured}
+            for spec in plan.interface.inputs
+        ],
         "fixed": dict(plan.interface.fixed),
         "fingerprint": fingerprint(model),
     }
 
 
-def read_plan_data(folder: Path) -> dict[str, Any]:
-    """What ``plan.json`` holds, of this version's format.
-
-    Raises:
-        ArtifactError: there is none, it can't be read, or it has another format.
-    """
-    file = folder / PLAN
-    if not file.is_file():
-        raise ArtifactError(
-            "There is no artifact here.",
-            where=str(folder),
-            why=f"it has no {PLAN}" if folder.is_dir() else "there is no such directory",
-            hint="give the directory that fxcollab transform wrote",
-        )
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise _damaged(file, str(error)) from error
-    if not isinstance(data, dict):
-        raise _damaged(file, "it holds no object")
-    if data.get("format") != FORMAT:
-        raise ArtifactError(
-            "The plan has another format.",
-            where=str(file),
-            why=f"it says {data.get('format')!r}, this version reads {FORMAT}",
-            hint="load it with the version of fxcollab that wrote it",
-        )
-    return data
-
-
-def plan_from_json(data: Mapping[str, Any], folder: Path) -> Plan:
-    """The plan that such data stands for.
-
-    Raises:
-        ArtifactError: naming the first entry that is wrong.
-    """
-    try:
-        pattern = _typed(data, "pattern", str)
-        _typed(data, "fingerprint", str)
-        return Plan(
-            pattern,
-            _tree_from_json(pattern, _items(data, "splits", str), _items(data, "fanouts", int | list)),
-            _options_from_json(data),
-            _one_of(data, "granularity", get_args(Granularity)),
-            Interface(
-                tuple(map(_input_from_json, _items(data, "inputs", dict))), tuple(_typed(data, "fixed", dict).items())
-            ),
-            None if _typed(data, "source", dict | None) is None else Source.from_json(data["source"], folder),
-            _typed(data, "chosen", str | None) if "chosen" in data else None,
-        )
-    except ValueError as error:
-        raise _damaged(folder / PLAN, str(error)) from error
-    except FxCollabError as error:
-        raise _damaged(folder / PLAN, error.why or error.what) from error
+def _plan_from_json(data: Mapping[str, Any], folder: Path) -> Plan:
+    """The plan; what is wrong with the first entry that doesn't fit is a `ValueError` or an `FxCollabError`."""
+    _entry(data, "fingerprint", str)
+    pattern = _entry(data, "pattern", str)
+    splits, fanouts = _entry(data, "splits", list, of=str), _entry(data, "fanouts", list, of=int | list)
+    inputs = tuple(map(_input_from_json, _entry(data, "inputs", list, of=dict)))
+    source = _entry(data, "source", dict | None)
+    return Plan(
+        pattern,
+        _tree_from_json(pattern, splits, fanouts),
+        _options_from_json(data),
+        _entry(data, "granularity", str, among=get_args(Granularity)),
+        Interface(inputs, tuple(_entry(data, "fixed", dict).items())),
+        None if source is None else Source.from_json(source, folder),
+        _entry({"chosen": None, **data}, "chosen", str | None),
+    )
 
 
 def _options_from_json(data: Mapping[str, Any]) -> RewriteOptions:
-    """Options that the file lacks, as one of an earlier version does, have their defaults."""
+    """Options that a file of an earlier version lacks have their defaults."""
     default = RewriteOptions()
-    kinds = {"recompute": str | None}
-    given = {
-        field.name: _typed(data, field.name, kinds.get(field.name, type(getattr(default, field.name))))
-        for field in fields(RewriteOptions)
-        if field.name in data
-    }
-    options = RewriteOptions(**given)
-    if options.recompute is not None:
-        _one_of(data, "recompute", get_args(Recompute))
-    return options
+    if data.get("recompute") is not None:
+        _entry(data, "recompute", str, among=get_args(Recompute))
+    names = [field.name for field in fields(RewriteOptions) if field.name in data]
+    kinds: dict[str, type | UnionType] = {name: type(getattr(default, name)) for name in names}
+    kinds["recompute"] = str | None
+    return RewriteOptions(**{name: _entry(data, name, kinds[name]) for name in names})
 
 
 def _tree_from_json(pattern: str, splits: tuple[str, ...], fanouts: tuple[int | list[int], ...]) -> HeadTree:
@@ -151,38 +139,36 @@ def _tree_from_json(pattern: str, splits: tuple[str, ...], fanouts: tuple[int | 
     return head_tree(pattern, splits, fanouts[0])
 
 
-def _input_to_json(spec: InputSpec) -> dict[str, Any]:
-    shape = None if spec.shape is None else list(spec.shape)
-    return {"name": spec.name, "shape": shape, "dtype": spec.dtype, "structured": spec.structured}
-
-
 def _input_from_json(data: Mapping[str, Any]) -> InputSpec:
-    shape = None if _typed(data, "shape", list | None) is None else _items(data, "shape", int)
-    structured = _typed(data, "structured", bool) if "structured" in data else False
-    return InputSpec(_typed(data, "name", str), shape, _typed(data, "dtype", str | None), structured)
+    return InputSpec(
+        _entry(data, "name", str),
+        _entry(data, "shape", list | None, of=int),
+        _entry(data, "dtype", str | None),
+        _entry({"structured": False, **data}, "structured", bool),
+    )
 
 
-def _items(data: Mapping[str, Any], key: str, kind: type | UnionType) -> tuple[Any, ...]:
-    values = _typed(data, key, list)
-    if not all(isinstance(value, kind) for value in values):
-        raise ValueError(f"its {key!r} are {values!r}")
-    return tuple(values)
+def _entry(
+    data: Mapping[str, Any],
+    key: str,
+    kind: type | UnionType,
+    *,
+    of: type | UnionType | None = None,
+    among: Sequence[Any] = (),
+) -> Any:
+    """An entry of a kind, as a tuple where its items must be ``of`` a kind.
 
-
-def _one_of(data: Mapping[str, Any], key: str, values: Sequence[Any]) -> Any:
-    if _typed(data, key, str) not in values:
-        raise ValueError(f"its {key!r} is {data[key]!r}")
-    return data[key]
-
-
-def _typed(data: Mapping[str, Any], key: str, kind: type | UnionType) -> Any:
+    Raises:
+        ValueError: it is missing, of another kind or not among the allowed values.
+    """
     if key not in data:
         raise ValueError(f"it has no {key!r}")
     value = data[key]
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or (among and value not in among):
         raise ValueError(f"its {key!r} is {value!r}")
-    return value
-
-
-def _damaged(file: Path, why: str) -> ArtifactError:
-    return ArtifactError("The plan is damaged.", where=str(file), why=why, hint="transform anew")
+    if of is None or value is None:
+        return value
+    items = tuple(data[key])
+    if not all(isinstance(item, of) for item in items):
+        raise ValueError(f"its {key!r} are {value!r}")
+    return items

@@ -24,14 +24,11 @@ _ALIASES, _ORDER = "fxcollab.aliases", "fxcollab.order"
 def save_state_dict(state: Mapping[str, Any], file: Path, *, aliases: bool = False) -> None:
     """Write tensors to a safetensors file.
 
-    Args:
-        state: tensors by name.
-        file: the file to write.
-        aliases: keep one copy of tensors that are one and note its other names, which only `load_state_dict`
-            reads; else every name gets a copy, for any reader.
+    With ``aliases`` a tensor under several names is stored once, with its other names in the metadata, which only
+    `load_state_dict` reads; else every name gets a copy, for any reader.
 
     Raises:
-        ArtifactError: a value is no tensor, has no values, or is of a kind that safetensors doesn't know.
+        ArtifactError: a value is not a tensor, has no values, or is of a kind that safetensors doesn't support.
     """
     first: dict[tuple[Any, ...], str] = {}
     unique: dict[str, Tensor] = {}
@@ -45,7 +42,8 @@ def save_state_dict(state: Mapping[str, Any], file: Path, *, aliases: bool = Fal
             other_names[name] = first[key]
         else:
             first[key] = name
-            unique[name] = _alone(tensor, storage in storages)
+            shared = storage in storages  # safetensors takes every storage once
+            unique[name] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
             storages.add(storage)
     metadata = {"format": "pt", _ORDER: json.dumps(list(state))}
     if other_names:
@@ -86,11 +84,7 @@ def load_state_dict(file: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def refuse_existing_file(file: Path, force: bool) -> None:
-    """Refuse an output file that exists; with ``force``, what is no file.
-
-    Raises:
-        ArtifactError: with the way out.
-    """
+    """Raise an `ArtifactError` where the output file exists and may not be replaced."""
     if file.is_dir():
         raise ArtifactError(
             "The output is a directory.", where=str(file), hint=f"name a file: {file}/weights.safetensors"
@@ -105,7 +99,7 @@ def write_state_dict(state: Mapping[str, Any], file: Path, *, force: bool = Fals
     """Write a state dict to a file that appears whole or not at all and that any safetensors reader reads.
 
     Raises:
-        ArtifactError: the file exists and ``force`` is not given, or a value is no tensor.
+        ArtifactError: the file exists and ``force`` is not given, or a value is not a tensor with values.
     """
     refuse_existing_file(file, force)
     file = file.resolve()
@@ -135,8 +129,3 @@ def _checked(name: str, value: object) -> Tensor:
             hint="give the training model values first, as with train_model.to_empty(device='cpu') and a checkpoint",
         )
     return value
-
-
-def _alone(tensor: Tensor, shared: bool) -> Tensor:
-    """The tensor laid out for writing; a copy only where it is strided or its storage is written already."""
-    return tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()

@@ -5,14 +5,13 @@ is
 
     beta * (softmax(z) - y) + (1 - beta) * T * (softmax(z / T) - q)
 
-over the number of samples. Both are found in the forward pass, a few samples at a time while they lie in the cache.
-What is kept for the backward pass is one tensor a head.
+over the number of samples. The forward pass computes both, a few samples at a time while they lie in the cache. One
+tensor per head is kept for the backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -23,16 +22,16 @@ from fxcollab.objectives.consensus import sums_of_others
 from fxcollab.objectives.tasks import IGNORED
 
 IN_CACHE = 1 << 17
-"""Values of one head that are worked on at a time on a CPU; an accelerator takes all of them."""
+"""Values of one head that are computed at a time on a CPU; an accelerator takes all of them."""
 
 Loss: TypeAlias = Callable[[list[Tensor], Tensor], Tensor]
 
 
 def may_be_used(heads: list[Tensor], target: Tensor) -> bool:
-    """Whether this is a plain training step: what is compiled, traced or transformed takes operators instead."""
+    """Whether this is a plain training step: what is compiled, traced or transformed needs operators instead."""
     plain = all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in (target, *heads))
-    learnt = torch.is_grad_enabled() and any(z.requires_grad for z in heads)
-    if not plain or not learnt or target.requires_grad or not heads[0].numel() or heads[0].is_meta:
+    training = torch.is_grad_enabled() and any(z.requires_grad for z in heads)
+    if not plain or not training or target.requires_grad or not heads[0].numel() or heads[0].is_meta:
         return False
     return not (torch.compiler.is_compiling() or is_traced() or is_transformed() or computes_forward_derivatives())
 
@@ -42,29 +41,44 @@ def loss(
 ) -> Tensor:
     """The sum over heads of L_h (equations 3 and 4), the consensus being a constant.
 
-    Args:
-        heads: logits (N, C) or (N, C, d1, ...), at least two.
-        target: class indices (N, d1, ...), or soft labels like the logits.
-        beta: weight of the labels.
-        temperature: T.
-        mean: over positions; else their sum.
-        by_operators: the same for what differentiates twice.
+    Heads are (N, C) or (N, C, d1, ...), targets class indices (N, d1, ...) or soft labels shaped like the logits.
+    The sum over positions is taken unless ``mean``; ``by_operators`` computes the same for second derivatives.
     """
-    total: Tensor = _ClosedForm.apply(beta, temperature, mean, by_operators, target, *heads)
+    positions: int = heads[0].numel() // heads[0].shape[1] if mean else 1
+    labelled: Tensor | int = positions
+    if mean and not target.is_floating_point():
+        labelled = (target != IGNORED).sum().to(heads[0].dtype)
+    weights = beta / labelled, (1 - beta) / positions
+    total: Tensor = _ClosedForm.apply(*weights, temperature, by_operators, target, *heads)
     return total
 
 
 class _ClosedForm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, beta: float, temperature: float, mean: bool, by_operators: Loss, target: Tensor, *heads: Tensor
+        ctx: Any,
+        hard: Tensor | float,
+        soft: float,
+        temperature: float,
+        by_operators: Loss,
+        target: Tensor,
+        *heads: Tensor,
     ) -> Tensor:
-        weights = _weights(beta, temperature, mean, target, heads[0])
+        """The loss with the weights ``hard`` and ``soft`` of the two terms at one position."""
         ctx.save_for_backward(target, *heads)
         ctx.by_operators, ctx.gradients = by_operators, [torch.empty_like(z) for z in heads]
-        total = heads[0].new_zeros(())
-        for rows in _rows(heads[0]):
-            total += _of_rows([z[rows] for z in heads], target[rows], weights, [g[rows] for g in ctx.gradients])
+        z, count = heads[0], len(heads[0])
+        step = max(1, IN_CACHE * count // z.numel()) if z.device.type == "cpu" else count
+        total, share = z.new_zeros(()), 1 / ((len(heads) - 1) * temperature)
+        for start in range(0, count, step):
+            rows = slice(start, start + step)
+            parts, gradients = [z[rows] for z in heads], [gradient[rows] for gradient in ctx.gradients]
+            consensus = [torch.softmax(others * share, 1) for others in sums_of_others(parts)]
+            losses = [
+                _of_head(z, q, target[rows], hard, soft * temperature, temperature, gradient)
+                for z, q, gradient in zip(parts, consensus, gradients, strict=True)
+            ]
+            total += sum(losses)
         return total
 
     @staticmethod
@@ -78,66 +92,34 @@ class _ClosedForm(torch.autograd.Function):
         elif scale.device.type == "cpu" and scale.item() == 1:
             found = gradients
         else:
-            found = [gradient.mul_(scale) for gradient in gradients]  # in place: it is nobody else's
+            found = [gradient.mul_(scale) for gradient in gradients]  # in place: nothing else refers to it
         return None, None, None, None, None, *found
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """What each term is multiplied with: beta and 1 - beta, over the positions that count in it."""
-
-    hard: Tensor | float
-    soft: float
-    temperature: float
-
-
-def _weights(beta: float, temperature: float, mean: bool, target: Tensor, z: Tensor) -> _Weights:
-    if not mean:
-        return _Weights(beta, 1 - beta, temperature)
-    positions = z.numel() // z.shape[1]
-    labelled = positions if target.is_floating_point() else (target != IGNORED).sum().to(z.dtype)
-    return _Weights(beta / labelled, (1 - beta) / positions, temperature)
-
-
-def _rows(z: Tensor) -> Iterator[slice]:
-    """Samples in parts."""
-    count = len(z)
-    step = max(1, IN_CACHE * count // z.numel()) if z.device.type == "cpu" else count
-    return (slice(start, start + step) for start in range(0, count, step))
-
-
-def _of_rows(parts: list[Tensor], target: Tensor, weights: _Weights, gradients: list[Tensor]) -> Tensor:
-    """The loss of some samples; its gradients are written into ``gradients``."""
-    share = 1 / ((len(parts) - 1) * weights.temperature)
-    total = parts[0].new_zeros(())
-    for z, others, gradient in zip(parts, sums_of_others(parts), gradients, strict=True):
-        total += _of_head(z, torch.softmax(others * share, 1), target, weights, gradient)
-    return total
-
-
-def _of_head(z: Tensor, q: Tensor, target: Tensor, weights: _Weights, gradient: Tensor) -> Tensor:
-    """One head's loss on some samples."""
-    temperature, pull = weights.temperature, weights.soft * weights.temperature
+def _of_head(
+    z: Tensor, q: Tensor, target: Tensor, hard: Tensor | float, soft: float, temperature: float, gradient: Tensor
+) -> Tensor:
+    """One head's loss on some samples; its gradient is written into ``gradient``. ``soft`` includes a factor T."""
     low = z - z.amax(1, keepdim=True)
     warm = (low * (1 / temperature)).exp_()
     cold = _cooled(warm, low, temperature)
     warm_sum, cold_sum = warm.sum(1, keepdim=True), cold.sum(1, keepdim=True)
-    soft = torch.dot(q.flatten(), low.flatten()) - temperature * warm_sum.log().sum()
+    soft_term = torch.dot(q.flatten(), low.flatten()) - temperature * warm_sum.log().sum()
     if target.is_floating_point():
-        scale = weights.hard * target.sum(1, keepdim=True)
-        hard = weights.hard * torch.dot(target.flatten(), low.flatten()) - (scale * cold_sum.log()).sum()
-        torch.mul(cold, scale / cold_sum, out=gradient).sub_(target * weights.hard)
+        scale = hard * target.sum(1, keepdim=True)
+        hard_term = hard * torch.dot(target.flatten(), low.flatten()) - (scale * cold_sum.log()).sum()
+        torch.mul(cold, scale / cold_sum, out=gradient).sub_(target * hard)
     else:
         counts = (target != IGNORED).unsqueeze(1)
-        label, scale = torch.where(counts, target.unsqueeze(1), 0), weights.hard * counts.to(z.dtype)
-        hard = (scale * (low.gather(1, label) - cold_sum.log())).sum()
+        label, scale = torch.where(counts, target.unsqueeze(1), 0), hard * counts.to(z.dtype)
+        hard_term = (scale * (low.gather(1, label) - cold_sum.log())).sum()
         torch.mul(cold, scale / cold_sum, out=gradient).scatter_add_(1, label, -scale)
-    gradient.addcmul_(warm, pull / warm_sum).sub_(q, alpha=pull)
-    return -hard - pull * soft
+    gradient.addcmul_(warm, soft / warm_sum).sub_(q, alpha=soft)
+    return -hard_term - soft * soft_term
 
 
 def _cooled(warm: Tensor, low: Tensor, temperature: float) -> Tensor:
-    """``exp(low)``, of ``exp(low / T)``: by squaring where T is 1, 2 or 4, which is much cheaper."""
+    """``exp(low)``, from ``exp(low / T)``: by squaring where T is 1, 2 or 4, which is much cheaper."""
     if temperature == 1:
         return warm
     if temperature == 2:

@@ -1,4 +1,4 @@
-"""What the other heads think together: the argument of q in section 3.2 of the paper."""
+"""The consensus of the other heads: the argument of q in section 3.2 of the paper."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ from fxcollab.objectives.outputs import require_one_shape
 
 def consensus(logits: Sequence[Tensor]) -> list[Tensor]:
     """For every head, the mean of the other heads' logits.
-
-    Sums of the heads before and of those behind are shared, so that the cost grows linearly with the number of heads;
-    nothing is subtracted, so that a large head costs the others no digits.
 
     Args:
         logits: one tensor per head, at least two, all of one shape.
@@ -34,7 +31,11 @@ def consensus(logits: Sequence[Tensor]) -> list[Tensor]:
 
 
 def sums_of_others(logits: Sequence[Tensor]) -> Iterator[Tensor]:
-    """For every head, in order, the sum of all others; of at least two."""
+    """For every head, in order, the sum over all others; there are at least two.
+
+    Partial sums are shared, so that the cost is linear in the number of heads; nothing is subtracted, so that no
+    digits are lost to a large head.
+    """
     behind = list(accumulate(reversed(logits[1:]), torch.add))[::-1]  # behind[h] is the sum of those behind head h
     yield behind[0]
     before = logits[0]
@@ -45,14 +46,10 @@ def sums_of_others(logits: Sequence[Tensor]) -> Iterator[Tensor]:
 
 
 def require_peers(logits: Sequence[Tensor]) -> None:
-    """Refuse a head that is alone.
-
-    Raises:
-        ObjectiveError: there are fewer than two heads.
-    """
+    """Raise an `ObjectiveError` for a single head."""
     if len(logits) < 2:
         raise ObjectiveError(
-            f"A consensus takes at least 2 heads, not {len(logits)}.",
+            f"A consensus needs at least 2 heads, not {len(logits)}.",
             why="Each head learns from the others.",
             hint="Train with more heads, or on the labels alone: CollaborativeLoss(beta=1).",
         )

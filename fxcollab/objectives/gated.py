@@ -5,7 +5,6 @@ Lan et al., "Knowledge Distillation by On-the-Fly Native Ensemble", 2018.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Unpack
 
 import torch
@@ -18,7 +17,7 @@ from fxcollab.objectives.outputs import at_least_float32, described
 
 
 class Gate(nn.Module):
-    """How far to trust each head, by features that all heads share: linear, batch norm, ReLU, softmax.
+    """Weights of the heads, from features that all heads share: linear, batch norm, ReLU, softmax.
 
     Args:
         features: channels of the shared features.
@@ -40,19 +39,23 @@ class ONELoss(Objective):
     """The loss of ONE: labels for all heads and for a gated ensemble of them, and the ensemble for all heads.
 
     ``J_hard(y, z_e) + total over the heads h of J_hard(y, z_h) + T^2 * KL(p_e || p_h)``, z_e being the sum of the
-    heads' logits weighed by the gate. The gate belongs to the loss: hand ``loss.parameters()`` to the optimizer, keep
-    ``loss.state_dict()`` in checkpoints, wrap the loss in DDP like the model, call ``loss.eval()`` with it.
+    heads' logits weighted by the gate. Call it with ``(outputs, target, features)``: ``features`` is a value of the
+    trunk, (N, C, ...), from which the gate computes its weights. `per_head` has the heads' losses without that of the
+    ensemble, from which the gate learns.
+
+    The gate belongs to the loss: pass ``loss.parameters()`` to the optimizer, save ``loss.state_dict()`` in
+    checkpoints, wrap the loss in DDP like the model, call ``loss.eval()`` with it.
 
     Args:
-        features: channels of the features that the gate sees; or a gate of your own, a module that makes weights
-            (N, H) of them.
+        features: channels of the features that the gate takes; or a gate of your own, a module that computes weights
+            (N, H) from them.
         heads: H.
         temperature: T, finite and above 0; 3 as in its paper.
         detach: whether the ensemble is a constant to the heads that learn from it.
         options: those of every `Objective`: task, hard, logits, reduction, finite.
 
     Raises:
-        ObjectiveError: a value is out of its range, or ``hard`` is no loss or reduces otherwise.
+        ObjectiveError: a value is out of its range, or ``hard`` is not a loss of logits or reduces otherwise.
 
     Example:
         >>> seen = {}
@@ -62,7 +65,7 @@ class ONELoss(Objective):
         >>> loss(train_model(x), target, seen["features"]).backward()
     """
 
-    shown = ("temperature", "detach", *Objective.shown)
+    inputs = "the gate, the target"
 
     def __init__(
         self,
@@ -79,75 +82,58 @@ class ONELoss(Objective):
         self.temperature = temperature
         self.detach = detach
 
-    def forward(self, outputs: Sequence[object], target: Tensor, features: Tensor | None = None) -> Tensor:
-        """The total loss.
+    def total(self, heads: list[Tensor], target: Tensor, features: Tensor | None = None) -> Tensor:
+        """The loss of the ensemble on the labels, and the sum over heads."""
+        ensemble = self._ensemble(heads, features)
+        [hard] = self.hard_losses([ensemble], target)
+        return hard + total(self._losses(heads, target, ensemble))
 
-        Args:
-            outputs: as for `Objective.forward`.
-            target: as for `Objective.forward`.
-            features: what the gate sees, (N, C, ...): a value of the trunk.
-
-        Returns:
-            A scalar.
+    def losses(self, heads: list[Tensor], target: Tensor, features: Tensor | None = None) -> list[Tensor]:
+        """The loss of every head.
 
         Raises:
-            ObjectiveError: as `Objective.forward`; or the gate doesn't give one weight a head.
+            ObjectiveError: there are no features, or the gate doesn't give one weight per head.
         """
-        heads = self.heads(outputs)
-        ensemble = self._ensemble(heads, features)
-        [labelled] = self.labelled([ensemble], target)
-        return self.checked(labelled + total(self._losses(heads, target, ensemble)), heads, "the gate, the target")
-
-    def per_head(self, outputs: Sequence[object], target: Tensor, features: Tensor | None = None) -> list[Tensor]:
-        """The loss of every head; that of the ensemble, from which the gate learns, is in `forward` alone."""
-        heads = self.heads(outputs)
         return self._losses(heads, target, self._ensemble(heads, features))
 
-    def losses(self, heads: list[Tensor], target: Tensor) -> list[Tensor]:
-        """Not without features."""
-        raise _no_features(None)
-
     def _losses(self, heads: list[Tensor], target: Tensor, ensemble: Tensor) -> list[Tensor]:
-        hard = self.labelled(heads, target)
+        hard = self.hard_losses(heads, target)
         teacher = ensemble.detach() if self.detach else ensemble
         soft = self.task.divergences(teacher, heads, self.temperature)
         return [h + s for h, s in zip(hard, soft, strict=True)]
 
     def _ensemble(self, heads: list[Tensor], features: Tensor | None) -> Tensor:
+        """The sum of the heads' logits weighted by the gate."""
         require_peers(heads)
         if not isinstance(features, Tensor):
-            raise _no_features(features)
-        weights = at_least_float32(self.gate(self._shown(features)))
+            raise ObjectiveError(
+                f"The gate takes a tensor of features, not {described(features)}.",
+                why="ONE weights the heads by a value that they share.",
+                hint="Keep the trunk's value by a forward hook and pass it: loss(outputs, target, features).",
+            )
+        if isinstance(self.gate, Gate):
+            _require_features(self.gate, features)
+        dtype = next((p.dtype for p in self.gate.parameters()), features.dtype)
+        weights = at_least_float32(self.gate(features.to(dtype)))
         if weights.shape != (len(heads[0]), len(heads)):
             raise ObjectiveError(
                 f"The gate gives weights of shape {tuple(weights.shape)} for {len(heads)} heads.",
-                why=f"It must give one a sample and head: {(len(heads[0]), len(heads))}.",
+                why=f"It must give one per sample and head: {(len(heads[0]), len(heads))}.",
                 hint=f"ONELoss(features=..., heads={len(heads)})",
             )
         stacked = torch.stack(heads, dim=1)
         return (weights.view(*weights.shape, *(1 for _ in stacked.shape[2:])) * stacked).sum(1)
 
-    def _shown(self, features: Tensor) -> Tensor:
-        """Features in the gate's own type; refused where its batch norm can't say anything."""
-        if isinstance(self.gate, Gate):
-            if features.dim() < 2 or features.shape[1] != self.gate.linear.in_features:
-                raise ObjectiveError(
-                    f"The gate takes features (N, {self.gate.linear.in_features}, ...), not {described(features)}.",
-                    hint="Channels are dimension 1; of tokens (N, L, C) hand in features.transpose(1, 2).",
-                )
-            if self.gate.training and len(features) == 1:
-                raise ObjectiveError(
-                    "The gate can't learn from a batch of one sample.",
-                    why="it normalises over the batch",
-                    hint="train with larger batches, or with a gate of your own",
-                )
-        dtype = next((p.dtype for p in self.gate.parameters()), features.dtype)
-        return features.to(dtype)
 
-
-def _no_features(features: object) -> ObjectiveError:
-    return ObjectiveError(
-        f"The gate takes a tensor of features, not {described(features)}.",
-        why="ONE weighs the heads by what they share.",
-        hint="Keep the trunk's value by a forward hook and hand it in: loss(outputs, target, features).",
-    )
+def _require_features(gate: Gate, features: Tensor) -> None:
+    if features.dim() < 2 or features.shape[1] != gate.linear.in_features:
+        raise ObjectiveError(
+            f"The gate takes features (N, {gate.linear.in_features}, ...), not {described(features)}.",
+            hint="Channels are dimension 1; of tokens (N, L, C) pass features.transpose(1, 2).",
+        )
+    if gate.training and len(features) == 1:
+        raise ObjectiveError(
+            "The gate can't learn from a batch of one sample.",
+            why="its batch norm normalises over the batch",
+            hint="train with larger batches, or with a gate of your own",
+        )

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from fxcollab.errors import ObjectiveError, closest
 from fxcollab.objectives.consensus import require_peers
-from fxcollab.objectives.objective import Objective, Options, learnt_from, require_temperature, require_weight
+from fxcollab.objectives.objective import Objective, Options, as_teachers, require_temperature, require_weight
 from fxcollab.objectives.outputs import described
-from fxcollab.objectives.tasks import Classification, ignored_label
+from fxcollab.objectives.tasks import Classification, ignored_label, positions
 
 Ensemble: TypeAlias = Callable[[list[Tensor], Tensor], Tensor]
-"""Makes the teacher's logits (N, C, ...) of those of all heads and the class indices (N, ...)."""
+"""The teacher's logits (N, C, ...), from those of all heads and the class indices (N, ...)."""
 
 
 def naive(heads: list[Tensor], target: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def naive(heads: list[Tensor], target: Tensor) -> Tensor:
 
 
 def min_logit(heads: list[Tensor], target: Tensor) -> Tensor:
-    """Logits relative to the label's, of every class the least over all heads: the most that any gives the label."""
+    """For every class, the minimum over heads of its logit relative to the label's."""
     relative = [z - z.gather(1, target.unsqueeze(1)) for z in heads]
     return torch.stack(relative).amin(0)
 
@@ -45,12 +45,12 @@ ENSEMBLES: Mapping[str, Ensemble] = {"min-logit": min_logit, "naive": naive, "me
 
 
 class KDCLLoss(Objective):
-    """The loss of KDCL: all heads learn from labels, and from one ensemble of them all.
+    """The loss of KDCL: all heads learn from the labels, and from one ensemble of them all.
 
     The total over the heads h of ``J_hard(y, z_h) + weight * T^2 * KL(p_t || p_h)``, p being the softmax at
-    temperature T, and t the ensemble; where ``hard`` ignores the label, the mean of all heads. Its authors also show
-    differently distorted images to the heads, which an objective can't do, and two ensembles that are solved for
-    (linear, general): hand those in as callables.
+    temperature T, and t the ensemble; where ``hard`` ignores the label, t is the mean of all heads. Its authors also
+    show differently distorted images to the heads, which an objective can't do, and two ensembles that are solved for
+    (linear, general): pass those as callables.
 
     Args:
         ensemble: "min-logit", "naive" or "mean"; or a callable of the heads' logits and the class indices.
@@ -61,10 +61,8 @@ class KDCLLoss(Objective):
             are class indices.
 
     Raises:
-        ObjectiveError: a value is out of its range, or ``hard`` is no loss of classes or reduces otherwise.
+        ObjectiveError: a value is out of its range, or ``hard`` is not a loss of classes or reduces otherwise.
     """
-
-    shown = ("ensemble", "temperature", "weight", "detach", *Objective.shown)
 
     def __init__(
         self,
@@ -77,27 +75,41 @@ class KDCLLoss(Objective):
     ) -> None:
         super().__init__(**options)
         require_temperature(temperature)
-        require_weight(weight, "weight")
-        _require_classification(self)
+        require_weight(weight)
+        if not isinstance(self.task, Classification):
+            raise ObjectiveError(
+                f"KDCL is made for classification, not for {self.task.name}.",
+                why="Its ensembles depend on the class of the label.",
+                hint="CollaborativeLoss and MutualLoss support this task.",
+            )
+        if not callable(ensemble) and ensemble not in ENSEMBLES:
+            known = closest(ensemble, ENSEMBLES) or ", ".join(ENSEMBLES)
+            raise ObjectiveError(f"There is no ensemble {ensemble!r}.", hint=f"Ensembles are {known}, or a callable.")
         self.ensemble = ensemble
         self.temperature = temperature
         self.weight = weight
         self.detach = detach
-        self._ensemble = _ensemble(ensemble)
 
     def losses(self, heads: list[Tensor], target: Tensor) -> list[Tensor]:
         """The loss of every head."""
         require_peers(heads)
-        hard = self.labelled(heads, target)
-        target = _indices(self.task.target(target, heads[0]), heads[0])
-        teacher = self._teacher(learnt_from(heads, self.detach), target)
+        hard = self.hard_losses(heads, target)
+        target = self.task.target(target, heads[0])
+        shape = positions(heads[0])
+        if not isinstance(target, Tensor) or target.is_floating_point() or target.shape != shape:
+            raise ObjectiveError(
+                f"KDCL takes class indices of shape {shape}, the target is {described(target)}.",
+                hint="Of soft labels pass target.argmax(1), or use CollaborativeLoss.",
+            )
+        teacher = self._teacher(as_teachers(heads, self.detach), target.long())
         soft = self.task.divergences(teacher, heads, self.temperature)
         return [h + self.weight * s for h, s in zip(hard, soft, strict=True)]
 
     def _teacher(self, heads: list[Tensor], target: Tensor) -> Tensor:
-        """The ensemble; where there is no label, the mean of all heads."""
+        """The ensemble; where the label is ignored, the mean of all heads."""
+        ensemble = self.ensemble if callable(self.ensemble) else ENSEMBLES[self.ensemble]
         ignored = target.eq(ignored_label(self.hard))
-        teacher = self._ensemble(heads, torch.where(ignored, 0, target))
+        teacher = ensemble(heads, torch.where(ignored, 0, target))
         if not isinstance(teacher, Tensor) or teacher.shape != heads[0].shape:
             raise ObjectiveError(
                 f"The ensemble gave {described(teacher)}.",
@@ -105,36 +117,3 @@ class KDCLLoss(Objective):
                 hint="An ensemble takes the heads' logits and the class indices.",
             )
         return torch.where(ignored.unsqueeze(1), mean(heads, target), teacher)
-
-
-def _ensemble(ensemble: str | Ensemble) -> Ensemble:
-    if callable(ensemble):
-        return ensemble
-    if ensemble not in ENSEMBLES:
-        known = closest(ensemble, ENSEMBLES) or ", ".join(ENSEMBLES)
-        raise ObjectiveError(f"There is no ensemble {ensemble!r}.", hint=f"Ensembles are {known}, or a callable.")
-    return ENSEMBLES[ensemble]
-
-
-def _require_classification(loss: Objective) -> None:
-    if not isinstance(loss.task, Classification):
-        raise ObjectiveError(
-            f"KDCL is made for classification, not for {loss.task.name}.",
-            why="Its ensembles go by the class of the label.",
-            hint="CollaborativeLoss and MutualLoss know this task.",
-        )
-
-
-def _indices(target: object, z: Tensor) -> Tensor:
-    if not isinstance(target, Tensor) or target.is_floating_point():
-        raise ObjectiveError(
-            "KDCL's ensembles take class indices, not soft labels.",
-            where=f"the target is {described(target)}",
-            hint="Hand in target.argmax(1), or use CollaborativeLoss.",
-        )
-    if target.shape != (z.shape[0], *z.shape[2:]):
-        raise ObjectiveError(
-            f"The target is {described(target)} and doesn't fit logits of shape {tuple(z.shape)}.",
-            hint="KDCL's ensembles take one class index a position.",
-        )
-    return target.long()

@@ -7,14 +7,14 @@ from typing import Unpack
 from torch import Tensor
 
 from fxcollab.objectives.consensus import require_peers, sums_of_others
-from fxcollab.objectives.objective import Objective, Options, learnt_from, require_temperature, require_weight, total
+from fxcollab.objectives.objective import Objective, Options, as_teachers, require_temperature, require_weight, total
 
 
 class MutualLoss(Objective):
     """The loss of deep mutual learning: labels, and the divergence from each peer.
 
     The total over the heads h of ``J_hard(y, z_h) + weight * T^2 * mean over j != h of KL(p_j || p_h)``, p being the
-    softmax at temperature T. Its authors update heads in turns; `per_head` is what that takes.
+    softmax at temperature T. Its authors update the heads in turns, for which `per_head` has the losses.
 
     Args:
         temperature: T, finite and above 0; 1 as in its paper.
@@ -23,17 +23,15 @@ class MutualLoss(Objective):
         options: those of every `Objective`: task, hard, logits, reduction, finite.
 
     Raises:
-        ObjectiveError: a value is out of its range, or ``hard`` is no loss or reduces otherwise.
+        ObjectiveError: a value is out of its range, or ``hard`` is not a loss of logits or reduces otherwise.
     """
-
-    shown = ("temperature", "weight", "detach", *Objective.shown)
 
     def __init__(
         self, temperature: float = 1.0, weight: float = 1.0, *, detach: bool = True, **options: Unpack[Options]
     ) -> None:
         super().__init__(**options)
         require_temperature(temperature)
-        require_weight(weight, "weight")
+        require_weight(weight)
         self.temperature = temperature
         self.weight = weight
         self.detach = detach
@@ -41,18 +39,18 @@ class MutualLoss(Objective):
     def losses(self, heads: list[Tensor], target: Tensor) -> list[Tensor]:
         """The loss of every head; a regression's cost grows with the square of their number."""
         require_peers(heads)
-        hard, task, temperature = self.labelled(heads, target), self.task, self.temperature
-        peers, share = learnt_from(heads, self.detach), 1 / (len(heads) - 1)
-        said = [task.distribution(t, temperature) for t in peers]
-        own = [task.towards(q, t, temperature) for q, t in zip(said, peers, strict=True)]  # less it, it is the KL
+        hard, task, temperature = self.hard_losses(heads, target), self.task, self.temperature
+        peers, share = as_teachers(heads, self.detach), 1 / (len(heads) - 1)
+        distributions = [task.distribution(z, temperature) for z in peers]
+        entropies = [task.soft_loss(q, z, temperature) for q, z in zip(distributions, peers, strict=True)]
         if task.linear:
-            towards = [
-                task.towards(q * share, z, temperature) for q, z in zip(sums_of_others(said), heads, strict=True)
-            ]
+            means = [q * share for q in sums_of_others(distributions)]
+            soft = [task.soft_loss(q, z, temperature) for q, z in zip(means, heads, strict=True)]
         else:
-            towards = [
-                share * total([task.towards(q, z, temperature) for j, q in enumerate(said) if j != h])
+            soft = [
+                share * total([task.soft_loss(q, z, temperature) for j, q in enumerate(distributions) if j != h])
                 for h, z in enumerate(heads)
             ]
-        entropies = [share * entropy for entropy in sums_of_others(own)]
-        return [h + self.weight * (t - e) for h, t, e in zip(hard, towards, entropies, strict=True)]
+        # The KL divergence is the cross entropy less the teacher's own entropy.
+        kl = [s - share * entropy for s, entropy in zip(soft, sums_of_others(entropies), strict=True)]
+        return [h + self.weight * divergence for h, divergence in zip(hard, kl, strict=True)]

@@ -17,24 +17,20 @@ def logits_of_heads(outputs: Sequence[object], field: str, of: str = "head") -> 
     """The logits of every head, in float32 or wider, all of one shape and type.
 
     Args:
-        outputs: one entry a head: a tensor, or a structure with a field of that name (a mapping, named tuple,
+        outputs: one entry per head: a tensor, or a structure with a field of that name (a mapping, named tuple,
             dataclass or any other object).
         field: the field that holds the logits.
-        of: what each entry is the output of, for errors.
+        of: what gives each output, for errors.
 
     Raises:
         ObjectiveError: there is no sequence of heads, a head has no floating-point logits, or shapes differ.
     """
-    if not isinstance(outputs, tuple | list) or not outputs:
+    one_output = hasattr(outputs, "_fields")
+    if not isinstance(outputs, tuple | list) or not outputs or one_output:
         raise ObjectiveError(
-            f"The loss takes a tuple or list with one output per head, not {described(outputs)}.",
-            hint="Hand in what the training model returns; the output of a single network as (output,).",
-        )
-    if isinstance(outputs, tuple) and hasattr(outputs, "_fields"):
-        raise ObjectiveError(
-            f"The loss takes a tuple or list with one output per {of}, not one {type(outputs).__name__}.",
-            why="a named tuple is the output of one network",
-            hint="Hand in what the training model returns; the output of a single network as (output,).",
+            f"The loss takes a tuple or list with one output per {of}, not {described(outputs)}.",
+            why="A named tuple is the output of one network." if one_output else None,
+            hint="Pass what the training model returns; the output of a single network as (output,).",
         )
     logits = [_logits_of(output, field, f"{of} {index}") for index, output in enumerate(outputs)]
     require_one_shape(logits, of)
@@ -43,11 +39,7 @@ def logits_of_heads(outputs: Sequence[object], field: str, of: str = "head") -> 
 
 
 def require_one_shape(logits: Sequence[Tensor], of: str = "head") -> None:
-    """Refuse heads whose logits would broadcast.
-
-    Raises:
-        ObjectiveError: their shapes differ.
-    """
+    """Raise an `ObjectiveError` where shapes differ: logits must not broadcast."""
     first = logits[0]
     for head, z in enumerate(logits):
         if z.shape != first.shape:
@@ -68,7 +60,7 @@ def described(value: object) -> str:
 
 
 def is_concrete(tensor: Tensor) -> bool:
-    """Whether the value can be looked at here: it is there, and nothing records the code that looks."""
+    """Whether Python may read the tensor's values: it has some, and the code isn't being recorded."""
     if torch.compiler.is_compiling() or is_traced() or is_transformed():
         return False
     if type(tensor) is not Tensor or tensor.is_meta:
@@ -82,49 +74,37 @@ def at_least_float32(z: Tensor) -> Tensor:
 
 
 def _logits_of(output: object, field: str, where: str) -> Tensor:
-    z = _lookup(output, field)
+    if isinstance(output, Tensor):
+        z: object = output
+    else:
+        z = output.get(field) if isinstance(output, Mapping) else getattr(output, field, None)
     if not isinstance(z, Tensor):
-        raise _no_logits(output, field, where)
+        raise _no_logits(output, z, field, where)
     if not z.is_floating_point():
         raise ObjectiveError(
-            f"Logits are floating point tensors, not {described(z)}.",
+            f"Logits must be floating-point tensors, not {described(z)}.",
             where=where,
-            hint="Hand in what the network computes, not the classes it picks.",
+            hint="Pass the network's scores, not the classes with the highest ones.",
         )
     return z
 
 
-def _lookup(output: object, field: str) -> object:
-    if isinstance(output, Tensor):
-        return output
+def _no_logits(output: object, found: object, field: str, where: str) -> ObjectiveError:
     if isinstance(output, Mapping):
-        return output.get(field)
-    return getattr(output, field, None)
-
-
-def _no_logits(output: object, field: str, where: str) -> ObjectiveError:
-    fields = _fields_of(output)
-    kind = type(output).__name__
-    others = [name for name in fields if name != field]
-    if field in fields:
-        why = f"{field!r} of this {kind} is {described(_lookup(output, field))}."
-    elif others:
-        why = f"This {kind} has the fields {', '.join(others)}."
+        fields = [str(key) for key in output]
+    elif isinstance(output, tuple):
+        fields = list(getattr(output, "_fields", ()))
+    elif dataclasses.is_dataclass(output):
+        fields = [entry.name for entry in dataclasses.fields(output)]
     else:
-        why = f"This {kind} has no named fields."
+        fields = list(getattr(output, "__dict__", ()))
+    kind, others = type(output).__name__, [name for name in fields if name != field]
+    if field in fields:
+        why = f"{field!r} of this {kind} is {described(found)}."
+    else:
+        why = f"This {kind} has {'the fields ' + ', '.join(others) if others else 'no named fields'}."
+    hint = "Select them yourself, as in loss([output[0] for output in outputs], target)."
     if others:
         guess = closest(field, others, count=1) or others[0]
         hint = f"Name the field that holds them, as in CollaborativeLoss(logits={guess!r})."
-    else:
-        hint = "Pick them yourself, as in loss([output[0] for output in outputs], target)."
     return ObjectiveError(f"The output has no logits under {field!r}.", where=where, why=why, hint=hint)
-
-
-def _fields_of(output: object) -> list[str]:
-    if isinstance(output, Mapping):
-        return [str(key) for key in output]
-    if isinstance(output, tuple):
-        return list(getattr(output, "_fields", ()))
-    if dataclasses.is_dataclass(output):
-        return [field.name for field in dataclasses.fields(output)]
-    return list(getattr(output, "__dict__", ()))

@@ -6,7 +6,7 @@ bit, each instance starts from the generator state in which the original's node 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,10 +26,8 @@ from fxcollab.tracing.preserve import preserved
 class Lockstep(nn.Module):
     """The training model, interpreted node by node; registered as ``model``, so that its state can be replaced.
 
-    Args:
-        model: the training model.
-        together: whether all instances of a node draw the numbers that the original's node draws; else they draw as
-            they come.
+    All instances of a node draw the numbers that the original's node draws; with ``together=False`` they draw one
+    after the other, as the generated code does.
     """
 
     def __init__(self, model: CollabGraphModule, *, together: bool = True) -> None:
@@ -38,43 +36,44 @@ class Lockstep(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         """The tuple of outputs."""
-        if not self._together:
-            return Interpreter(self.model).run(*inputs)
-        return _InStep(self.model, _starts(self.model, inputs)).run(*inputs)
+        provenance = provenance_of(self.model.graph, plan_of(self.model).options.peers)
+        starts = _starts(self.model, inputs) if self._together else {}
+
+        def restore(node: fx.Node) -> None:
+            found = provenance[node]
+            if not found.inserted and node.op.startswith("call") and found.origin in starts:
+                starts[found.origin].restore()
+
+        return _Hooked(self.model, restore).run(*inputs)
+
+
+def cloned(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """The inputs for one run, which may write into them; gradients reach the given ones."""
+    return tuple(pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, list(inputs)))
 
 
 def _starts(model: CollabGraphModule, inputs: Sequence[Any]) -> dict[str, GeneratorState]:
-    """The state of the generators before each node of the original, which runs once; its buffers are put back."""
+    """The state of the generators before each node of the original, which runs once; buffers are restored."""
     try:
-        recorder = _Recorder(prune(model))
-    except StateError:  # the heads are no longer apart, which the proof of the structure says
+        original = prune(model)
+    except StateError:  # the heads are no longer apart, which the check of the structure reports
         return {}
+    starts: dict[str, GeneratorState] = {}
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     with preserve_rng_state(), torch.no_grad(), preserved(model.modules()):
-        recorder.run(*pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, list(inputs)))
+        _Hooked(original, lambda node: starts.update({node.name: GeneratorState()})).run(*cloned(inputs))
         for buffer, before in buffers.items():
             buffer.copy_(before)
-    return recorder.starts
+    return starts
 
 
-class _Recorder(Interpreter):
-    def __init__(self, model: CollabGraphModule) -> None:
+class _Hooked(Interpreter):
+    """Calls ``before`` with every node that is about to run."""
+
+    def __init__(self, model: fx.GraphModule, before: Callable[[fx.Node], None]) -> None:
         super().__init__(model)
-        self.starts: dict[str, GeneratorState] = {}
+        self._before = before
 
     def run_node(self, n: fx.Node) -> Any:
-        self.starts[n.name] = GeneratorState()
-        return super().run_node(n)
-
-
-class _InStep(Interpreter):
-    def __init__(self, model: CollabGraphModule, starts: Mapping[str, GeneratorState]) -> None:
-        super().__init__(model)
-        self._starts = starts
-        self._provenance = provenance_of(model.graph, plan_of(model).options.peers)
-
-    def run_node(self, n: fx.Node) -> Any:
-        found = self._provenance[n]
-        if not found.inserted and n.op.startswith("call") and found.origin in self._starts:
-            self._starts[found.origin].restore()
+        self._before(n)
         return super().run_node(n)

@@ -25,17 +25,16 @@ from fxcollab.rng import seeded
 
 
 def check_outputs(trial: Trial, straddling: frozenset[str]) -> Iterator[Check]:
-    """Every head against the original that holds this head's weights: in train mode with gradients, in eval without.
+    """Every head against the original with this head's weights: in train mode with gradients, in eval mode without.
 
-    The statistics that the call leaves in buffers count as output, but for ``straddling`` ones: what trunk and
-    branches share is updated once by each.
+    Buffers are compared after the call, except ``straddling`` ones: what trunk and branches share is updated by each.
     """
     for training in (True, False):
         with trial.train_model.in_mode(training), undisturbed(), torch.set_grad_enabled(training):
             run = run_train_model(trial, copies(trial.train_model))
             for head in range(trial.tree.heads):
                 yield _check_head(trial, run, head, training, straddling)
-            yield _check_generated_code(trial, mode="train" if training else "eval")
+            yield _check_generated_code(trial, "train" if training else "eval")
 
 
 def _check_head(trial: Trial, run: Run, head: int, training: bool, straddling: frozenset[str]) -> Check:
@@ -61,7 +60,7 @@ def _check_generated_code(trial: Trial, mode: str) -> Check:
 
 
 def _bits_differ(one: Any, other: Any) -> str | None:
-    """How two output structures differ, in words; None where they are equal bit for bit."""
+    """How two output structures differ, as text; None where they are equal bit for bit."""
     one, other = without_dataclasses(one), without_dataclasses(other)
     left, right = pytree.tree_flatten(one), pytree.tree_flatten(other)
     if type(one) is not type(other) or left[1] != right[1]:
@@ -73,16 +72,11 @@ def _bits_differ(one: Any, other: Any) -> str | None:
         elif a.shape != b.shape or a.dtype != b.dtype:
             return f"output {index}: {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
         elif not torch.equal(_bytes(a), _bytes(b)):
-            return f"output {index} differs by up to {_largest_difference(a, b):.1e}"
+            a, b = (tensor.detach().cpu().to(torch.complex128) for tensor in (a, b))  # booleans can't be subtracted
+            return f"output {index} differs by up to {float((a - b).abs().max()):.1e}"
     return None
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    resolved = tensor.detach().resolve_conj().resolve_neg()  # what is marked to be conjugated has other bytes
+    resolved = tensor.detach().resolve_conj().resolve_neg()  # lazily conjugated tensors have other bytes
     return resolved.contiguous().flatten().view(torch.uint8)
-
-
-def _largest_difference(one: Tensor, other: Tensor) -> float:
-    """In a type that all others fit into: booleans have no difference of their own."""
-    one, other = (tensor.detach().cpu().to(torch.complex128) for tensor in (one, other))
-    return float((one - other).abs().max())

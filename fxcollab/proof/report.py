@@ -13,7 +13,7 @@ class Check:
     """One line of the proof.
 
     Attributes:
-        name: what is shown.
+        name: what is checked.
         ok: whether it holds.
         detail: what was compared, or where it fails first.
     """
@@ -29,7 +29,7 @@ class Report:
 
     Attributes:
         checks: the lines of the proof, in order.
-        limitations: limitations, one sentence each.
+        limitations: what capturing didn't preserve, one sentence each.
     """
 
     checks: tuple[Check, ...]
@@ -47,10 +47,10 @@ class Report:
         return iter(self.checks)
 
     def raise_if_failed(self) -> Report:
-        """Return the report where all checks hold.
+        """Return the report.
 
         Raises:
-            VerificationError: naming those that don't.
+            VerificationError: a check failed; it names all that did.
         """
         failed = [check for check in self.checks if not check.ok]
         if failed:

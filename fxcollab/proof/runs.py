@@ -15,18 +15,16 @@ from fxcollab._torch import pytree
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.functional import call_with, copied_state, once_each
 from fxcollab.plan import plan_of
-from fxcollab.proof.lockstep import Lockstep
+from fxcollab.proof.lockstep import Lockstep, cloned
 from fxcollab.rewriting.state_dict import prune_names
 from fxcollab.rng import seeded
 from fxcollab.tracing.interface import Interface
 from fxcollab.tree import HeadTree
 
-Inputs = Sequence[Any]
-
 
 @dataclass(frozen=True)
 class Trial:
-    """Models and inputs to compare on. Neither model's state is touched: all runs are on copies.
+    """Models and inputs to compare on. All runs are on copies of the state.
 
     Attributes:
         model: the original.
@@ -39,7 +37,7 @@ class Trial:
     model: nn.Module
     train_model: CollabGraphModule
     interface: Interface
-    inputs: Inputs
+    inputs: Sequence[Any]
     seed: int = 0
 
     @property
@@ -57,11 +55,11 @@ class Run:
 
 
 def run_train_model(trial: Trial, state: Mapping[str, Tensor], *, together: bool = True) -> Run:
-    """Run the training graph node by node on ``state``; ``together``: heads draw the same random numbers."""
+    """Run the training graph node by node on ``state``; ``together`` as for `Lockstep`."""
     model, own = Lockstep(trial.train_model, together=together), with_own_buffers(state)
     prefixed = {f"model.{name}": tensor for name, tensor in own.items()}
     with seeded(trial.seed):
-        return Run(call_with(model, prefixed, fresh(trial.inputs)), own)
+        return Run(call_with(model, prefixed, cloned(trial.inputs)), own)
 
 
 def run_original(trial: Trial, state: Mapping[str, Tensor]) -> Run:
@@ -73,23 +71,18 @@ def run_original(trial: Trial, state: Mapping[str, Tensor]) -> Run:
 
 def call(trial: Trial, model: nn.Module, state: Mapping[str, Tensor]) -> Any:
     """What ``model`` returns for the trial's inputs with ``state`` in the place of its own."""
-    args, kwargs = trial.interface.call(model, fresh(trial.inputs))
+    args, kwargs = trial.interface.call(model, cloned(trial.inputs))
     return call_with(model, state, args, kwargs)
 
 
-def fresh(inputs: Inputs) -> tuple[Any, ...]:
-    """The inputs for one run, which may write into them; gradients reach the given ones."""
-    return tuple(pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, list(inputs)))
-
-
 def with_own_buffers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a run may write into is its own: statistics, counters, the vectors of a spectral norm."""
+    """The state for one run, with copies of what it may write into, such as statistics and counters."""
     own = once_each(lambda tensor: tensor if tensor.requires_grad else _like(tensor, tensor.clone()))
     return {name: own(tensor) for name, tensor in state.items()}
 
 
 def copies(train_model: CollabGraphModule, *, double: bool = False, gradients: bool = False) -> dict[str, Tensor]:
-    """Copies of all state under all names; tensors that were one stay one."""
+    """Copies of all state under all names; a tensor with several names has one copy."""
 
     def copy(tensor: Tensor) -> Tensor:
         own = _like(tensor, widened(tensor.detach().clone(), double))
@@ -99,27 +92,25 @@ def copies(train_model: CollabGraphModule, *, double: bool = False, gradients: b
 
 
 def _like(tensor: Tensor, copy: Tensor) -> Tensor:
-    """A copy of a parameter is a parameter: forwards may ask."""
+    """The copy of a parameter as a parameter: forwards may look at the type."""
     return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
 
 
 def widened(tensor: Tensor, double: bool) -> Tensor:
-    """In double precision, if asked for and a floating tensor."""
-    if not double:
-        return tensor
-    if tensor.is_complex():
+    """A floating or complex tensor in double precision if ``double``; others as they are."""
+    if double and tensor.is_complex():
         return tensor.to(torch.complex128)
-    return tensor.double() if tensor.is_floating_point() else tensor
+    return tensor.double() if double and tensor.is_floating_point() else tensor
 
 
 def state_of_head(trial: Trial, state: Mapping[str, Tensor], head: int) -> dict[str, Tensor]:
-    """What the original needs to be this head, by its own names."""
+    """The part of the training model's ``state`` that is the original's as this head, by the original's names."""
     keys = prune_names(state, head, peers=plan_of(trial.train_model).options.peers)
     return {name: state[key] for name, key in keys.items()}
 
 
 def without_dataclasses(output: Any) -> Any:
-    """The output with its dataclasses, into which pytree doesn't look, as named fields."""
+    """The output with dataclasses, which are leaves to pytree, as dicts of their fields."""
 
     def fields(value: Any) -> Any:
         if not dataclasses.is_dataclass(value) or isinstance(value, type | dict):
@@ -132,6 +123,6 @@ def without_dataclasses(output: Any) -> Any:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Out of any autocast or inference mode of the caller's; gradients are enabled."""
+    """Outside of the caller's autocast and inference mode, with gradients enabled."""
     with torch.autocast("cpu", enabled=False), torch.inference_mode(False):
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import fx, nn
+from torch import nn
 
 from fxcollab._torch import storage_id
 from fxcollab.analysis.partition import Partition
@@ -20,7 +20,7 @@ from fxcollab.tree import branch_name
 
 
 def check_provenance(train_model: CollabGraphModule) -> Check:
-    """Every node belongs to a head: the rewrite made it, or another pass added it to one."""
+    """Every node belongs to a head: the rewrite made it, or a later pass added it to one."""
     name = "every node belongs to a head"
     try:
         for graph in train_model.modes:
@@ -40,10 +40,10 @@ def check_graphs(captured: CollabGraphModule, train_model: CollabGraphModule) ->
         except StateError as error:
             yield Check(name, False, error.what)
             continue
-        pairs = zip(_both(pruned), _both(captured), strict=True)
-        differences = [found for one, other in pairs if (found := first_difference(one, other))]
-        if differences:
-            yield Check(name, False, differences[0])
+        modes = (True, False)
+        differences = [first_difference(pruned.modes.of(mode), captured.modes.of(mode)) for mode in modes]
+        if any(differences):
+            yield Check(name, False, differences[0] or differences[1] or "")
         elif pruned.code != captured.code:
             yield Check(name, False, "the generated code differs")
         else:
@@ -52,7 +52,7 @@ def check_graphs(captured: CollabGraphModule, train_model: CollabGraphModule) ->
 
 
 def check_state(model: nn.Module, cut: Partition, train_model: CollabGraphModule) -> Iterator[Check]:
-    """Keys, their order, and the identity of tensors; peers that share nothing they should not."""
+    """Keys, their order, the identity of tensors, and that branches share no state."""
     own, trained = list(model.state_dict()), list(train_model.state_dict())
     yield _equal_lists("state dict begins with the original's", own, trained[: len(own)])
     try:
@@ -65,10 +65,6 @@ def check_state(model: nn.Module, cut: Partition, train_model: CollabGraphModule
     yield _separate_branches(cut, train_model)
 
 
-def _both(module: CollabGraphModule) -> tuple[fx.Graph, fx.Graph]:
-    return module.modes.train, module.modes.eval
-
-
 def _equal_lists(name: str, expected: list[str], found: list[str]) -> Check:
     if expected == found:
         return Check(name, True, f"{len(expected)} keys in order")
@@ -78,7 +74,7 @@ def _equal_lists(name: str, expected: list[str], found: list[str]) -> Check:
 
 
 def _same_objects(model: nn.Module, train_model: CollabGraphModule) -> Check:
-    """Of the training model and of what is pruned from it: the original must be trained, and come back."""
+    """The training model has the original's tensors, and so has what is pruned from it."""
     name, expected = "pruned tensors are the original's own", tensors_of(model)
     trained, found = tensors_of(train_model), tensors_of(prune(train_model))
     found = {key: tensor for key, tensor in found.items() if trained.get(key) is tensor}
@@ -89,7 +85,7 @@ def _same_objects(model: nn.Module, train_model: CollabGraphModule) -> Check:
 
 
 def _separate_branches(cut: Partition, train_model: CollabGraphModule) -> Check:
-    """No state behind a split is shared between branches: the classical mistake of wiring by hand."""
+    """No state behind a split is shared between branches."""
     plan, tensors = plan_of(train_model), tensors_of(train_model)
     name, counted = "every branch has state of its own", 0
     for origin, level in cut.state.items():

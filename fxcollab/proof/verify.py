@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from fxcollab.analysis.partition import partition
@@ -15,7 +13,7 @@ from fxcollab.proof.runs import Trial
 from fxcollab.proof.structure import check_graphs, check_provenance, check_state
 from fxcollab.tracing.capture import LIMITATIONS_KEY, capture
 from fxcollab.tracing.examples import example_tensors, guess_inputs
-from fxcollab.tracing.interface import ExampleInputs, Interface
+from fxcollab.tracing.interface import ExampleInputs
 from fxcollab.tracing.preserve import preserved
 
 
@@ -28,9 +26,9 @@ def verify(
     2. The state dict equals it key for key, and the tensors are the same objects.
     3. Outputs are equal bit for bit, in train mode with gradients and in eval mode without: head 0, and every
        head h against the original that holds head h's weights.
-    4. With the loss summed over heads, gradients follow THE RULE against H separate originals, in float64 where
-       the model runs so.
-    5. What capturing gave up is listed.
+    4. With the loss summed over heads, gradients follow the mean-gradient rule (equation 6) against H separate
+       originals, in float64 where the model runs so.
+    5. What capturing didn't preserve is listed.
 
     All runs are on copies of the state: weights, statistics, modes and the random state stay as they are.
 
@@ -46,15 +44,22 @@ def verify(
 
     Raises:
         CaptureError: no inputs are given and none could be guessed.
-        StateError: ``train_model`` is no training model.
+        StateError: ``train_model`` is not a training model.
     """
     trained = training_model(train_model)
     plan = plan_of(trained)
     captured = capture(model, plan.tree.splits, example_inputs, plan.granularity, interface=plan.interface)
-    trial = Trial(model, trained, plan.interface, _values(model, plan.interface, example_inputs, seed), seed)
+    interface = plan.interface
+    if example_inputs is not None:
+        inputs = interface.values_of(model, example_inputs)
+    else:
+        known = interface if interface.known else guess_inputs(model, known=interface)
+        inputs = tuple(example_tensors(model, known, seed))
+    trial = Trial(model, trained, interface, inputs, seed)
+    limitations = tuple(trained.meta.get(LIMITATIONS_KEY, ()))
     intact = check_provenance(trained)
-    if not intact.ok:  # nothing else can be told of such a graph
-        return Report((intact,), tuple(trained.meta.get(LIMITATIONS_KEY, ())))
+    if not intact.ok:  # without provenance nothing else can be checked
+        return Report((intact,), limitations)
     cut = partition(captured, plan.tree)
     with preserved({*model.modules(), *trained.modules()}):  # forwards set attributes, such as weight norm's
         checks = (
@@ -64,12 +69,4 @@ def verify(
             *check_outputs(trial, cut.straddling),
             *check_gradients(trial),
         )
-    return Report(checks, tuple(trained.meta.get(LIMITATIONS_KEY, ())))
-
-
-def _values(
-    model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None, seed: int
-) -> tuple[Any, ...]:
-    if example_inputs is not None:
-        return interface.values_of(model, example_inputs)
-    return tuple(example_tensors(model, interface if interface.known else guess_inputs(model, known=interface), seed))
+    return Report(checks, limitations)

@@ -15,16 +15,15 @@ from types import ModuleType
 from torch import nn
 
 from fxcollab.errors import SourceError, closest
-from fxcollab.sources.loaded import Loaded, loaded_from, missing_arguments
+from fxcollab.sources.loaded import Loaded, did_you_mean, is_within, loaded_from, missing_arguments, user_code
 from fxcollab.sources.source import FILE_MODULE, Source
-from fxcollab.sources.user_code import is_within, user_code
 
 _CALLED = ("model", "build_model", "get_model", "create_model", "make_model")
 _serial = itertools.count(1)
 
 
 def load_file(source: Source) -> Loaded:
-    """Executes the file; without a name its model is found by the rule that `load` states."""
+    """Executes the file; without a name its model is found as `load` documents."""
     path = Path(source.location)
     module = _execute(path)
     source = source if source.name else replace(source, name=_find(source, module))
@@ -35,10 +34,9 @@ def load_file(source: Source) -> Loaded:
 
 def load_module(source: Source) -> Loaded:
     """Imports the module."""
-    folder = Path.cwd()
-    with user_code(f"`{source.location}` can't be imported", folder, source.location):
+    with user_code(f"`{source.location}` can't be imported", Path.cwd(), source.location):
         module = _import(source.location)
-    return loaded_from(source, _lookup(source, module), folder)
+    return loaded_from(source, _lookup(source, module), Path.cwd())
 
 
 def _is_borrowed(value: object, module: ModuleType) -> bool:
@@ -48,7 +46,7 @@ def _is_borrowed(value: object, module: ModuleType) -> bool:
 
 
 def _find(source: Source, module: ModuleType) -> str:
-    """The name of a file's model, by the rule that `load` states."""
+    """The name of a file's model, as `load` documents."""
     for name in _CALLED:
         if callable(vars(module).get(name)):
             return name
@@ -83,8 +81,7 @@ def _lookup(source: Source, module: ModuleType) -> object:
         try:
             value = getattr(value, part)
         except AttributeError as error:
-            near = closest(part, (name for name in dir(value) if not name.startswith("__")))
-            hint = f"did you mean {near}?" if near else None
+            hint = did_you_mean(part, (name for name in dir(value) if not name.startswith("__")))
             what = f"`{replace(source, name=None).short}` has no `{source.name}`"
             raise SourceError(what, where=getattr(module, "__file__", None), hint=hint) from error
     return value
@@ -119,6 +116,6 @@ def _import(name: str) -> ModuleType:
             raise  # the module exists, and lacks something that it imports itself
         parent = missing.rpartition(".")[0]
         folders = getattr(sys.modules[parent], "__path__", []) if parent else None
-        near = closest(missing, (f"{parent}.{m.name}".lstrip(".") for m in pkgutil.iter_modules(folders)))
-        hint = f"did you mean {near}?" if near else "run this in the folder that holds it, or set PYTHONPATH"
+        names = (f"{parent}.{m.name}".lstrip(".") for m in pkgutil.iter_modules(folders))
+        hint = did_you_mean(missing, names, "run this in the folder that holds it, or set PYTHONPATH")
         raise SourceError(f"there is no module `{missing}`", hint=hint) from error

@@ -1,4 +1,4 @@
-"""Sources that name a model of a library: its name, and nothing of ours, says what is built."""
+"""Sources that name a model of torchvision, timm or transformers."""
 
 from __future__ import annotations
 
@@ -11,45 +11,42 @@ from typing import Any
 
 from torch import nn
 
-from fxcollab.errors import SourceError, closest
-from fxcollab.sources.loaded import Loaded, build_from, loaded_from
+from fxcollab.errors import SourceError
+from fxcollab.sources.loaded import Loaded, build_from, did_you_mean, loaded_from, user_code
 from fxcollab.sources.source import Source
-from fxcollab.sources.user_code import user_code
 
 
 def load_torchvision(source: Source) -> Loaded:
-    """Without weights, unless an argument names some."""
+    """Random weights, unless an argument names others."""
     with user_code("torchvision can't be imported", Path.cwd(), "torchvision"):
         from torchvision import models
     try:
         builder = models.get_model_builder(source.location)
     except ValueError as error:
-        near = closest(source.location, models.list_models())
-        hint = f"did you mean {near}?" if near else "torchvision.models.list_models() lists them"
+        hint = did_you_mean(source.location, models.list_models(), "torchvision.models.list_models() lists them")
         raise SourceError(f"torchvision has no model `{source.location}`", hint=hint) from error
     weights = [name for name in inspect.signature(builder).parameters if name.startswith("weights")]
     pretrained = any(value is not None for name, value in source.arguments if name in weights)
     defaults: dict[str, Any] = dict.fromkeys(weights)  # segmentation models download a backbone otherwise
     if not pretrained and source.location.lower().endswith(("googlenet", "inception_v3")):
-        defaults["init_weights"] = True  # as they do by themselves, but with a warning
+        defaults["init_weights"] = True  # their default, without its warning
     loaded = loaded_from(source, partial(builder, **defaults), Path.cwd())
     return replace(loaded, factory=None) if pretrained else loaded
 
 
 def load_timm(source: Source) -> Loaded:
-    """Without weights, unless ``pretrained=true``; new ones for peers are always random."""
-    with _library("timm"):
+    """Random weights, unless ``pretrained=true``; the factory's are always random."""
+    with user_code("timm can't be imported", Path.cwd(), "timm", hint="pip install timm"):
         import timm
     if not timm.is_model(source.location):
-        near = closest(source.location, timm.list_models())
-        hint = f"did you mean {near}?" if near else "timm.list_models() lists them"
+        hint = did_you_mean(source.location, timm.list_models(), "timm.list_models() lists them")
         raise SourceError(f"timm has no model `{source.location}`", hint=hint)
     return _pretrained_or_fresh(source, lambda **arguments: timm.create_model(source.location, **arguments), False)
 
 
 def load_hf(source: Source) -> Loaded:
-    """With the weights that were saved, unless ``pretrained=false``; new ones for peers are always random."""
-    with _library("transformers"):
+    """The saved weights, unless ``pretrained=false``; the factory's are always random."""
+    with user_code("transformers can't be imported", Path.cwd(), "transformers", hint="pip install transformers"):
         import transformers
 
     def build(*, pretrained: bool = True, architecture: str | None = None, **arguments: Any) -> nn.Module:
@@ -57,7 +54,7 @@ def load_hf(source: Source) -> Loaded:
             source.location, return_unused_kwargs=True, **arguments
         )
         if unused:
-            raise SourceError(f"{type(config).__name__} takes no {', '.join(unused)}", where=source.location)
+            raise SourceError(f"{type(config).__name__} doesn't take {', '.join(unused)}", where=source.location)
         name = architecture or next(iter(config.architectures or ()), "AutoModel")
         cls = getattr(transformers, name, None)
         if cls is None:
@@ -75,16 +72,12 @@ def load_hf(source: Source) -> Loaded:
 
 
 def _pretrained_or_fresh(source: Source, build: Callable[..., nn.Module], by_default: bool) -> Loaded:
-    """The model as asked for, and a factory of ones with random weights."""
-    asked = dict(source.arguments)
-    pretrained = bool(asked.pop("pretrained", by_default))
-    plain = replace(source, arguments=tuple(sorted(asked.items())))
+    """The model with its weights, and a factory of ones with random weights."""
+    arguments = dict(source.arguments)
+    pretrained = bool(arguments.pop("pretrained", by_default))
+    plain = replace(source, arguments=tuple(sorted(arguments.items())))
     fresh = partial(build, pretrained=False)
     if not pretrained:
         return replace(loaded_from(plain, fresh, Path.cwd()), source=source)
     loaded = loaded_from(plain, partial(build, pretrained=True), Path.cwd())
     return replace(loaded, source=source, factory=partial(build_from, plain, fresh, Path.cwd()))
-
-
-def _library(name: str) -> Any:
-    return user_code(f"{name} can't be imported", Path.cwd(), name, hint=f"pip install {name}")

@@ -17,13 +17,13 @@ _LOADERS: Mapping[Kind, Callable[[Source], Loaded]] = {
 def load(source: Source) -> Loaded:
     """Execute or import what a source names, and build its model.
 
-    A file without a name gives its ``model``, else its ``build_model``, ``get_model``, ``create_model``
-    or ``make_model``, else its one module instance (one with parameters: a loss is no model), else
-    the one module class that the file itself defines and that needs no further argument.
+    The model of a file without a name is its ``model``, else its ``build_model``, ``get_model``, ``create_model``
+    or ``make_model``, else its only module instance with parameters (so that a loss doesn't count), else the only
+    module class that the file itself defines and that needs no further argument.
 
-    The models of torchvision and timm have random weights unless ``weights=`` or ``pretrained=`` says otherwise;
-    those of transformers the ones that were saved, unless ``pretrained=false``, and the class that their
-    configuration names, unless ``architecture=`` names another.
+    The models of torchvision and timm have random weights unless ``weights=`` or ``pretrained=`` is given; those of
+    transformers the saved ones, unless ``pretrained=false``, and the class in their configuration, unless
+    ``architecture=`` names another.
 
     Raises:
         SourceError: no model was found, or several, or the code behind the source failed.

@@ -1,10 +1,12 @@
-"""What a source names, as a model and a factory of more like it."""
+"""Running the code that a source names: its model, and a factory of more like it."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +14,8 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from fxcollab.errors import CaptureError, SourceError
+from fxcollab.errors import CaptureError, SourceError, closest
 from fxcollab.sources.source import Source
-from fxcollab.sources.user_code import user_code
 
 Make: TypeAlias = Callable[[], nn.Module]
 
@@ -36,7 +37,7 @@ class Loaded:
 
 
 def loaded_from(source: Source, value: object, folder: Path, again: Callable[[], object] | None = None) -> Loaded:
-    """The model which ``value`` is or makes; ``again`` gives the instance ``value`` a second time, anew."""
+    """The model that ``value`` is or makes; ``again`` makes a new instance like ``value``."""
     if isinstance(value, nn.Module):
         if source.arguments:
             why = f"it is an instance of {type(value).__name__} already"
@@ -62,10 +63,10 @@ def _fresh(source: Source, make: Make, first: nn.Module) -> nn.Module:
 
 
 def build_from(source: Source, factory: Callable[..., object], folder: Path) -> nn.Module:
-    """Call ``factory`` with the source's arguments; ``folder`` is importable meanwhile.
+    """Call ``factory`` with the source's arguments, with ``folder`` on the import path.
 
     Raises:
-        SourceError: arguments are missing, the call failed, or it gave no module.
+        SourceError: arguments are missing, the call failed, or it didn't return a module.
     """
     arguments = dict(source.arguments)
     if missing := missing_arguments(factory, arguments):
@@ -85,7 +86,7 @@ def missing_arguments(factory: Callable[..., object], given: Mapping[str, object
     """The arguments that ``factory`` still needs."""
     try:
         parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # written in C: its call will tell
+    except (TypeError, ValueError):  # written in C, without a signature
         return []
     named = (p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
     return [p.name for p in named if p.default is p.empty and p.name not in given]
@@ -103,19 +104,58 @@ def model_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     Raises:
         CaptureError: it is neither.
     """
-    return model if isinstance(model, nn.Module) else _made_by(model)
-
-
-def _made_by(factory: Any) -> nn.Module:
+    factory: Any = model
+    if isinstance(factory, nn.Module):
+        return factory
     if not callable(factory):
         raise CaptureError(
             f"A {type(factory).__qualname__} is no model.", hint="give a module, or a function that makes one"
         )
-    model = factory()
-    if not isinstance(model, nn.Module):
+    made = factory()
+    if not isinstance(made, nn.Module):
         raise CaptureError(
-            f"The factory returned a {type(model).__qualname__}, not a module.",
+            f"The factory returned a {type(made).__qualname__}, not a module.",
             where=getattr(factory, "__qualname__", repr(factory)),
             hint="let it return the nn.Module",
         )
-    return model
+    return made
+
+
+def did_you_mean(name: str, candidates: Iterable[str], otherwise: str | None = None) -> str | None:
+    """A hint with the candidates that look like ``name``; without any, the other hint."""
+    near = closest(name, candidates)
+    return f"did you mean {near}?" if near else otherwise
+
+
+@contextmanager
+def user_code(what: str, folder: Path, module_name: str, hint: str | None = None) -> Iterator[None]:
+    """Run a module's code with ``folder`` on the import path; what it raises becomes a `SourceError`."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    except SourceError:
+        raise
+    except (Exception, SystemExit) as error:
+        why = f"{type(error).__name__}: {error}".removesuffix(": ")
+        if hint is None and isinstance(error, SystemExit):
+            hint = "move what the script runs under `if __name__ == '__main__':`"
+        elif hint is None and isinstance(error, ImportError) and "relative import" in str(error):
+            hint = "the file belongs to a package: name it as package.module:NAME"
+        raise SourceError(what, where=_last_line(error, module_name), why=why, hint=hint) from error
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(str(folder))
+
+
+def _last_line(error: BaseException, module_name: str) -> str | None:
+    """The file and line of the innermost frame inside the module, or inside a package that holds it."""
+    where = f"{error.filename}:{error.lineno}" if isinstance(error, SyntaxError) else None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if is_within(frame.f_globals.get("__name__", ""), module_name):
+            where = f"{frame.f_code.co_filename}:{line}"
+    return where
+
+
+def is_within(package: str, module_name: str) -> bool:
+    """Whether the module is the package, or lies in it."""
+    return f"{module_name}.".startswith(f"{package}.")

@@ -1,4 +1,4 @@
-"""SOURCE, as text and as plain data; `load` makes a model of it.
+"""SOURCE, as text and as plain data; `load` makes a model from it.
 
 A source reads ``model.py``, ``model.py:name``, ``package.module:name``, ``torchvision:NAME``, ``timm:NAME`` or
 ``hf:NAME_OR_PATH``:
@@ -25,7 +25,7 @@ Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Js
 Kind: TypeAlias = Literal["file", "module", "torchvision", "timm", "hf"]
 
 FILE_MODULE = "fxcollab_source_"
-"""How the names of modules begin that were made of a source's file."""
+"""The prefix of names of modules that were made from a source's file."""
 
 _FORMS = "model.py, model.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME or hf:NAME_OR_PATH"
 _LIBRARIES: tuple[Kind, ...] = ("torchvision", "timm", "hf")
@@ -62,7 +62,7 @@ class Source:
             relative_to: where a relative file path starts (default: the current directory).
 
         Raises:
-            SourceError: ``text`` has none of these forms.
+            SourceError: ``text`` has another form.
         """
         pairs = tuple(sorted((arguments or {}).items()))
         prefix, _, rest = text.partition(":")
@@ -126,7 +126,7 @@ def parse_argument(text: str) -> tuple[str, Json]:
     """Read ``NAME=VALUE``; the value is JSON, or Python's True, False or None, or else the text itself.
 
     Raises:
-        SourceError: there is no ``=``, or what stands before it is no name.
+        SourceError: there is no ``=``, or no Python name before it.
     """
     name, equals, value = text.partition("=")
     if not (equals and name.isidentifier()):
@@ -147,7 +147,7 @@ def source_of(factory: Callable[..., object]) -> Source | None:
             return None
     except AttributeError:
         return None
-    # Only this process knows these by their names; the file can be loaded anywhere.
+    # Other processes can't import these names, but they can load the file.
     if module.__name__.startswith(("__main__", "__mp_main__", FILE_MODULE)):
         file = getattr(module, "__file__", None)
         return Source("file", _absolute(file), name) if file else None

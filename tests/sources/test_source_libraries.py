@@ -153,7 +153,7 @@ def test_a_saved_model_of_transformers_may_be_built_anew_and_as_another_class(be
 
 def test_what_transformers_does_not_know_is_refused(bert: Path, tmp_path: Path) -> None:
     assert "BertForNothing" in refusal(f"hf:{bert}", architecture="BertForNothing").what
-    assert "takes no num_lables" in refusal(f"hf:{bert}", num_lables=3).what
+    assert "doesn't take num_lables" in refusal(f"hf:{bert}", num_lables=3).what
     assert refusal(f"hf:{tmp_path}").why
 
 
