@@ -68,9 +68,9 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
     interface = interface_of(model, example_inputs)
     if structured := interface.structured:
         raise CaptureError(
-            f"What {type(model).__qualname__} costs can't be counted.",
+            f"The costs of {type(model).__qualname__} can't be computed.",
             where=forward_of(model),
-            why=f"{', '.join(structured)} is a list, a dict or the like, and only tensors are counted on",
+            why=f"{', '.join(structured)} is a list, a dict or the like, and only tensors are supported",
             hint="name the splits yourself",
         )
     return interface if interface.known else guess_inputs(model, USUAL_IMAGES, known=interface)
