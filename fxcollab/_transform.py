@@ -158,7 +158,9 @@ def _tree(
             f"The splits were chosen for fan-outs {chosen}, not for {planned}.",
             hint=f"choose anew, choose_splits(model, fanouts={planned}), or leave heads and fan-outs out",
         )
-    return head_tree(pattern, names, None, chosen) if pattern == "hierarchical" else HeadTree(names, chosen)
+    if pattern == "hierarchical":
+        return head_tree(pattern, names, None, chosen)
+    return head_tree(pattern, names, HeadTree(names, chosen).heads)
 
 
 def _refuse_wrong_inputs(model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None) -> None:
