@@ -90,7 +90,7 @@ def splits(options: Options, depth: Depth = None, json: Json = False) -> None:
     the memory kept for the backward; what lies behind a split is what every branch repeats. Where a stage ends, the
     value's resolution changes.
     """
-    options.refuse_with_directory(but=("granularity", "measure"))
+    options.refuse_with_directory(but=("granularity",))
     options, loaded = options.load()
     with working("counting"):
         import fxcollab
@@ -107,9 +107,9 @@ def costs(options: Options, optimizer: Optimizer = 1.0, json: Json = False) -> N
 
     The costs are those of a training step, of the original and of the training graph.
     """
-    options.refuse_with_directory(but=("measure",))
+    options.refuse_with_directory()
     options, loaded = options.load()
-    choice = options.choose(loaded, optimizer=optimizer, always_measured=True)
+    choice = options.choose(loaded, optimizer=optimizer)
     with working("counting"):
         import fxcollab
 

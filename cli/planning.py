@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from fxcollab.codegen.module import CollabGraphModule
     from fxcollab.proof.report import Report
     from fxcollab.sources.loaded import Loaded
-    from fxcollab.splits.explain import Choice
+    from fxcollab.splits.choice import Choice
 
 SOURCES = "model.py, model.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME, hf:NAME_OR_PATH"
 DIRECTORY = "a directory that transform wrote"
-MODEL_OPTIONS = ("source", "input", "model_arg", "granularity", "seed", "measure")
+MODEL_OPTIONS = ("source", "input", "model_arg", "granularity", "seed")
 """Options of commands that make no plan."""
 
 
@@ -66,7 +66,6 @@ class Options:
     recompute: Annotated[str | None, _Recompute] = None
     max_time: Annotated[str | None, option("With --splits auto: a step's time, to the original's.", "1.75x")] = None
     max_memory: Annotated[str | None, option("With --splits auto: a step's memory.", "1.5x")] = None
-    measure: Annotated[bool, option("Measure time here; else FLOPs stand for it.", None, "--measure")] = False
     input: Annotated[list[str] | None, option("1x3x224x224, or 2x16:int64; again for each input.", "SHAPE")] = None
     model_arg: Annotated[list[str] | None, option("An argument for the model's factory.", "K=V")] = None
     given: Mapping[str, str] = field(default_factory=dict)
@@ -119,18 +118,16 @@ class Options:
         }
         return {name: values[name] for name in inspect.signature(function).parameters if name in values}
 
-    def choose(self, loaded: Loaded, *, optimizer: float = 1.0, always_measured: bool = False) -> Choice | None:
+    def choose(self, loaded: Loaded, *, optimizer: float = 1.0) -> Choice | None:
         """The choice of ``--splits auto``; None where splits are named, which have no budget.
 
         Args:
             loaded: the model.
             optimizer: values that the optimizer holds for each trained one.
-            always_measured: whether ``--measure`` means something with named splits, too.
         """
         with working("choosing splits"):
             from fxcollab.errors import PatternError
-            from fxcollab.splits.choose import choose_splits
-            from fxcollab.splits.errors import refuse_budget_with_recompute
+            from fxcollab.splits.choose import choose_splits, refuse_budget_with_recompute
             from fxcollab.tree import AUTO, fanouts_to_choose, split_names
 
             arguments = self.arguments(choose_splits)
@@ -138,8 +135,7 @@ class Options:
                 refuse_budget_with_recompute(self.recompute, arguments["max_time"], arguments["max_memory"])
                 arguments["fanouts"] = fanouts_to_choose(self.pattern, self.heads, arguments["fanouts"])
                 return choose_splits(loaded.model, **arguments, optimizer=optimizer)
-            of_auto = ("max_time", "max_memory") if always_measured else ("max_time", "max_memory", "measure")
-            wrong = [option for name, option in self.given.items() if name in of_auto]
+            wrong = [option for name, option in self.given.items() if name in ("max_time", "max_memory")]
             if wrong:
                 raise PatternError(
                     f"{', '.join(wrong)} can't be given with named splits.",

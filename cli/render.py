@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fxcollab.costs.summary import Level, Summary
     from fxcollab.proof.report import Report
     from fxcollab.splits.candidates import Candidate
-    from fxcollab.splits.explain import Choice
+    from fxcollab.splits.choice import Choice
 
 _SHOWN = 4
 _INDENT = 12
@@ -50,8 +50,7 @@ def render_report(report: Report) -> None:
 
 def render_choice(choice: Choice) -> None:
     """What was chosen and why, and what else there was."""
-    basis = "the time, measured" if choice.costs.measured else "the time"
-    chosen = f"{', '.join(choice.splits)}: {choice.option.time:.2f}x {basis}; {choice.reason}"
+    chosen = f"{', '.join(choice.splits)}: {choice.option.time:.2f}x the time; {choice.reason}"
     _print_entry(Text("splits"), Text(chosen))
     for other in choice.runners_up:
         names, time = ", ".join(other.option.splits), f"{other.option.time:.2f}x the time"
@@ -69,8 +68,6 @@ def render_costs(costs: Costs, choice: Choice | None) -> None:
         ("activations", _ratio((old.activations, new.activations), "B"), "kept for the backward"),
         ("memory", _ratio((old.memory, new.memory), "B"), "peak of a step: state, gradients, optimizer, activations"),
     ]
-    if old.seconds is not None and new.seconds is not None:
-        rows.insert(1, ("time", f"{old.seconds:.3g}s -> {new.seconds:.3g}s  ({costs.time:.2f}x)", "predicted"))
     for label, text, meaning in rows:
         _print_entry(Text(label), Text(f"{text}  ").append(meaning, "dim"))
 
@@ -82,8 +79,7 @@ def render_candidates(found: Sequence[Candidate]) -> None:
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("split", overflow="fold")
-    times = ("time before",) if found[0].seconds else ()
-    for name in ("shape", "FLOPs before", *times, "memory before", "parameters behind", "in stage"):
+    for name in ("shape", "FLOPs before", "memory before", "parameters behind", "in stage"):
         table.add_column(name, justify="right")
     for candidate in found:
         memory = candidate.activations[0] / max(sum(candidate.activations), 1)
@@ -91,7 +87,6 @@ def render_candidates(found: Sequence[Candidate]) -> None:
             Text(candidate.name, "" if candidate.is_module else "italic"),
             "x".join(map(str, candidate.shape or ())),
             f"{candidate.share:.1%}",
-            *([f"{candidate.seconds[0] / sum(candidate.seconds):.1%}"] if candidate.seconds else []),
             f"{memory:.1%}",
             f"{candidate.parameters[1]:,}",
             f"{candidate.run[0]}/{candidate.run[1]}{' *' if candidate.ends_stage else '  '}",

@@ -10,9 +10,7 @@ inference = fxcollab.prune(train_model, head=0)
 from fxcollab._transform import transform
 from fxcollab.analysis.partition import partition
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.costs.costs import Costs
-from fxcollab.costs.planned import training_costs
-from fxcollab.costs.step import StepCost
+from fxcollab.costs.costs import Costs, StepCost, training_costs
 from fxcollab.costs.summary import Summary, summarise
 from fxcollab.diffs.build import diff
 from fxcollab.diffs.diff import Diff
@@ -44,8 +42,8 @@ from fxcollab.rewriting.state_dict import prune_state_dict
 from fxcollab.runtime.private_copy import private_copy
 from fxcollab.runtime.rescale import rescale
 from fxcollab.splits.candidates import Candidate, find_splits
+from fxcollab.splits.choice import Choice
 from fxcollab.splits.choose import choose_splits
-from fxcollab.splits.explain import Choice
 from fxcollab.splits.option import Option, evenness
 from fxcollab.tracing.capture import capture
 from fxcollab.tree import HeadTree

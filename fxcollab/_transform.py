@@ -16,9 +16,8 @@ from fxcollab.plan import RewriteOptions
 from fxcollab.rewriting.initialise import Init
 from fxcollab.sources.loaded import model_of
 from fxcollab.sources.source import Source, source_of
-from fxcollab.splits.choose import choose_splits
-from fxcollab.splits.errors import refuse_budget_with_recompute
-from fxcollab.splits.explain import Choice
+from fxcollab.splits.choice import Choice
+from fxcollab.splits.choose import choose_splits, refuse_budget_with_recompute
 from fxcollab.splits.nearest import with_nearest_splits
 from fxcollab.tracing.capture import LIMITATIONS_KEY, Granularity
 from fxcollab.tracing.examples import why_not_on
@@ -159,7 +158,9 @@ def _tree(
             f"The splits were chosen for fan-outs {chosen}, not for {planned}.",
             hint=f"choose anew, choose_splits(model, fanouts={planned}), or leave heads and fan-outs out",
         )
-    return head_tree(pattern, names, None, chosen) if pattern == "hierarchical" else HeadTree(names, chosen)
+    if pattern == "hierarchical":
+        return head_tree(pattern, names, None, chosen)
+    return head_tree(pattern, names, HeadTree(names, chosen).heads)
 
 
 def _refuse_wrong_inputs(model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None) -> None:

@@ -626,8 +626,8 @@ BAD_INPUT = {
     "no split": (transform(), ["Pattern 'hierarchical' needs at least one split."]),
     "split twice": (transform("--splits", "stem,stem"), ["Split stem is named twice."]),
     "budget of named splits": (
-        transform("--splits", "stem", "--max-time", "1.5x", "--measure"),
-        ["--max-time, --measure can't be given with named splits.", "hint: let them be chosen: --splits auto"],
+        transform("--splits", "stem", "--max-time", "1.5x"),
+        ["--max-time can't be given with named splits.", "hint: let them be chosen: --splits auto"],
     ),
     "unreadable budget": (
         transform("--splits", "auto", "--max-memory", "much"),
@@ -943,7 +943,6 @@ def test_the_costs_of_a_directory_are_those_of_its_plan(call: Call, model: Path)
     plan = ("--pattern", "simple", "--heads", "3", "--splits", "stem", "--input", "7x3", "--model-arg", "width=6")
     assert call("transform", "model.py", *plan).code == 0
     assert call("costs", "model_collab", "--json").json == call("costs", "model.py", *plan, "--json").json
-    assert "time " in call("costs", "model_collab", "--measure").out
     refused = call("costs", "model_collab", "--heads", "2")
     assert refused.code == 2 and "--heads can't be given with a directory." in refused.err
 
@@ -1036,28 +1035,14 @@ def test_a_choice_is_data_with_json(call: Call, model: Path) -> None:
     assert choice["runners_up"][0]["why"]
 
 
-def test_a_budget_may_be_measured(call: Call, model: Path) -> None:
-    data = json.loads(call("transform", "model.py", "--splits", "auto", "--measure", "--json").out)
-    assert data["choice"]["costs"]["original"]["seconds"] > 0
-
-
 def test_costs_are_told_before_anything_is_built(call: Call, model: Path) -> None:
     result = call("costs", "model.py", "--splits", "stem,body.1")
     assert (result.code, result.err) == (0, "")
     assert [line.split()[0] for line in result.out.splitlines()] == ["FLOPs", "parameters", "activations", "memory"]
     assert "400 -> 896  (2.24x)" in result.out and "59 -> 122  (2.07x)" in result.out
     assert not Path("model_collab").exists()
-    data = json.loads(call("costs", "model.py", "--splits", "auto", "--measure", "--optimizer", "2", "--json").out)
+    data = json.loads(call("costs", "model.py", "--splits", "auto", "--optimizer", "2", "--json").out)
     assert data["choice"]["costs"] == {key: data[key] for key in ("original", "training", "ratios")}
-    assert data["training"]["seconds"] > data["original"]["seconds"] > 0
-    assert "time" in call("costs", "model.py", "--splits", "stem", "--measure").out
-
-
-def test_the_time_before_a_candidate_is_measured_on_request(call: Call, model: Path) -> None:
-    assert "time before" in call("splits", "model.py", "--input", "2x3", "--measure").out
-    found = json.loads(call("splits", "model.py", "--input", "2x3", "--measure", "--json").out)
-    before = [candidate["seconds"][0] for candidate in found]
-    assert before == sorted(before) and before[0] > 0
 
 
 # The difference.

@@ -1,1 +1,1 @@
-"""What models and planned training graphs cost, counted on fake tensors."""
+"""What models and planned training graphs cost, computed on fake tensors."""

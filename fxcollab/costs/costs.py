@@ -1,17 +1,45 @@
-"""The costs of a training graph beside those of its original, before it is built."""
+"""The costs of a training graph and of its original, computed before the graph is built.
+
+Every node runs once for each branch of its level, and its forward twice where branches are computed again. Memory is
+found by simulating the profile's allocations in the order of the steps.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
+from fxcollab.analysis.partition import Partition, partition
+from fxcollab.codegen.branches import Recompute, check_recompute
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.costs.attribution import Moment
-from fxcollab.costs.profile import Profile
-from fxcollab.costs.step import Placement, StepCost, step_cost
+from fxcollab.costs.memory import MemorySimulation
+from fxcollab.costs.profile import Profile, explained, profile
+from fxcollab.errors import PatternError
+from fxcollab.sources.loaded import model_of
+from fxcollab.tracing.capture import Granularity, capture
+from fxcollab.tracing.examples import known_interface
+from fxcollab.tracing.interface import ExampleInputs
+from fxcollab.tree import AUTO, Fanout, HeadTree, Pattern, head_tree, split_names
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one training step costs.
+
+    Attributes:
+        flops: floating point operations, forward and backward.
+        parameters: number of values in all parameters, peers included.
+        activations: bytes that are kept between the forward and the backward.
+        memory: bytes at the peak: state, gradients, the optimizer's state, activations and the inputs.
+    """
+
+    flops: int
+    parameters: int
+    activations: int
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -27,33 +55,28 @@ class Costs:
     training: StepCost
 
     @property
-    def measured(self) -> bool:
-        """Whether times were measured."""
-        return self.original.seconds is not None
-
-    @property
     def time(self) -> float:
-        """Of seconds, where measured, else of FLOPs; 1 where neither were counted."""
-        return ratio(self.training.seconds or self.training.flops, self.original.seconds or self.original.flops)
+        """Ratio of times, estimated by FLOPs; 1 if there are none."""
+        return self.flops
 
     @property
     def flops(self) -> float:
-        """Of floating point operations."""
+        """Ratio of floating point operations."""
         return ratio(self.training.flops, self.original.flops)
 
     @property
     def parameters(self) -> float:
-        """Of parameters."""
+        """Ratio of numbers of parameters."""
         return ratio(self.training.parameters, self.original.parameters)
 
     @property
     def activations(self) -> float:
-        """Of the bytes kept for the backward."""
+        """Ratio of the bytes kept for the backward."""
         return ratio(self.training.activations, self.original.activations)
 
     @property
     def memory(self) -> float:
-        """Of the peaks of memory."""
+        """Ratio of the peaks of memory."""
         return ratio(self.training.memory, self.original.memory)
 
     def to_json(self) -> dict[str, Any]:
@@ -62,34 +85,107 @@ class Costs:
         return asdict(self) | {"ratios": {name: getattr(self, name) for name in names}}
 
 
-def ratio(new: float, old: float) -> float:
-    """``new`` to ``old``; 1 where both are nothing."""
-    return new / old if old else 1.0
+def training_costs(
+    model: nn.Module | Callable[[], nn.Module],
+    pattern: Pattern = "hierarchical",
+    splits: Sequence[str] | str = (),
+    heads: int | None = None,
+    fanouts: Sequence[Fanout] | None = None,
+    example_inputs: ExampleInputs | None = None,
+    *,
+    granularity: Granularity = "auto",
+    optimizer: float = 1.0,
+    recompute: Recompute | None = None,
+) -> Costs:
+    """What a training step will cost on the graph that `transform` would make of the same arguments.
 
+    Nothing is built, and the model runs on fake tensors only. Operations are those that PyTorch runs on the model's
+    device: on meta, attention is not fused, so that its matrices count as memory.
 
-def parameter_count(model: nn.Module) -> int:
-    """The number of values in all parameters; shared ones count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    Args:
+        model: any module on any device, meta included, which stays as it is; or a factory of one.
+        pattern: as for `transform`.
+        splits: as for `transform`, but not ``auto``.
+        heads: as for `transform`.
+        fanouts: as for `transform`.
+        example_inputs: costs are those at their shapes (default: those of a usual input that fits).
+        granularity: as for `transform`.
+        optimizer: number of values that the optimizer keeps for each trained one (default 1): 1 for SGD with
+            momentum, 2 for Adam.
+        recompute: as for `transform`.
+
+    Raises:
+        PatternError, SplitError, CaptureError: as `transform`; or no input is known, or fits.
+    """
+    if split_names(splits) == (AUTO,):
+        raise PatternError("Costs are those of splits.", hint="choose_splits(...).costs are those of chosen ones")
+    check_recompute(recompute)
+    model = model_of(model)
+    interface = known_interface(model, example_inputs)
+    tree = head_tree(pattern, split_names(splits), heads, fanouts)
+    captured = capture(model, tree.splits, example_inputs, granularity, interface=interface)
+    cut = partition(captured, tree)
+    with explained(model, interface):
+        profiled = profile(captured, interface)
+    return costs_of(captured, profiled, cut, optimizer, recompute)
 
 
 def costs_of(
     captured: CollabGraphModule,
-    placement: Placement,
     profile: Profile,
+    cut: Partition,
     optimizer: float = 1.0,
-    seconds: Mapping[Moment, float] | None = None,
+    recompute: Recompute | None = None,
 ) -> Costs:
-    """What the training graph that ``placement`` leads to will cost.
-
-    Args:
-        captured: the captured original.
-        placement: what belongs to which level.
-        profile: that of its train mode's graph.
-        optimizer: values that the optimizer holds for each trained one: 1 for SGD with momentum, 2 for Adam.
-        seconds: what each node takes, forward and backward, where that was measured.
-    """
-    original = Placement.of_original(captured)
+    """The costs of the training graph of ``cut``, and of the captured original."""
     return Costs(
-        step_cost(captured, profile, original, optimizer, seconds),
-        step_cost(captured, profile, placement, optimizer, seconds),
+        step_cost(captured, profile, None, optimizer), step_cost(captured, profile, cut, optimizer, recompute)
     )
+
+
+def step_cost(
+    captured: CollabGraphModule,
+    profile: Profile,
+    cut: Partition | None,
+    optimizer: float = 1.0,
+    recompute: Recompute | None = None,
+) -> StepCost:
+    """The cost of a training step of the training graph of ``cut``; of the original if that is None."""
+    tree = cut.tree if cut else HeadTree((), ())
+    levels = cut.nodes[captured.modes.train] if cut else dict.fromkeys(profile.nodes, 0)
+    simulation = MemorySimulation(profile, tree, levels, recompute=recompute is not None)
+    flops = 0
+    for node, cost in profile.nodes.items():
+        # recomputed whole, though a second pass of a branch ends once all that its backward needs is there
+        forwards = 2 if recompute and levels[node] else 1
+        flops += tree.branches(levels[node]) * (forwards * cost.forward_flops + cost.backward_flops)
+    state = state_bytes(captured, optimizer)
+    instances = {name: tree.branches(cut.state[name] if cut else 0) for name in state}
+    return StepCost(
+        flops=flops,
+        parameters=sum(instances[name] * parameter.numel() for name, parameter in captured.named_parameters()),
+        activations=simulation.activations,
+        memory=round(sum(instances[name] * size for name, size in state.items())) + profile.inputs + simulation.peak,
+    )
+
+
+def state_bytes(captured: CollabGraphModule, optimizer: float) -> Mapping[str, float]:
+    """Bytes of one instance of every parameter and buffer, with what the optimizer keeps for it."""
+    trained = trained_bytes(captured)
+    tensors = (*captured.named_parameters(), *captured.named_buffers())
+    return {name: tensor.nbytes + optimizer * trained.get(name, 0) for name, tensor in tensors}
+
+
+def trained_bytes(captured: CollabGraphModule) -> Mapping[str, int]:
+    """Bytes of one instance of every parameter that requires a gradient."""
+    return {name: parameter.nbytes for name, parameter in captured.named_parameters() if parameter.requires_grad}
+
+
+def ratio(new: float, old: float) -> float:
+    """``new`` to ``old``; 1 where both are 0."""
+    return new / old if old else 1.0
+
+
+def parameter_count(model: nn.Module) -> int:
+    """The number of values in all parameters; shared parameters count once."""
+    return sum(parameter.numel() for parameter in model.parameters())

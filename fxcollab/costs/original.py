@@ -15,14 +15,14 @@ from fxcollab.tracing.interface import InputSpec, Interface
 
 @dataclass(frozen=True, eq=False)
 class ProfiledOriginal:
-    """What could be counted of a training model's original.
+    """The original of a training model, profiled.
 
     Attributes:
         captured: the original, pruned from the training model.
-        profile: of its train mode's graph; None where it can't be counted.
-        interface: the inputs on which it was counted.
-        guessed: whether these are a usual shape that fits, as nobody gave any.
-        unknown: why it can't be counted; None where it could.
+        profile: of its train mode's graph; None where it can't be profiled.
+        interface: the inputs on which it was profiled.
+        guessed: whether these are a usual shape that fits, because none was given.
+        unknown: why it can't be profiled, or None.
     """
 
     captured: CollabGraphModule
@@ -47,12 +47,12 @@ def profile_original(train_model: CollabGraphModule) -> ProfiledOriginal:
         return ProfiledOriginal(captured, profile(captured, interface), interface, guessed, None)
     except CaptureError as error:
         return ProfiledOriginal(captured, None, Interface(()), False, error.why)
-    except Exception as error:  # whatever the user's code raises on a wrong shape
+    except Exception as error:  # user code may raise anything on a wrong shape
         why = f"a training step on this input fails: {one_line(error)}"
         return ProfiledOriginal(captured, None, interface, guessed, why)
 
 
 def _described(spec: InputSpec) -> str:
-    """``2x3x224x224``; with the type where it is no floating point."""
+    """``2x3x224x224``; with the type if that is not floating-point."""
     shape = "x".join(map(str, spec.shape or ())) or "scalar"
     return shape if spec.dtype is None or "float" in spec.dtype else f"{shape}:{spec.dtype}"

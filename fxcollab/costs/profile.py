@@ -1,35 +1,40 @@
-"""One training step of a captured model, watched on fake tensors: what each node costs.
+"""Profile one training step of a captured model on fake tensors: what each node costs.
 
-Every instance of a node costs what the node costs, so the profile of the original holds all that is needed to
-count any head tree over it.
+Every instance of a node costs what the node costs, so the profile of the original is enough to compute the costs of
+any head tree over it.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxcollab._torch import TorchDispatchMode, pytree
+from fxcollab._torch import DATA_DEPENDENT_ERRORS, TorchDispatchMode, pytree
+from fxcollab.codegen.modes import set_mode
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.costs.attribution import Attributed, Moment, backward
-from fxcollab.tracing.examples import run_on_fakes
+from fxcollab.errors import CaptureError
+from fxcollab.fx_utils import Interpreter
+from fxcollab.tracing.examples import run_on_fakes, why_not
 from fxcollab.tracing.interface import Interface
+from fxcollab.tracing.preserve import preserved
+
+Moment: TypeAlias = tuple[Literal["forward", "backward"], fx.Node]
 
 
 @dataclass(frozen=True, eq=False)
 class Allocation:
-    """Storage that outlives the moment in which it is made.
+    """Storage that outlives the moment in which it is allocated.
 
     Attributes:
         bytes: its size.
-        born: the phase and the node that made it.
+        born: the phase and the node that allocated it.
         died: the phase and the node in which it is freed; None where it outlives the step, as gradients do.
         values: the nodes whose values lie in it.
     """
@@ -45,12 +50,12 @@ class NodeCost:
     """What one instance of a node costs in a training step.
 
     Attributes:
-        forward_flops, backward_flops: floating point operations, as ``FlopCounterMode`` counts them.
-        forward_bytes, backward_bytes: by how much memory grows at most while the node is run.
-        shape: of the value, where that is one tensor.
-        dtype: its type, such as ``"float32"``.
-        differentiable: whether the value carries a gradient.
-        floating: whether there is a floating-point or complex tensor in it.
+        forward_flops, backward_flops: floating point operations, as computed by ``FlopCounterMode``.
+        forward_bytes, backward_bytes: by how much memory grows at most while the node runs.
+        shape: of the value, if it is a single tensor.
+        dtype: of that tensor, such as ``"float32"``.
+        differentiable: whether the value requires a gradient.
+        floating: whether the value has a floating-point or complex tensor.
     """
 
     forward_flops: int = 0
@@ -74,7 +79,7 @@ class Profile:
 
     Attributes:
         nodes: the cost of every node of the train mode's graph.
-        allocations: what is kept from one node to another, in the order in which it was made.
+        allocations: storage that is kept from one node to another, in the order of allocation.
         backward: the nodes in the order in which their backward runs.
         inputs: the bytes of the inputs.
     """
@@ -84,39 +89,115 @@ class Profile:
     backward: tuple[fx.Node, ...]
     inputs: int
 
+    def kept_bytes(self) -> Mapping[fx.Node, int]:
+        """Bytes that each node keeps for the backward."""
+        kept: dict[fx.Node, int] = {}
+        for allocation in self.allocations:
+            phase, node = allocation.born
+            if phase == "forward" and allocation.died is not None and allocation.died[0] == "backward":
+                kept[node] = kept.get(node, 0) + allocation.bytes
+        return kept
+
 
 def profile(captured: CollabGraphModule, interface: Interface) -> Profile:
-    """Watch one step, forward and backward from the sum of the outputs, in train mode.
-
-    Nothing is computed and the model stays as it is.
+    """Profile a forward and a backward from the sum of the outputs, in train mode; the model stays as it is.
 
     Args:
         captured: a captured model.
         interface: its inputs, of known shapes.
 
     Raises:
-        Exception: whatever the model raises on these inputs.
+        Exception: whatever the model raises on these inputs; see `explained`.
     """
-    watch = _Watch()
+    recorder = _Recorder()
 
     def step(model: CollabGraphModule, *inputs: Tensor) -> None:
-        watch.know([inputs, *model.parameters(), *model.buffers()])
-        watch.inputs = sum(tensor.nbytes for tensor in inputs)
+        recorder.ignore([inputs, *model.parameters(), *model.buffers()])
+        recorder.inputs = sum(tensor.nbytes for tensor in inputs)
         counter = FlopCounterMode(display=False)
         untracked: Any = _NoModules()
-        counter.mod_tracker = untracked  # hooks on modules' outputs would hold on to what these saved
-        with counter, watch:
-            watch.count = counter.get_total_flops
-            backward(Attributed(model, watch.enter, watch.value).run(*inputs))
-            watch.enter(None)
+        counter.mod_tracker = untracked  # its hooks on modules' outputs would keep saved tensors alive
+        with counter, recorder:
+            recorder.count = counter.get_total_flops
+            backward(_Profiler(model, recorder).run(*inputs))
+            recorder.enter(None)
 
     with captured.in_mode(True), torch.inference_mode(False), torch.enable_grad():
         run_on_fakes(captured, interface, run=step)
-        return watch.profile(captured.graph)
+        return recorder.profile(captured.graph)
+
+
+@contextmanager
+def explained(model: nn.Module, interface: Interface) -> Iterator[None]:
+    """Turn whatever ``model`` raises while it is profiled into a `CaptureError`, if the reason is known."""
+    try:
+        yield
+    except CaptureError:
+        raise
+    except Exception as error:  # user code may raise anything on a wrong shape
+        name = type(model).__qualname__
+        if isinstance(error, DATA_DEPENDENT_ERRORS):
+            raise CaptureError(
+                f"The costs of {name} can't be computed.",
+                where=f"{name}.forward",
+                why=f"it depends on the values of tensors, and fake tensors have none: {error}",
+                hint="name the splits yourself",
+            ) from error
+        with preserved(list(model.modules())):
+            set_mode(model, True)
+            reason = why_not(model, interface)
+        if reason is None:
+            raise
+        shapes = ", ".join("x".join(map(str, spec.shape or ())) for spec in interface.inputs)
+        raise CaptureError(
+            f"{name} fails on input {shapes}.",
+            where=f"{name}.forward, in train mode",
+            why=reason,
+            hint="give what the model takes: example_inputs=(torch.randn(1, 3, 224, 224),) or --input 1x3x224x224",
+        ) from error
+
+
+def backward(outputs: object) -> None:
+    """Run the backward from the sum of all tensors in ``outputs`` that require a gradient."""
+    leaves = (leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad)
+    reals = [leaf.real if leaf.is_complex() else leaf for leaf in leaves]
+    losses = [leaf.sum() if leaf.ndim else leaf for leaf in reals]
+    if losses:
+        torch.autograd.backward(losses)
+
+
+class _Profiler(Interpreter):
+    """Tells the recorder which node runs: in the forward, and by hooks of autograd's nodes in the backward."""
+
+    def __init__(self, captured: CollabGraphModule, recorder: _Recorder) -> None:
+        super().__init__(captured)
+        self._recorder = recorder
+
+    def run_node(self, n: fx.Node) -> Any:
+        self._recorder.enter(("forward", n))
+        value = super().run_node(n)
+        if n.op != "output":
+            self._recorder.value(n, value)
+            _hook_backward(n, value, self._recorder)
+        return value
+
+
+def _hook_backward(node: fx.Node, value: Any, recorder: _Recorder) -> None:
+    functions: list[Any] = [leaf.grad_fn for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    while functions:
+        function = functions.pop()
+        if function is None or _SEEN in function.metadata or hasattr(function, "variable"):
+            continue
+        function.metadata[_SEEN] = True  # a set of functions would keep what they saved alive
+        function.register_prehook(lambda gradients: recorder.enter(("backward", node)))
+        functions += [following for following, _ in function.next_functions]
+
+
+_SEEN = "fxcollab"
 
 
 class _NoModules(AbstractContextManager["_NoModules"]):
-    """In the place of a tracker of modules: all is counted as one."""
+    """Replaces the module tracker of ``FlopCounterMode``: all FLOPs are those of one module."""
 
     parents = frozenset({"Global"})
 
@@ -124,8 +205,8 @@ class _NoModules(AbstractContextManager["_NoModules"]):
         return None
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation: which storage it makes, and when that is freed."""
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records for every operation which storage it allocates, and when that is freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -143,10 +224,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         for storage in _storages(out):
             if storage not in self._known:
-                self._born(storage)
+                self._allocated(storage)
         return out
 
-    def know(self, values: Any) -> None:
+    def ignore(self, values: Any) -> None:
         """These exist before the step."""
         self._known.update(_storages(values))
 
@@ -166,10 +247,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._backward.setdefault(moment[1])
 
     def value(self, node: fx.Node, value: Any) -> None:
-        """What a node gave."""
+        """What a node returned."""
         cost = self._costs.setdefault(node, {})
-        leaves = pytree.tree_leaves(value)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
         cost["differentiable"] = any(tensor.requires_grad for tensor in tensors)
         cost["floating"] = any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
         for storage in _storages(value):
@@ -179,25 +259,28 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             cost |= {"shape": tuple(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
 
     def profile(self, graph: fx.Graph) -> Profile:
-        """All that was seen."""
-        kept = (r for r in self._records if r.born is not None and r.died != r.born)
+        """All that was recorded."""
         return Profile(
             {node: NodeCost(**self._costs.get(node, {})) for node in graph.nodes},
-            tuple(Allocation(r.bytes, r.born, r.died, tuple(r.values)) for r in kept if r.born is not None),
+            tuple(
+                Allocation(record.bytes, record.born, record.died, tuple(record.values))
+                for record in self._records
+                if record.born is not None and record.died != record.born
+            ),
             tuple(self._backward),
             self.inputs,
         )
 
-    def _born(self, storage: Any) -> None:
+    def _allocated(self, storage: Any) -> None:
         record = _Record(storage.nbytes(), self._moment)
         self._known.add(storage)
         self._records.append(record)
         self._living[storage] = record
         self._live += record.bytes
         self._peak = max(self._peak, self._live)
-        weakref.finalize(storage, self._died, record).atexit = False
+        weakref.finalize(storage, self._freed, record).atexit = False
 
-    def _died(self, record: _Record) -> None:
+    def _freed(self, record: _Record) -> None:
         record.died = self._moment
         self._live -= record.bytes
 
@@ -211,6 +294,4 @@ class _Record:
 
 
 def _storages(value: Any) -> Iterator[Any]:
-    for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            yield leaf.untyped_storage()
+    return (leaf.untyped_storage() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))

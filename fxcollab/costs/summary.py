@@ -12,7 +12,6 @@ from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, costs_of, parameter_count
 from fxcollab.costs.original import ProfiledOriginal, profile_original
-from fxcollab.costs.step import Placement
 from fxcollab.plan import plan_of
 from fxcollab.provenance import Provenance, provenance_of
 from fxcollab.tracing.capture import LIMITATIONS_KEY
@@ -45,14 +44,14 @@ class Summary:
         pattern, heads, seed, init: as planned.
         chosen: why the splits were chosen; None where they were named.
         levels: the trunk and every level below it.
-        shared, cloned, rescaled, copied: numbers of nodes: once for all heads; added for peers; inserted
-            rescales; inserted copies that guard against in-place writes.
-        parameters: of the original and of the training model.
-        costs: of a training step with SGD and momentum, or None where they can't be counted.
-        inputs: the inputs that were counted on, as text, or None.
-        guessed: whether these are a usual shape that fits, as nobody gave any.
-        costs_unknown: why costs can't be counted, or None.
-        limitations: limitations.
+        shared, cloned, rescaled, copied: numbers of nodes that are shared by all heads, added for peers, inserted
+            rescales, and inserted copies that guard against in-place writes.
+        parameters: number of values in the parameters of the original and of the training model.
+        costs: of a training step with SGD and momentum; None where they can't be computed.
+        inputs: the inputs whose shapes the costs are for, as text, or None.
+        guessed: whether these are a usual shape that fits, because none was given.
+        costs_unknown: why costs can't be computed, or None.
+        limitations: what of the model is not preserved, in sentences.
         recompute: what is computed again in the backward pass; None for nothing.
     """
 
@@ -80,11 +79,11 @@ class Summary:
 
 
 def summarise(train_model: CollabGraphModule, profiled: ProfiledOriginal | None = None) -> Summary:
-    """Count what is in a training model; costs at the inputs of its plan, or at a usual shape that fits.
+    """Summarise a training model; its costs are those at the inputs of its plan, or at a usual shape that fits.
 
     Args:
         train_model: what `transform`, `rewrite` or `load` returned.
-        profiled: what `profile_original` found of it (default: found now).
+        profiled: what `profile_original` returned for it (default: profiled now).
 
     Raises:
         StateError: it is not a training model.
@@ -109,7 +108,7 @@ def summarise(train_model: CollabGraphModule, profiled: ProfiledOriginal | None 
         parameters=(parameter_count(train_model.root), parameter_count(train_model)),
         costs=None
         if profiled.profile is None
-        else costs_of(captured, Placement.of(captured, cut, options.recompute), profiled.profile),
+        else costs_of(captured, profiled.profile, cut, recompute=options.recompute),
         inputs=profiled.inputs,
         guessed=profiled.guessed,
         costs_unknown=profiled.unknown,

@@ -4,215 +4,239 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, combinations, pairwise
+from itertools import combinations, pairwise
 from operator import add
 
 from torch import nn
 
 from fxcollab.analysis.partition import partition
-from fxcollab.costs.costs import Costs, costs_of, ratio
+from fxcollab.costs.costs import Costs, costs_of, ratio, state_bytes, trained_bytes
 from fxcollab.costs.profile import profile
-from fxcollab.costs.step import Placement, held_bytes, trained_bytes
 from fxcollab.errors import PatternError, SplitError
 from fxcollab.sources.loaded import model_of
-from fxcollab.splits.budget import Budget
-from fxcollab.splits.candidates import Survey, kept_bytes, survey
-from fxcollab.splits.errors import another_value, could_not_cut, none_fits, too_few_cuts, uncounted, wrong_budget
-from fxcollab.splits.explain import Choice, reason_for, runners_up
-from fxcollab.splits.option import Option, OptionScore, evenness
-from fxcollab.splits.rank import rank
-from fxcollab.splits.thin import thinned
+from fxcollab.splits.candidates import Candidate, Survey, survey
+from fxcollab.splits.chain import carriers, narrowest
+from fxcollab.splits.choice import Choice, listed, reason_for, runners_up
+from fxcollab.splits.opening import returned_by
+from fxcollab.splits.option import Option, OptionScore, evenness, rank, thinned
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tracing.interface import ExampleInputs
-from fxcollab.tree import Fanout, HeadTree, head_tree
+from fxcollab.tree import Fanout, HeadTree, fanouts_to_choose
+
+NEAR = 1.1
+"""By which factor estimates of memory may be off, after correction by the last exact cost."""
+NEAREST = 8
+"""Of so many options exact costs are computed, to find the cheapest."""
+_DEEPER = "list more with find_splits(depth=3) (fxcollab splits --depth 3) and name the splits"
 
 
 def choose_splits(
     model: nn.Module | Callable[[], nn.Module],
     example_inputs: ExampleInputs | None = None,
     *,
-    levels: int | None = None,
     fanouts: Sequence[Fanout] | None = None,
     max_time: float | None = None,
     max_memory: float | None = None,
     objective: OptionScore = evenness,
-    measure: bool = False,
     optimizer: float = 1.0,
     granularity: Granularity = "auto",
-    depth: int | None = None,
 ) -> Choice:
     """The splits for a head tree over ``model``, with the reason, the costs and the runners-up.
 
-    Of all ways to cut at the candidates of `find_splits` that keep the budgets, the one that the objective values
-    most is taken; but where cuts at the ends of stages reach two thirds of that value, and no level does less than a
-    fifth of an even share of the work, the best of those. Of equals the one with shallower names is taken. With an
-    objective of one's own only equals tie.
+    Of all ways to cut at the candidates of `find_splits` that keep the budgets, the one with the highest value of the
+    objective is taken; but where cuts at the ends of stages reach two thirds of that value, and no level does less
+    than a fifth of an even share of the work, the best of those. Of equals the one with shallower names is taken.
+    With an objective of your own only equals tie.
 
     Args:
         model: any module on any device, meta included, which stays as it is; or a factory of one.
-        example_inputs: tuple or dict, as for `transform`; costs are those at their shapes.
-        levels: how many splits; as many as fan-outs, or 2.
-        fanouts: branches at each split; 2 each unless said.
-        max_time: what a training step may take, as a ratio to the original's; FLOPs stand for time unless measured.
-        max_memory: what the peak of a training step's memory may be, as a ratio to the original's.
-        objective: how good an `Option` is; `evenness` unless said.
-        measure: take the time of every node on this machine; the model needs values.
-        optimizer: values that the optimizer holds for each trained one: 1 for SGD with momentum, 2 for Adam.
+        example_inputs: tuple or dict, as for `transform`; costs are those at their shapes (default: those of a usual
+            input that fits).
+        fanouts: branches at each split, as for `transform` (default ``(2, 2)``): there are as many splits.
+        max_time: upper limit of a training step's FLOPs, as a ratio to the original's (default: no limit).
+        max_memory: upper limit of the peak of a training step's memory, as a ratio to the original's (default: no
+            limit).
+        objective: how good an `Option` is (default `evenness`).
+        optimizer: number of values that the optimizer keeps for each trained one (default 1): 1 for SGD with
+            momentum, 2 for Adam.
         granularity: as for `find_splits`.
-        depth: as for `find_splits`.
 
     Raises:
-        PatternError: a budget below 1, or levels and fan-outs that don't fit together.
-        SplitError: no single value cuts the model, there are fewer cuts than levels, or no choice keeps the
+        PatternError: a budget below 1, wrong fan-outs, or an objective that doesn't return a number.
+        SplitError: no single value cuts the model, there are fewer cuts than splits, or no choice keeps the
             budgets; the hint says what there is.
         CaptureError: as for `find_splits`.
     """
-    budget = _budget(max_time, max_memory)
-    tree = _tree_of(levels, fanouts)
+    limits = {name: limit for name, limit in (("time", max_time), ("memory", max_memory)) if limit is not None}
+    for name, limit in limits.items():
+        if not limit >= 1:
+            raise PatternError(
+                f"A budget of {limit:g}x the {name} can't be kept.",
+                why="it is a ratio to the original model's, and several heads cost more than one",
+                hint=f"give 1 or more: max_{name}=1.75 (--max-{name} 1.75x)",
+            )
+    fanouts = fanouts_to_choose("hierarchical", None, fanouts)
     model = model_of(model)
-    found = survey(model, example_inputs, granularity, depth, measure)
+    found = survey(model, example_inputs, granularity)
     if not any(cost.forward_flops for cost in found.chain.costs.nodes.values()):
-        raise uncounted(model)
-    if len(found.candidates) < tree.depth:
-        raise too_few_cuts(model, found, tree.depth)
-    estimates = _Estimates(found, tree, optimizer)
-
-    def costs(option: Option) -> Costs:
-        captured, profiled = found.chain.captured, found.chain.costs
-        if not found.searched.is_open:
-            captured = found.searched.capture(option.splits)
-            profiled = profile(captured, found.searched.interface)
-        cut = partition(captured, HeadTree(option.splits, tree.fanouts))
-        counted = costs_of(captured, Placement.of(captured, cut), profiled, optimizer)
-        if counted.training.flops != estimates.flops(option):
-            raise another_value(option)
-        return estimates.timed(counted, option) if measure else counted
-
-    return _Choosing(estimates, budget, objective, costs).choice()
-
-
-def _tree_of(levels: int | None, fanouts: Sequence[Fanout] | None) -> HeadTree:
-    """The head tree, with numbers for its splits."""
-    if levels is None:
-        levels = len(fanouts) if isinstance(fanouts, Sequence) else 2
-    if levels < 1 or (isinstance(fanouts, Sequence) and len(fanouts) != levels):
-        raise PatternError(
-            f"There is no head tree of {levels} levels" + (f" with fan-outs {tuple(fanouts)}." if fanouts else "."),
-            why="every level lies behind a split, which has one fan-out",
-            hint="give levels=2, or fanouts=(2, 2)",
+        raise SplitError(
+            f"Splits of {type(model).__qualname__} can't be chosen.",
+            why="it has no operation whose FLOPs are known, so the work of levels can't be compared",
+            hint="name the splits yourself; find_splits (fxcollab splits) lists them",
         )
-    return head_tree("hierarchical", [str(level) for level in range(levels)], fanouts=fanouts)
+    if len(found.candidates) < len(fanouts):
+        raise _too_few_cuts(type(model).__qualname__, found, len(fanouts))
+    return _Search(found, HeadTree(tuple(map(str, fanouts)), fanouts), limits, objective, optimizer).choice()
 
 
-def _budget(max_time: float | None, max_memory: float | None) -> Budget:
-    for name, limit in (("time", max_time), ("memory", max_memory)):
-        if limit is not None and not limit >= 1:
-            raise wrong_budget(name, limit)
-    return Budget(max_time or math.inf, max_memory or math.inf)
+class _Search:
+    """Ranks options by estimates of their costs, and captures them one after the other until one keeps the limits."""
 
-
-class _Estimates:
-    """Options, with what is known of their costs before any of them is captured."""
-
-    def __init__(self, found: Survey, tree: HeadTree, optimizer: float) -> None:
-        self._found, self._tree, self._chain = found, tree, found.chain
+    def __init__(
+        self, found: Survey, tree: HeadTree, limits: Mapping[str, float], objective: OptionScore, optimizer: float
+    ) -> None:
+        self._found, self._tree, self._limits = found, tree, limits
+        self._objective, self._optimizer = objective, optimizer
         self._places = {candidate: place for place, candidate in found.candidates.items()}
-        flops = self._chain.sums({node: cost.flops for node, cost in self._chain.costs.nodes.items()})
-        self._flops = list(accumulate(flops))
-        self._before = list(accumulate(self._chain.sums(found.seconds))) if found.seconds else self._flops
-        held = self._chain.sums(held_bytes(self._chain.captured, optimizer), self._chain.state)
-        kept = self._chain.sums(kept_bytes(self._chain.costs))
-        gradients = self._chain.sums(trained_bytes(self._chain.captured), self._chain.state)
-        self._at_start = list(accumulate(map(add, held, kept)))
-        self._at_end = list(accumulate(map(add, held, gradients)))
-
-    def options(self) -> Iterator[Option]:
-        """All ways to cut in which every level learns, with their times."""
-        for places in combinations(thinned(self._found.candidates, self._tree.depth), self._tree.depth):
-            cuts = tuple(self._found.candidates[place] for place in places)
-            if all(deep.parameters[0] > shallow.parameters[0] for shallow, deep in pairwise(cuts)):
-                option = Option(cuts, self._tree.fanouts, 1.0)
-                yield replace(option, time=self._over_levels(option, self._before) / self._before[-1])
-
-    def timed(self, costs: Costs, option: Option) -> Costs:
-        """With the seconds that were measured."""
-        seconds = self._before[-1]
-        return Costs(replace(costs.original, seconds=seconds), replace(costs.training, seconds=option.time * seconds))
-
-    def flops(self, option: Option) -> int:
-        """Of a training step: exactly those of the graph in which the cuts are where they are meant to be."""
-        return round(self._over_levels(option, self._flops))
-
-    def memory(self, option: Option) -> float:
-        """About the ratio of the peaks: with what is kept as the backward starts, or with gradients as it ends."""
-        peak = max(self._over_levels(option, self._at_start), self._over_levels(option, self._at_end))
-        return ratio(peak, max(self._at_start[-1], self._at_end[-1]))
-
-    def _over_levels(self, option: Option, before: Sequence[float]) -> float:
-        """The sum over all instances, of sums up to each value of the chain."""
-        branches = map(self._tree.branches, range(len(option.cuts) + 1))
-        edges = pairwise((0.0, *(before[self._places[cut]] for cut in option.cuts), before[-1]))
-        return sum(count * (deep - shallow) for count, (shallow, deep) in zip(branches, edges, strict=True))
-
-
-NEAR = 1.1
-"""By which factor estimates of memory may be off, set right by the last exact count."""
-NEAREST = 8
-"""Of so many options exact costs are counted, to tell which is the cheapest."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Choosing:
-    """The search: options, and what they cost as they would be captured."""
-
-    estimates: _Estimates
-    budget: Budget
-    objective: OptionScore
-    costs: Callable[[Option], Costs]
+        chain = found.chain
+        state = chain.before(state_bytes(chain.captured, optimizer))
+        self._flops = chain.before({node: cost.flops for node, cost in chain.costs.nodes.items()})
+        self._at_start = list(map(add, state, chain.before(chain.costs.kept_bytes())))
+        self._at_end = list(map(add, state, chain.before(trained_bytes(chain.captured))))
 
     def choice(self) -> Choice:
-        """The first in rank that keeps the budget."""
-        options = list(self.estimates.options())
-        over = {o: f"over the budget of {self.budget.time:g}x" for o in options if o.time > self.budget.time}
-        ranked = rank([option for option in options if option not in over], self.objective)
+        """The first in rank that keeps the limits."""
+        options = list(self._options())
+        max_time, max_memory = (self._limits.get(name, math.inf) for name in ("time", "memory"))
+        over = {option: f"over the budget of {max_time:g}x" for option in options if option.time > max_time}
+        ranked = rank([option for option in options if option not in over], self._objective)
         correction = 1.0
         for option in ranked:
-            estimate = correction * self.estimates.memory(option)
-            if estimate > self.budget.memory * NEAR:
-                over[option] = f"about {estimate:.2f}x the memory, over {self.budget.memory:g}x"
+            estimate = correction * self._memory(option)
+            if estimate > max_memory * NEAR:
+                over[option] = f"about {estimate:.2f}x the memory, over {max_memory:g}x"
                 continue
             try:
-                costs = self.costs(option)
+                costs = self._costs(option)
             except SplitError as error:
                 over[option] = error.what
                 continue
-            why = self.budget.why_not(costs)
-            if why is None:
-                return self._made(option, costs, ranked, over)
-            over[option], correction = why, costs.memory / self.estimates.memory(option)
-        raise self._nothing(options)
+            exceeded = [
+                f"{getattr(costs, name):.2f}x the {name} is over {limit:g}x"
+                for name, limit in self._limits.items()
+                if getattr(costs, name) > limit
+            ]
+            if not exceeded:
+                left = {other: value for other, value in ranked.items() if other not in over}
+                best_over = {other: over[other] for other in rank(over, self._objective)}
+                others = runners_up(option, left, best_over, self._objective)
+                return Choice(option, left[option], reason_for(option, left, self._objective), costs, tuple(others))
+            over[option], correction = " and ".join(exceeded), costs.memory / self._memory(option)
+        raise self._none_fits(options)
 
-    def _made(
-        self, option: Option, costs: Costs, ranked: Mapping[Option, float], over: Mapping[Option, str]
-    ) -> Choice:
-        left = {other: value for other, value in ranked.items() if other not in over}
-        best_over = {other: over[other] for other in rank(over, self.objective)}
-        others = runners_up(option, left, best_over, self.objective)
-        return Choice(option, ranked[option], reason_for(option, left, self.objective), costs, tuple(others))
+    def _options(self) -> Iterator[Option]:
+        """All ways to cut in which every level has parameters."""
+        for places in combinations(thinned(self._found.candidates, self._tree.depth), self._tree.depth):
+            cuts = tuple(self._found.candidates[place] for place in places)
+            if all(deep.parameters[0] > shallow.parameters[0] for shallow, deep in pairwise(cuts)):
+                time = self._over_levels(cuts, self._flops) / self._flops[-1]
+                yield Option(cuts, self._tree.fanouts, time)
 
-    def _nothing(self, options: Sequence[Option]) -> SplitError:
-        """That nothing fits, with the cheapest that there is."""
+    def _memory(self, option: Option) -> float:
+        """About the ratio of the peaks: with what is kept as the backward starts, or with gradients as it ends."""
+        peak = max(self._over_levels(option.cuts, sums) for sums in (self._at_start, self._at_end))
+        return ratio(peak, max(self._at_start[-1], self._at_end[-1]))
+
+    def _over_levels(self, cuts: Sequence[Candidate], before: Sequence[float]) -> float:
+        """The sum over all instances of all levels, from the sums before each value of the chain."""
+        edges = pairwise((0, *(before[self._places[cut]] for cut in cuts), before[-1]))
+        return sum(self._tree.branches(level) * (end - start) for level, (start, end) in enumerate(edges))
+
+    def _costs(self, option: Option) -> Costs:
+        """What an option costs as it is captured; raises `SplitError` if it can't be cut at the values meant."""
+        searched, captured, profiled = self._found.searched, self._found.chain.captured, self._found.chain.costs
+        if not searched.is_open:
+            captured = searched.capture(option.splits)
+            profiled = profile(captured, searched.interface)
+        cut = partition(captured, HeadTree(option.splits, option.fanouts))
+        costs = costs_of(captured, profiled, cut, self._optimizer)
+        if costs.training.flops != self._over_levels(option.cuts, self._flops):
+            raise SplitError(
+                f"One of {listed(option.splits)} names another value once all of them are captured.",
+                why="the nodes of a graph are numbered, and modules that are opened add some",
+                hint="name the splits by modules",
+            )
+        return costs
+
+    def _none_fits(self, options: Sequence[Option]) -> SplitError:
+        """The error that names the cheapest option."""
+
+        def excess(time: float, memory: float) -> float:
+            return max(time / self._limits.get("time", math.inf), memory / self._limits.get("memory", math.inf))
+
         refusal: SplitError | None = None
         found: dict[Option, Costs] = {}
-        for option in sorted(options, key=lambda o: self.budget.excess(o.time, self.estimates.memory(o))):
+        for option in sorted(options, key=lambda option: excess(option.time, self._memory(option))):
             try:
-                found[option] = self.costs(option)
+                found[option] = self._costs(option)
             except SplitError as error:
                 refusal = refusal or error
             if len(found) == NEAREST:
                 break
         if not found:
-            return could_not_cut(len(options), refusal)
-        cheapest = min(found, key=lambda o: self.budget.excess(found[o].time, found[o].memory))
-        return none_fits(str(self.budget), cheapest, found[cheapest])
+            return SplitError(
+                f"None of {len(options)} choices can be cut.",
+                where=refusal.where if refusal else None,
+                why=refusal.what if refusal else "no parameters lie between any two of the values that cut the model",
+                hint=f"ask for fewer splits, or {_DEEPER}",
+            )
+        cheapest, costs = min(found.items(), key=lambda entry: excess(entry[1].time, entry[1].memory))
+        ratios = f"{costs.time:.2f}x the time, {costs.memory:.2f}x the memory"
+        budget = " and ".join(f"{limit:g}x the {name}" for name, limit in self._limits.items())
+        return SplitError(
+            f"No choice of {_splits(len(cheapest.cuts))} keeps within {budget}.",
+            why=f"the cheapest is {listed(cheapest.splits)}: {ratios}",
+            hint="raise the budget, or ask for fewer splits or smaller fan-outs",
+        )
+
+
+def _too_few_cuts(name: str, found: Survey, splits: int) -> SplitError:
+    """Fewer candidates than splits; where there are none, what would cut the model instead."""
+    names = [candidate.name for candidate in found.candidates.values()]
+    if names:
+        return SplitError(
+            f"{name} can't be split {splits} times at one value.",
+            why=f"of its values, only {listed(names)} cut{'s' * (len(names) == 1)} it",
+            hint=f"ask for {_splits(len(names))}, or {_DEEPER}",
+        )
+    what = f"{name} can't be cut at one value."
+    if not carriers(found.chain.captured, found.chain.costs):
+        why, hint = "none of its values depends on a parameter and could carry a gradient", "give a model that learns"
+        return SplitError(f"{name} can't be split.", why=why, hint=hint)
+    values, value_names = narrowest(found.chain), returned_by(found.chain.captured.modes.train)
+    if len(values) < 2 or any(value not in value_names for value in values):
+        return SplitError(what, why="no value inside it has a name to cut at", hint=_DEEPER)
+    together = "+".join(value_names[value] for value in values)
+    return SplitError(
+        what,
+        why="wherever it is cut, several values carry gradients to what lies behind",
+        hint=f"cut at all of them at once: splits=[{together!r}] (--splits {together})",
+    )
+
+
+def _splits(count: int) -> str:
+    return f"{count} split{'s' * (count > 1)}"
+
+
+def refuse_budget_with_recompute(recompute: str | None, *limits: object) -> None:
+    """Refuse to choose by the costs of another graph.
+
+    Raises:
+        PatternError: a budget was given, and branches are to be computed again.
+    """
+    if recompute and any(limit is not None for limit in limits):
+        raise PatternError(
+            "A budget can't be kept with branches that are computed again.",
+            why="splits are chosen by the costs of the graph without recompute",
+            hint="leave one of both out, or name the splits (fxcollab costs --recompute heads says what they cost)",
+        )

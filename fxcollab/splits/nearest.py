@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from fxcollab.errors import ForwardError, FxCollabError
 
@@ -13,35 +13,30 @@ def with_nearest_splits(error: ForwardError, splits: Sequence[str], attempt: Cal
     Args:
         error: why the model could not be captured with ``splits``.
         splits: their names.
-        attempt: raises `FxCollabError` where a model can't be split at the names that it is called with; without
-            any, where not even the model's own forward can be captured.
+        attempt: called with names, raises `FxCollabError` if the model can't be split at them; without any, if the
+            model's own forward can't be captured.
     """
     if not _works(attempt):
         error.hint = (
-            "no split helps, for it is the model's own forward that resists: give example_inputs that it takes in "
-            "train and in eval mode, or move the code that asks for values into a module of its own"
+            "no split helps, because the model's own forward can't be traced: give example_inputs that it takes in "
+            "train and in eval mode, or move the code that depends on values into a module of its own"
         )
         return error
     nearest: dict[str | None, list[str]] = {}
     for split in splits:
         if not _works(attempt, split):
-            found = next((outer for outer in _enclosing(split) if _works(attempt, outer)), None)
+            parts = split.partition("+")[0].strip().partition("@")[0].split(".")
+            around = (".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))  # innermost first
+            found = next((outer for outer in around if _works(attempt, outer)), None)
             nearest.setdefault(found, []).append(repr(split))
-    error.hint = "; ".join([_advice(found, failing) for found, failing in nearest.items()] or [error.hint or ""])
+    hints = [
+        f"the nearest split to {' and '.join(failing)} that works is {found!r}, which stays whole"
+        if found
+        else f"no module around {' and '.join(failing)} can be split at, so split elsewhere"
+        for found, failing in nearest.items()
+    ]
+    error.hint = "; ".join(hints) or error.hint or ""
     return error
-
-
-def _advice(found: str | None, failing: Sequence[str]) -> str:
-    named = " and ".join(failing)
-    if found is None:
-        return f"no module around {named} can be split at, so split elsewhere"
-    return f"the nearest split to {named} that works is {found!r}, which stays whole"
-
-
-def _enclosing(split: str) -> Iterator[str]:
-    """The paths of the modules around the first place of a split, innermost first."""
-    atoms = split.partition("+")[0].strip().partition("@")[0].split(".")
-    yield from (".".join(atoms[:length]) for length in range(len(atoms) - 1, 0, -1))
 
 
 def _works(attempt: Callable[..., object], *splits: str) -> bool:

@@ -1,8 +1,9 @@
-"""Which modules to open in search of splits."""
+"""Which modules to open in search of splits, and the names of the values that are found."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from fxcollab.errors import ForwardError
 from fxcollab.tracing.capture import Granularity, capture
 from fxcollab.tracing.examples import run_on_fakes
 from fxcollab.tracing.interface import ExampleInputs, Interface
+from fxcollab.tracing.tracer import RETURNED_BY, call_name
 
 LARGE = 1 / 8
 """Modules that do more than this share of all work are opened."""
@@ -21,14 +23,7 @@ LARGE = 1 / 8
 
 @dataclass(frozen=True, eq=False)
 class Searched:
-    """A model in search of splits, and how it is captured.
-
-    Attributes:
-        model: any module.
-        interface: its inputs, of known shapes.
-        example_inputs: what answers the questions of opened forwards.
-        granularity: as for `capture`.
-    """
+    """A model in search of splits, and how it is captured; all shapes of ``interface`` are known."""
 
     model: nn.Module
     interface: Interface
@@ -46,56 +41,37 @@ class Searched:
 
 
 def opened(searched: Searched, depth: int | None) -> CollabGraphModule:
-    """The model, captured with those modules opened between whose parts a good split may lie.
-
-    Args:
-        searched: the model.
-        depth: open all modules down to so many levels below the root; by default those that do more than an eighth
-            of the work.
-
-    Raises:
-        CaptureError: the model's own forward can't be captured.
-    """
+    """The model, captured with those modules opened between whose parts a good split may lie; see `find_splits`."""
     if searched.is_open:
         return searched.capture()
-    model = searched.model
-    paths = list(_within(model, depth) if depth is not None else _large(model, searched.interface))
-
-    def attempt(chosen: Iterable[str]) -> CollabGraphModule:
-        return searched.capture([_inside(model, path) for path in chosen])
-
-    try:
-        return attempt(paths)
-    except ForwardError:
-        pass
-    found, taken = attempt(()), list[str]()
-    for path in paths:  # outer ones come first
-        around = [outer for outer in paths if path.startswith(f"{outer}.")]
-        if not around or max(around, key=len) in taken:
-            try:
-                found = attempt([*taken, path])
-            except ForwardError:
-                continue
-            taken.append(path)
+    inside = dict(_to_open(searched, depth))
+    with suppress(ForwardError):
+        return searched.capture(list(inside.values()))
+    found, taken = searched.capture(), dict[str, str]()
+    for path, name in inside.items():  # outer modules come first
+        around = [outer for outer in inside if path.startswith(f"{outer}.")]
+        if not around or around[-1] in taken:
+            with suppress(ForwardError):
+                found = searched.capture([*taken.values(), name])
+                taken[path] = name
     return found
 
 
-def _within(model: nn.Module, depth: int) -> Iterator[str]:
-    for path, module in model.named_modules():
-        if path and path.count(".") < depth and _can_be_opened(module):
-            yield path
+def _to_open(searched: Searched, depth: int | None) -> Iterator[tuple[str, str]]:
+    """Paths of modules, each with the name of a split inside that makes `capture` open it."""
+    flops: Mapping[str, int] = {} if depth is not None else _forward_flops(searched)
+    for path, module in searched.model.named_modules():
+        is_chosen = path.count(".") < depth if depth is not None else flops.get(path, 0) > LARGE * flops[""]
+        if path and is_chosen and _can_be_opened(module):
+            yield path, f"{path}.{next(name for name, _ in module.named_children())}"
 
 
-def _large(model: nn.Module, interface: Interface) -> Iterator[str]:
-    """The paths of modules that do much of the work, outer ones first."""
+def _forward_flops(searched: Searched) -> Mapping[str, int]:
+    """Of each module, by its path; that of the root is empty."""
     counter = FlopCounterMode(display=False)
-    run_on_fakes(model, interface, counter)
-    total = counter.get_total_flops()
-    flops = counter.get_flop_counts().items()
-    work = {name.partition(".model.")[2]: sum(counts.values()) for name, counts in flops}
-    for path, module in model.named_modules():
-        if path and work.get(path, 0) > LARGE * total and _can_be_opened(module):
-            yield path
+    run_on_fakes(searched.model, searched.interface, counter)
+    counts = {name.partition(".model.")[2]: sum(found.values()) for name, found in counter.get_flop_counts().items()}
+    return counts | {"": counter.get_total_flops()}
 
 
 def _can_be_opened(module: nn.Module) -> bool:
@@ -105,7 +81,46 @@ def _can_be_opened(module: nn.Module) -> bool:
     return any(True for _ in module.children()) and not of_torch and not whole
 
 
-def _inside(model: nn.Module, path: str) -> str:
-    """A name that makes `capture` open the module at ``path``."""
-    child = next(name for name, _ in model.get_submodule(path).named_children())
-    return f"{path}.{child}"
+def value_names(captured: CollabGraphModule, searched: Searched) -> Mapping[fx.Node, tuple[str, bool]]:
+    """The name under which `transform` finds each value of ``captured``, and whether it is a module's.
+
+    A module's value has the outermost module's name. Other nodes have the name that they have in the graph that
+    `capture` makes for the split, which is known of all nodes if every capture gives the same graph, else of those of
+    the root's own forward. A name that is also a module's path means the module. Values that only one mode computes
+    have no name.
+    """
+    graph = captured.modes.train
+    paths = {path for path, _ in searched.model.named_modules()}
+    names = {node: (name, False) for node, name in _node_names(graph, searched).items() if name not in paths}
+    names |= {node: (name, True) for node, name in returned_by(graph).items()}
+    if not captured.modes.differ:
+        return names
+    common = {node.name for node in captured.modes.eval.nodes} | set(returned_by(captured.modes.eval).values())
+    return {node: name for node, name in names.items() if name[0] in common}
+
+
+def _node_names(graph: fx.Graph, searched: Searched) -> dict[fx.Node, str]:
+    if searched.is_open:
+        return {node: node.name for node in graph.nodes}
+    own, unopened = (
+        [n for n in each.nodes if n.op in ("call_function", "call_method") and not n.meta.get("nn_module_stack")]
+        for each in (graph, searched.capture().modes.train)
+    )  # what the root's own forward computes, other than by calling modules
+    if [node.target for node in own] != [node.target for node in unopened]:
+        return {}
+    return {node: other.name for node, other in zip(own, unopened, strict=True)}
+
+
+def returned_by(graph: fx.Graph) -> dict[fx.Node, str]:
+    """The outermost module that returns each value; ``name@2`` is its second call."""
+    calls: dict[str, int] = {}
+    names: dict[fx.Node, str] = {}
+    for node in graph.nodes:
+        returned = [str(call) for call in node.meta.get(RETURNED_BY, ())]
+        if node.op == "call_module":
+            path = str(node.target)
+            calls[path] = calls.get(path, 0) + 1
+            returned.append(call_name(path, calls[path]))
+        if returned:
+            names[node] = min(returned, key=lambda name: (name.count("."), len(name)))
+    return names

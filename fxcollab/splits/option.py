@@ -1,26 +1,35 @@
-"""A way to split a model that may be chosen, and how good it is."""
+"""Ways to split a model that may be chosen, how good they are, and in which order they are taken."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import TypeAlias
 
+from fxcollab.errors import PatternError
 from fxcollab.splits.candidates import Candidate
 from fxcollab.tree import Fanout
+
+COMBINATIONS = 5000
+"""How many options are compared, at most."""
+TIE = 2 / 3
+"""Options that reach this part of the best value tie with it: the ends of stages win, ..."""
+LEAST = 1 / 5
+"""... unless a level does less than this part of an even share of the work: it would be hardly a level."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """Splits for a head tree that was asked for.
+    """Splits for a given head tree.
 
     Attributes:
         cuts: the candidates, along the data flow.
         fanouts: how many branches each makes.
-        time: of a training step, as a ratio to the original's: by FLOPs, or by seconds where they were measured.
+        time: FLOPs of a training step, as a ratio to the original's.
     """
 
     cuts: tuple[Candidate, ...]
@@ -58,3 +67,76 @@ def evenness(option: Option) -> float:
     ``layer3``, of its CIFAR networks after the first and the second block.
     """
     return math.exp(-sum(share * math.log(share) for share in option.shares if share > 0))
+
+
+def rank(options: Iterable[Option], objective: OptionScore = evenness) -> dict[Option, float]:
+    """Options with their values, best first: ends of stages among the ties, then by value, then shallow names.
+
+    With an objective other than `evenness` only equal values are ties.
+
+    Raises:
+        PatternError: the objective doesn't return a number.
+    """
+    values = {option: _value(objective, option) for option in options}
+    best = max(values.values(), default=0.0)
+    ties = best * TIE if objective is evenness else math.inf
+
+    def key(option: Option) -> tuple[bool, float, bool, int]:
+        is_balanced = min(option.shares) >= LEAST / len(option.shares)
+        preferred = option.ends_stages and values[option] >= ties and is_balanced
+        depth = sum(name.count(".") for name in option.splits)
+        return not preferred, -round(values[option], 6), not option.ends_stages, depth
+
+    return {option: values[option] for option in sorted(values, key=key)}
+
+
+def _value(objective: OptionScore, option: Option) -> float:
+    value = objective(option)
+    if not isinstance(value, int | float) or math.isnan(value):
+        raise PatternError(
+            f"The objective gives {value!r} for {', '.join(option.splits)}.",
+            where=getattr(objective, "__qualname__", repr(objective)),
+            why="options are ranked by it",
+            hint="let it return a number: more is better",
+        )
+    return value
+
+
+def thinned(candidates: Mapping[int, Candidate], levels: int) -> list[int]:
+    """Places of so many candidates that all their combinations can be compared, in order.
+
+    Of candidates between which there are no operations and no parameters, one stays: the end of a stage, the
+    shallowest name, the last. If there are still too many, ends of stages stay, and of the others those that divide
+    the work evenly.
+    """
+    alike: dict[tuple[int, int], int] = {}
+    for place, candidate in candidates.items():
+        key = candidate.flops[0], candidate.parameters[0]
+        if key not in alike or _preference(candidate) <= _preference(candidates[alike[key]]):
+            alike[key] = place
+    most = len(alike)
+    while most > levels and math.comb(most, levels) > COMBINATIONS:
+        most -= 1
+    ends = [place for place in alike.values() if candidates[place].ends_stage]
+    others = [place for place in alike.values() if not candidates[place].ends_stage]
+    chosen = _evenly(ends, candidates, most)
+    return sorted([*chosen, *_evenly(others, candidates, most - len(chosen))])
+
+
+def _preference(candidate: Candidate) -> tuple[bool, bool, int]:
+    return not candidate.ends_stage, not candidate.is_module, candidate.name.count(".")
+
+
+def _evenly(places: Sequence[int], candidates: Mapping[int, Candidate], count: int) -> Sequence[int]:
+    """At most ``count`` of the places, which are in order: those next to even parts of the work."""
+    if len(places) <= count:
+        return places
+    shares = [candidates[place].share for place in places]
+    chosen: list[int] = []
+    for part in range(1, count + 1):
+        target, first = part / (count + 1), chosen[-1] + 1 if chosen else 0
+        index = bisect_left(shares, target, first, len(places) - 1 - (count - part))  # enough are left for the rest
+        if index > first and target - shares[index - 1] <= shares[index] - target:
+            index -= 1
+        chosen.append(index)
+    return [places[index] for index in chosen]

@@ -63,7 +63,7 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
         raise CaptureError(
             f"The costs of {type(model).__qualname__} can't be computed.",
             where=forward_of(model),
-            why=f"{', '.join(structured)} is a list, a dict or the like, and costs need inputs that are tensors",
+            why=f"{', '.join(structured)} is a list, a dict or the like, and only tensors are supported",
             hint="name the splits yourself",
         )
     return interface if interface.known else guess_inputs(model, USUAL_IMAGES, known=interface)

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxcollab
-from fxcollab.costs.attribution import backward
+from fxcollab.costs.profile import backward
 from fxcollab.costs.summary import summarise
 from fxcollab.errors import PatternError, StateError
 from fxcollab.runtime.recompute import recompute as runtime

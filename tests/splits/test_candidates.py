@@ -155,8 +155,8 @@ def test_a_module_that_cannot_be_opened_stays_whole() -> None:
     assert names(find_splits(model, (X,))) == ["0", "1"]
 
 
-def test_what_cannot_be_counted_on_fake_tensors_is_refused() -> None:
-    with pytest.raises(CaptureError, match="can't be counted") as caught:
+def test_what_cannot_be_profiled_on_fake_tensors_is_refused() -> None:
+    with pytest.raises(CaptureError, match="can't be computed") as caught:
         find_splits(nn.Sequential(nn.Linear(8, 8), AsksForANumber()), (X,))
     assert caught.value.why and caught.value.hint
 

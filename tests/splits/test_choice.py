@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 import fxcollab
 from fxcollab import Candidate, CaptureError, Option, PatternError, SplitError, choose_splits
 from fxcollab.plan import plan_of
-from fxcollab.splits.rank import rank
-from fxcollab.splits.thin import thinned
+from fxcollab.splits.option import rank, thinned
 from samples.networks import densenet40_12, resnet32
 from tests.speeds import slow_but
 from tests.untouched import Untouched
@@ -221,19 +219,6 @@ def test_what_fits_is_never_refused() -> None:
     assert choose_splits(Narrowing(), IMAGES, max_memory=least + 1e-9).costs.memory == pytest.approx(least)
 
 
-def test_times_are_measured_on_request_and_leave_the_model_as_it_is() -> None:
-    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 8), nn.Linear(8, 8))
-    x, random_state = torch.randn(4, 8), torch.get_rng_state()
-    untouched, before = Untouched(model), copy.deepcopy(model.state_dict())
-    choice = choose_splits(model, (x,), measure=True)
-    assert choice.costs.measured and choice.costs.original.seconds
-    assert choice.costs.time == choice.option.time >= 1
-    assert untouched.differences() == []
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert torch.equal(torch.get_rng_state(), random_state)
-
-
 class Clamped(nn.Module):
     """Writes into a parameter, as CLIP does."""
 
@@ -247,9 +232,9 @@ class Clamped(nn.Module):
         return self.c(self.b(self.a(x))) * self.scale
 
 
-def test_measuring_leaves_parameters_that_a_forward_writes_as_they_are() -> None:
+def test_costs_leave_parameters_that_a_forward_writes_as_they_are() -> None:
     model = Clamped()
-    fxcollab.training_costs(model, splits=["a"], example_inputs=(torch.zeros(2, 8),), measure=True)
+    fxcollab.training_costs(model, splits=["a"], example_inputs=(torch.zeros(2, 8),))
     assert model.scale.item() == 9.0
 
 
@@ -296,9 +281,9 @@ def test_a_model_that_no_single_value_cuts_is_told_which_cut_it_together() -> No
 
 def test_more_levels_than_cuts_are_refused() -> None:
     with pytest.raises(SplitError) as caught:
-        choose_splits(stack(8, 8, 8), (X,), levels=3)
+        choose_splits(stack(8, 8, 8), (X,), fanouts=(2, 2, 2))
     assert caught.value.what == "Sequential can't be split 3 times at one value."
-    assert "only 0" in str(caught.value.why) and "ask for 1 level, or" in str(caught.value.hint)
+    assert "only 0" in str(caught.value.why) and "ask for 1 split, or" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("limit", [0.9, 0.0, -1.0, float("nan")])
@@ -340,38 +325,16 @@ def test_heads_that_no_binary_tree_has_are_refused() -> None:
         fxcollab.transform(stack(8, 8, 8, 8), splits="auto", heads=3, example_inputs=(X,))
 
 
-def test_a_model_without_values_cannot_be_measured() -> None:
-    with pytest.raises(CaptureError, match="can't be measured"):
-        choose_splits(on_meta(Narrowing), IMAGES, measure=True)
-
-
 def test_work_that_nobody_counts_cannot_be_divided() -> None:
     with pytest.raises(SplitError, match="can't be chosen"):
         choose_splits(nn.Sequential(nn.LayerNorm(8), nn.LayerNorm(8), nn.LayerNorm(8)), (X,))
 
 
-def test_no_head_tree_has_no_levels() -> None:
-    for arguments in ({"levels": 0}, {"fanouts": ()}, {"levels": 2, "fanouts": (2,)}):
-        with pytest.raises(PatternError, match="There is no head tree of"):
-            choose_splits(stack(8, 8, 8), (X,), **arguments)  # type: ignore[arg-type]
+def test_wrong_fanouts_are_refused() -> None:
+    with pytest.raises(PatternError, match="need 1 fan-outs, not 0"):
+        choose_splits(stack(8, 8, 8), (X,), fanouts=())
     with pytest.raises(PatternError, match="Fan-outs are 3"):
         choose_splits(stack(8, 8, 8), (X,), fanouts=3)  # type: ignore[arg-type]
-
-
-class Tokens(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Embedding(4, 8), nn.Linear(8, 8)
-
-    def forward(self, tokens: Tensor) -> Any:
-        return self.b(self.a(tokens))
-
-
-def test_values_on_which_a_step_fails_are_told_when_measuring() -> None:
-    with pytest.raises(CaptureError, match="A training step of Tokens fails on these inputs") as caught:
-        fxcollab.find_splits(Tokens(), (torch.tensor([[7]]),), measure=True)
-    assert "IndexError" in str(caught.value.why)
-    assert fxcollab.find_splits(Tokens(), (torch.tensor([[3]]),), measure=True)[0].seconds
 
 
 class Wrapped(nn.Module):
@@ -383,10 +346,10 @@ class Wrapped(nn.Module):
         return self.b(self.a(batch["x"]))
 
 
-def test_structures_of_tensors_are_not_counted_on() -> None:
-    with pytest.raises(CaptureError, match="can't be counted") as caught:
-        choose_splits(Wrapped(), ({"x": X},), levels=1)
-    assert "only tensors are counted on" in str(caught.value.why)
+def test_structures_of_tensors_are_refused() -> None:
+    with pytest.raises(CaptureError, match="can't be computed") as caught:
+        choose_splits(Wrapped(), ({"x": X},), fanouts=(2,))
+    assert "only tensors are supported" in str(caught.value.why)
 
 
 def test_costs_of_splits_that_are_still_to_be_chosen_are_refused() -> None:

@@ -1,9 +1,8 @@
-"""Predicted costs against built graphs: ``python -m tests.benchmarks.costs [counts] [process] [times] [paper]``.
+"""Predicted costs against built graphs: ``python -m tests.benchmarks.costs [counts] [process] [paper]``.
 
 - ``counts``: every network and head tree of `tests.benchmarks.proof`; FLOPs against ``FlopCounterMode``, for the
   hierarchical tree the peak of memory against ``MemTracker``, both on the built training graph, on fake tensors.
 - ``process``: by how much the process grows in a real step, in a process of its own.
-- ``times``: the predicted ratio to the original against the measured one, steps of both taken in turns.
 - ``paper``: table 4 of the paper beside the calculation.
 
 A line a case goes to ``costs.jsonl`` in ``--results``; cases that stand there are not measured again unless
@@ -19,15 +18,15 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks.costs import counts, paper, process, times
+from tests.benchmarks.costs import counts, paper, process
 from tests.benchmarks.rows import measured
 
-PARTS = {"counts": counts, "process": process, "times": times, "paper": paper}
+PARTS = {"counts": counts, "process": process, "paper": paper}
 RESULTS = Path(__file__).parents[1] / "results"
 
 
 def main() -> None:
-    """Run the parts that are named, all unless said."""
+    """Run the parts that are named, all by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
     parser.add_argument("--again", action="store_true", help="measure what stands in the results, too")

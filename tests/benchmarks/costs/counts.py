@@ -11,8 +11,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxcollab
-from fxcollab.costs.attribution import backward
 from fxcollab.costs.costs import parameter_count
+from fxcollab.costs.profile import backward
 from fxcollab.tracing.examples import guess_inputs, run_on_fakes
 from tests.benchmarks.proof import NETWORKS, TREES
 from tests.benchmarks.rows import Row

@@ -19,7 +19,7 @@ import torchvision
 from torch import Tensor, nn
 
 import fxcollab
-from fxcollab.costs.attribution import backward
+from fxcollab.costs.profile import backward
 from tests.benchmarks.rows import Row
 
 SPLITS = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxcollab
-from fxcollab.costs.attribution import backward
+from fxcollab.costs.profile import backward
 from fxcollab.tracing.examples import run_on_fakes
 from fxcollab.tracing.interface import InputSpec, Interface
 from tests.benchmarks.rows import Row

@@ -1,4 +1,4 @@
-"""A choice in words."""
+"""A choice of splits, explained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class RunnerUp:
-    """An option that was not taken, and why."""
+    """An option that was not taken, its value by the objective, and why."""
 
     option: Option
     value: float
@@ -28,10 +28,10 @@ class Choice:
 
     Attributes:
         option: what was chosen.
-        value: by the objective.
+        value: its value by the objective.
         reason: why, in a line.
         costs: of a training step, against the original's: the numbers that `summarise` finds.
-        runners_up: what would have been next, and the best of what no budget allowed.
+        runners_up: the best that is over the budget, and the options that come next.
     """
 
     option: Option
@@ -60,19 +60,18 @@ def _option_to_json(option: Option, value: float, why: str) -> dict[str, Any]:
 
 def reason_for(option: Option, ranked: Mapping[Option, float], objective: OptionScore) -> str:
     """Why ``option`` is taken of those that keep the budget: where it cuts, and what each level does."""
-    name = name_of(objective)
-    shares = f"levels do {percentages(option.shares)} of the work"
-    value = f"{name} {ranked[option]:.2f}"
-    best = max(ranked, key=lambda other: ranked[other])
-    at_ends = max((o for o in ranked if o.ends_stages), key=lambda other: ranked[other], default=None)
+    shares = f"levels do {_percentages(option.shares)} of the work"
+    value = _value(ranked[option], objective)
     if option.ends_stages:
         place = "each cut ends a stage" if len(option.cuts) > 1 else "a stage ends there"
-        other = "" if best.ends_stages else f", {ranked[best]:.2f} inside stages at {listed(best.splits)}"
-        return f"{place}; {shares} ({value}{other})"
-    if at_ends is None:
+        best = max(ranked, key=lambda other: ranked[other])
+        inside = "" if best.ends_stages else f", {ranked[best]:.2f} inside stages at {listed(best.splits)}"
+        return f"{place}; {shares} ({value}{inside})"
+    ends = max((other for other in ranked if other.ends_stages), key=lambda other: ranked[other], default=None)
+    if ends is None:
         return f"{shares} ({value}); there are too few ends of stages to choose"
-    other = f"{percentages(at_ends.shares)} ({ranked[at_ends]:.2f})"
-    return f"{shares} ({value}); the best ends of stages, {listed(at_ends.splits)}, would give {other}"
+    others = f"{_percentages(ends.shares)} ({ranked[ends]:.2f})"
+    return f"{shares} ({value}); the best ends of stages, {listed(ends.splits)}, would give {others}"
 
 
 def runners_up(
@@ -81,26 +80,20 @@ def runners_up(
     """The best that is over the budget, and those that come next."""
     for option in list(over)[:1]:
         yield RunnerUp(option, objective(option), over[option])
-    others = (option for option in ranked if option != chosen and option not in over)
-    for option in islice(others, SHOWN):
-        yield RunnerUp(option, ranked[option], _why_not(option, chosen, ranked, objective))
+    for option in islice((option for option in ranked if option != chosen), SHOWN):
+        why = _value(ranked[option], objective)
+        if chosen.ends_stages and not option.ends_stages:
+            why += f", but no stage ends at {listed([cut.name for cut in option.cuts if not cut.ends_stage])}"
+        elif round(ranked[option], 6) == round(ranked[chosen], 6):
+            why = "as good, under deeper names"
+        yield RunnerUp(option, ranked[option], why)
 
 
-def _why_not(option: Option, chosen: Option, ranked: Mapping[Option, float], objective: OptionScore) -> str:
-    value = f"{name_of(objective)} {ranked[option]:.2f}"
-    if chosen.ends_stages and not option.ends_stages:
-        return f"{value}, but no stage ends at {listed([cut.name for cut in option.cuts if not cut.ends_stage])}"
-    if round(ranked[option], 6) == round(ranked[chosen], 6):
-        return "as good, under deeper names"
-    return value
+def _value(value: float, objective: OptionScore) -> str:
+    return f"{getattr(objective, '__name__', type(objective).__name__)} {value:.2f}"
 
 
-def name_of(objective: OptionScore) -> str:
-    """What the objective is called."""
-    return str(getattr(objective, "__name__", type(objective).__name__))
-
-
-def percentages(shares: Sequence[float]) -> str:
+def _percentages(shares: Sequence[float]) -> str:
     """``45 %, 35 % and 20 %``."""
     return listed([f"{share:.0%}".replace("%", " %") for share in shares])
 
