@@ -86,8 +86,9 @@ def capture(
             hint="give example_inputs: a dict of the keyword inputs you train with",
         )
     request = _Request(model, opened_paths(model, splits), interface, granularity == "op", example_inputs)
-    train = _trace_mode(request, True)
-    evaluation = _trace_mode(request, False, train.constants)
+    with purge_leaked_proxies() as proxies:
+        train = _trace_mode(request, True, {}, proxies)
+        evaluation = _trace_mode(request, False, train.constants, proxies)
     captured = CollabGraphModule(model, Modes.merged(train.graph, evaluation.graph), constants=evaluation.constants)
     captured.meta[CAPTURE_KEY] = options
     captured.meta[LIMITATIONS_KEY] = (
@@ -129,7 +130,7 @@ class _Request:
 
 @dataclass(frozen=True, eq=False)
 class _Traced:
-    """The graph of one mode, and what its limitations are made of."""
+    """The graph of one mode, and what happened while it was traced."""
 
     graph: fx.Graph
     constants: Mapping[str, Tensor]
@@ -140,30 +141,22 @@ class _Traced:
     drew: bool
 
 
-def _trace_mode(request: _Request, training: bool, constants: Mapping[str, Tensor] | None = None) -> _Traced:
+def _trace_mode(
+    request: _Request, training: bool, constants: Mapping[str, Tensor], proxies: list[weakref.ref[fx.Proxy]]
+) -> _Traced:
     """Trace one mode, and try again after an error.
 
     After one in a helper function, calls of it are recorded as one node, which has concrete values at every call.
     After any other, the next examples are used.
     """
-    with purge_leaked_proxies() as proxies:
-        return _trace_with_retries(request, training, constants, proxies)
-
-
-def _trace_with_retries(
-    request: _Request,
-    training: bool,
-    constants: Mapping[str, Tensor] | None,
-    proxies: list[weakref.ref[fx.Proxy]],
-) -> _Traced:
     model, helpers = request.model, list[Helper]()
     candidates = request.examples()
     examples = next(candidates) if request.interface.structured else None  # whose members only an example has
     while True:
-        purge_caches(proxies)  # of the attempt before, whose error has been released by now
+        purge_caches(proxies)  # of the attempt before, whose frames are gone by now
         proxies.clear()
         try:
-            # what one mode assigns or draws must not be seen in the other
+            # what one mode assigns or draws must not reach the other
             with preserve_rng_state() as generators, preserved(model.modules()) as assigned:
                 tracer = LazyTracer(
                     request.opened,
@@ -278,17 +271,17 @@ def _is_part_of_a_call(node: fx.Node) -> bool:
     return isinstance(value, fx.Node) and (value.op == "call_module" or may_be_none(value))
 
 
-def _limitations_of_tracing(train: _Traced, evaluation: _Traced) -> tuple[str, ...]:
-    helpers = dict.fromkeys(helper.title for helper in (*train.helpers, *evaluation.helpers))
-    notes = dict.fromkeys((*train.notes, *evaluation.notes))
-    assigned = dict.fromkeys((*train.assigned, *evaluation.assigned))
-    drew = train.drew or evaluation.drew
-    return (
+def _limitations_of_tracing(*modes: _Traced) -> Iterable[str]:
+    assigned = [name for traced in modes for name in traced.assigned]
+    helpers = [helper.title for traced in modes for helper in traced.helpers]
+    drew = any(traced.drew for traced in modes)
+    sentences = (
         *(f"what the forward assigns to {name} is not kept: the graph reads the value it had" for name in assigned),
         *["random numbers of Python or numpy were drawn while tracing and are constants of the graph"] * drew,
         *(f"function {title} can't be traced: calls of it are one node" for title in helpers),
-        *notes,
+        *(note for traced in modes for note in traced.notes),
     )
+    return dict.fromkeys(sentences)  # each once
 
 
 def opened_paths(model: nn.Module, splits: Iterable[str]) -> frozenset[str]:

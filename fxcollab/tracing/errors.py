@@ -11,4 +11,4 @@ class UntraceableError(BaseException):
 
 
 class NoExampleError(UntraceableError):
-    """The forward needs something that an example input would tell, such as a type, and there is none yet."""
+    """The forward needs something, such as a type, that any example input has, and there is no example yet."""

@@ -8,7 +8,6 @@ real ones if data do. Sizes stay symbolic in the graph; what was decided by the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +51,7 @@ class ExampleValues:
 
     def value(self, node: fx.Node) -> Any:
         """The example value of ``node``; those of the nodes before it are computed first, in the graph's order."""
-        with self._computing():
+        with preserve_rng_state(), without_tracebacks(), self._mode or torch.no_grad():
             for other in node.graph.nodes:
                 if other not in self._values:
                     self._values[other] = self._evaluate(other)
@@ -70,11 +69,6 @@ class ExampleValues:
             for other, value in self._values.items()
             if any(inner is container for inner in _containers(value))
         )
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        with preserve_rng_state(), without_tracebacks(), self._mode or torch.no_grad():
-            yield
 
     def _evaluate(self, node: fx.Node) -> Any:
         args = mutable(map_inputs(node.args, self._values.__getitem__))

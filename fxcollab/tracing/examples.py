@@ -32,8 +32,8 @@ def guess_inputs(
 ) -> Interface:
     """The first of the usual input shapes that ``model`` accepts in train and in eval mode.
 
-    Image sizes are tried in the order of ``images``. A model whose ``known`` interface, that of an earlier capture,
-    has structured inputs is refused.
+    Image sizes are tried in the order of ``images``. Structured inputs can't be guessed; ``known`` is an interface of
+    an earlier capture, which may have seen some.
     """
     interface = interface_of(model)
     names = [spec.name for spec in interface.inputs]

@@ -30,7 +30,7 @@ class InputSpec:
 
     @classmethod
     def of(cls, name: str, example: Any) -> InputSpec:
-        """The input of which ``example`` is an example; None tells nothing."""
+        """The input with the shape and dtype of ``example``; they stay unknown if it is None."""
         if not isinstance(example, Tensor):
             return cls(name, structured=example is not None)
         return cls(name, tuple(example.shape), str(example.dtype).removeprefix("torch."))

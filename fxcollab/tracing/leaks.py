@@ -37,30 +37,27 @@ def purge_caches(proxies: Iterable[weakref.ref[fx.Proxy]]) -> None:
     if not alive:
         return
     referrers = tuple(gc.get_referrers(*alive))  # not a list, which would refer to the tuples too, and be changed
-    _remove_from_all(referrers, alive)
+    _remove(alive, referrers)
     tuples = tuple(referrer for referrer in referrers if type(referrer) is tuple)
     if tuples:  # these can't be changed, but the caches that they are in can
         outer = (o for o in gc.get_referrers(*tuples) if isinstance(o, dict | list | functools._lru_cache_wrapper))
-        _remove_from_all(outer, tuples)
+        _remove(tuples, outer)
 
 
-def _remove_from_all(containers: Iterable[Any], values: Collection[object]) -> None:
+def _remove(values: Collection[object], containers: Iterable[Any]) -> None:
     ids = set(map(id, values))
     for container in containers:
-        if container is not values:
-            _remove(container, ids)
-
-
-def _remove(container: Any, ids: set[int]) -> None:
-    if type(container) in (dict, OrderedDict, defaultdict):
-        for key in [key for key, value in container.items() if id(value) in ids]:
-            del container[key]
-    elif type(container) in (list, deque):
-        kept = [value for value in container if id(value) not in ids]
-        container.clear()
-        container.extend(kept)
-    elif type(container) is set:
-        for value in [value for value in container if id(value) in ids]:
-            container.discard(value)
-    elif isinstance(container, functools._lru_cache_wrapper):
-        container.cache_clear()
+        if container is values:
+            continue
+        if type(container) in (dict, OrderedDict, defaultdict):
+            for key in [key for key, value in container.items() if id(value) in ids]:
+                del container[key]
+        elif type(container) in (list, deque):
+            kept = [value for value in container if id(value) not in ids]
+            container.clear()
+            container.extend(kept)
+        elif type(container) is set:
+            for value in [value for value in container if id(value) in ids]:
+                container.discard(value)
+        elif isinstance(container, functools._lru_cache_wrapper):
+            container.cache_clear()

@@ -145,7 +145,8 @@ def patched_globals(tracer: Recorder, scopes: Iterable[dict[str, Any]]) -> Itera
 
     ``isinstance``, ``type``, ``callable``, ``getattr`` and ``hasattr`` of a proxy are those of its example value.
     """
-    facade, builtins = _TorchFacade(tracer), _builtins(tracer)
+    builtins = _builtins(tracer)
+    facade = _TorchFacade(tracer, builtins["isinstance"])
     patched: list[dict[str, Any]] = []
     loaded = loaded_scopes()
     try:
@@ -179,13 +180,13 @@ def _builtins(tracer: Recorder) -> dict[str, Callable[..., Any]]:
         return tracer.queries.is_instance(value, classes)
 
     def has_attribute(value: Any, name: str) -> bool:
-        return tracer.queries.has_attribute(value, name) if is_traced(value) else hasattr(value, name)
+        return hasattr(tracer.queries.value_of_type(value) if is_traced(value) else value, name)
 
     def is_callable(value: Any) -> bool:
-        return tracer.queries.is_callable(value) if is_traced(value) else callable(value)
+        return callable(tracer.queries.value_of_type(value) if is_traced(value) else value)
 
     def get_attribute(value: Any, name: str, *default: Any) -> Any:
-        if default and is_traced(value) and not tracer.queries.has_attribute(value, name):
+        if default and is_traced(value) and not has_attribute(value, name):
             return default[0]
         return getattr(value, name, *default)
 
@@ -220,10 +221,9 @@ def _has_proxy_class(classes: Any) -> bool:
 class _TorchFacade(ModuleType):
     """``torch`` with functions that record calls on proxies; a patch of torch itself could be imported elsewhere."""
 
-    def __init__(self, tracer: Recorder) -> None:
+    def __init__(self, tracer: Recorder, is_instance: Callable[[Any, Any], bool]) -> None:
         super().__init__("torch", torch.__doc__)
         vars(self).update({name: _recording_call(tracer, original) for name, original in _WITHOUT_DISPATCH.items()})
-        is_instance = _builtins(tracer)["isinstance"]
         self.is_tensor = lambda value: is_instance(value, torch.Tensor)
 
     def __getattr__(self, name: str) -> Any:

@@ -16,7 +16,7 @@ from fxcollab.module_state.tensors import map_tensors
 
 @contextmanager
 def preserved(modules: Iterable[nn.Module]) -> Iterator[Callable[[], tuple[str, ...]]]:
-    """Restore everything that modules and their classes hold on leaving, also after an error.
+    """On leaving, also by an error, restore everything that modules and their classes hold.
 
     Yields a function that names the attributes that have changed since: ``step``, ``layer1.ema``.
     """

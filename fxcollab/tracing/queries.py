@@ -79,7 +79,7 @@ class ProxyQueries:
             isinstance(cls, type(torch.FloatTensor))
             for cls in (classes if isinstance(classes, tuple) else (classes,))
         )
-        value = self._value_for_type(proxy, with_dtype)
+        value = self.value_of_type(proxy, with_dtype)
         if with_dtype and isinstance(value, Tensor):
             with self._not_recording():
                 value = torch.empty(0, dtype=value.dtype, device=value.device)  # a fake one is no FloatTensor
@@ -87,16 +87,16 @@ class ProxyQueries:
 
     def type_of(self, proxy: fx.Proxy) -> type:
         """The type of the example value."""
-        value = self._value_for_type(proxy)
+        value = self.value_of_type(proxy)
         return Tensor if isinstance(value, FakeTensor) else type(value)
 
-    def is_callable(self, proxy: fx.Proxy) -> bool:
-        """``callable`` of the example value."""
-        return callable(self._value_for_type(proxy))
-
-    def has_attribute(self, proxy: fx.Proxy, name: str) -> bool:
-        """``hasattr`` of the example value."""
-        return hasattr(self._value_for_type(proxy), name)
+    def value_of_type(self, proxy: fx.Proxy, with_dtype: bool = False) -> Any:
+        """A value of the proxy's type, and ``with_dtype`` also of its dtype."""
+        if not with_dtype and self._is_unstructured_input(proxy.node):
+            return _A_TENSOR
+        if proxy.node.op == "get_attr":
+            return self._tensors[str(proxy.node.target)]
+        return self._example_value(proxy, f"the type of {proxy.node.name!r}")
 
     def numpy_value(self, proxy: fx.Proxy) -> Any:
         """The example's size or sizes, for numpy."""
@@ -174,14 +174,6 @@ class ProxyQueries:
     def _unavailable(self) -> bool:
         """Whether there are no example values, or they are being computed just now."""
         return self._example_values is None or self._computing
-
-    def _value_for_type(self, proxy: fx.Proxy, with_dtype: bool = False) -> Any:
-        """A value of the proxy's type, and ``with_dtype`` also of its dtype."""
-        if not with_dtype and self._is_unstructured_input(proxy.node):
-            return _A_TENSOR
-        if proxy.node.op == "get_attr":
-            return self._tensors[str(proxy.node.target)]
-        return self._example_value(proxy, f"the type of {proxy.node.name!r}")
 
     def _example_value(self, proxy: fx.Proxy, what: str, error: type[UntraceableError] = NoExampleError) -> Any:
         if self._example_values is None or self._computing:
