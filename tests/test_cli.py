@@ -35,6 +35,7 @@ from fxcollab.sources.load import load as load_source
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tree import PATTERNS
+from tests.fonts import needs_a_font
 
 NET = """
     from torch import nn
@@ -1070,6 +1071,7 @@ def test_a_difference_takes_its_plan_from_the_directory(call: Call, made: Path) 
     assert result.code == 2 and "--splits can't be given with a directory." in result.err
 
 
+@needs_a_font
 def test_files_are_written_as_their_endings_say(call: Call, made: Path) -> None:
     result = call("diff", str(made), "-o", "diff.png", "-o", "diff.html", "--prove")
     assert result.code == 0 and result.out == ""

@@ -21,6 +21,7 @@ from fxcollab.diffs.model import GENERATOR
 from fxcollab.diffs.terminal import view
 from fxcollab.diffs.views import VIEWS, is_view
 from samples.networks import resnet20
+from tests.fonts import needs_a_font
 
 
 class Net(nn.Module):
@@ -222,6 +223,7 @@ def test_hostile_names_are_called_by_the_generated_code_as_well() -> None:
 # Files.
 
 
+@needs_a_font
 def test_a_files_ending_names_the_view(tmp_path: Path) -> None:
     diff = diff_of("stem")
     starts = {
@@ -238,7 +240,7 @@ def test_a_files_ending_names_the_view(tmp_path: Path) -> None:
         assert (tmp_path / f"diff{ending}").read_bytes().startswith(start)
 
 
-@pytest.mark.parametrize("ending", VIEWS)
+@pytest.mark.parametrize("ending", [pytest.param(e, marks=[needs_a_font] * (e == ".png")) for e in VIEWS])
 def test_a_written_file_can_be_told_from_those_of_others(tmp_path: Path, ending: str) -> None:
     file = tmp_path / f"diff{ending}"
     assert not is_view(file)

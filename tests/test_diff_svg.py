@@ -22,6 +22,7 @@ from fxcollab.diffs.layered import layered
 from fxcollab.diffs.png import to_png
 from fxcollab.diffs.resources import read
 from fxcollab.diffs.svg import to_svg
+from tests.fonts import needs_a_font
 from tests.test_diff import Hostile, Net, diff_of
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -82,6 +83,7 @@ def test_modules_stay_closed_where_there_would_be_too_much_to_read() -> None:
     assert "nodes</text>" in drawn
 
 
+@needs_a_font
 def test_the_picture_is_the_same_twice() -> None:
     assert to_svg(diff_of("stem")) == to_svg(diff_of("stem"))
     assert to_png(diff_of("stem")) == to_png(diff_of("stem"))
@@ -156,6 +158,7 @@ def _runs(box: Box) -> list[Box]:
 # In pixels.
 
 
+@needs_a_font
 def test_the_picture_in_pixels_has_the_size_and_the_colours_of_the_page() -> None:
     diff = diff_of("stem", "body.1")
     root = ElementTree.fromstring(to_svg(diff))
@@ -167,6 +170,7 @@ def test_the_picture_in_pixels_has_the_size_and_the_colours_of_the_page() -> Non
     assert {_rgb(page.partition(f"--{name}: #")[2][:6]) for name in expected} <= seen
 
 
+@needs_a_font
 def test_a_huge_picture_in_pixels_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(png, "_SCALE", 1000.0)
     monkeypatch.setattr(png, "_MOST_PIXELS", 300_000)
@@ -174,6 +178,7 @@ def test_a_huge_picture_in_pixels_shrinks(monkeypatch: pytest.MonkeyPatch) -> No
     assert 290e3 < image.size[0] * image.size[1] < 310e3
 
 
+@needs_a_font
 def test_any_name_can_be_drawn_in_pixels() -> None:
     assert to_png(diff_of("<script>alert('x')</script>", model=Hostile)).startswith(b"\x89PNG")
 
