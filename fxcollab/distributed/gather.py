@@ -16,15 +16,12 @@ from fxcollab.tree import Path
 
 
 class Gather:
-    """A forward hook: a rank's outputs become those of all heads, and its backward ends with sums over ranks.
+    """A forward hook: a rank's outputs become those of all heads, and gradients are summed over ranks after backward.
 
-    Every rank of a row computes the same loss of the same outputs, so the gradient of a head's output is whole where
-    the head is, and nothing is sent back for it. What several heads share collects its gradient from their ranks once
-    the backward is through; what it held before is left as it is, so that gradients can be accumulated.
-
-    Args:
-        ranks: which rank has which heads.
-        parameters: the parameters of each branch of this rank.
+    Every rank of a row computes the same loss of the same outputs, so the gradient of a head's output is complete on
+    the head's rank, and isn't communicated. Gradients of parameters that several ranks have are summed at the end of
+    the backward, without those of earlier backwards, so that gradients can be accumulated. ``parameters`` are those
+    of each branch of this rank.
     """
 
     def __init__(self, ranks: Ranks, parameters: Mapping[Path, Sequence[nn.Parameter]]) -> None:
@@ -34,7 +31,7 @@ class Gather:
         self._before: list[tuple[nn.Parameter, Tensor | None]] = []
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The outputs of all heads for those of this rank's."""
+        """The outputs of all heads, for the ``outputs`` of this rank's."""
         if not self._same_batch:
             self._check_batch((args, kwargs))
         flat, specs = zip(*map(pytree.tree_flatten, outputs), strict=True)
@@ -48,7 +45,7 @@ class Gather:
         return tuple(pytree.tree_unflatten(leaves, specs[0]) for leaves in heads)
 
     def gather(self, own: Sequence[Tensor], heads: int) -> list[Tensor]:
-        """Tensors of all heads, head by head, for those of this rank's ``heads``."""
+        """The tensors of all heads, head by head, for those of this rank, which has ``heads`` heads."""
         each = len(own) // heads
         columns = []
         for leaf in range(each):
@@ -59,7 +56,7 @@ class Gather:
         return [column[head] for head in range(self._ranks.tree.heads) for column in columns]
 
     def begin_backward(self) -> None:
-        """Set gradients of earlier steps aside, once a backward, and have this one's summed at its end."""
+        """Once per backward: set aside accumulated gradients, and have this backward's summed at its end."""
         task = backward_id()
         if task == self._task:
             return
@@ -74,11 +71,11 @@ class Gather:
             gradients = [p.grad for p in parameters if p.grad is not None]
             if not gradients:
                 continue
-            group, data = self._ranks.branches[path], self._ranks.data
-            if group is not None:
-                _sum(gradients, group)
+            data = self._ranks.data
+            for group in (self._ranks.branches[path], data):
+                if group is not None:
+                    _sum(gradients, group)
             if data is not None:
-                _sum(gradients, data)
                 for gradient in gradients:
                     gradient.div_(dist.get_world_size(data))
         for parameter, before in self._before:
@@ -87,7 +84,7 @@ class Gather:
         self._before = []
 
     def _check_batch(self, inputs: object) -> None:
-        """Ranks of a row must see the same batch: told once, by its sums."""
+        """Raise a `StateError` unless all ranks of the row have the same batch; checked once, by checksums."""
         tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
         if not tensors:
             return
@@ -96,7 +93,7 @@ class Gather:
         dist.all_gather(found, mine, group=self._ranks.group)
         if not all(torch.equal(other, found[0]) for other in found):
             raise StateError(
-                "Ranks that share the heads of one model were given different batches.",
+                "Ranks that share the heads of one model got different batches.",
                 where=f"ranks {', '.join(map(str, self._ranks.row))}",
                 why="heads learn from one another on the same samples",
                 hint="draw batches by the rank in the mesh's 'data' dimension, not by the global rank",
@@ -117,14 +114,14 @@ class _Gathered(torch.autograd.Function):
 
 
 def _sums(values: Tensor) -> Tensor:
-    """Two numbers that tell batches apart, also by the order of their samples."""
+    """Checksums of a batch that depend on the order of samples, too."""
     plain = values.abs() if values.is_complex() else values
     flat = plain.detach().flatten().double().nan_to_num(0.5, 1e6, -1e6)
     return torch.stack((flat.sum(), flat.cumsum(0).sum()))
 
 
 def _sum(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:
-    """Add up over a group, in place; what has one type goes as one piece."""
+    """Sum over a group, in place; tensors of one type are communicated as one."""
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         alike = [tensor for tensor in tensors if tensor.dtype == dtype]
         whole = torch.cat([tensor.flatten() for tensor in alike])

@@ -1,8 +1,8 @@
-"""Heads across devices: each rank has the trunk and heads of its own, on the same batch.
+"""Head parallelism: each rank has the trunk and heads of its own, on the same batch.
 
-A rank runs the part of the training graph that its heads need, then hands their outputs to the others, so that the
-loss sees all heads everywhere. The gradient of what several ranks share is the sum of theirs; with the rescale in the
-graph that is the mean of equation 5, and equals what one process with all heads computes.
+A rank runs the part of the training graph that its heads need, then gathers the outputs of all, so that every rank
+computes the loss of all heads. Gradients of what several ranks have are summed; with the rescale in the graph that is
+the mean of equation 6, and equals what one process with all heads computes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ SPREAD_KEY = "fxcollab.spread"
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """What a rank knows of the whole.
+    """A part's place in the whole training model.
 
     Attributes:
         ranks: which rank has which heads.
-        keys: the state dict's keys of the whole training model, in order, with the branch that each belongs to.
+        keys: the keys of the whole training model's state dict, in order, with the branch that each belongs to.
         tensors: the branch of every parameter and buffer of this rank.
     """
 
@@ -45,31 +45,32 @@ class Spread:
 
 
 def spread(train_model: CollabGraphModule, mesh: DeviceMesh | None = None) -> CollabGraphModule:
-    """The part of a training model that is this rank's; called, it returns the outputs of all heads.
+    """The part of a training model that this rank trains; its forward returns the outputs of all heads.
 
-    All ranks of the mesh call it with the same training model, on the device where it shall train, and then feed the
-    same batches along the dimension ``heads``. The part shares its tensors with ``train_model``; let go of that to
-    free the others' heads. Loss, optimizer and loop stay as they are: gradients are those of the training model in
-    one process, and along a dimension ``data`` their mean over batches. They come from ``backward()``; the gradient
-    of an input, and what ``torch.autograd.grad`` returns, is this rank's share, and a backward that fails loses what
-    was accumulated before. Heads that the loss leaves out have gradients of zero, not None.
+    All ranks of the mesh call it with the same training model, on the device to train on, and then pass the same
+    batches along the dimension ``heads``. The part shares its tensors with ``train_model``; delete that to free the
+    other ranks' heads. Loss, optimizer and loop stay as they are: gradients are those of the training model in one
+    process, and along a dimension ``data`` their mean over batches. They come from ``backward()``; the gradient of an
+    input, and what ``torch.autograd.grad`` returns, is this rank's share, and a backward that fails loses the
+    gradients accumulated before. Heads that the loss leaves out have gradients of zero, not None.
 
     Norms differ from rank to rank: clip by `gradient_norm`. Under a gradient scaler ranks may skip different steps:
-    use bfloat16. Random numbers are drawn rank by rank: seed ranks alike, so that the trunk's are the same; sibling
-    branches on different ranks then draw the same ones, too. Where nothing in the trunk is random, seed by rank.
+    use bfloat16. Every rank draws its own random numbers: use one seed for all ranks, so that the trunk's are the
+    same; sibling branches on different ranks then draw the same ones, too. Where nothing in the trunk is random, use
+    different seeds.
 
     Args:
         train_model: what `transform` or `load` returned.
-        mesh: of one dimension, or of two of which one is named ``heads``; all ranks in one dimension unless given.
+        mesh: of one dimension, or of two of which one is named ``heads``. By default all ranks in one dimension.
 
     Raises:
-        StateError: it is no training model, or no process group is there.
+        StateError: ``train_model`` is not a training model, or there is no process group.
         PatternError: heads can't be shared evenly along the mesh.
     """
     plan = plan_of(train_model)
     if not dist.is_initialized():
         raise StateError(
-            "There are no ranks to spread heads over.",
+            "There are no ranks to distribute heads over.",
             why="torch.distributed has no process group",
             hint="call torch.distributed.init_process_group() first, under torchrun",
         )
@@ -89,16 +90,15 @@ def spread(train_model: CollabGraphModule, mesh: DeviceMesh | None = None) -> Co
 
 
 def gathered_state_dict(part: nn.Module) -> dict[str, Any]:
-    """The state dict of the whole training model, on every rank of a row; all ranks must call it.
+    """The state dict of the whole training model, on every rank; all ranks must call it.
 
-    Tensors are copies, and stay as they are when training goes on. Of what several ranks hold, the first one's values
-    are taken; nothing of a part is written to.
+    Tensors are copies. Where several ranks have a tensor, the first one's values are taken.
 
     Args:
         part: what `spread` returned.
 
     Raises:
-        StateError: it is something else.
+        StateError: ``part`` is something else.
     """
     found = _spread_of(part)
     own = part.state_dict()
@@ -120,12 +120,15 @@ def gathered_state_dict(part: nn.Module) -> dict[str, Any]:
 
 
 def gradient_norm(part: nn.Module) -> Tensor:
-    """The 2-norm of all gradients of the whole training model, those of other ranks among them, each counted once.
+    """The 2-norm of all gradients of the whole training model, on all ranks; all ranks must call it.
 
-    For ``torch.nn.utils.clip_grads_with_norm_(part.parameters(), max_norm, gradient_norm(part))``; all ranks call it.
+    For ``torch.nn.utils.clip_grads_with_norm_(part.parameters(), max_norm, gradient_norm(part))``.
 
     Args:
         part: what `spread` returned, after a backward.
+
+    Raises:
+        StateError: ``part`` is something else.
     """
     found = _spread_of(part)
     row = found.ranks
@@ -144,7 +147,7 @@ def _spread_of(part: nn.Module) -> Spread:
     found = getattr(part, "meta", {}).get(SPREAD_KEY) if isinstance(part, CollabGraphModule) else None
     if not isinstance(found, Spread):
         raise StateError(
-            f"{type(part).__qualname__} is no part of a training model.",
+            f"{type(part).__qualname__} is not a part of a training model.",
             why="it was not made by fxcollab.spread",
             hint="pass what spread returned",
         )
@@ -167,7 +170,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _start_alike(part: nn.Module, tensors: Mapping[str, Path], ranks: Ranks) -> None:
-    """Ranks that share a tensor begin with the first one's."""
+    """Ranks that share a tensor start with the first one's values."""
     with torch.no_grad():
         for name, tensor in _tensors(part):
             for group in (ranks.data, ranks.branches[tensors[name]]):

@@ -18,15 +18,10 @@ from fxcollab.tree import Path, parse_branch_name
 
 
 def keep_heads(train_model: CollabGraphModule, heads: Sequence[int], levels: Mapping[str, int]) -> CollabGraphModule:
-    """A training model of some heads only, over the very modules and tensors of the whole one.
+    """A training model of some heads only, which shares modules and tensors with the whole one.
 
-    Its forward returns the outputs of these heads; gradients are scaled as in the whole. State of branches that none
-    of them lies behind is left out, also where it is the original's own.
-
-    Args:
-        train_model: the whole.
-        heads: the heads to keep, in order.
-        levels: of the original's state, by name.
+    Its forward returns the outputs of these heads, in order; gradients are scaled as in the whole. State of other
+    branches is left out, the original's own included: ``levels`` are those of the original's state.
     """
     plan = plan_of(train_model)
     paths = [plan.tree.head_path(head) for head in heads]
@@ -58,7 +53,7 @@ def _subgraph(graph: fx.Graph, plan: Plan, paths: Sequence[Path], kept: Collecti
 
 
 def _without(module: nn.Module, dropped: Collection[str]) -> nn.Module:
-    """A copy of ``module`` without some of its tensors, over the same entries otherwise."""
+    """A copy of ``module`` without some of its tensors, which shares all others."""
     if not dropped:
         return module
     new = shallow(module)
@@ -73,7 +68,7 @@ def _without(module: nn.Module, dropped: Collection[str]) -> nn.Module:
 
 
 def _kept_peers(peers: nn.Module, kept: Collection[Path]) -> nn.Module:
-    """The branches that are kept, and what is fed with shallower parameters there."""
+    """The peers of the kept branches."""
     new = nn.Module()
     new.training = peers.training
     for name, child in peers.named_children():

@@ -104,8 +104,8 @@ def plan_to_json(model: CollabGraphModule, target: Path) -> dict[str, Any]:
 
 def _plan_from_json(data: Mapping[str, Any], folder: Path) -> Plan:
     """The plan; what is wrong with the first entry that doesn't fit is a `ValueError` or an `FxCollabError`."""
-    _entry(data, "fingerprint", str)
     pattern = _entry(data, "pattern", str)
+    _entry(data, "fingerprint", str)
     splits, fanouts = _entry(data, "splits", list, of=str), _entry(data, "fanouts", list, of=int | list)
     inputs = tuple(map(_input_from_json, _entry(data, "inputs", list, of=dict)))
     source = _entry(data, "source", dict | None)

@@ -55,13 +55,14 @@ def check_state(model: nn.Module, cut: Partition, train_model: CollabGraphModule
     """Keys, their order, the identity of tensors, and that branches share no state."""
     own, trained = list(model.state_dict()), list(train_model.state_dict())
     yield _equal_lists("state dict begins with the original's", own, trained[: len(own)])
+    name = "pruned state dict has the original's keys"
     try:
         pruned = prune(train_model)
     except StateError as error:
-        yield Check("pruned state dict has the original's keys", False, error.what)
+        yield Check(name, False, error.what)
     else:
-        yield _equal_lists("pruned state dict has the original's keys", own, list(pruned.state_dict()))
-        yield _same_objects(model, train_model)
+        yield _equal_lists(name, own, list(pruned.state_dict()))
+        yield _same_objects(model, train_model, pruned)
     yield _separate_branches(cut, train_model)
 
 
@@ -73,14 +74,14 @@ def _equal_lists(name: str, expected: list[str], found: list[str]) -> Check:
     return Check(name, False, where)
 
 
-def _same_objects(model: nn.Module, train_model: CollabGraphModule) -> Check:
+def _same_objects(model: nn.Module, train_model: CollabGraphModule, pruned: CollabGraphModule) -> Check:
     """The training model has the original's tensors, and so has what is pruned from it."""
     name, expected = "pruned tensors are the original's own", tensors_of(model)
-    trained, found = tensors_of(train_model), tensors_of(prune(train_model))
-    found = {key: tensor for key, tensor in found.items() if trained.get(key) is tensor}
-    other = [key for key in expected if found.get(key) is not expected[key]]
-    if other:
-        return Check(name, False, f"{other[0]} is another tensor (was the model transformed from another object?)")
+    for found in (tensors_of(pruned), tensors_of(train_model)):
+        for key, tensor in expected.items():
+            if found.get(key) is not tensor:
+                why = "was the model transformed from another object?"
+                return Check(name, False, f"{key} is another tensor ({why})")
     return Check(name, True, f"{len(expected)} tensors, the same objects")
 
 

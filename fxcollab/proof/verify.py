@@ -20,7 +20,7 @@ from fxcollab.tracing.preserve import preserved
 def verify(
     model: nn.Module, train_model: nn.Module, example_inputs: ExampleInputs | None = None, *, seed: int = 0
 ) -> Report:
-    """Show that ``train_model`` trains ``model`` as promised and gives it back.
+    """Prove on this model that ``train_model`` computes and trains what it should, and prunes back to ``model``.
 
     1. The pruned graph equals the captured one node for node, for every head.
     2. The state dict equals it key for key, and the tensors are the same objects.

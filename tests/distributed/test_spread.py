@@ -277,7 +277,7 @@ def test_what_cannot_be_spread_is_refused(results: Callable[[str], list[Any]]) -
             "PatternError",
             *["StateError"] * 4,
         ]
-        assert "6 heads can't be spread over 4 ranks" in errors[0][1]
+        assert "6 heads can't be distributed evenly over 4 ranks" in errors[0][1]
         assert "heads" in errors[1][1]
         assert "different batches" in errors[2][1] and "different batches" in errors[3][1]
         assert "fxcollab.spread made" in errors[5][1]
