@@ -1,7 +1,5 @@
 """Collaborative learning for deep neural networks, as a graph-rewriting pass over ``torch.fx``.
 
-import fxcollab
-
 train_model = fxcollab.transform(model, splits=["layer2", "layer3"])
 loss = fxcollab.CollaborativeLoss()(train_model(x), target)
 inference = fxcollab.prune(train_model, head=0)
@@ -34,6 +32,7 @@ from fxcollab.objectives.gated import ONELoss
 from fxcollab.objectives.kdcl import KDCLLoss
 from fxcollab.objectives.mutual import MutualLoss
 from fxcollab.objectives.objective import Objective
+from fxcollab.plan import RewriteOptions
 from fxcollab.proof.report import Report
 from fxcollab.proof.verify import verify
 from fxcollab.rewriting.prune import prune
@@ -70,6 +69,7 @@ __all__ = [
     "Option",
     "PatternError",
     "Report",
+    "RewriteOptions",
     "SourceError",
     "SplitError",
     "StateError",

@@ -1,6 +1,6 @@
-"""Every private name of torch that is used, under a public one: nothing else breaks with a new version of torch.
+"""Every private name of torch that is used, under a public one: only these may break with a new version of torch.
 
-Each has a line that says what it is for where torch offers no public name, and a test in ``test_torch_names.py``.
+Each has a line that says what it is for where torch has no public name, and a test in ``test_torch_names.py``.
 ``torch._dynamo`` takes seconds to import; the functions here that need it import it when they are called.
 """
 
@@ -40,7 +40,7 @@ DATA_DEPENDENT_ERRORS = (
     fake_tensor.DynamicOutputShapeException,
     fake_tensor.UnsupportedOperatorException,
 )
-"""What fake tensors raise where a model asks for data."""
+"""What fake tensors raise where a model depends on values."""
 
 PyTreeCodeGen = fx_graph._PyTreeCodeGen
 """Generates the code of graphs whose inputs and outputs are structures."""
@@ -49,11 +49,11 @@ format_target = fx_graph._format_target
 """The expression by which generated code reads an attribute of the module."""
 
 GENERATED = frozenset({"_graph", "_code", "_lineno_map", "_prologue_start"})
-"""Attributes that a ``GraphModule`` makes from its graph, and that a copy of it makes anew."""
+"""Attributes that a ``GraphModule`` and each copy of it make from the graph."""
 
 
 def codegen_of(graph: fx.Graph) -> fx_graph.CodeGen:
-    """What generates the graph's code; ``Graph.set_codegen`` sets it, and nothing public gets it."""
+    """What generates the graph's code; ``Graph.set_codegen`` is public, but there is no getter."""
     return graph._codegen
 
 
@@ -84,7 +84,7 @@ def backward_id() -> int:
 
 
 def at_end_of_backward(callback: Callable[[], None]) -> None:
-    """Call ``callback`` when the backward that is running is through, as DDP does with what it has reduced."""
+    """Call ``callback`` at the end of the backward that is running, as DDP does."""
     torch.autograd.Variable._execution_engine.queue_callback(callback)
 
 
@@ -120,12 +120,12 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def graph_break() -> None:
-    """Have the compiler that compiles the caller end its graph here."""
+    """End the graph here if the caller is being compiled."""
     torch._dynamo.graph_break()
 
 
 def never_compile(code: CodeType) -> None:
-    """Keep compilers from a function's code, though not from what it calls; ``torch.compiler.disable`` does both."""
+    """Never compile a function's code, only what it calls; ``torch.compiler.disable`` excludes both."""
     from torch._dynamo.eval_frame import skip_code
 
     skip_code(code)

@@ -46,43 +46,43 @@ def transform(
     recompute: Recompute | None = None,
     after_pass: AfterPass | None = None,
 ) -> CollabGraphModule:
-    """A training model with several heads of ``model`` (paper, section 3.1).
+    """Make a training model with several heads of ``model`` (paper, section 3.1).
 
-    Its forward takes what the model takes and returns a tuple of H outputs, head 0 first, each of the model's
-    own output structure. Trunk and head 0 are the model's own modules and tensors: training it trains ``model``.
+    Its forward has the model's inputs and returns a tuple of H outputs, head 0 first, each with the structure of the
+    model's own output. Trunk and head 0 are the model's own modules and tensors: training it trains ``model``.
 
     Args:
         model: any module on any device, meta included; a zero-argument factory of one; or a ``GraphModule``,
-            which is taken as it is.
+            which is not traced again.
         pattern: ``multi-instance`` (H instances, no split), ``simple`` (one split, H heads) or
             ``hierarchical`` (K splits, a tree).
-        splits: names, ordered along the data flow; a text may list them with commas. A module's path
+        splits: names, ordered along the data flow; a string may list them with commas. A module's path
             cuts after its output, ``name@2`` after its second call, ``a+b`` at two values; other names are
-            those of nodes. ``auto`` takes what `choose_splits` says; or hand in a `Choice` of it. Why it was
-            chosen stands in the plan and the summary.
+            those of nodes. ``auto`` uses `choose_splits`, whose result can also be given. The plan and the summary
+            say why a split was chosen.
         heads: H of ``simple`` and ``multi-instance`` (default 2).
         fanouts: branches at each split of ``hierarchical`` (default 2 each): ``(2, 3)``, or one number for each
             branch, ``(2, (2, 1))``.
         example_inputs: tuple or dict. Tensors in it are inputs of the graph, also for optional parameters;
             other values, such as ``use_cache=False``, are fixed. Needed only where the model has several
-            inputs, or asks for values of an input whose shape can't be guessed.
-        init: how peers start. ``fresh``: initialised anew, by the factory where there is one, else by the
-            modules' own ``reset_parameters``. ``copy``: as head 0, refused where nothing is random behind the
-            splits (``copy-anyway`` insists). Or ``callable(module, path)`` for each branch.
+            inputs, or depends on values of an input whose shape can't be guessed.
+        init: how peers are initialised. ``fresh``: anew, by the factory where there is one, else by the modules' own
+            ``reset_parameters``. ``copy``: as head 0, which raises where nothing behind the splits is random
+            (``copy-anyway`` doesn't). Or ``callable(module, path)`` for each branch.
         seed: the peers' initialisation is a function of it; by default ``torch.initial_seed()``.
-        rescale: False leaves gradients unscaled where heads meet.
+        rescale: False leaves gradients unscaled at the splits.
         granularity: ``auto`` opens only the modules that hold a split; ``op`` everything down to torch's layers.
         factory: makes models like ``model``, for ``init="fresh"`` where ``model`` is an instance.
-        source: where the model came from, for `save`; found by itself for importable factories.
-        peers: the name under which the other heads' state lives.
+        source: where the model came from, for `save`; known for importable factories.
+        peers: the name of the module that has the other heads' state.
         interface: that of an earlier capture, to be used again without examples.
-        max_time: what a training step may take, as a ratio to the original's FLOPs; with ``splits="auto"``.
-        max_memory: what the peak of a step's memory may be, as a ratio to the original's; with ``splits="auto"``.
+        max_time: the most FLOPs of a training step, as a ratio to the original's; with ``splits="auto"``.
+        max_memory: the highest peak of a step's memory, as a ratio to the original's; with ``splits="auto"``.
         recompute: ``heads`` to keep the activations of the trunk and of one branch at a time: those of the others are
-            computed again in the backward pass, for one more forward of what lies behind the splits. State that
-            branches keep in globals, in what functions close over, or by writes through ``.data`` changes twice then.
+            computed again in the backward pass, which costs one more forward of what lies behind the splits. State
+            in globals, in closures, or written through ``.data`` then changes twice.
         after_pass: ``callable(name, graph_module)``, called after the passes ``capture``, ``partition``, ``rewrite``
-            and ``codegen`` with the module that each gave; see `fxcollab.passes`.
+            and ``codegen`` with the module that each returned; see `fxcollab.passes`.
 
     Returns:
         A ``GraphModule`` that trains like any module. `prune` returns the original from it.
@@ -97,7 +97,7 @@ def transform(
     names = splits.splits if isinstance(splits, Choice) else split_names(splits)
     automatic = names == (AUTO,)
     tree = None if automatic else _tree(splits, pattern, names, heads, fanouts)
-    _refuse_budget_of_named_splits(automatic, max_time, max_memory)
+    _check_budget(automatic, max_time, max_memory)
     refuse_budget_with_recompute(recompute, max_time, max_memory)
     if not isinstance(model, nn.Module):
         factory, source = factory or model, source or source_of(model)
@@ -121,7 +121,7 @@ def transform(
     try:
         train_model = run_passes(passes, model, after_pass)
     except ForwardError as error:
-        _refuse_wrong_inputs(model, interface, example_inputs)
+        _check_example_inputs(model, interface, example_inputs)
         raise _with_way_out(error, model, how) from error.__cause__
     for sentence in train_model.meta[LIMITATIONS_KEY]:
         warn_caller(f"limitation: {sentence}")
@@ -147,12 +147,12 @@ def _tree(
     heads: int | None,
     fanouts: Sequence[Fanout] | None,
 ) -> HeadTree:
-    """The head tree of named splits, or of chosen ones, which the pattern must be able to have."""
+    """The head tree of named splits, or of chosen ones, which have to fit the pattern."""
     if not isinstance(splits, Choice):
         return head_tree(pattern, names, heads, fanouts)
     chosen = splits.option.fanouts
-    said = heads is not None or fanouts is not None
-    planned = fanouts_to_choose(pattern, heads, fanouts) if said else chosen
+    given = heads is not None or fanouts is not None
+    planned = fanouts_to_choose(pattern, heads, fanouts) if given else chosen
     if planned != chosen:
         raise PatternError(
             f"The splits were chosen for fan-outs {chosen}, not for {planned}.",
@@ -163,8 +163,8 @@ def _tree(
     return head_tree(pattern, names, HeadTree(names, chosen).heads)
 
 
-def _refuse_wrong_inputs(model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None) -> None:
-    """Say it where it is not the capture that fails but the model itself."""
+def _check_example_inputs(model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None) -> None:
+    """Raise if not only the capture but the model itself fails on the example inputs."""
     if example_inputs is None:
         return
     values = interface.values_of(model, example_inputs)
@@ -178,10 +178,10 @@ def _refuse_wrong_inputs(model: nn.Module, interface: Interface, example_inputs:
         )
 
 
-def _refuse_budget_of_named_splits(automatic: bool, *limits: float | None) -> None:
+def _check_budget(automatic: bool, *limits: float | None) -> None:
     if not automatic and any(limit is not None for limit in limits):
         raise PatternError(
-            "Splits that are named have no budget.",
-            why="their costs follow from their names",
-            hint="let them be chosen, splits='auto' (--splits auto), or leave the budget out",
+            "Named splits have no budget.",
+            why="the costs of named splits are fixed",
+            hint="use splits='auto' (--splits auto), or leave the budget out",
         )

@@ -1,4 +1,4 @@
-"""What fxcollab raises: what went wrong, where, why, and the way out."""
+"""The exceptions that fxcollab raises: what went wrong, where, why, and a hint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FxCollabError(Exception):
         what: one sentence that says what went wrong.
         where: the node, module, file or source line concerned.
         why: the reason.
-        hint: the way out, as something the reader can do.
+        hint: what the reader can do about it.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ForwardError(CaptureError):
 
 
 class SplitError(FxCollabError):
-    """A split names nothing, or cuts the graph where it can't be cut."""
+    """There is no such split, or the graph can't be cut there."""
 
 
 class PatternError(FxCollabError):
@@ -72,7 +72,7 @@ class DiffError(FxCollabError):
 
 
 def one_line(error: BaseException) -> str:
-    """An error of somebody else's code in a line: its type, and the first line of what it says."""
+    """The type of an error, and the first line of its message."""
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
@@ -86,7 +86,7 @@ def warn_caller(message: str) -> None:
 
 
 def closest(name: str, candidates: Iterable[str], count: int = 4) -> str:
-    """The candidates that look most like ``name``, as text for a hint; "" where none is near."""
+    """The candidates most similar to ``name``, as text for a hint; "" where there is none."""
     pool = list(dict.fromkeys(candidates))
     matches = difflib.get_close_matches(name, pool, n=count, cutoff=0.5)
     leaf = name.rsplit(".", 1)[-1]

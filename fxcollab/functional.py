@@ -12,16 +12,11 @@ from torch.func import functional_call
 def call_with(
     module: nn.Module, state: Mapping[str, Tensor], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> Any:
-    """What ``module`` returns with ``state`` in the place of its parameters and buffers.
+    """What ``module``, which isn't changed, returns with ``state`` in the place of its parameters and buffers.
 
-    ``functional_call`` swaps by name. Of a module under two names a second swap would undo the first, and afterwards
-    leave the wrong tensor behind; so each place is swapped once, by which tensor is registered there.
-
-    Args:
-        module: stays as it is.
-        state: by any of their names; a tensor that is registered in several places is replaced in all of them.
-        args: positional arguments of the call.
-        kwargs: keyword arguments of the call.
+    ``state`` has any of their names; a tensor that is registered in several places is replaced in all of them.
+    ``functional_call`` replaces by name, and for a module with two names the second replacement would undo the first
+    and leave the wrong tensor behind. So each place is replaced once, by the tensor that is registered there.
     """
     values = {id(tensor): state[name] for name, tensor in named_tensors(module) if name in state}
     places = {name: values[id(tensor)] for name, tensor in _places(module) if id(tensor) in values}
@@ -40,14 +35,14 @@ def tensors_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 
 def copied_state(module: nn.Module, copy: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """A copy of each parameter and buffer under all its names; tensors that are one stay one."""
+    """A copy of each parameter and buffer under all its names; a tensor with several names is copied once."""
     once = once_each(copy)
     return {name: once(tensor) for name, tensor in named_tensors(module)}
 
 
 def once_each(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """``function``, called once for a tensor: whenever it is asked for again, the result is the same one."""
-    known: dict[int, tuple[Tensor, Tensor]] = {}  # with the tensor, whose id must not be given away
+    """``function``, called once for each tensor; later calls return the same result."""
+    known: dict[int, tuple[Tensor, Tensor]] = {}  # with the tensor, whose id must not be used again
 
     def found(tensor: Tensor) -> Tensor:
         if id(tensor) not in known:

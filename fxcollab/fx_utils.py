@@ -43,12 +43,7 @@ def mutable(value: Any) -> Any:
 
 
 def copy_graph(graph: fx.Graph, order: Iterable[fx.Node] | None = None) -> fx.Graph:
-    """A copy of ``graph``: the same nodes under the same names.
-
-    Args:
-        graph: the graph.
-        order: its nodes in another order of the data flow; None for their own.
-    """
+    """A copy of ``graph`` with the same node names; ``order`` may list its nodes in another order."""
     new = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes if order is None else order:
@@ -58,7 +53,7 @@ def copy_graph(graph: fx.Graph, order: Iterable[fx.Node] | None = None) -> fx.Gr
 
 
 def describe_node(node: fx.Node) -> tuple[str, str, Any, Any, Any, Any]:
-    """All that makes a node: name, op, target, arguments (inputs by name), keyword arguments and type."""
+    """Name, op, target, arguments (inputs by name), keyword arguments and type of a node."""
     args, kwargs = (map_arg(value, lambda n: _InputName(n.name)) for value in (node.args, node.kwargs))
     return node.name, node.op, node.target, args, kwargs, node.type
 
@@ -79,12 +74,9 @@ class _InputName(str):
 
 
 def first_difference(one: fx.Graph, other: fx.Graph, *, annotations: bool = True) -> str | None:
-    """Where two graphs differ first, in words; None where they are equal node for node.
+    """The first difference of two graphs, as text; None where they are equal node for node.
 
-    Args:
-        one: a graph.
-        other: another.
-        annotations: whether those of inputs count.
+    Type annotations are compared unless ``annotations`` is False.
     """
     parts = slice(None if annotations else -1)
     for left, right in zip(one.nodes, other.nodes, strict=False):
@@ -121,10 +113,10 @@ def attribute(root: nn.Module, path: str) -> object:
 
 
 def make_printable(graph: fx.Graph) -> None:
-    """Give nodes whose target fx would print wrongly an equal one that it prints right.
+    """Replace targets that fx would print wrongly by equal ones that it prints correctly.
 
-    A name that is not an identifier fx prints between double quotes, as it is: a quote, a backslash or a line break
-    in it would end the text.
+    A name that is not an identifier fx prints between double quotes without escaping it: a quote, a backslash or a
+    line break would end the string.
     """
     for node in graph.nodes:
         path = node.target if node.op in ("call_module", "get_attr") else ""
@@ -136,7 +128,7 @@ class _Target(str):
     """The path of a module or a tensor; equal to the plain text."""
 
     def split(self, *args: Any) -> list[str]:
-        """The names on the path, each printed as it must stand between double quotes."""
+        """The names on the path, each of which escapes itself."""
         return [_Name(name) for name in super().split(*args)]
 
 
@@ -158,7 +150,7 @@ def get_output(graph: fx.Graph) -> fx.Node:
 class Interpreter(fx.Interpreter):
     """Runs a module's graph node by node.
 
-    As generated code does, it hands on lists and dicts as such, and lets go of values that nothing uses.
+    Like generated code it passes lists and dicts that can be changed, and frees values that nothing uses.
     """
 
     def __init__(self, model: fx.GraphModule) -> None:

@@ -1,4 +1,4 @@
-"""The plan: everything that, with the source, makes a training graph again."""
+"""The plan: from it and the source, the training graph can be made again."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PLAN_KEY = "fxcollab"
 
 @dataclass(frozen=True)
 class RewriteOptions:
-    """What the rewrite does beside cutting along a head tree. `transform` has the same options.
+    """The options of the rewrite, which `transform` explains.
 
     Attributes:
-        init: how peers start; in a plan, a function's name where one was given.
-        seed: what the peers' initialisation is drawn from.
+        init: how peers are initialised; in a plan the name of a function that was given.
+        seed: of the peers' initialisation.
         rescale: whether crossing values are rescaled.
-        peers: the name under which peers live.
+        peers: the name of the module that has the peers.
         recompute: what is computed again in the backward pass; None for nothing.
     """
 

@@ -1,4 +1,4 @@
-"""Where each node of a training graph comes from; prune, verify and the diff read nothing else."""
+"""The origin of each node of a training graph, on which prune, verify and the diff rely."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ META_KEY = "fxcollab"
 
 Kind = Literal["shared", "clone", "rescale", "copy", "state", "output"]
 """``shared``: of the trunk. ``clone``: one instance of a node behind a split, head 0's own included.
-``rescale``, ``copy`` (guards a crossing value against in-place writes) and ``state`` (a shallower parameter
-handed to a module) are inserted. ``output``: the tuple over the heads."""
+``rescale``, ``copy`` (a private copy of a crossing value) and ``state`` (a shallower parameter, as an argument of a
+module's call) are inserted. ``output``: the tuple over the heads."""
 
 INSERTED: frozenset[Kind] = frozenset({"rescale", "copy", "state"})
 
@@ -32,7 +32,7 @@ class Provenance:
         branch: the path of the branch it belongs to; empty for the trunk.
         target: the target of the origin, before the peers' took its place.
         position: the position of the origin in the captured graph; of an inserted node that of its first reader.
-        functional: whether the rewrite put shallower parameters before the arguments of a module's call.
+        functional: whether shallower parameters are the first argument of a module's call.
     """
 
     kind: Kind

@@ -1,4 +1,4 @@
-"""Random generators, all that a model may draw from: torch's, Python's and numpy's."""
+"""The global random generators: torch's, Python's and numpy's."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 
 class ForeignState:
-    """The state at this moment of the global generators that are not torch's: Python's and numpy's."""
+    """The current state of Python's and numpy's global generators."""
 
     def __init__(self) -> None:
         self._python = random.getstate()
         self._numpy: Any = _numpy().get_state() if _numpy() else None
 
     def restore(self) -> None:
-        """Go back to it."""
+        """Set the generators to this state."""
         random.setstate(self._python)
         if self._numpy is not None:
             _numpy().set_state(self._numpy)
@@ -32,7 +32,7 @@ class ForeignState:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Draw from it anew; the generators are put back on leaving."""
+        """A context in which the generators begin with this state; afterwards they are restored."""
         now = ForeignState()
         self.restore()
         try:
@@ -42,7 +42,7 @@ class ForeignState:
 
 
 class GeneratorState(ForeignState):
-    """The state of all global generators at this moment."""
+    """The current state of all global generators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class GeneratorState(ForeignState):
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
 
     def restore(self) -> None:
-        """Go back to it."""
+        """Set the generators to this state."""
         super().restore()
         torch.set_rng_state(self._cpu)
         if self._cuda:
@@ -59,7 +59,7 @@ class GeneratorState(ForeignState):
 
 @contextmanager
 def preserve_rng_state() -> Iterator[GeneratorState]:
-    """Put the generators back on leaving."""
+    """A context after which the generators are restored."""
     before = GeneratorState()
     try:
         yield before
@@ -69,7 +69,7 @@ def preserve_rng_state() -> Iterator[GeneratorState]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw as seeded by ``seed``; the generators are put back on leaving."""
+    """A context in which the generators are seeded with ``seed``; afterwards they are restored."""
     with preserve_rng_state():
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -81,7 +81,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def _numpy() -> Any:
-    """Numpy's module of generators, where the program has it loaded."""
+    """Numpy's module of generators, if numpy is loaded."""
     numpy: Any = sys.modules.get("numpy")
     return numpy.random if numpy else None
 

@@ -1,7 +1,7 @@
 """The head tree: the one data structure behind all patterns.
 
-A head tree is an ordered list of splits with their fan-outs. A *path* names one branch of one level by the
-choices made at each split; a full path is a head. Names, factors and counts are functions of the tree:
+A head tree is an ordered list of splits with their fan-outs. A *path* identifies a branch by the number of the child
+at each split; a full path is a head. Names, factors and counts are functions of the tree:
 
     >>> tree = hierarchical(["layer2", "layer3"], (2, (2, 1)))
     >>> tree.heads
@@ -30,7 +30,7 @@ Fanout = int | tuple[int, ...]
 Pattern = Literal["multi-instance", "simple", "hierarchical"]
 MOST_HEADS = 4096
 AUTO = "auto"
-"""In the place of split names: let them be chosen."""
+"""Instead of split names: choose them automatically."""
 PATTERNS: tuple[Pattern, ...] = ("multi-instance", "simple", "hierarchical")
 
 _BRANCH_NAME = re.compile(r"b\d+(_\d+)*")
@@ -62,7 +62,7 @@ class HeadTree:
         for level in range(len(heads[0])):
             counts = tuple(len({head[level] for head in heads if head[:level] == path}) for path in paths)
             fanouts.append(counts[0] if len(set(counts)) == 1 else counts)
-            paths = [(*path, choice) for path, count in zip(paths, counts, strict=True) for choice in range(count)]
+            paths = _split(paths, counts)
         if paths != list(heads):
             names = ", ".join(branch_name(head) for head in heads[:6])
             raise PatternError(f"The branches {names} are not the heads of one tree.", why="some are missing")
@@ -82,8 +82,7 @@ class HeadTree:
         """The branches of ``level`` in path order; the trunk's is the empty path."""
         paths: list[Path] = [()]
         for fanout in self.fanouts[:level]:
-            counts = (fanout,) * len(paths) if isinstance(fanout, int) else fanout
-            paths = [(*path, choice) for path, count in zip(paths, counts, strict=True) for choice in range(count)]
+            paths = _split(paths, fanout)
         return iter(paths)
 
     def branches(self, level: int) -> int:
@@ -115,9 +114,9 @@ class HeadTree:
         return [head for head, full in enumerate(self.paths(self.depth)) if full[: len(path)] == path]
 
     def factor(self, branch: Path, reader: Path) -> float:
-        """What a gradient is multiplied by on its way from branch ``reader`` to ``branch`` (equation 5).
+        """The factor of the rescale through which branch ``reader`` reads a value of ``branch`` (equation 5).
 
-        It is the reader's share of the branch's heads: the sum is then the mean over all heads behind ``branch``.
+        It is the reader's share of the branch's heads, so that gradients are the mean over these heads (equation 6).
         """
         return self._heads_behind[reader] / self._heads_behind[branch]
 
@@ -125,6 +124,12 @@ class HeadTree:
     def _heads_behind(self) -> Counter[Path]:
         """How many heads descend from each branch."""
         return Counter(full[:level] for full in self.paths(self.depth) for level in range(self.depth + 1))
+
+
+def _split(paths: Sequence[Path], fanout: Fanout) -> list[Path]:
+    """The branches that a split makes in each of a level's branches."""
+    counts = (fanout,) * len(paths) if isinstance(fanout, int) else fanout
+    return [(*path, choice) for path, count in zip(paths, counts, strict=True) for choice in range(count)]
 
 
 def branch_name(path: Path) -> str:
@@ -144,16 +149,12 @@ def pattern_of(tree: HeadTree) -> Pattern:
 
 def multi_instance(heads: int = 2) -> HeadTree:
     """Independent instances of the whole network (figure 1 b)."""
-    return HeadTree((), (_heads(heads),))
+    return HeadTree((), (_count(_at_least_two(heads, "heads"), 1),))
 
 
 def simple(split: str, heads: int = 2) -> HeadTree:
     """One split, one branch a head (figure 1 c)."""
-    return HeadTree((split,), (_heads(heads),))
-
-
-def _heads(heads: int) -> int:
-    return _count(_at_least_two(heads, "heads"), 1)
+    return HeadTree((split,), multi_instance(heads).fanouts)
 
 
 def hierarchical(splits: Sequence[str], fanouts: Sequence[Fanout] | None = None) -> HeadTree:
@@ -210,12 +211,6 @@ def head_tree(
     fanouts: Sequence[Fanout] | None = None,
 ) -> HeadTree:
     """The tree of a named pattern.
-
-    Args:
-        pattern: ``multi-instance``, ``simple`` or ``hierarchical``.
-        splits: none, one, or at least one name, in this order of patterns.
-        heads: H of ``multi-instance`` and ``simple`` (default 2).
-        fanouts: one entry for each split, for ``hierarchical`` only (default 2 each).
 
     Raises:
         PatternError: the arguments don't fit the pattern.

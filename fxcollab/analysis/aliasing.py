@@ -1,8 +1,4 @@
-"""Refusals of storage that duplication would tear apart.
-
-A branch that writes in place into a crossing value works on a copy of its own. What else is known of that storage,
-under another name or by a write beside the split, does not reach the copy.
-"""
+"""Aliasing hazards: a branch writes into a private copy of a crossing value, and an alias of that value misses it."""
 
 from __future__ import annotations
 
@@ -25,14 +21,10 @@ def refuse_storage_that_crosses_twice(
     writes: Iterable[Write],
     effects: EffectAnalysis,
 ) -> None:
-    """Each branch writes into a copy of its own; another crossing view of the same storage would miss it.
+    """Raise for another crossing alias of the storage into which a branch writes: it would miss the write.
 
-    Args:
-        graph: a captured graph.
-        levels: of its nodes.
-        storages: what may share storage, and what of it was seen to.
-        writes: those of branches into storage of shallower levels.
-        effects: what nodes do to their inputs.
+    ``storages`` are all possible aliases, and those that are certain; ``writes`` are of branches into shallower
+    values.
 
     Raises:
         SplitError: with the write, and the value that would miss it.
@@ -41,10 +33,8 @@ def refuse_storage_that_crosses_twice(
     entries = _entries(graph, levels, effects)
     hit = {write.node: write.roots for write in seen.writes}
     for write in writes:
-        behind = False
-        for node in graph.nodes:
-            behind = behind or node is write.node
-            if not behind or node is write.node or not write.certain or levels[node] < levels[write.node]:
+        for node in _nodes_behind(graph, write) if write.certain else ():
+            if levels[node] < levels[write.node]:
                 continue
             for source in node.all_input_nodes:
                 crosses = levels[source] < levels[write.node] and source.op != "get_attr"
@@ -63,13 +53,9 @@ def refuse_storage_that_crosses_twice(
 def refuse_writes_that_copies_miss(
     graph: fx.Graph, levels: Levels, storages: Storages, deeper: Sequence[Write]
 ) -> None:
-    """A branch that may write into a crossing value has a copy of it, which a later write beside it can't reach.
+    """Raise for a write into a crossing value of which branches have private copies: they would miss it.
 
-    Args:
-        graph: a captured graph.
-        levels: of its nodes.
-        storages: what may share storage.
-        deeper: the writes of branches into storage of shallower levels.
+    ``deeper`` are the writes, by branches into shallower values, for which the copies are made.
 
     Raises:
         SplitError: with the write that branches would miss.
@@ -80,23 +66,23 @@ def refuse_writes_that_copies_miss(
             (order[reader] for reader in _readers_of_copies(graph, levels, write)), default=order[write.node]
         )
         for late in storages.writes:
-            beside = levels[late.node] < levels[write.node] and late.roots & write.roots
-            if not beside or order[late.node] < copied:
+            is_shallower = levels[late.node] < levels[write.node] and late.roots & write.roots
+            if not is_shallower or order[late.node] < copied:
                 continue
             missing = next(_readers_after(graph, levels, storages, late, write), None)
             if missing is not None:
                 verb = "writes" if late.certain else "may write"
                 raise SplitError(
-                    f"{late.node.name!r} {verb} in place into a value of which every branch has a copy.",
+                    f"{late.node.name!r} {verb} in place into a value of which every branch has a private copy.",
                     where=place(late.node),
                     why=f"{write.node.name!r} may write into the same value behind the split, so each branch has "
-                    f"its own, and {missing.name!r} would not see what is written beside it",
+                    f"its own copy, and {missing.name!r} would miss the write before the split",
                     hint="split elsewhere, or write to a copy there (no inplace=True)",
                 )
 
 
 def _readers_of_copies(graph: fx.Graph, levels: Levels, write: Write) -> Iterator[fx.Node]:
-    """The nodes that read a crossing value of which their branch has a copy because of ``write``."""
+    """The nodes that read a private copy which their branch has because of ``write``."""
     home = levels[write.node]
     crossing = {root for root in write.roots if levels[root] < home}
     return (node for node in graph.nodes if levels[node] >= home and crossing.intersection(node.all_input_nodes))
@@ -106,11 +92,14 @@ def _readers_after(
     graph: fx.Graph, levels: Levels, storages: Storages, late: Write, write: Write
 ) -> Iterator[fx.Node]:
     """What reads the storage of ``late`` after it, behind the split."""
-    after = itertools.dropwhile(lambda node: node is not late.node, graph.nodes)
-    for node in itertools.islice(after, 1, None):
+    for node in _nodes_behind(graph, late):
         reads = any(storages.roots.get(source, frozenset()) & late.roots for source in node.all_input_nodes)
         if reads and levels[node] >= levels[write.node]:
             yield node
+
+
+def _nodes_behind(graph: fx.Graph, write: Write) -> Iterator[fx.Node]:
+    return itertools.islice(itertools.dropwhile(lambda node: node is not write.node, graph.nodes), 1, None)
 
 
 def _entries(graph: fx.Graph, levels: Levels, effects: EffectAnalysis) -> dict[fx.Node, frozenset[fx.Node]]:

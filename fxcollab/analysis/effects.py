@@ -1,8 +1,8 @@
-"""What a node does to its inputs: writes into their storage, or hands it on.
+"""What a node does to its inputs: writes into their storage, or returns an alias of it.
 
-A value that crosses into several branches must not be written in place by one of them. ``nn.ReLU(inplace=True)``
-as the first consumer is the common case; it may hide inside a module that is kept whole, so such modules are
-traced on the side. What can't be traced may do anything.
+A value that crosses into several branches must not be written in place by one of them. ``nn.ReLU(inplace=True)`` as
+the first reader is the common case; it may hide inside a module that is kept whole, so such modules are traced here.
+What can't be traced is taken to do everything.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Effects:
     Attributes:
         writes: inputs whose storage is written.
         shares: inputs whose storage the result may share.
-        certain: False where the inputs were not seen to be written, but may be.
+        certain: False where the effects are assumed, because the node could not be analysed.
     """
 
     writes: frozenset[fx.Node] = frozenset()
@@ -70,11 +70,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 class EffectAnalysis:
-    """Answers for the nodes of graphs over one root; what modules do is found out once.
-
-    Args:
-        root: the module that ``call_module`` targets refer to.
-    """
+    """The effects of nodes of graphs over one root; each module is analysed once."""
 
     def __init__(self, root: nn.Module) -> None:
         self._root = root
@@ -117,7 +113,7 @@ class _ModuleEffects:
 
 
 def _module_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects | None:
-    """What ``module`` does to the ``given`` arguments; None where that can't be seen."""
+    """What ``module`` does to the ``given`` arguments; None where it can't be analysed."""
     if any(getattr(part, hook, None) for part in module.modules() for hook in _HOOKS):
         return None
     if any("forward" in part.__dict__ for part in module.modules()):  # replaced on the instance
@@ -155,11 +151,11 @@ def _traced_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects 
 
 
 def _traced(module: nn.Module, interface: Interface, proxies: list[weakref.ref[fx.Proxy]]) -> fx.Graph | None:
-    """Its graph down to operations; None where that can't be had."""
+    """Its graph down to operations; None where it can't be traced."""
     tracer = LazyTracer(frozenset(), interface, operators=True, proxies=proxies, lines=False)
     try:
         return tracer.trace(module)
-    except (Exception, UntraceableError):  # whatever user code raises on proxies: the module stays unseen
+    except (Exception, UntraceableError):  # whatever user code raises on proxies
         return None
 
 
@@ -188,7 +184,7 @@ class Storages:
 def track_storages(
     graph: fx.Graph, effects: EffectAnalysis, tracked: Iterable[fx.Node], *, certain: bool = False
 ) -> Storages:
-    """Follow the storage of ``tracked`` values through ``graph``; ``certain``: only through what could be seen."""
+    """Follow the storage of ``tracked`` values through ``graph``; with ``certain`` only through certain effects."""
     roots = {node: frozenset({node}) for node in tracked}
     writes = []
     for node in graph.nodes:
@@ -197,7 +193,7 @@ def track_storages(
         effect = effects.of(node)
         if certain and not effect.certain:
             continue
-        hit = _union(roots, effect.writes) & _holders(node, roots)
+        hit = _union(roots, effect.writes) & _possibly_written(node, roots)
         if hit:
             writes.append(Write(node, hit, effect.certain))
         shared = _union(roots, effect.shares)
@@ -207,7 +203,7 @@ def track_storages(
 
 
 def with_aliases(graph: fx.Graph, effects: EffectAnalysis, nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """``nodes``, and the values before them whose storage they share."""
+    """``nodes``, and the earlier values of which they are aliases."""
     found = set(nodes)
     for node in reversed(graph.nodes):
         if node in found:
@@ -216,8 +212,8 @@ def with_aliases(graph: fx.Graph, effects: EffectAnalysis, nodes: Iterable[fx.No
     return found
 
 
-def _holders(node: fx.Node, roots: Iterable[fx.Node]) -> frozenset[fx.Node]:
-    """What of the tracked values ``node`` can write into: a list or dict only where it was seen to be."""
+def _possibly_written(node: fx.Node, roots: Iterable[fx.Node]) -> frozenset[fx.Node]:
+    """The tracked values into which ``node`` can write; for a list or dict, those that it was seen to contain."""
     names = node.meta.get(HELD_BY)
     return frozenset(node for node in roots if names is None or node.name in names)
 
@@ -242,7 +238,7 @@ def _of_function(node: fx.Node) -> Effects:
     if getattr(function, "__module__", "") in ("_operator", "operator"):
         inplace = name.startswith("i") and hasattr(operator, name[1:])
         return Effects(first, first) if inplace else Effects()
-    if not _known_to_torch(function):
+    if not _is_of_torch(function):
         inputs = frozenset(node.all_input_nodes)
         return Effects(inputs, inputs, certain=False)
     return _of_operator(node, name, first)
@@ -253,7 +249,7 @@ def _makes_a_container(function: Any) -> bool:
     return isinstance(function, type) and (issubclass(function, tuple) or is_dataclass(function))
 
 
-def _known_to_torch(function: Any) -> bool:
+def _is_of_torch(function: Any) -> bool:
     if isinstance(function, CustomFunction):
         return False
     module = getattr(function, "__module__", None) or ""
@@ -322,7 +318,7 @@ def _of_schemas(node: fx.Node, schemas: list[Any]) -> Effects:
 
 
 def _bind(module: nn.Module, node: fx.Node) -> dict[str, Any] | None:
-    """The arguments of a call by the names of the forward's parameters; None where that can't be told."""
+    """The arguments of a call by the names of the forward's parameters; None where the signature is unknown."""
     try:
         return dict(inspect.signature(module.forward).bind(*node.args, **node.kwargs).arguments)
     except (TypeError, ValueError):  # the latter of a forward in C, such as torch.jit's

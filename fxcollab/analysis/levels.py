@@ -1,8 +1,8 @@
-"""The level of every node and of all state: behind how many splits it lies.
+"""The level of every node: behind how many splits it lies.
 
-A node that depends on inputs has the level of its dependence. One that depends on no input, such as a
-parameter or what is computed from parameters alone, is drawn to where it is used: it has the least level of its
-users, so that a weight used behind a split exists once a branch.
+A node that depends on inputs has the level of what it depends on. One that depends on no input, such as a parameter
+or what is computed from parameters alone, has the least level of its users, so that a weight used behind a split
+exists once per branch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class GraphLevels:
     Attributes:
         nodes: the level of every node.
         writes: in-place writes into the storage of values that cross into deeper levels.
-        floating: nodes that read state behind no user whose level is known yet.
+        floating: unused nodes that read state, whose level follows from that state.
     """
 
     nodes: Mapping[fx.Node, int]
@@ -40,11 +40,8 @@ class GraphLevels:
 def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects: EffectAnalysis) -> GraphLevels:
     """Levels by data flow, where a later read of storage that was written depends on the write.
 
-    Args:
-        graph: a captured graph.
-        cuts: the nodes of each split, in order; one cut at all inputs for independent instances.
-        names: the split's names, for messages.
-        effects: what nodes do to their inputs.
+    ``cuts`` are the nodes of each split, in order, ``names`` the splits' names; independent instances have one cut at
+    all inputs.
 
     Raises:
         SplitError: the splits are not ordered along the data flow, or don't reach the output.
@@ -75,7 +72,7 @@ def _deeper(storages: Storages, levels: Mapping[fx.Node, int]) -> tuple[Write, .
 def _writes_to_aliases(
     graph: fx.Graph, levels: Mapping[fx.Node, int], effects: EffectAnalysis, crossing: Collection[fx.Node]
 ) -> Iterator[Write]:
-    """Writes into storage that a crossing value shares with values before it: whoever reads it later sees them."""
+    """Writes into aliases of crossing values, which later readers of the values see."""
     if not _goes_on_beside(graph, levels, crossing):
         return
     storages = track_storages(graph, effects, with_aliases(graph, effects, crossing))
@@ -107,18 +104,18 @@ def _levels(
 ) -> tuple[dict[fx.Node, int], frozenset[fx.Node]]:
     behind = {node: 1 << k for k, cut in enumerate(cuts) for node in cut}
     masks: dict[fx.Node, int] = {}
-    fed: set[fx.Node] = set()
+    dependent: set[fx.Node] = set()
     for node in graph.nodes:
         sources = [*node.all_input_nodes, *written.get(node, ())]
         masks[node] = 0
         for source in sources:
             masks[node] |= masks[source] | behind.get(source, 0)
-        if node.op in ("placeholder", "output") or any(source in fed for source in sources):
-            fed.add(node)
+        if node.op in ("placeholder", "output") or any(source in dependent for source in sources):
+            dependent.add(node)
     _check_order(masks, cuts, names)
     levels = {node: masks[node].bit_length() for node in graph.nodes}
     levels[next(iter(reversed(graph.nodes)))] = len(cuts)
-    return levels, _sink(graph, levels, fed)
+    return levels, _lower_to_users(graph, levels, dependent)
 
 
 def _check_order(masks: Mapping[fx.Node, int], cuts: Cuts, names: Sequence[str]) -> None:
@@ -159,7 +156,7 @@ def _out_of_order(k: int, inside: Sequence[int], node: fx.Node, cuts: Cuts, name
         return SplitError(
             f"Splits {missing!r} and {names[k]!r} are the same value.",
             where=place(node),
-            why="a second split at one value would add nothing but a larger fan-out",
+            why="a second split at the same value is only a larger fan-out",
             hint="leave one out",
         )
     return SplitError(
@@ -171,7 +168,7 @@ def _out_of_order(k: int, inside: Sequence[int], node: fx.Node, cuts: Cuts, name
 
 
 def check_reaches_output(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects: EffectAnalysis) -> None:
-    """Refuse a split whose value the output doesn't depend on.
+    """Raise for a split whose value the output doesn't depend on.
 
     Raises:
         SplitError: with the nodes that do lie on the way.
@@ -200,7 +197,7 @@ def _needed(graph: fx.Graph, also: Iterable[fx.Node] = ()) -> set[fx.Node]:
 
 
 def _needed_through_writes(graph: fx.Graph, effects: EffectAnalysis) -> set[fx.Node]:
-    """What the output depends on, also where a value gets there by being written into another's storage."""
+    """What the output depends on, including values that are written into storage which it reads."""
     storages = track_storages(graph, effects, graph.nodes)
     writes: set[fx.Node] = set()
     while True:
@@ -212,12 +209,12 @@ def _needed_through_writes(graph: fx.Graph, effects: EffectAnalysis) -> set[fx.N
         writes |= found
 
 
-def _sink(graph: fx.Graph, levels: dict[fx.Node, int], fed: set[fx.Node]) -> frozenset[fx.Node]:
-    """Draw nodes that no input feeds to their users. Returns those of them that have none."""
-    stateful = _stateful(graph, fed)
+def _lower_to_users(graph: fx.Graph, levels: dict[fx.Node, int], dependent: set[fx.Node]) -> frozenset[fx.Node]:
+    """Give nodes that depend on no input the least level of their users. Returns those that have no users."""
+    stateful = _stateful(graph, dependent)
     unused = set()
     for node in reversed(graph.nodes):
-        if node in fed or node not in stateful:
+        if node in dependent or node not in stateful:
             continue
         users = [levels[user] for user in node.users if user not in unused]
         if users:
@@ -227,12 +224,12 @@ def _sink(graph: fx.Graph, levels: dict[fx.Node, int], fed: set[fx.Node]) -> fro
     return frozenset(unused)
 
 
-def _stateful(graph: fx.Graph, fed: set[fx.Node]) -> set[fx.Node]:
-    """Unfed nodes that read state or draw random numbers; plain constants may stay in the trunk."""
+def _stateful(graph: fx.Graph, dependent: set[fx.Node]) -> set[fx.Node]:
+    """Nodes without inputs that read state or draw random numbers; plain constants may stay in the trunk."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         reads = node.op in ("get_attr", "call_module") or draws_randomly(node)
-        if node not in fed and (reads or any(source in found for source in node.all_input_nodes)):
+        if node not in dependent and (reads or any(source in found for source in node.all_input_nodes)):
             found.add(node)
     return found
 
@@ -244,7 +241,7 @@ def _add_dependences(
     writes: Iterable[Write],
     written: dict[fx.Node, set[fx.Node]],
 ) -> bool:
-    """Let shallower readers that come after a write depend on it. Returns whether any was added."""
+    """Make shallower readers that come after a write depend on it. Returns whether any was added."""
     position = {node: i for i, node in enumerate(graph.nodes)}
     added = False
     for write in writes:

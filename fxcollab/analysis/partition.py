@@ -24,7 +24,7 @@ from fxcollab.functional import tensors_of
 from fxcollab.tree import HeadTree
 
 LEVEL_KEY = "fxcollab_level"
-"""Meta key of a captured node: its level, for those who print the graph."""
+"""Key in the meta of captured nodes under which their level is found."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,26 +92,22 @@ def _cut_graph(graph: fx.Graph, captured: CollabGraphModule, tree: HeadTree, eff
 
 
 def _find_cut(split: str, graph: fx.Graph, captured: CollabGraphModule) -> tuple[fx.Node, ...]:
+    modes = captured.modes
     try:
         return find_cut(split, graph, captured.root)
-    except SplitError:
-        other = captured.modes.eval if graph is captured.modes.train else captured.modes.train
-        if other is graph or not _has_cut(split, other, captured):
+    except SplitError as error:
+        if not modes.differ:
             raise
-    here, there = ("eval", "train") if graph is captured.modes.train else ("train", "eval")
+        try:
+            find_cut(split, modes.eval if graph is modes.train else modes.train, captured.root)
+        except SplitError:
+            raise error from None
+    here, there = ("eval", "train") if graph is modes.train else ("train", "eval")
     raise SplitError(
         f"Split {split!r} exists in {here} mode only.",
         why=f"in {there} mode the forward computes no such value",
         hint="split at a value that both modes compute",
     )
-
-
-def _has_cut(split: str, graph: fx.Graph, captured: CollabGraphModule) -> bool:
-    try:
-        find_cut(split, graph, captured.root)
-    except SplitError:
-        return False
-    return True
 
 
 def _independent(graph: fx.Graph, effects: EffectAnalysis) -> GraphLevels:
@@ -123,7 +119,7 @@ def _independent(graph: fx.Graph, effects: EffectAnalysis) -> GraphLevels:
 
 
 class _Uses:
-    """Levels of state by all of its uses, in all graphs."""
+    """Levels of state: the least of its uses in all graphs."""
 
     def __init__(self, captured: CollabGraphModule, found: Mapping[fx.Graph, GraphLevels]) -> None:
         self._captured, self._found = captured, found
@@ -145,7 +141,7 @@ class _Uses:
                 self._write(write, levels.nodes[write.node])
 
     def settle(self, graph: fx.Graph) -> dict[fx.Node, int]:
-        """Node levels, with state drawn to the least level of its uses, and what floats next to its state."""
+        """Node levels, those of state being the least of its uses, and those of unused nodes that of their state."""
         levels = self._found[graph]
         settled = dict(levels.nodes)
         for node in graph.nodes:

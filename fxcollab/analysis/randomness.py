@@ -27,7 +27,7 @@ _RATES = ("p", "drop_prob", "dropout", "drop_rate", "dropout_p", "attention_drop
 
 
 def draws_randomly(node: fx.Node) -> bool:
-    """Whether ``node`` is a random function or method; modules are asked by `module_draws_randomly`."""
+    """Whether ``node`` is a random function or method; see `module_draws_randomly` for modules."""
     if node.op == "call_method":
         return str(node.target) in _METHODS
     if node.op != "call_function":
@@ -43,8 +43,8 @@ def draws_randomly(node: fx.Node) -> bool:
 def module_draws_randomly(module: nn.Module) -> bool:
     """Whether a call of ``module`` in train mode draws random numbers.
 
-    Told by the modules that are known to, and by others whose class is named after dropout, stochastic depth or
-    noise and whose rate isn't zero.
+    Known are those of torch, and others whose class is named after dropout, stochastic depth or noise and whose rate
+    isn't zero.
     """
     return any(_draws(part) for part in module.modules())
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import fx, nn
 
 from fxcollab.errors import SplitError, closest
@@ -12,19 +10,16 @@ from fxcollab.tracing.tracer import RETURNED_BY, call_name
 
 
 def find_cut(split: str, graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, ...]:
-    """The nodes whose values ``split`` cuts at.
+    """The nodes whose values ``split`` cuts at; ``root`` is the module that the graph's targets refer to.
 
-    Args:
-        split: a name, or several joined by ``+``. A module's name stands for the value it returns, ``name@2``
-            for that of its second call; any other name is that of a node.
-        graph: a captured graph.
-        root: the module that the graph's targets refer to.
+    A module's name means the value it returns, ``name@2`` that of its second call; any other name is that of a node.
+    Several names are joined by ``+``.
 
     Raises:
-        SplitError: a name names nothing, or a value that isn't a single one.
+        SplitError: there is no such value, or several have the name.
     """
     parts = [part.strip() for part in split.split("+")]
-    cut = tuple(_as_the_forward_has_it(_find_value(part, graph, root)) for part in parts)
+    cut = tuple(_without_gradient(_find_value(part, graph, root)) for part in parts)
     if len(set(cut)) < len(cut):
         raise SplitError(f"Split {split!r} names the same value twice.", hint="name every value once")
     return cut
@@ -47,8 +42,8 @@ def _find_value(name: str, graph: fx.Graph, root: nn.Module) -> fx.Node:
     raise _unknown(name, path, graph, root)
 
 
-def _as_the_forward_has_it(node: fx.Node) -> fx.Node:
-    """Under ``no_grad`` the value without its gradient: only beside the operation can it be told from its input."""
+def _without_gradient(node: fx.Node) -> fx.Node:
+    """For a value computed under ``no_grad``, the node behind it that stops the gradient."""
     stopped = (user for user in node.users if user.target is stop_gradient and len(user.args) > 1)
     return next((user for user in stopped if user.args[0] is node), node)
 
@@ -59,7 +54,7 @@ def _returned_values(path: str, graph: fx.Graph, root: nn.Module) -> list[fx.Nod
     module = modules.get(path)
     if not path:
         return []
-    if module is None:  # export drops modules without state, and yet remembers what they did
+    if module is None:  # export drops modules without state, but keeps them in the stack of their nodes
         return _returned_by_stack(path, {path}, graph)
     aliases = {alias for alias, other in modules.items() if other is module}
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target in aliases]
@@ -67,7 +62,7 @@ def _returned_values(path: str, graph: fx.Graph, root: nn.Module) -> list[fx.Nod
 
 
 def _returned_by_opened(aliases: set[str], graph: fx.Graph) -> list[fx.Node]:
-    """Values noted by our own tracer when it opened the module."""
+    """The values that the tracer noted when it opened the module."""
     found = {}
     for node in graph.nodes:
         for call in node.meta.get(RETURNED_BY, ()):
@@ -78,7 +73,7 @@ def _returned_by_opened(aliases: set[str], graph: fx.Graph) -> list[fx.Node]:
 
 
 def _returned_by_stack(path: str, aliases: set[str], graph: fx.Graph) -> list[fx.Node]:
-    """In a graph that someone else traced: what the nodes inside the module hand to those outside."""
+    """In a graph from another tracer: the values of nodes inside the module that nodes outside of it read."""
     inside: dict[str, dict[fx.Node, None]] = {}
     for node in graph.nodes:
         for key, (module_path, *_) in (node.meta.get("nn_module_stack") or {}).items():
@@ -89,7 +84,7 @@ def _returned_by_stack(path: str, aliases: set[str], graph: fx.Graph) -> list[fx
         leaving = [node for node in nodes if node.op != "get_attr" and any(user not in nodes for user in node.users)]
         if len(leaving) > 1:
             raise SplitError(
-                f"Module {path!r} hands {len(leaving)} values on.",
+                f"Module {path!r} returns {len(leaving)} values.",
                 where=", ".join(node.name for node in leaving),
                 why="a split at a module means the one value that it returns",
                 hint=f"cut at several values at once: {'+'.join(node.name for node in leaving)}",
@@ -108,24 +103,22 @@ def _unknown(name: str, path: str, graph: fx.Graph, root: nn.Module) -> SplitErr
     return SplitError(
         f"There is no module and no node named {name!r}.",
         where=f"{type(root).__qualname__}",
-        hint=f"did you mean {near}?" if near else "the values at hand are " + ", ".join(nodes[:12]),
+        hint=f"did you mean {near}?" if near else "there are " + ", ".join(nodes[:12]),
     )
 
 
 def _way_out(path: str, graph: fx.Graph, nodes: list[str]) -> tuple[str, str]:
-    """Why the module at ``path`` is no place to split, and what is one."""
-    around = sorted(_called_ancestors(path, graph))
+    """Why the graph can't be split at the module at ``path``, and where it can."""
+    targets = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    around = sorted(target for target in targets if path.startswith(f"{target}."))
     if around:
         hint = f"split at {around[0]!r}, or capture with granularity='op' (--granularity op)"
         return f"{around[0]!r} is kept whole and contains it", hint
-    inside = [str(n.target) for n in graph.nodes if n.op == "call_module" and str(n.target).startswith(f"{path}.")]
+    inside = [target for target in targets if target.startswith(f"{path}.")]
     if inside:
         last = call_name(inside[-1], inside.count(inside[-1]))
-        return "the forward calls the modules in it, and never itself", f"split at the last of them: {last!r}"
+        return (
+            "the forward calls the modules in it, but not the module itself",
+            f"split at the last of them: {last!r}",
+        )
     return "the forward never calls it", "split at a module that the forward calls: " + ", ".join(nodes[:8])
-
-
-def _called_ancestors(path: str, graph: fx.Graph) -> Iterator[str]:
-    for node in graph.nodes:
-        if node.op == "call_module" and path.startswith(f"{node.target}."):
-            yield str(node.target)

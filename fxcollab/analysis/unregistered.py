@@ -1,18 +1,18 @@
 """State that modules reach without registering it.
 
-A module that is kept whole is one node, and what it computes with is told by what it registers. A parameter in a
-tuple, a module in ``self.__dict__`` or in a function's closure is used unseen: nothing rescales its gradient, and a
-peer may compute with head 0's. Where it is right nevertheless is told by levels and by how peers are copied:
+A module that is kept whole is one node, and only the state that it registers is known. A parameter in a tuple, a
+module in ``self.__dict__`` or in a function's closure goes unnoticed: its gradient isn't rescaled, and a peer may
+compute with head 0's. It depends on levels and on how peers are copied whether that is correct:
 
-- A deep copy takes along what attributes hold, through containers, ``partial``, bound methods and objects. State of
-  the module's own level becomes the branch's own, wherever it is registered.
-- Functions and weak references are not copied, nor are opened modules: what is reached through them stays head 0's.
+- A deep copy follows attributes through containers, ``partial``, bound methods and objects. State of the module's own
+  level becomes the branch's own, wherever it is registered.
+- Functions, weak references and opened modules are not copied: what is reached through them stays head 0's.
 - A parameter of a shallower level would be shared unrescaled, and so would a module's own where it is called on both
   sides of a split. Of a deeper level there are several, of which the module would reach one.
-- A buffer of the trunk exists once, and all branches read the same one: a table held by reference is fine. Whether a
-  branch writes into it can't be told here.
+- A buffer of the trunk exists once, and all branches read the same one, so a reference to it is correct unless a
+  branch writes into it, which isn't checked here.
 
-Hooks are left out: nearly all of them watch, and hold what they watch.
+Hooks are left out: most of them refer to modules which they only observe.
 """
 
 from __future__ import annotations
@@ -36,13 +36,9 @@ from fxcollab.functional import tensors_of
 def refuse_unregistered_state(
     root: nn.Module, nodes: Iterable[Mapping[fx.Node, int]], state: Mapping[str, int], splits: Sequence[str]
 ) -> None:
-    """Refuse modules that reach state of the model which their branches would not have, or not rescale.
+    """Raise for modules that reach state of the model which their branches would not have, or not rescale.
 
-    Args:
-        root: the captured model.
-        nodes: for each graph, the level of every node.
-        state: the level of each parameter and buffer, by name.
-        splits: their names; none for independent instances.
+    ``nodes`` are the levels of every graph's nodes, ``state`` those of parameters and buffers by name.
 
     Raises:
         SplitError: with what reaches what, and the way out.
@@ -50,7 +46,7 @@ def refuse_unregistered_state(
     calls = _calls(root, nodes)
     registry = _Registry(root, calls, state, splits)
     for call in calls:
-        _refuse_what_is_wrong(call, registry)
+        _check_call(call, registry)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +71,7 @@ def _calls(root: nn.Module, nodes: Iterable[Mapping[fx.Node, int]]) -> list[_Cal
 
 
 class _Registry:
-    """What a model registers: state by name and level, and modules; which of these were opened, for which splits."""
+    """The state that a model registers, by name and level, and its modules, of which some were opened."""
 
     def __init__(
         self, root: nn.Module, calls: Iterable[_Call], state: Mapping[str, int], splits: Sequence[str]
@@ -99,18 +95,17 @@ class _Registry:
         return self._paths.get(id(value))
 
     def was_opened(self, value: nn.Module | Tensor) -> bool:
-        """Whether ``value`` is a module around those that are called."""
+        """Whether ``value`` is a module around those that are called as one node."""
         return id(value) in self._opened
 
 
 @dataclass(frozen=True, eq=False)
-class _Held:
-    """Something that a part of a called module reaches.
+class _Reached:
+    """A value that a part of a called module reaches.
 
     Attributes:
         part: the path of the part.
         way: from the part to the value, as an expression.
-        value: anything.
         copied: whether a copy of the part has a copy of the value.
         inside: whether it is inside of an object of some class.
     """
@@ -122,27 +117,27 @@ class _Held:
     inside: bool = False
 
 
-def _refuse_what_is_wrong(call: _Call, registry: _Registry) -> None:
+def _check_call(call: _Call, registry: _Registry) -> None:
     own = {id(part) for part in call.module.modules()}
-    for held in _reached_by(call):
-        copied = held.copied and not registry.was_opened(held.value)
-        if id(held.value) in own and (copied or call.first == 0):
-            continue  # a call hands its parameters to the module itself, whichever way it is reached
-        for name, tensor in registry.names(held.value):
-            if not _is_right(tensor, registry.levels[name], call, copied):
-                raise _refusal(call, held, name, registry)
+    for found in _reached_by(call):
+        copied = found.copied and not registry.was_opened(found.value)
+        if id(found.value) in own and (copied or call.first == 0):
+            continue  # a call replaces the module's own parameters, whichever way they are reached
+        for name, tensor in registry.names(found.value):
+            if not _is_correct(tensor, registry.levels[name], call, copied):
+                raise _refusal(call, found, name, registry)
 
 
-def _is_right(tensor: Tensor, level: int, call: _Call, copied: bool) -> bool:
-    """Whether each branch reaches the instance that it should, and shares none that has a gradient."""
+def _is_correct(tensor: Tensor, level: int, call: _Call, copied: bool) -> bool:
+    """Whether each branch reaches its own instance, and shares none that has a gradient."""
     reaches_its_own = level <= call.first and (copied or level == 0)
     has_gradient = isinstance(tensor, nn.Parameter) or tensor.requires_grad
     return reaches_its_own and (level == call.deepest or not has_gradient)
 
 
-def _refusal(call: _Call, held: _Held, name: str, registry: _Registry) -> SplitError:
-    path, level = registry.path(held.value), registry.levels[name]
-    around = path is not None and held.part.startswith(f"{path}." if path else "")
+def _refusal(call: _Call, found: _Reached, name: str, registry: _Registry) -> SplitError:
+    path, level = registry.path(found.value), registry.levels[name]
+    around = path is not None and found.part.startswith(f"{path}." if path else "")
     what = "the model around it" if path == "" else repr(path or name)
     if level > call.first:
         why = f"each branch behind has a {name!r} of its own, of which it would reach head 0's"
@@ -150,36 +145,36 @@ def _refusal(call: _Call, held: _Held, name: str, registry: _Registry) -> SplitE
         why = f"functions, weak references and opened modules aren't copied: every head would use head 0's {name!r}"
     else:
         why = f"the branches would share {name!r}, and its gradient could not be rescaled to their mean"
-    hints = [f"register what it uses on {held.part!r} itself, as in self.w = w: tied state is handled"]
-    if not held.copied:
+    hints = [f"register what it uses on {found.part!r} itself, as in self.w = w: tied state is handled"]
+    if not found.copied:
         hints.append("give a function that is set on a module its self: types.MethodType(function, module)")
     if registry.splits and not around:
         hints.append("or put the splits behind both")
     return SplitError(
-        f"{held.part!r} reaches {what} without registering it.",
-        where=f"{held.part}{held.way}",
+        f"{found.part!r} reaches {what} without registering it.",
+        where=f"{found.part}{found.way}",
         why=why,
         hint="; ".join(hints),
     )
 
 
-def _reached_by(call: _Call) -> Iterator[_Held]:
+def _reached_by(call: _Call) -> Iterator[_Reached]:
     """The modules and tensors that attributes lead to."""
     for path, part in call.module.named_modules(prefix=call.path):
         seen: set[tuple[int, bool, bool]] = set()
         for name, value in _attributes(part, copied=call.first > 0):
-            yield from _walk(_Held(path, f".{name}", value), seen)
+            yield from _follow(_Reached(path, f".{name}", value), seen)
 
 
-# Registries and hooks; and what recurrent modules bring up to date at every call.
+# Registries and hooks; and what recurrent modules update at every call.
 _OF_TORCH = {*vars(nn.Module()), "_flat_weights", "_flat_weight_refs"}
 
 
 def _attributes(module: nn.Module, copied: bool) -> Iterator[tuple[str, Any]]:
-    """What the module holds, and its class's forward; where it is copied, what copies are made of."""
+    """The module's attributes, those that a copy of it has where it is copied, and its class's forward."""
     yield "forward", getattr(type(module), "forward", None)
-    held = _state(module) if copied else vars(module)
-    yield from ((name, value) for name, value in held.items() if name not in _OF_TORCH)
+    attributes = _state(module) if copied else vars(module)
+    yield from ((name, value) for name, value in attributes.items() if name not in _OF_TORCH)
 
 
 def _state(module: Any) -> dict[str, Any]:
@@ -190,21 +185,21 @@ def _state(module: Any) -> dict[str, Any]:
     return state if isinstance(state, dict) else vars(module)
 
 
-def _walk(held: _Held, seen: set[tuple[int, bool, bool]]) -> Iterator[_Held]:
-    """The modules and tensors that are ``held``, or lie in it; of objects in other objects nothing is looked at."""
-    key = (id(held.value), held.copied, held.inside)
-    if isinstance(held.value, _PLAIN) or key in seen:
+def _follow(found: _Reached, seen: set[tuple[int, bool, bool]]) -> Iterator[_Reached]:
+    """The modules and tensors that are ``found`` or lie in it, except inside of objects that lie in other objects."""
+    key = (id(found.value), found.copied, found.inside)
+    if isinstance(found.value, _PLAIN) or key in seen:
         return
     seen.add(key)
-    if isinstance(held.value, nn.Module | Tensor):
-        yield held
+    if isinstance(found.value, nn.Module | Tensor):
+        yield found
         return
-    is_object = not isinstance(held.value, _KNOWN)
-    if is_object and held.inside:
+    is_object = not isinstance(found.value, _KNOWN)
+    if is_object and found.inside:
         return
-    for step, value, along in _parts(held.value):
-        inner = _Held(held.part, held.way + step, value, held.copied and along, held.inside or is_object)
-        yield from _walk(inner, seen)
+    for step, value, along in _parts(found.value):
+        inner = _Reached(found.part, found.way + step, value, found.copied and along, found.inside or is_object)
+        yield from _follow(inner, seen)
 
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, ModuleType)
@@ -247,7 +242,7 @@ def _parts_of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _globals(function: FunctionType) -> Iterator[str]:
-    """Names of modules and tensors of the script around, as they are read by the function's code."""
+    """Names of global modules and tensors that the function's code reads."""
     for code in _codes(function.__code__):
         for name in code.co_names:
             if isinstance(function.__globals__.get(name), nn.Module | Tensor) and _loads(code, name):
@@ -263,5 +258,5 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _loads(code: CodeType, name: str) -> bool:
-    """Whether ``name`` is a global, and no attribute of that name."""
+    """Whether ``name`` is read as a global, not as an attribute."""
     return any(one.opname == "LOAD_GLOBAL" and one.argval == name for one in dis.get_instructions(code))

@@ -1,14 +1,13 @@
 """Code in which each branch is a function that is computed again in the backward pass.
 
-A training graph runs branch by branch: a branch is followed by those behind it, then by its sibling, as in ``b0,
-b0_0, b0_1, b1, b1_0, b1_1``. The statements of each branch become a function of what the branch reads:
+The statements of each branch become a function of what the branch reads:
 
     def branch_b0_1(rescale_1):
         layer4_b0_1 = self.peers.b0_1.layer4(rescale_1);  rescale_1 = None
         return layer4_b0_1
     layer4_b0_1 = fxcollab_recompute(branch_b0_1, (self.peers.b0_1.layer4,), rescale_1)
 
-In the backward pass the gradient of one branch's result is used up before the sibling's is made.
+The backward pass finishes one branch before it begins with the next.
 """
 
 from __future__ import annotations
@@ -29,23 +28,18 @@ from fxcollab.errors import PatternError
 from fxcollab.fx_utils import copy_graph, place
 from fxcollab.module_state.holders import may_change
 from fxcollab.provenance import provenance_of
-from fxcollab.runtime.compiled import leave_alone
 from fxcollab.runtime.functional_call import FunctionalCall
-from fxcollab.runtime.recompute import recompute
+from fxcollab.runtime.recompute import never_compile_pieces, recompute
 from fxcollab.tree import Path, branch_name
 
 Recompute: TypeAlias = Literal["heads"]
 
 
 def check_recompute(recompute: str | None) -> None:
-    """Raise for what can't be computed again.
-
-    Raises:
-        PatternError: it is neither None nor ``heads``.
-    """
+    """Raise a PatternError unless it is None or ``heads``."""
     if recompute not in (None, "heads"):
         raise PatternError(
-            f"There is nothing to recompute that is called {recompute!r}.",
+            f"{recompute!r} is not a value of recompute.",
             hint="use recompute='heads' (--recompute heads), or leave it out",
         )
 
@@ -58,16 +52,11 @@ def parts_of(module: nn.Module) -> Iterable[nn.Module]:
 def branch_by_branch(graph: fx.Graph, root: nn.Module, peers: str) -> fx.Graph:
     """A copy of a training graph whose code runs each branch under `recompute`.
 
-    Args:
-        graph: the graph, which is not changed.
-        root: the module that targets refer to.
-        peers: the name under which peers live.
-
     Raises:
-        PatternError: a branch doesn't run at one go.
-        StateError: a node was added that belongs to no branch.
+        PatternError: nodes of another branch stand between those of one.
+        StateError: an added node reads values of several heads.
     """
-    leave_alone()
+    never_compile_pieces()
     copied = copy_graph(graph)
     codegen: Any = copy.copy(codegen_of(graph))
     codegen.additional_globals = lambda: [("fxcollab_recompute", recompute)]
@@ -86,7 +75,7 @@ class _Segment:
         first, last: positions of its first and last node.
         inputs: what it reads of other branches.
         outputs: what other branches read of it.
-        spent: inputs that nothing reads after it.
+        last_read: inputs that no later node reads.
         stateful: expressions for modules that it may change, and pairs of a module and a name for tensors it reads.
     """
 
@@ -95,7 +84,7 @@ class _Segment:
     last: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    spent: tuple[str, ...]
+    last_read: tuple[str, ...]
     stateful: tuple[str, ...]
 
 
@@ -112,7 +101,7 @@ def _segments(graph: fx.Graph, root: nn.Module, peers: str) -> Iterator[_Segment
             last=last,
             inputs=_names(read),
             outputs=_names(node for node in nodes if any(user not in inside for user in node.users)),
-            spent=_names(node for node in read if all(positions[user] <= last for user in node.users)),
+            last_read=_names(node for node in read if all(positions[user] <= last for user in node.users)),
             stateful=tuple(dict.fromkeys(_stateful(nodes, root))),
         )
 
@@ -130,7 +119,7 @@ def _runs(graph: fx.Graph, peers: str) -> Iterator[tuple[Path, list[fx.Node]]]:
         nodes = list(run)
         if branch in seen and before is not None:
             raise PatternError(
-                f"Branches can't be computed again: {branch_name(branch)} doesn't run at one go.",
+                f"Branches can't be computed again: {branch_name(branch)} can't run without interruption.",
                 where=place(before),
                 why=f"it has to run between {seen[branch].name!r} and {nodes[0].name!r} of the branch: it writes in "
                 "place what that reads, calls the same module, which keeps state, or was added there by another pass",
@@ -145,9 +134,9 @@ def _runs(graph: fx.Graph, peers: str) -> Iterator[tuple[Path, list[fx.Node]]]:
 
 
 def _stateful(nodes: Iterable[fx.Node], root: nn.Module) -> Iterator[str]:
-    """What nodes call and read that isn't the same at every call."""
+    """The modules that nodes call, and tensors that they read, which may change from call to call."""
     for node in nodes:
-        target: Any = node.target  # a text that prints itself between quotes
+        target: Any = node.target  # a str that prints with quotes
         if node.op == "call_module" and any(map(may_change, parts_of(root.get_submodule(target)))):
             yield format_target("self", target)
         elif node.op == "get_attr":
@@ -170,7 +159,7 @@ def _in_functions(body: Sequence[str], segments: Sequence[_Segment]) -> list[str
 
 def _call(segment: _Segment) -> str:
     arguments = ", ".join((segment.name, _tuple(segment.stateful), *segment.inputs))
-    freed = "".join(f";  {name} = None" for name in segment.spent)
+    freed = "".join(f";  {name} = None" for name in segment.last_read)
     return f"{_value(segment.outputs)} = fxcollab_recompute({arguments}){freed}\n"
 
 
@@ -190,7 +179,7 @@ def _names(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
 
 
 def _unused(name: str, taken: set[str]) -> str:
-    """``name``, or the like of it where it is taken; it is taken afterwards."""
+    """``name``, or a similar one if it is taken; added to ``taken``."""
     while name in taken:
         name = f"{name}_"
     taken.add(name)

@@ -1,4 +1,4 @@
-"""The graphs of train and eval mode, one and the same where they don't differ."""
+"""The graphs of train and eval mode."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fxcollab.fx_utils import first_difference
 
 @dataclass(frozen=True, eq=False)
 class Modes:
-    """The graph of train mode and that of eval mode; one and the same object where they don't differ."""
+    """The graph of train mode and that of eval mode; the same object where they don't differ."""
 
     train: fx.Graph
     eval: fx.Graph
 
     @classmethod
     def merged(cls, train: fx.Graph, evaluation: fx.Graph) -> Modes:
-        """Both modes, held as one graph where they are equal node for node."""
+        """Both modes, with one graph where they are equal node for node."""
         return cls(train, train if first_difference(train, evaluation) is None else evaluation)
 
     @property
@@ -42,8 +42,8 @@ class Modes:
 
 
 def set_mode(root: nn.Module, mode: bool) -> None:
-    """As the model's own ``train()`` does, which may keep a part in eval mode."""
+    """Set the mode by the model's own ``train()``, which may keep parts in eval mode."""
     try:
         root.train(mode)
-    except NotImplementedError:  # exported modules refuse: their graph has one mode for good
+    except NotImplementedError:  # by exported modules, whose graph has one mode
         nn.Module.train(root, mode)

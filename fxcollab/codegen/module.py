@@ -1,17 +1,19 @@
 """Graphs become a module: one readable ``forward`` over the caller's own modules, parameters and buffers.
 
 ``fx.GraphModule`` alone rebuilds the module hierarchy from what the nodes use: it drops unused modules and
-aliases, orders the state by first use, and replaces parents by bare modules. `CollabGraphModule` adopts the
-root's children and state as they stand instead, so that its state dict begins with exactly the root's.
+aliases, orders the state by first use, and replaces parents by bare modules. `CollabGraphModule` has the root's own
+children and state instead, so that its state dict begins with exactly the root's.
 
-Where a forward depends on ``self.training`` there are two graphs, one a mode; the generated forward asks
-``self.training`` and the ``graph`` attribute is that of the present mode.
+Where a forward depends on ``self.training`` there are two graphs, one for each mode; the generated forward branches
+on ``self.training``, and the ``graph`` attribute is that of the current mode.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +23,6 @@ from torch.fx.graph import PythonCode
 
 from fxcollab._torch import GENERATED
 from fxcollab.codegen.branches import Recompute, branch_by_branch
-from fxcollab.codegen.forwards import definitions, dispatch, merge
 from fxcollab.codegen.modes import Modes, set_mode
 from fxcollab.codegen.packing import pack, unpack
 from fxcollab.fx_utils import copy_graph, make_printable
@@ -40,7 +41,7 @@ class CollabGraphModule(fx.GraphModule):
     Args:
         root: the module whose children, parameters and buffers the graphs refer to.
         modes: the graphs.
-        constants: plain tensors that the graphs refer to by name and that are no state.
+        constants: tensors that the graphs refer to by name and that are neither parameters nor buffers.
         peers: modules added after the root's own, under these names.
         recompute: ``heads`` to compute each branch again in the backward pass (see `branches`).
         generate: whether to generate the forward now; else by ``recompile()``.
@@ -57,8 +58,8 @@ class CollabGraphModule(fx.GraphModule):
         generate: bool = True,
     ) -> None:
         super().__init__(nn.Module(), fx.Graph(), class_name=type(root).__name__)
-        # The very dictionaries, not copies: .to(), .double() and load_state_dict(assign=True) replace their
-        # entries, and would part this module's state from the root's.
+        # The same dictionaries, not copies: .to(), .double() and load_state_dict(assign=True) replace their entries,
+        # and state would no longer be shared with the root.
         self.__dict__["_parameters"] = root._parameters
         self.__dict__["_buffers"] = root._buffers
         self.__dict__["_non_persistent_buffers_set"] = root._non_persistent_buffers_set
@@ -90,14 +91,14 @@ class CollabGraphModule(fx.GraphModule):
 
     @property
     def root(self) -> nn.Module:
-        """The module whose children and state this one shares."""
+        """The module whose children and state this one has."""
         root = self.__dict__["_root"]
         assert isinstance(root, nn.Module)
         return root
 
     @property
     def constants(self) -> tuple[str, ...]:
-        """Names of the plain tensors that the graphs refer to and that are no state."""
+        """Names of the tensors that the graphs refer to and that are neither parameters nor buffers."""
         names: tuple[str, ...] = self.__dict__["_constants"]
         return names
 
@@ -109,7 +110,7 @@ class CollabGraphModule(fx.GraphModule):
 
     @property
     def graph(self) -> fx.Graph:
-        """The graph of the present mode. Assigning another replaces it in the modes that share it."""
+        """The graph of the current mode. Assigning another replaces it in the modes that share it."""
         return self._graph
 
     @graph.setter
@@ -129,31 +130,29 @@ class CollabGraphModule(fx.GraphModule):
         for training in (not self.training, self.training):
             result = self._generate(self.modes.of(training))
             compiled[training] = (type(self).forward, self._code)
-        definition = next(definitions(compiled[True][1])).split("\n", 1)[0]
-        type(self).forward = dispatch(definition, compiled[True][0], compiled[False][0])
-        self._code = merge(compiled[True][1], compiled[False][1])
+        (train, train_code), (evaluation, eval_code) = compiled[True], compiled[False]
+        type(self).forward = _forward_of_modes(train_code, train, evaluation)
+        self._code = _code_of_modes(train_code, eval_code)
         return result
 
     def _generate(self, graph: fx.Graph) -> PythonCode:
-        """Make the forward of one graph."""
+        """Generate the forward of one graph, with branches as functions where they are computed again."""
         make_printable(graph)
         active = self._graph
-        self._graph = self._scheduled(graph)
+        if self.__dict__.get("_recompute"):
+            graph = branch_by_branch(graph, self, self.__dict__["_peers"][0])
+        self._graph = graph
         try:
             return super().recompile()
         finally:
             self._graph = active
-
-    def _scheduled(self, graph: fx.Graph) -> fx.Graph:
-        """What code is generated from: the graph, or a copy of it whose branches are functions."""
-        return branch_by_branch(graph, self, self.__dict__["_peers"][0]) if self.__dict__.get("_recompute") else graph
 
     def train(self, mode: bool = True) -> CollabGraphModule:
         """Set the mode of all modules the way the root does; peers follow the modules they stem from."""
         set_mode(self.root, mode)
         for name, child in self._modules.items():
             if child is not None and child is not self.root._modules.get(name):
-                child.train(mode)  # peers, and what took the place of a child since
+                child.train(mode)  # peers, and modules that replaced a child
         for name in self.__dict__["_peers"]:
             _follow_modes(self._modules[name], dict(self.named_modules(remove_duplicate=False)))
         self.training = self.root.training
@@ -162,7 +161,7 @@ class CollabGraphModule(fx.GraphModule):
 
     @contextmanager
     def in_mode(self, training: bool) -> Iterator[None]:
-        """Be in a mode for a while; every module's flag is put back on leaving."""
+        """A context in which the module is in a mode; every module's mode is restored afterwards."""
         modules = {*self.modules(), *self.root.modules()}
         flags = {module: module.training for module in modules}
         try:
@@ -174,7 +173,7 @@ class CollabGraphModule(fx.GraphModule):
             self._graph = self.modes.of(self.training)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CollabGraphModule:
-        """A copy with all its state, names, graphs and provenance; it shares nothing with this one."""
+        """A copy with its state, names, graphs and provenance, which shares nothing with this one."""
         memo[id(self)] = new = CollabGraphModule.__new__(CollabGraphModule)
         state = {k: v for k, v in self.__dict__.items() if k not in _GENERATED - {"_modes"}}
         return _restore(new, copy.deepcopy(state, memo))
@@ -185,7 +184,7 @@ class CollabGraphModule(fx.GraphModule):
         return _restore(new, self.__dict__ | {"_modes": self.modes.map(copy_graph)})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Keep the graph itself, not code to be traced again: that would change in-place operations."""
+        """Pickle the graph, not code that is traced again, which would change in-place operations."""
         state = {k: v for k, v in self.__dict__.items() if k not in _GENERATED}
         graphs = [pack(graph) for graph in self.modes]
         return _unpickle, (state, graphs)
@@ -205,8 +204,34 @@ def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule
     return new
 
 
+_HEADER = "def forward"
+
+
+def _forward_of_modes(code: str, train: Callable[..., Any], evaluation: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that branches on ``self.training``, with the same signature as the generated ones.
+
+    It is made from source, because tracers read a forward's parameters from its code object.
+    """
+    definition = code[code.index(_HEADER) :].split("\n", 1)[0]
+    arguments = ", ".join(inspect.signature(train).parameters)
+    source = f"{definition}\n    return (_train if self.training else _eval)({arguments})"
+    scope = {**train.__globals__, "_train": train, "_eval": evaluation}
+    exec(compile(source, "<forward of both modes>", "exec", dont_inherit=True), scope)
+    forward: Callable[..., Any] = scope["forward"]
+    return forward
+
+
+def _code_of_modes(train: str, evaluation: str) -> str:
+    """The code of both generated forwards as that of one."""
+    (definition, train_body), (_, eval_body) = (
+        code[code.index(_HEADER) :].rstrip().split("\n", 1) for code in (train, evaluation)
+    )
+    bodies = [textwrap.indent(body, "    ") for body in (train_body, eval_body)]
+    return f"\n{definition}\n    if self.training:\n{bodies[0]}\n    else:\n{bodies[1]}"
+
+
 def _adopt_extra_state(module: CollabGraphModule) -> None:
-    """Keep the root's extra state. torch looks for it on the class, of which every module has its own."""
+    """Use the root's extra state. torch looks for it in the class, and every module has a class of its own."""
     if type(module.root).get_extra_state is not nn.Module.get_extra_state:
         cls: Any = type(module)
         cls.get_extra_state = lambda self: self.root.get_extra_state()

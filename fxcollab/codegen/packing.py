@@ -1,4 +1,4 @@
-"""Graphs as plain data, for pickles: the graph itself, not code to be traced again."""
+"""Graphs as plain data, for pickles."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _pack_target(target: Any) -> Any:
 
 
 def unpack(packed: dict[str, Any]) -> fx.Graph:
-    """The graph of such data."""
+    """The graph that was packed."""
     graph = fx.Graph()
     values: dict[str, fx.Node] = {}
 

@@ -1,7 +1,6 @@
 """Duplicate what lies behind the splits, once a branch, and rescale what crosses.
 
-Nodes stand branch by branch, depth first: the trunk, then each branch, followed by those behind it, then by its
-sibling:
+Nodes are in the order of branches, depth first: the trunk, then each branch, followed by those behind it:
 
     layer2 = self.layer2(layer1)
     rescale = fxcollab_rescale(layer2, 0.5)
@@ -28,7 +27,6 @@ from torch import fx, nn
 
 from fxcollab._torch import codegen_of
 from fxcollab.analysis.effects import Write
-from fxcollab.analysis.order import Pair
 from fxcollab.analysis.partition import Partition
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.fx_utils import attribute, copy_graph, copy_node, map_inputs
@@ -37,98 +35,56 @@ from fxcollab.provenance import META_KEY, Kind, Provenance
 from fxcollab.rewriting.outputs import codegen_for_heads, is_flat
 from fxcollab.runtime.private_copy import private_copy
 from fxcollab.runtime.rescale import rescale
-from fxcollab.tree import HeadTree, Path, branch_name
-
-
-@dataclass(frozen=True, eq=False)
-class Cut:
-    """One graph with all that its duplication needs.
-
-    Attributes:
-        graph: the captured graph.
-        levels: the level of every node.
-        writes: in-place writes into the storage of values that cross.
-        ordered: pairs of nodes of different levels that have to run in this order.
-        modules: level of each module called as one node, by path.
-        state: level of each parameter and buffer, by name.
-        tree: the head tree.
-        root: the module that targets refer to.
-        options: those of the rewrite.
-    """
-
-    graph: fx.Graph
-    levels: Mapping[fx.Node, int]
-    writes: tuple[Write, ...]
-    ordered: tuple[Pair, ...]
-    modules: Mapping[str, int]
-    state: Mapping[str, int]
-    tree: HeadTree
-    root: nn.Module
-    options: RewriteOptions
-
-    @classmethod
-    def of(cls, graph: fx.Graph, captured: CollabGraphModule, partition: Partition, options: RewriteOptions) -> Cut:
-        """One graph of a captured model."""
-        return cls(
-            graph,
-            partition.nodes[graph],
-            partition.writes[graph],
-            partition.ordered[graph],
-            partition.modules,
-            partition.state,
-            partition.tree,
-            captured,
-            options,
-        )
+from fxcollab.tree import Path, branch_name
 
 
 @dataclass(frozen=True)
 class Duplicated:
-    """A training graph, and the modules that are called with shallower parameters.
-
-    Attributes:
-        graph: the training graph.
-        functional: for each target of such a call, the target of the module itself.
-    """
+    """A training graph, and for each call with shallower parameters the target of the module itself by the call's."""
 
     graph: fx.Graph
     functional: Mapping[str, str]
 
 
-def duplicate(cut: Cut) -> Duplicated:
-    """The training graph of ``cut``; the captured graph is not changed."""
-    return _Writer(cut).write()
+def duplicate(
+    graph: fx.Graph, captured: CollabGraphModule, partition: Partition, options: RewriteOptions
+) -> Duplicated:
+    """The training graph of one captured graph, which is not changed."""
+    return _Writer(graph, captured, partition, options).write()
 
 
 class _Writer:
-    def __init__(self, cut: Cut) -> None:
-        self._cut, self._tree = cut, cut.tree
+    def __init__(
+        self, graph: fx.Graph, captured: CollabGraphModule, partition: Partition, options: RewriteOptions
+    ) -> None:
+        self._captured, self._root, self._partition, self._options = graph, captured, partition, options
+        self._tree, self._levels = partition.tree, partition.nodes[graph]
         self._graph = fx.Graph()
-        self._taken = {node.name for node in cut.graph.nodes}
+        self._taken = {node.name for node in graph.nodes}
         self._instances: dict[tuple[fx.Node, Path], fx.Node] = {}
         self._inserted: dict[tuple[Any, ...], fx.Node] = {}
         self._names: dict[tuple[Kind, fx.Node, int, int, int], str] = {}
         self._writes: dict[fx.Node, list[fx.Node]] = {}
         self._before: list[tuple[fx.Node, fx.Node]] = []
-        self._copied = _copy_levels(cut)
+        self._copied = _copy_levels(self._levels, partition.writes[graph])
         self._functional: dict[str, str] = {}
         self._position = 0
 
     def write(self) -> Duplicated:
-        for position, node in enumerate(self._cut.graph.nodes):
+        for position, node in enumerate(self._captured.nodes):
             self._position = position
             if node.op == "output":
                 self._write_output(node)
             else:
-                for path in self._tree.paths(self._cut.levels[node]):
+                for path in self._tree.paths(self._levels[node]):
                     self._write_instance(node, path)
                 self._note_writes(node)
-        for one, other in self._cut.ordered:
+        for one, other in self._partition.ordered[self._captured]:
             self._keep_order(self._instances_of(one), self._instances_of(other))
         return Duplicated(copy_graph(self._graph, branch_order(self._graph.nodes, self._before)), self._functional)
 
     def _instances_of(self, node: fx.Node) -> Iterator[fx.Node]:
-        return (self._instances[node, path] for path in self._tree.paths(self._cut.levels[node]))
+        return (self._instances[node, path] for path in self._tree.paths(self._levels[node]))
 
     def _keep_order(self, early: Iterable[fx.Node], late: Iterable[fx.Node]) -> None:
         """Run ``early`` before ``late`` where one branch lies behind the other; siblings don't see each other."""
@@ -137,15 +93,14 @@ class _Writer:
                 self._before.append((one, other))
 
     def _note_writes(self, node: fx.Node) -> None:
-        """What is read after a write in place is rescaled anew: autograd forbids the view made before.
+        """What is read after a write in place gets a new rescale: autograd forbids the view made before.
 
-        A branch that writes into a shallower value has a copy of its own.
+        A branch that writes into a shallower value has a private copy.
         """
-        levels = self._cut.levels
-        for write in self._cut.writes:
+        for write in self._partition.writes[self._captured]:
             if write.node is node:
                 for root in write.roots:
-                    if root.op == "get_attr" or levels[node] <= levels[root]:
+                    if root.op == "get_attr" or self._levels[node] <= self._levels[root]:
                         self._writes.setdefault(root, []).extend(self._instances_of(node))
 
     def _write_instance(self, node: fx.Node, path: Path) -> None:
@@ -156,7 +111,7 @@ class _Writer:
         new = copy_node(self._graph, node, name, target, lambda source: self._value(source, path))
         if state:
             new.args = (state, *new.args)
-            new.target = f"{self._cut.options.peers}.functional_call.{branch_name(path)}.{node.target}"
+            new.target = f"{self._options.peers}.functional_call.{branch_name(path)}.{node.target}"
             self._functional[new.target] = target
         kind: Kind = "clone" if path else "shared"
         new.meta[META_KEY] = Provenance(kind, node.name, path, node.target, self._position, functional=bool(state))
@@ -165,7 +120,7 @@ class _Writer:
     def _write_output(self, node: fx.Node) -> None:
         paths = self._tree.paths(self._tree.depth)
         heads = [map_inputs(node.args[0], partial(self._value, path=path)) for path in paths]
-        codegen = codegen_of(self._cut.graph)
+        codegen = codegen_of(self._captured)
         leaves: Any = type(node.args[0])  # a tuple or a list; pruning gives back the same
         new = self._graph.output(
             leaves(leaf for head in heads for leaf in head) if is_flat(codegen) else tuple(heads)
@@ -175,8 +130,7 @@ class _Writer:
 
     def _value(self, source: fx.Node, path: Path) -> fx.Node:
         """What an instance of branch ``path`` reads where the original reads ``source``."""
-        level = self._cut.levels[source]
-        value = self._instances[source, path[:level]]
+        value = self._instances[source, path[: self._levels[source]]]
         for home in self._copied.get(source, ()):
             if home <= len(path):
                 value = self._private(source, value, path[:home])
@@ -185,12 +139,12 @@ class _Writer:
     def _rescaled(self, source: fx.Node, value: fx.Node, path: Path) -> fx.Node:
         """``value``, an instance of ``source``, as branch ``path`` reads it."""
         same = len(path) == len(_branch_of(value))
-        if not self._cut.options.rescale or same or not _may_carry_gradient(source, self._cut.root):
+        if not self._options.rescale or same or not _may_carry_gradient(source, self._root):
             return value
         return self._insert_rescale(source, value, path)
 
     def _private(self, source: fx.Node, value: fx.Node, path: Path) -> fx.Node:
-        """The copy of ``value`` that belongs to branch ``path``."""
+        """The private copy of ``value`` that branch ``path`` has."""
         key: Any = (source, path)
         if key not in self._instances:
             value = self._rescaled(source, value, path)
@@ -198,7 +152,7 @@ class _Writer:
         return self._instances[key]
 
     def _insert_rescale(self, source: fx.Node, value: fx.Node, path: Path) -> fx.Node:
-        """The rescale of ``value`` that all branches of a level share whose part of its heads is the same."""
+        """The rescale of ``value``, which all branches of a level with the same factor share."""
         branch = _branch_of(value)
         factor = self._tree.factor(branch, path)
         key = ("rescale", value, len(path), factor, len(self._writes.get(source, ())))
@@ -207,7 +161,7 @@ class _Writer:
         return self._inserted[key]
 
     def _new(self, kind: Kind, source: fx.Node, branch: Path, reader: Path, function: Any, args: Any) -> fx.Node:
-        """Insert a node, named after the one that head 0 has at the same place."""
+        """Insert a node, named after head 0's at the same place."""
         writes = self._writes.get(source, [])
         key = (kind, source, len(branch), len(reader), len(writes))
         if key not in self._names:
@@ -220,16 +174,16 @@ class _Writer:
         return node
 
     def _shallow_parameters(self, node: fx.Node, path: Path) -> list[str]:
-        """Parameters of a called module that live at a shallower level and so cross into this call."""
-        if node.op != "call_module" or not self._cut.options.rescale or not path:
+        """Parameters of a called module that belong to a shallower level and so cross into this call."""
+        if node.op != "call_module" or not self._options.rescale or not path:
             return []
-        module = self._cut.root.get_submodule(str(node.target))
+        module = self._root.get_submodule(str(node.target))
         names = [name for name, _ in module.named_parameters()]  # tied ones once: the call replaces all
-        return [name for name in names if self._cut.state[f"{node.target}.{name}"] < len(path)]
+        return [name for name in names if self._partition.state[f"{node.target}.{name}"] < len(path)]
 
     def _parameter(self, node: fx.Node, name: str, path: Path) -> fx.Node:
         full = f"{node.target}.{name}"
-        level = self._cut.state[full]
+        level = self._partition.state[full]
         target = self._instance_name(full, path[:level])
         inserted: Any = ("state", target, level)
         if inserted not in self._inserted:
@@ -241,13 +195,13 @@ class _Writer:
     def _target(self, node: fx.Node, path: Path) -> Any:
         name = str(node.target)
         if node.op == "call_module":
-            return self._instance_name(name, path[: self._cut.modules[name]])
-        if node.op == "get_attr" and name in self._cut.state:
+            return self._instance_name(name, path[: self._partition.modules[name]])
+        if node.op == "get_attr" and name in self._partition.state:
             return self._instance_name(name, path)
         return node.target
 
     def _instance_name(self, name: str, path: Path) -> str:
-        return f"{self._cut.options.peers}.{branch_name(path)}.{name}" if any(path) else name
+        return f"{self._options.peers}.{branch_name(path)}.{name}" if any(path) else name
 
     def _fresh(self, name: str) -> str:
         candidate, count = name, 0
@@ -261,11 +215,8 @@ class _Writer:
 def branch_order(nodes: Iterable[fx.Node], before: Iterable[tuple[fx.Node, fx.Node]]) -> list[fx.Node]:
     """Nodes of a training graph branch by branch, depth first, as far as the data flow and ``before`` allow.
 
-    Inside a branch the captured nodes keep their order: what one of them waits for, all behind it wait for.
-
-    Args:
-        nodes: in an order that ``before`` allows.
-        before: pairs of nodes whose first has to run before the second.
+    ``before`` are pairs whose first node has to run before the second, as they do in ``nodes``. Inside a branch the
+    captured nodes keep their order: what one of them waits for, all behind it wait for.
     """
     ordered = list(nodes)
     number = {node: count for count, node in enumerate(ordered)}
@@ -294,7 +245,7 @@ def branch_order(nodes: Iterable[fx.Node], before: Iterable[tuple[fx.Node, fx.No
                 waits[late] -= 1
                 if not waits[late]:
                     make_ready(late)
-    assert len(found) == len(ordered), "the order of nodes goes in a circle"
+    assert len(found) == len(ordered), "the order of nodes has a cycle"
     return found
 
 
@@ -314,14 +265,14 @@ def _rank(node: fx.Node) -> int:
     return {"placeholder": 0, "output": 2}.get(node.op, 1)
 
 
-def _copy_levels(cut: Cut) -> dict[fx.Node, list[int]]:
-    """For each crossing value, the levels whose branches write into its storage and need copies."""
+def _copy_levels(levels: Mapping[fx.Node, int], writes: Iterable[Write]) -> dict[fx.Node, list[int]]:
+    """For each crossing value, the levels whose branches write into its storage and need private copies."""
     found: dict[fx.Node, set[int]] = {}
-    for write in cut.writes:
+    for write in writes:
         for root in write.roots:
-            if root.op != "get_attr" and cut.levels[root] < cut.levels[write.node]:
-                found.setdefault(root, set()).add(cut.levels[write.node])
-    return {node: sorted(levels) for node, levels in found.items()}
+            if root.op != "get_attr" and levels[root] < levels[write.node]:
+                found.setdefault(root, set()).add(levels[write.node])
+    return {node: sorted(homes) for node, homes in found.items()}
 
 
 def _branch_of(node: fx.Node) -> Path:

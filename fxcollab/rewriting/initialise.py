@@ -24,11 +24,9 @@ INITS = ("fresh", "copy", "copy-anyway")
 
 
 def check_init(init: Init | str, stochastic: bool) -> None:
-    """Refuse an unknown ``init``, and ``copy`` where heads that start equal would stay equal.
+    """Raise for an unknown ``init``, and for ``copy`` where heads that start equal would stay equal.
 
-    Args:
-        init: the way peers start.
-        stochastic: whether anything behind a split draws random numbers.
+    They do unless something behind a split is ``stochastic``.
 
     Raises:
         PatternError: with the way out.
@@ -55,15 +53,9 @@ def initialise(
     seed: int,
     factory: Factory | None,
 ) -> None:
-    """Give the peers their first values; leaves the global random state as it was.
+    """Initialise the peers, which are copies of the root's state before; doesn't change the global random state.
 
-    Args:
-        branches: the peers, at present copies of the root's state.
-        state: levels of the root's state.
-        tree: the head tree.
-        init: ``fresh``, ``copy``, ``copy-anyway``, or a function of a branch's module and its name.
-        seed: what ``fresh`` and functions draw from.
-        factory: makes a model like the root; where it is None, modules initialise themselves.
+    Without a factory, which makes a model like the root, ``fresh`` means that modules initialise themselves.
     """
     if isinstance(init, str) and init.startswith("copy"):
         return
@@ -83,19 +75,19 @@ _MARK = "_is_hf_initialized"
 
 @contextmanager
 def _unmarked(branches: Mapping[Path, Branch], state: State) -> Iterator[None]:
-    """Without the mark by which transformers knows what it has loaded, which its initialisers leave as it is."""
-    originals, taken = set(state.root.modules()), list[tuple[Any, Any]]()
+    """Without the mark that keeps the initialisers of transformers from changing what was loaded."""
+    originals, removed = set(state.root.modules()), list[tuple[Any, Any]]()
     for path, branch in branches.items():
         tensors = tensors_of(branch)
         own = (tensors[name] for name in state.tensors_of(len(path)))
         copies = (module for module in branch.modules() if module not in originals)
-        marked = [held for held in (*own, *copies) if _MARK in held.__dict__]
-        taken.extend((held, held.__dict__.pop(_MARK)) for held in marked)
+        marked = [one for one in (*own, *copies) if _MARK in one.__dict__]
+        removed.extend((one, one.__dict__.pop(_MARK)) for one in marked)
     try:
         yield
     finally:
-        for held, value in taken:
-            held.__dict__[_MARK] = value
+        for one, value in removed:
+            one.__dict__[_MARK] = value
 
 
 def _has_values(branch: nn.Module) -> bool:
@@ -108,8 +100,8 @@ def _from_factory(branches: Mapping[Path, Branch], state: State, tree: HeadTree,
     names = {name for path in branches for name in state.tensors_of(len(path))}
     for head in range(1, tree.heads):
         full = tree.head_path(head)
-        born = {path: branches[path] for path in _firsts(full) if path in branches}
-        if born and not _filled(born, state, original, names, factory, seed, full):
+        starting = {path: branches[path] for path in _starting_at(full) if path in branches}
+        if starting and not _fill(starting, state, original, names, factory, seed, full):
             warn_caller(
                 "the factory makes the same weights at every call (does it set a seed, or load weights?): "
                 "peers are initialised by their modules' own reset_parameters instead"
@@ -118,13 +110,13 @@ def _from_factory(branches: Mapping[Path, Branch], state: State, tree: HeadTree,
     return True
 
 
-def _firsts(full: Path) -> Iterator[Path]:
-    """The branches whose first head it is."""
+def _starting_at(full: Path) -> Iterator[Path]:
+    """The branches whose first head this is."""
     return (full[:level] for level in range(1, len(full) + 1) if not any(full[level:]))
 
 
-def _filled(
-    born: Mapping[Path, Branch],
+def _fill(
+    starting: Mapping[Path, Branch],
     state: State,
     original: Mapping[str, Tensor],
     names: Iterable[str],
@@ -132,13 +124,13 @@ def _filled(
     seed: int,
     full: Path,
 ) -> bool:
-    """Fill branches from a new model, which is let go of before the next one is made; False where it isn't new."""
+    """Fill branches from a new model, which is freed on return. Returns False where it equals the original."""
     with isolated_randomness(seed, branch_name(full)):
         made = tensors_of(factory())
     _check_alike(original, made)
     if _equal(names, original, made):
         return False
-    for path, branch in born.items():
+    for path, branch in starting.items():
         peers = tensors_of(branch)
         with torch.no_grad():
             for name in state.tensors_of(len(path)):
@@ -169,7 +161,7 @@ def _equal(names: Iterable[str], original: Mapping[str, Tensor], made: Mapping[s
 
 
 def _reset_all(branches: Mapping[Path, Branch], state: State, seed: int) -> None:
-    """Every module's own initialisation; one warning names what had to be redrawn."""
+    """Every module's own initialisation; one warning names the parameters that no module initialises."""
     originals, library = tensors_of(state.root), _library_initialiser(state.root)
     redrawn: dict[str, None] = {}
     for path, branch in branches.items():
@@ -186,27 +178,21 @@ def _reset_all(branches: Mapping[Path, Branch], state: State, seed: int) -> None
 
 
 def _library_initialiser(root: nn.Module) -> Callable[[nn.Module], object] | None:
-    """What a library's models do to each of their modules at first: transformers' have it."""
+    """The function by which a model of transformers initialises each of its modules."""
     of_transformers = any(cls.__name__ == "PreTrainedModel" for cls in type(root).__mro__)
     found = getattr(root, "_init_weights", None) if of_transformers else None
     return found if callable(found) else None
 
 
 def _reset(branch: nn.Module, own: Mapping[str, Tensor], library: Callable[[nn.Module], object] | None) -> list[str]:
-    """``reset_parameters`` and the library's initialiser, inner modules first; what they leave out is redrawn.
+    """``reset_parameters`` and the library's initialiser, inner modules first; what neither initialises is redrawn.
 
-    Args:
-        branch: the peers.
-        own: for each of the branch's own tensors, the original of the same name.
-        library: initialises one module, after its own ``reset_parameters``.
-
-    Returns:
-        The names of parameters that were redrawn.
+    ``own`` are the originals of the branch's own tensors. Returns the names of parameters that were redrawn.
     """
     tensors = tensors_of(branch)
     likes = {id(tensors[name]): original for name, original in own.items()}
     redrawn: list[str] = []
-    with torch.no_grad(), _standing_in(branch, {id(tensor) for tensor in tensors.values()} - likes.keys()):
+    with torch.no_grad(), _copies_of_shared(branch, {id(tensor) for tensor in tensors.values()} - likes.keys()):
         for path, module in reversed(list(branch.named_modules())):
             prefix = f"{path}." if path else ""
             redrawn += [prefix + name for name in _reset_module(module, likes, library)]
@@ -214,45 +200,45 @@ def _reset(branch: nn.Module, own: Mapping[str, Tensor], library: Callable[[nn.M
 
 
 @contextmanager
-def _standing_in(branch: nn.Module, foreign: Container[int]) -> Iterator[None]:
-    """Copies for tensors that belong to shallower levels, while modules initialise all that they hold."""
+def _copies_of_shared(branch: nn.Module, foreign: Container[int]) -> Iterator[None]:
+    """Replace tensors of shallower levels by copies, while modules initialise everything that they have."""
     registries: list[dict[str, Any]] = [r for m in branch.modules() for r in (m._parameters, m._buffers)]
-    held = [(registry, key, t) for registry in registries for key, t in registry.items() if id(t) in foreign]
+    replaced = [(registry, key, t) for registry in registries for key, t in registry.items() if id(t) in foreign]
     copies: dict[int, Tensor] = {}
     try:
-        for registry, key, tensor in held:
+        for registry, key, tensor in replaced:
             registry[key] = copies.setdefault(id(tensor), clone_tensor(tensor))
         yield
     finally:
-        for registry, key, tensor in held:
+        for registry, key, tensor in replaced:
             registry[key] = tensor
 
 
 def _reset_module(
     module: nn.Module, likes: Mapping[int, Tensor], library: Callable[[nn.Module], object] | None
 ) -> list[str]:
-    """Initialise one module's direct parameters. Returns the names of those that had to be redrawn."""
+    """Initialise one module's direct parameters. Returns the names of those that were redrawn."""
     parameters = {name: p for name, p in module.named_parameters(recurse=False) if id(p) in likes}
     reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
     for parameter in parameters.values():
         if parameter.is_floating_point():
-            parameter.fill_(float("nan"))  # to see what is covered
+            parameter.fill_(float("nan"))  # shows what isn't initialised
     if callable(reset):
         reset()
     if library is not None:
         library(module)
-    uncovered = [
+    uninitialised = [
         (name, parameter, likes[id(parameter)])
         for name, parameter in parameters.items()
-        if not parameter.is_floating_point() or _uncovered(parameter)
+        if not parameter.is_floating_point() or _is_uninitialised(parameter)
     ]
-    for _, parameter, like in uncovered:
+    for _, parameter, like in uninitialised:
         _redraw(parameter, like)
-    return [name for name, _, _ in uncovered]
+    return [name for name, _, _ in uninitialised]
 
 
-def _uncovered(parameter: Tensor) -> bool:
-    """Whether nothing has written to it since; on meta there is nothing to see."""
+def _is_uninitialised(parameter: Tensor) -> bool:
+    """Whether it was not written since; on meta that isn't known."""
     return not parameter.is_meta and bool(parameter.isnan().any())
 
 

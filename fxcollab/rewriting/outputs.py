@@ -1,4 +1,4 @@
-"""How graphs return the output of one head, and those of all."""
+"""The outputs of graphs: of one head, and of all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def output_of(graph: fx.Graph, tree: HeadTree, path: Path) -> Any:
 
 
 def is_flat(codegen: CodeGen) -> bool:
-    """Whether a graph returns the leaves of its outputs, to be put together by a pytree spec."""
+    """Whether a graph returns the leaves of its outputs, from which a pytree spec makes the outputs."""
     return isinstance(codegen, PyTreeCodeGen) and codegen.pytree_info.out_spec is not None
 
 
@@ -36,7 +36,7 @@ def codegen_for_heads(codegen: CodeGen, heads: int) -> CodeGen:
     if type(codegen) is not PyTreeCodeGen:
         raise CaptureError(
             f"The graph generates its code with {type(codegen).__qualname__}.",
-            why="fxcollab can't tell how such a graph returns one output a head",
+            why="it is not known how such a graph returns several outputs",
             hint="give the module itself, or torch.export.export(model, inputs).module()",
         )
     return _of_outputs(codegen, lambda one: (one,) * heads)
@@ -48,7 +48,7 @@ def codegen_for_one(codegen: CodeGen) -> CodeGen:
 
 
 def _of_outputs(codegen: CodeGen, change: Callable[[Any], Any]) -> CodeGen:
-    """The same for outputs of another structure."""
+    """Code generation for outputs of the structure that ``change`` returns."""
     if not isinstance(codegen, PyTreeCodeGen) or not is_flat(codegen):
         return codegen
     spec: Any = codegen.pytree_info.out_spec

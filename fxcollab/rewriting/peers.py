@@ -17,18 +17,12 @@ from fxcollab.tree import HeadTree, Path, branch_name
 
 
 class Branch(nn.Module):
-    """Holds the peers of one branch, or a part of them, under the original names."""
+    """A container of the peers of one branch, or a part of them, under the original names."""
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """The state of a captured model, as the partition sees it.
-
-    Attributes:
-        root: the caller's module.
-        modules: level of each module called as one node, by path.
-        tensors: level of each parameter and buffer, by every name.
-    """
+    """The caller's module, with the levels of modules called as one node, and of tensors by every name."""
 
     root: nn.Module
     modules: Mapping[str, int]
@@ -69,14 +63,14 @@ def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
     """
     tensors = tensors_of(state.root)
     kept = {id(module): module for module in _around(state)}
-    held: dict[Path, Mapping[int, Any]] = {(): _originals(state, tensors, 0) | kept}
+    instances: dict[Path, Mapping[int, Any]] = {(): _originals(state, tensors, 0) | kept}
     branches: dict[Path, Branch] = {}
     for level in range(1, tree.depth + 1):
         originals = _originals(state, tensors, level)
         for path in tree.paths(level):
-            held[path] = originals if not any(path) else {key: clone_tensor(t) for key, t in originals.items()}
+            instances[path] = originals if not any(path) else {key: clone_tensor(t) for key, t in originals.items()}
             if any(path):
-                ancestry = [held[path[:shallow]] for shallow in range(level, -1, -1)]
+                ancestry = [instances[path[:shallow]] for shallow in range(level, -1, -1)]
                 branches[path] = _build(state, tensors, path, ancestry)
     return branches
 
@@ -87,15 +81,18 @@ def _build(state: State, tensors: Mapping[str, Tensor], path: Path, ancestry: Se
     modules = {name: state.root.get_submodule(name) for name in state.modules_of(len(path))}
     memo = Memo([*ancestry, _derived(modules.values())])
     for name, module in modules.items():
-        _attach(branch, name, _copied(module, name, memo))
+        owner, _, leaf = name.rpartition(".")
+        _container(branch, owner).add_module(leaf, _copied(module, name, memo))
     for name in state.tensors_of(len(path)):
         _attach_tensor(branch, name, ancestry[0][id(tensors[name])], state.root)
-    _set_mode_of_holders(branch, state.root.training)
+    for part in branch.modules():
+        if isinstance(part, Branch):  # copied modules have the modes of their originals
+            part.training = state.root.training
     return branch
 
 
 def _around(state: State) -> Iterator[nn.Module]:
-    """What the modules lie in that are called: a child that refers to its parent must not take it along."""
+    """The modules around those that are called: a child that refers to its parent must not copy it."""
     return (state.root.get_submodule(name) for name in {"", *_opened(state.modules)})
 
 
@@ -104,9 +101,9 @@ def _originals(state: State, tensors: Mapping[str, Tensor], level: int) -> dict[
 
 
 class Memo(dict[int, Any]):
-    """The memo of a deep copy, which also knows what stands for an object in the branches around it.
+    """The memo of a deep copy, which also has the instances that the branches around have of an object.
 
-    They are asked in turn rather than merged: every branch would carry the whole model otherwise.
+    They are looked up one after the other, since merged they would be the whole model in every branch.
     """
 
     def __init__(self, ancestry: Sequence[Mapping[int, Any]]) -> None:
@@ -114,20 +111,20 @@ class Memo(dict[int, Any]):
         self._ancestry = ancestry
 
     def fresh(self) -> Memo:
-        """One that has seen no copy yet."""
+        """A memo without copies."""
         return Memo(self._ancestry)
 
     def __missing__(self, key: int) -> Any:
-        for held in self._ancestry:
-            if key in held:
-                return held[key]
+        for instances in self._ancestry:
+            if key in instances:
+                return instances[key]
         raise KeyError(key)
 
     def __contains__(self, key: object) -> bool:
-        return super().__contains__(key) or any(key in held for held in self._ancestry)
+        return super().__contains__(key) or any(key in instances for instances in self._ancestry)
 
     def get(self, key: int, default: Any = None) -> Any:
-        """As of a plain dict, the branches around it included."""
+        """The copy, or the instance in a branch around."""
         try:
             return self[key]
         except KeyError:
@@ -135,7 +132,7 @@ class Memo(dict[int, Any]):
 
 
 def _derived(modules: Iterable[nn.Module]) -> dict[int, Any]:
-    """Copies of what is computed from state, such as old weight_norm's, made anew by its hook: torch copies none."""
+    """Copies of tensors computed from state, such as old weight_norm's: torch only copies leaves."""
     values = (value for module in modules for part in module.modules() for value in part.__dict__.values())
     return {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}
 
@@ -157,8 +154,8 @@ def _uncopyable(module: nn.Module, name: str, memo: Memo) -> str:
     """The innermost part of a module that can't be copied, and its attribute where that is why."""
     for path, part in reversed(list(module.named_modules(prefix=name))):
         if not _is_copyable(part, memo):
-            held = [key for key, value in part.__dict__.items() if not _is_copyable(value, memo)]
-            return f"{path}.{held[0]} ({type(part.__dict__[held[0]]).__name__})" if held else path
+            names = [key for key, value in part.__dict__.items() if not _is_copyable(value, memo)]
+            return f"{path}.{names[0]} ({type(part.__dict__[names[0]]).__name__})" if names else path
     return name
 
 
@@ -190,26 +187,21 @@ def clone_tensor(tensor: Tensor) -> Tensor:
     return clone
 
 
-def _attach(branch: Branch, name: str, module: nn.Module) -> None:
-    owner, _, leaf = name.rpartition(".")
-    _container(branch, owner).add_module(leaf, module)
-
-
 def _attach_tensor(branch: Branch, name: str, tensor: Tensor, root: nn.Module) -> None:
-    """Register ``tensor`` at ``name``, unless a cloned module holds it there already."""
+    """Register ``tensor`` at ``name``, unless a copied module has it there already."""
     owner, _, leaf = name.rpartition(".")
-    holder = _container(branch, owner)
-    if not isinstance(holder, Branch):
+    container = _container(branch, owner)
+    if not isinstance(container, Branch):
         return
     if isinstance(tensor, nn.Parameter):
-        holder.register_parameter(leaf, tensor)
+        container.register_parameter(leaf, tensor)
     else:
         transient = leaf in root.get_submodule(owner)._non_persistent_buffers_set
-        holder.register_buffer(leaf, tensor, persistent=not transient)
+        container.register_buffer(leaf, tensor, persistent=not transient)
 
 
 def _container(branch: Branch, path: str) -> nn.Module:
-    """The module at ``path`` of a branch, made of empty holders where there is none yet."""
+    """The module at ``path`` of a branch, made where there is none yet."""
     module: nn.Module = branch
     for atom in path.split(".") if path else ():
         if atom not in module._modules:
@@ -218,13 +210,6 @@ def _container(branch: Branch, path: str) -> nn.Module:
         assert child is not None
         module = child
     return module
-
-
-def _set_mode_of_holders(branch: Branch, training: bool) -> None:
-    """The mode of what holds the peers; these themselves have the modes of their originals."""
-    for module in branch.modules():
-        if isinstance(module, Branch):
-            module.training = training
 
 
 def nest(branches: Mapping[Path, Branch]) -> nn.Module:

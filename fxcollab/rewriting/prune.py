@@ -43,8 +43,7 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
 
     Raises:
         PatternError: there is no such head.
-        StateError: ``into`` is another model, and is not changed; or a node that was added reads values of several
-            heads.
+        StateError: ``into`` is another model, and was not changed; or an added node reads values of several heads.
     """
     model = training_model(train_model)
     plan = plan_of(model)
@@ -52,8 +51,10 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
     if into is not None:
         return _load(into, prune_state_dict(model.state_dict(), head, peers=peers))
     modes = model.modes.map(lambda graph: prune_graph(graph, plan.tree, path, peers))
-    own = _own_root(model)
-    root = own if not any(path) else _graft(own, _branches(model, path))
+    root = _own_root(model, peers)
+    if any(path):
+        names = (branch_name(path[:level]) for level in range(1, len(path) + 1) if any(path[:level]))
+        root = _graft(root, [model.get_submodule(f"{peers}.{name}") for name in names])
     constants = {name: getattr(model, name) for name in model.constants}
     return CollabGraphModule(root, modes, constants=constants)
 
@@ -75,7 +76,7 @@ def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path, peers: str) -> fx.G
             raise StateError(
                 f"The head at {branch_name(path)} reads {node.name!r}, which belongs to another.",
                 where=f"{node.op} {node.target}",
-                why="the training graph was edited so that its heads are no longer apart",
+                why="the training graph was edited so that one head reads another",
                 hint="let every head read values of its own, or edit the graph after pruning",
             )
         return kept[node]
@@ -104,9 +105,8 @@ def _without_provenance(node: fx.Node) -> dict[str, Any]:
     return {key: value for key, value in node.meta.items() if key != META_KEY}
 
 
-def _own_root(model: CollabGraphModule) -> nn.Module:
+def _own_root(model: CollabGraphModule, peers: str) -> nn.Module:
     """The root; a copy of it where children of the training model were replaced, as by SyncBatchNorm."""
-    peers = plan_of(model).options.peers
     own = {name: child for name, child in model._modules.items() if name != peers}
     if all(model.root._modules.get(name) is child for name, child in own.items()):
         return model.root
@@ -115,15 +115,8 @@ def _own_root(model: CollabGraphModule) -> nn.Module:
     return root
 
 
-def _branches(model: CollabGraphModule, path: Path) -> list[nn.Module]:
-    """The peers on the way to a head, shallow ones first."""
-    peers = model.get_submodule(plan_of(model).options.peers)
-    levels = range(1, len(path) + 1)
-    return [peers.get_submodule(branch_name(path[:k])) for k in levels if any(path[:k])]
-
-
 def _graft(module: nn.Module, branches: list[nn.Module]) -> nn.Module:
-    """A copy of ``module`` that holds the peers of ``branches`` in the place of their originals."""
+    """A copy of ``module`` in which the peers of ``branches`` replace their originals."""
     new = shallow(module)
     for branch in branches:
         new._parameters.update(branch._parameters)
@@ -158,22 +151,22 @@ def shallow(module: nn.Module) -> nn.Module:
 
 
 def _load(model: M, state: dict[str, Any]) -> M:
-    """Write ``state`` into ``model``, after it is known to fit; parts of it may be compiled since."""
+    """Load ``state`` into ``model``, parts of which may be compiled, if all of it fits."""
     own = model.state_dict()
     names = {without_infixes(key): key for key in own}
     state = {names.get(key, key): value for key, value in state.items()}
-    wrong = [key for key in state if key not in own or _shape(own[key]) != _shape(state[key])]
+    wrong = [
+        key
+        for key in state
+        if key not in own or getattr(own[key], "shape", None) != getattr(state[key], "shape", None)
+    ]
     wrong += [key for key in own if key not in state]
     if wrong:
         raise StateError(
             f"The head's weights don't fit {type(model).__qualname__}.",
             where=", ".join(wrong[:4]),
-            why="these are missing in one of both, or have another shape; nothing was written",
+            why="these are missing in one of the two, or have another shape; nothing was written",
             hint="give the model that was transformed, or a new one like it",
         )
     model.load_state_dict(state)
     return model
-
-
-def _shape(value: Any) -> Any:
-    return value.shape if isinstance(value, torch.Tensor) else None

@@ -20,7 +20,7 @@ def prune_state_dict(checkpoint: Mapping[str, Any], head: int = 0, *, peers: str
     """The state dict of one head under the original's names and in its order; needs no model.
 
     Head 0 is what is left without the peers. For another head, the peers of its branches take the place of
-    their originals. Prefixes that wrappers add (``module.``, ``_orig_mod.``, ``model.``) are taken off.
+    their originals. Prefixes that wrappers add (``module.``, ``_orig_mod.``, ``model.``) are removed.
 
     Args:
         checkpoint: the state dict of a training model, or one wrapped by DDP, ``torch.compile``,
@@ -32,7 +32,7 @@ def prune_state_dict(checkpoint: Mapping[str, Any], head: int = 0, *, peers: str
         A new dict with the checkpoint's own values; the original model loads it with ``strict=True``.
 
     Raises:
-        StateError: it is no state dict, or holds no peers.
+        StateError: it is not a state dict, or has no peers.
         PatternError: there is no such head.
     """
     state = unwrapped(checkpoint, peers)
@@ -40,7 +40,7 @@ def prune_state_dict(checkpoint: Mapping[str, Any], head: int = 0, *, peers: str
 
 
 def prune_names(keys: Iterable[str], head: int, *, peers: str = "peers") -> dict[str, str]:
-    """For each original name, in order, the key of a training model's state that makes it up in ``head``."""
+    """For each original name, in order, the key that it has in a training model's state for ``head``."""
     branches: dict[Path, dict[str, str]] = {}
     original: dict[str, str] = {}
     for key in keys:
@@ -68,8 +68,8 @@ def unwrapped(checkpoint: Mapping[str, Any], peers: str = "peers") -> dict[str, 
     ]
     if nested or not all(isinstance(key, str) for key in checkpoint):
         raise StateError(
-            "The checkpoint is no state dict.",
-            why=f"its values under {', '.join(nested) or 'keys that are no text'} are not tensors",
+            "The checkpoint is not a state dict.",
+            why=f"its values under {', '.join(nested) or 'keys that are not strings'} are not tensors",
             hint=f"pass the state dict inside it, such as checkpoint[{nested[0]!r}]" if nested else None,
         )
     state = {without_infixes(key): value for key, value in checkpoint.items() if key not in _WRAPPERS_OWN}

@@ -1,4 +1,4 @@
-"""A module called with some of its parameters handed in: those that are shared with a shallower level."""
+"""Calls of modules with the parameters that they share with a shallower level as arguments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FunctionalCall(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.__dict__["_holder"] = (module,)  # in a tuple, or it would be registered
-        self.__dict__["__module__"] = "torch.nn"  # by which plain tracers know what to keep whole
+        self.__dict__["__module__"] = "torch.nn"  # so that other tracers keep it whole
         self.training = module.training
 
     @property

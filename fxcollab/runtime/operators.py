@@ -1,7 +1,7 @@
 """Functions that captured graphs call where ``torch.fx`` has no faithful node of its own.
 
-``x += y`` on a proxy silently becomes ``x = x + y``: a buffer is no longer counted, an alias no longer follows.
-``operator.iadd`` as a node is no way out, for fx prints it as a statement that also rebinds plain numbers.
+``x += y`` on a proxy silently becomes ``x = x + y``: buffers and aliases are no longer written. A node that calls
+``operator.iadd`` doesn't help, since fx prints it as a statement that also rebinds plain numbers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ RETURN_THEIR_INPUT = frozenset(
         "double", "feature_alpha_dropout", "float", "half", "rrelu", "to", "type", "type_as",
     )
 )  # fmt: skip
-"""Names of operations that may return their very input, which keeps its gradient then, under ``no_grad`` as well."""
+"""Names of operations that may return their input itself, which then has its gradient also under ``no_grad``."""
 
 
 def writes_in_place(target: Any, kwargs: Mapping[str, Any]) -> bool:
@@ -79,11 +79,9 @@ class CustomFunction:
 
 
 def stop_gradient(value: Any, kept: Sequence[Any] = ()) -> Any:
-    """``value`` as it is under ``torch.no_grad()``: the same storage, no gradient.
+    """``value``, a tensor or any pytree, as under ``torch.no_grad()``: the same storage, no gradient.
 
-    Args:
-        value: a tensor or any pytree; what is no tensor is handed on.
-        kept: the arguments of the operation that gave ``value``: one that it returns keeps its gradient.
+    ``kept`` are the arguments of the operation that returned ``value``: if it returned one, that keeps its gradient.
     """
     if has_torch_function_unary(value):
         return handle_torch_function(stop_gradient, (value,), value, kept)
@@ -96,13 +94,9 @@ def stop_gradient(value: Any, kept: Sequence[Any] = ()) -> Any:
 
 
 def guard(question: str, value: Any, answer: Any, where: str) -> None:
-    """Raise for data for which the forward would take a different branch than when it was captured.
+    """Raise for a value for which the forward would take a different branch than when it was captured.
 
-    Args:
-        question: one of `QUESTIONS`.
-        value: what is asked.
-        answer: the answer at capture.
-        where: the line that asks.
+    One of `QUESTIONS` about the value had the given answer at capture; ``where`` is the line with the question.
 
     Raises:
         CaptureError: the answer differs.
@@ -137,4 +131,4 @@ QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "bool": bool, "int": int, "float": float, "index": operator.index, "len": len, "keys": _keys,
     "value": _plain, "is None": _is_none,
 }  # fmt: skip
-"""What only a value can answer, by name."""
+"""Functions whose result depends on the value of a tensor, by name."""

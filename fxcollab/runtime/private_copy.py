@@ -15,7 +15,7 @@ def private_copy(value: Any) -> Any:
     """A copy of ``value`` that shares no storage with it, laid out alike; gradients pass through unchanged.
 
     Args:
-        value: a tensor of any shape, or any pytree; what is no tensor is handed on.
+        value: a tensor of any shape, or any pytree; other leaves are returned unchanged.
     """
     if has_torch_function_unary(value):
         return handle_torch_function(private_copy, (value,), value)
@@ -28,7 +28,7 @@ private_copy.__module__ = "fxcollab"
 
 
 def _copy(value: Tensor) -> Tensor:
-    """Strides are kept, also those of a view with gaps: sums over another layout round otherwise."""
+    """A clone with the same strides, also of a view with gaps: sums over another layout are rounded differently."""
     copy = value.clone()
     if value.layout is not torch.strided or copy.stride() == value.stride() or not can_be_written(value):
         return copy
@@ -37,7 +37,7 @@ def _copy(value: Tensor) -> Tensor:
 
 
 def can_be_written(value: Tensor) -> bool:
-    """Whether every element has a place of its own, which torch asks of what is written in place."""
+    """Whether no two elements share memory, without which torch refuses to write in place."""
     if is_batched(value):
         return False
     reached = 0

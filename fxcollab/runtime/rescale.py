@@ -4,14 +4,14 @@ Three ways of writing it fail silently somewhere: a plain ``autograd.Function`` 
 ``torch.export`` and is inlined by a second ``symbolic_trace``; a tensor hook is lost by both; and
 ``x*s + (x*(1-s)).detach()`` is not the identity for 3, 5 or 7 heads. So this one is a function that
 
-* hands proxies to ``__torch_function__``, and therefore stays one node whenever a graph is traced again;
+* passes proxies to ``__torch_function__``, and therefore stays one node whenever a graph is traced again;
 * is an ``autograd.Function`` that copies nothing where autograd runs (eager, ``torch.compile``, vmap);
-* is written in operators for what sees nothing else (``torch.export``, ``torch.jit.trace``, ``make_fx``), for vmap
+* consists of operators for ``torch.export``, ``torch.jit.trace`` and ``make_fx``, which record nothing else, for vmap
   and grad under ``torch.compile``, which would drop the backward, and for forward-mode derivatives, which follow
   views.
 
-Whether a value requires a gradient is not asked: under vmap it can't be seen, and what is exported or traced may
-be trained later on.
+It doesn't depend on whether a value requires a gradient: that isn't known under vmap, and what is exported or traced
+may be trained later on.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ class _Rescale(torch.autograd.Function):
 
 
 def rescale(value: Any, factor: float) -> Any:
-    """``value`` itself, bit for bit; the gradient that comes back through it is multiplied with ``factor``.
+    """``value`` itself, bit for bit; the gradient that comes back through it is multiplied by ``factor``.
 
     Args:
-        value: a tensor of any shape, or any pytree of tensors. Integers, booleans and whatever else carries
-            no gradient pass bare.
-        factor: the gradient's factor, 1/H where H branches meet (equation 5).
+        value: a tensor of any shape, or any pytree of tensors. Integers, booleans and other values without
+            a gradient are returned unchanged.
+        factor: the gradient's factor, 1/H at a split with H branches (equation 5).
 
     Returns:
         The same value. A tensor may share the storage of ``value``; don't write into it.
 
     Raises:
-        TypeError: ``value`` holds an object that may hide tensors and that pytree doesn't know.
+        TypeError: ``value`` contains an object that may contain tensors and is not a registered pytree.
     """
     if has_torch_function_unary(value):
         return handle_torch_function(rescale, (value,), value, factor)
@@ -93,14 +93,14 @@ def _rescale_tensor(value: Tensor, factor: float) -> Tensor:
         return value
     if value.layout is not torch.strided and not value.requires_grad:
         return value  # sparse tensors have no views
-    if _takes_operators():
+    if _needs_operators():
         return _in_operators(value, factor)
     result: Tensor = _Rescale.apply(value, factor)
     return result
 
 
-def _takes_operators() -> bool:
-    """Whether an ``autograd.Function`` would be lost or refused here."""
+def _needs_operators() -> bool:
+    """Whether an ``autograd.Function`` would be dropped or refused here."""
     if torch.compiler.is_exporting():
         return True
     if torch.compiler.is_dynamo_compiling():  # it drops the backward under vmap, also of grad inside
@@ -111,7 +111,7 @@ def _takes_operators() -> bool:
 def _in_operators(value: Tensor, factor: float) -> Tensor:
     """``value - 0 * factor``, where the zero's gradient is -1: exact for signed zeros, infinities and all between.
 
-    The zero is the difference of two finite numbers, since that of infinities is none.
+    The zero is the difference of two finite numbers, since that of infinities is not a number.
     """
     if value.is_complex():
         return torch.complex(_in_operators(value.real, factor), _in_operators(value.imag, factor))

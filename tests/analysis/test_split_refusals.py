@@ -62,7 +62,7 @@ def test_the_leaf_of_a_path_is_found_elsewhere() -> None:
 
 def test_a_split_like_nothing_is_answered_with_what_there_is() -> None:
     error = refusal(Chain(), ["zzz"])
-    assert error.hint == "the values at hand are x, stem, layer1, layer2, fc" or error.hint == (
+    assert error.hint == "there are x, stem, layer1, layer2, fc" or error.hint == (
         "the values at hand are stem, layer1, layer2, fc"
     )
 

@@ -68,7 +68,7 @@ def test_a_split_at_a_list_of_modules_names_the_last_one_called(
     model = make()
     with pytest.raises(SplitError, match=f"Module '{split}' returns no value of the captured graph") as caught:
         made(model, (X,), [split])
-    assert caught.value.why == "the forward calls the modules in it, and never itself"
+    assert caught.value.why == "the forward calls the modules in it, but not the module itself"
     assert caught.value.hint == f"split at the last of them: '{last}'"
     proven(model, splits=[last])
 

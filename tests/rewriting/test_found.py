@@ -323,7 +323,7 @@ def test_a_module_that_may_write_there_is_refused_as_well() -> None:
 
 @pytest.mark.parametrize("first", [nn.Dropout(0.3), nn.Identity()], ids=["dropout", "identity"])
 def test_a_write_beside_a_value_that_branches_copy_is_refused(first: nn.Module) -> None:
-    with pytest.raises(fxcollab.SplitError, match="of which every branch has a copy"):
+    with pytest.raises(fxcollab.SplitError, match="of which every branch has a private copy"):
         fxcollab.transform(WrittenBesideACopy(first), "simple", ["first"])
 
 
