@@ -97,7 +97,12 @@ def transform(
     names = splits.splits if isinstance(splits, Choice) else split_names(splits)
     automatic = names == (AUTO,)
     tree = None if automatic else _tree(splits, pattern, names, heads, fanouts)
-    _check_budget(automatic, max_time, max_memory)
+    if not automatic and (max_time is not None or max_memory is not None):
+        raise PatternError(
+            "Named splits have no budget.",
+            why="their costs are fixed",
+            hint="use splits='auto' (--splits auto), or leave the budget out",
+        )
     refuse_budget_with_recompute(recompute, max_time, max_memory)
     if not isinstance(model, nn.Module):
         factory, source = factory or model, source or source_of(model)
@@ -175,13 +180,4 @@ def _check_example_inputs(model: nn.Module, interface: Interface, example_inputs
             where=f"{type(model).__qualname__}.forward",
             why=reason,
             hint="give example_inputs (--input 1x3x224x224) that the model takes in train and in eval mode",
-        )
-
-
-def _check_budget(automatic: bool, *limits: float | None) -> None:
-    if not automatic and any(limit is not None for limit in limits):
-        raise PatternError(
-            "Named splits have no budget.",
-            why="the costs of named splits are fixed",
-            hint="use splits='auto' (--splits auto), or leave the budget out",
         )

@@ -71,9 +71,8 @@ def _uses(
         used: dict[Any, bool] = {key: key in written for key in (state.get(value, value) for value in read)}
         if node.op == "call_module":
             for part in root.get_submodule(str(node.target)).modules():
-                used |= {id(tensor): id(tensor) in written for tensor in part.parameters(recurse=False)}
-                changes = may_change(part)
-                used |= {part: changes} | {id(tensor): changes for tensor in part.buffers(recurse=False)}
+                changes, own = may_change(part), (*part.parameters(recurse=False), *part.buffers(recurse=False))
+                used |= {part: changes} | {id(tensor): changes for tensor in own}
         for key, is_written in used.items():
             found.setdefault(key, []).append((node, is_written))
     return found

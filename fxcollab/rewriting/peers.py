@@ -62,7 +62,9 @@ def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
         StateError: a module can't be copied.
     """
     tensors = tensors_of(state.root)
-    kept = {id(module): module for module in _around(state)}
+    # A module that refers to one around it must not copy that one.
+    around = (state.root.get_submodule(name) for name in {"", *_opened(state.modules)})
+    kept = {id(module): module for module in around}
     instances: dict[Path, Mapping[int, Any]] = {(): _originals(state, tensors, 0) | kept}
     branches: dict[Path, Branch] = {}
     for level in range(1, tree.depth + 1):
@@ -89,11 +91,6 @@ def _build(state: State, tensors: Mapping[str, Tensor], path: Path, ancestry: Se
         if isinstance(part, Branch):  # copied modules have the modes of their originals
             part.training = state.root.training
     return branch
-
-
-def _around(state: State) -> Iterator[nn.Module]:
-    """The modules around those that are called: a child that refers to its parent must not copy it."""
-    return (state.root.get_submodule(name) for name in {"", *_opened(state.modules)})
 
 
 def _originals(state: State, tensors: Mapping[str, Tensor], level: int) -> dict[int, Any]:

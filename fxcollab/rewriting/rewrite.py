@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from fxcollab.analysis.partition import Partition
 from fxcollab.analysis.randomness import draws_randomly, module_draws_randomly
@@ -157,15 +157,13 @@ def _collector_paused() -> Iterator[None]:
 
 def is_stochastic(captured: CollabGraphModule, partition: Partition) -> bool:
     """Whether anything that is duplicated draws random numbers."""
+    nodes = (node for levels in partition.nodes.values() for node, level in levels.items() if level > 0)
     return any(
-        _draws(node, captured) for levels in partition.nodes.values() for node, level in levels.items() if level > 0
+        module_draws_randomly(captured.get_submodule(str(node.target)))
+        if node.op == "call_module"
+        else draws_randomly(node)
+        for node in nodes
     )
-
-
-def _draws(node: fx.Node, captured: nn.Module) -> bool:
-    if node.op == "call_module":
-        return module_draws_randomly(captured.get_submodule(str(node.target)))
-    return draws_randomly(node)
 
 
 def _add_functional_calls(nested: nn.Module, peers: str, captured: nn.Module, result: Duplicated) -> None:

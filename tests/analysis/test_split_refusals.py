@@ -62,9 +62,7 @@ def test_the_leaf_of_a_path_is_found_elsewhere() -> None:
 
 def test_a_split_like_nothing_is_answered_with_what_there_is() -> None:
     error = refusal(Chain(), ["zzz"])
-    assert error.hint == "there are x, stem, layer1, layer2, fc" or error.hint == (
-        "the values at hand are stem, layer1, layer2, fc"
-    )
+    assert error.hint == "there are stem, layer1, layer2, fc"
 
 
 def test_one_unknown_part_of_a_joint_split_is_named() -> None:
@@ -197,7 +195,7 @@ def test_an_exported_module_that_hands_several_values_on_is_refused_with_their_n
 
     exported = torch.export.export(Outer(), (torch.randn(2, 4),)).module()
     before = copy.copy(exported.code)
-    with pytest.raises(SplitError, match="Module 'pair' hands 2 values on") as caught:
+    with pytest.raises(SplitError, match="Module 'pair' returns 2 values") as caught:
         fxcollab.transform(exported, splits=["pair"])
     assert caught.value.hint == "cut at several values at once: linear+linear_1"
     assert exported.code == before

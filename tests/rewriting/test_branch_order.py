@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +17,14 @@ from tests.rewriting.hazard_helpers import X, proven
 
 
 class Layers(nn.Module):
-    """Linear layers ``a`` to ``f``, two BatchNorms, one of them also inside ``both``, and a buffer."""
+    """Linear layers ``a`` to ``f``, two BatchNorms, also inside ``both``, a renormalised table, and a buffer."""
 
     steps: Tensor
 
     def __init__(self, function: Callable[[Layers, Tensor], Any]) -> None:
         super().__init__()
         self.a, self.b, self.c, self.d, self.e, self.f = (nn.Linear(4, 4) for _ in range(6))
-        self.n, self.m = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+        self.n, self.m, self.table = nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.Embedding(4, 4, max_norm=0.5)
         self.both, self.function = Both(self.n, self.m), function
         self.register_buffer("steps", torch.ones(4))
 
@@ -101,6 +102,19 @@ def test_nodes_that_share_state_keep_their_order(
     function: Callable[[Layers, Tensor], Tensor], options: dict[str, Any], granularity: str
 ) -> None:
     proven(Layers(function), granularity=granularity, **options)
+
+
+def a_weight_read_before_the_call_that_writes_it(net: Layers, x: Tensor) -> Tensor:
+    deep = net.c(net.a(x)) + net.table.weight.sum(0)
+    return net.d(deep) + net.table(x.argmax(1)) + net.b(x)
+
+
+def test_a_weight_that_a_call_renormalises_is_read_before() -> None:
+    model = Layers(a_weight_read_before_the_call_that_writes_it)
+    original = copy.deepcopy(model)
+    train_model = fxcollab.transform(model, splits=["a"], init="copy-anyway")
+    expected = original(X)
+    assert all(torch.equal(output, expected) for output in train_model(X))
 
 
 # ------------------------------------------------------------------------------------- no more waiting than is needed
