@@ -29,14 +29,14 @@ def ordered_pairs(graph: fx.Graph, levels: Levels, effects: EffectAnalysis, root
         return ()
     pairs: dict[Pair, None] = {}
     for used, uses in _uses(graph, levels, effects, root).items():
+        if not any(writes for _, writes in uses):
+            continue
         for (one, one_writes), (other, other_writes) in combinations(uses, 2):
-            if levels[one] != levels[other]:
-                shallow_writes, deep_writes = one_writes, other_writes
-                if levels[one] > levels[other]:
-                    shallow_writes, deep_writes = other_writes, one_writes
-                # A branch writes into a private copy of a shallower value, which only nodes behind it see.
-                if shallow_writes or (deep_writes and not isinstance(used, fx.Node)):
-                    pairs[one, other] = None
+            # A branch writes into a private copy of a shallower value, which only nodes behind it see.
+            shallow_writes = one_writes if levels[one] < levels[other] else other_writes
+            writes = shallow_writes if isinstance(used, fx.Node) else one_writes or other_writes
+            if writes and levels[one] != levels[other]:
+                pairs[one, other] = None
     return tuple(pairs)
 
 
