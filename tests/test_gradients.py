@@ -213,7 +213,7 @@ def test_rescaling_is_what_makes_the_difference(case: Case, batch: tuple[Tensor,
 
 
 def test_gradients_are_the_mean_over_separate_originals(case: Case, batch: tuple[Tensor, Tensor]) -> None:
-    """THE RULE, with every head an original of its own."""
+    """The mean over the heads behind, with every head an original of its own."""
     train_model, hand = both(case, rescale=True)
     originals = []
     for head in range(len(hand.paths)):

@@ -17,7 +17,7 @@ def summary(structure: Sequence[Row], values: Sequence[Row]) -> Iterator[str]:
     yield ""
     yield from _structure_table(structure)
     yield ""
-    yield "The whole proof on real weights: outputs bit for bit, gradients by THE RULE."
+    yield "The whole proof on real weights: outputs bit for bit, gradients by the mean-gradient rule."
     yield ""
     yield from _values_table(values)
     yield from dict.fromkeys(_reasons([*structure, *values]))  # most fail in both in one way
