@@ -36,6 +36,7 @@ from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tree import PATTERNS
 from tests.fonts import needs_a_font
+from tests.speeds import slow_but
 
 NET = """
     from torch import nn
@@ -231,6 +232,7 @@ ASKING = """
 """
 
 
+@pytest.mark.slow
 def test_a_directory_of_a_model_that_asks_for_data_can_be_read_again_and_again(call: Call, write: Write) -> None:
     file = write(ASKING)
     assert call("transform", "model.py", "--splits", "a,b", "--input", "4x8").code == 0
@@ -434,7 +436,7 @@ DRIFTING = """
 """
 
 
-@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("options", slow_but([()], [(), ("--json",)]))
 def test_verify_exits_with_1_when_a_check_fails(call: Call, write: Write, options: tuple[str, ...]) -> None:
     write(DRIFTING)
     result = call("verify", "model.py", "--splits", "0", *options)
@@ -750,7 +752,10 @@ def test_an_output_that_is_a_directory_is_no_file(call: Call, made: Path) -> Non
     assert result.code == 2 and "The output is a directory." in result.err
 
 
-@pytest.mark.parametrize("command", [("verify", "model_collab"), ("prune", "model_collab", "-o", "out")])
+@pytest.mark.parametrize(
+    "command",
+    slow_but([("verify", "model_collab")], [("verify", "model_collab"), ("prune", "model_collab", "-o", "out")]),
+)
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [

@@ -20,7 +20,7 @@ from fxcollab.diffs.dot import to_mermaid
 from fxcollab.diffs.model import GENERATOR
 from fxcollab.diffs.terminal import view
 from fxcollab.diffs.views import VIEWS, is_view
-from samples.networks import resnet20
+from samples.networks import resnet_cifar
 from tests.fonts import needs_a_font
 
 
@@ -70,7 +70,7 @@ def test_a_copy_before_a_write_is_shown_as_one() -> None:
 
 
 def test_counts_are_those_of_the_summary() -> None:
-    train_model = fxcollab.transform(resnet20(), splits=["stage1", "stage2"], seed=0)
+    train_model = fxcollab.transform(resnet_cifar(8), splits=["stage1", "stage2"], seed=0)
     diff, summary = fxcollab.diff(train_model), fxcollab.summarise(train_model)
     assert (diff.count("cloned"), diff.count("rescaled")) == (summary.cloned, summary.rescaled)
     assert sum(node.new_parameters for node in diff.nodes) == summary.parameters[1]

@@ -112,6 +112,7 @@ def test_nothing_overlaps(show: Show) -> None:
             assert x + w <= a or a + c <= x or y + h <= b or b + d <= y, (one, other)
 
 
+@pytest.mark.slow
 def test_the_spotlight_dims_and_moves_nothing(show: Show) -> None:
     page = show(small())
     before = boxes(page)
@@ -152,6 +153,7 @@ def test_the_passes_go_from_the_captured_to_the_pruned_graph(show: Show) -> None
     assert at(3)[0] == "pruned" and at(3)[2] < 0.1
 
 
+@pytest.mark.slow
 def test_selecting_a_clone_tells_what_became_of_it(show: Show) -> None:
     page = show(small())
     node(page, "head_b1_0").click()
@@ -172,6 +174,7 @@ def test_pointing_at_a_node_lights_up_all_of_its_clones(show: Show) -> None:
     assert page.locator("#world .stack").first.inner_html() == "\u00d72"
 
 
+@pytest.mark.slow
 def test_boxes_open_and_close_by_pointer_and_keyboard(show: Show) -> None:
     page = show(resnet50("op"), viewport=LARGE)
     closed = page.locator('#world .closed[data-id="|layer1.0"]')

@@ -187,7 +187,7 @@ def test_outputs_and_statistics_equal_the_hand_networks(case: Case, mode: str, b
         assert torch.equal(state[name], expected_state[name]), name
 
 
-@pytest.mark.parametrize("case", slow_but(["simple, 2 heads", "skips (2, 2)", "2 instances"], CASES), indirect=True)
+@pytest.mark.parametrize("case", slow_but(["skips (2, 2)"], CASES), indirect=True)
 def test_the_op_level_graph_has_the_same_gradients(case: Case, batch: tuple[Tensor, Tensor]) -> None:
     train_model, hand = both(case, rescale=True, granularity="op")
     outputs, input_gradient = run(train_model, batch, sum_over_heads)
@@ -198,7 +198,7 @@ def test_the_op_level_graph_has_the_same_gradients(case: Case, batch: tuple[Tens
     assert_equal_gradients({"input": input_gradient}, {"input": expected_gradient})
 
 
-@pytest.mark.parametrize("case", slow_but(["simple, 2 heads", "skips (2, 2)", "2 instances"], CASES), indirect=True)
+@pytest.mark.parametrize("case", slow_but(["skips (2, 2)"], CASES), indirect=True)
 def test_rescaling_is_what_makes_the_difference(case: Case, batch: tuple[Tensor, Tensor]) -> None:
     """Of the plain sum, a parameter of n heads gets n times the mean; hand and fxcollab can't both be wrong."""
     scaled, hand = both(case, rescale=True)

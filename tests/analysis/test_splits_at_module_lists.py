@@ -51,17 +51,15 @@ class Around(nn.Module):
 @pytest.mark.parametrize(
     ("make", "split", "last"),
     [
-        (Stack, "blocks", "blocks.2"),
+        pytest.param(Stack, "blocks", "blocks.2", marks=pytest.mark.slow),
         (lambda: Stack((2, 1, 0)), "blocks", "blocks.0"),
-        (lambda: Stack((0, 1)), "blocks", "blocks.1"),
+        pytest.param(lambda: Stack((0, 1)), "blocks", "blocks.1", marks=pytest.mark.slow),
         (DictOfBlocks, "blocks", "blocks.two"),
-        (Around, "stack.blocks", "stack.blocks.2"),
-        pytest.param(
-            lambda: Stack((0, 1, 2, 0)), "blocks", "blocks.0@2",
-        ),
+        pytest.param(Around, "stack.blocks", "stack.blocks.2", marks=pytest.mark.slow),
+        (lambda: Stack((0, 1, 2, 0)), "blocks", "blocks.0@2"),
     ],
     ids=["all", "backwards", "some", "dict", "nested", "again"],
-)  # fmt: skip
+)
 def test_a_split_at_a_list_of_modules_names_the_last_one_called(
     make: Callable[[], nn.Module], split: str, last: str
 ) -> None:

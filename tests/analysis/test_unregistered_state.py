@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import fxcollab
 from fxcollab import SplitError
+from tests.speeds import slow_but
 from tests.untouched import Untouched
 
 
@@ -93,21 +94,21 @@ def unregistered(model: nn.Module, *splits: str) -> SplitError:
     ("hold", "where"),
     [
         (lambda model: model.a.weight, ""),
-        (lambda model: (model.a.weight,), "[0]"),
+        pytest.param(lambda model: (model.a.weight,), "[0]", marks=pytest.mark.slow),
         (lambda model: [1, [model.a.weight]], "[1][0]"),
-        (lambda model: {"key": model.a.weight}, "['key']"),
+        pytest.param(lambda model: {"key": model.a.weight}, "['key']", marks=pytest.mark.slow),
         (lambda model: {model.a.weight: 1}, " (key 0)"),
-        (lambda model: {model.a.weight}, "[0]"),
-        (lambda model: deque([model.a.weight]), "[0]"),
+        pytest.param(lambda model: {model.a.weight}, "[0]", marks=pytest.mark.slow),
+        pytest.param(lambda model: deque([model.a.weight]), "[0]", marks=pytest.mark.slow),
         (lambda model: Slot([model.a.weight]), ".value[0]"),
         (lambda model: partial(F.linear, weight=model.a.weight), ".keywords['weight']"),
-        (lambda model: partial(F.linear, model.a.weight), ".args[0]"),
+        pytest.param(lambda model: partial(F.linear, model.a.weight), ".args[0]", marks=pytest.mark.slow),
         (lambda model: (lambda weight: lambda x: F.linear(x, weight))(model.a.weight), " (variable weight)"),
-        (lambda model: default_of(model.a.weight), ".__defaults__[0]"),
+        pytest.param(lambda model: default_of(model.a.weight), ".__defaults__[0]", marks=pytest.mark.slow),
         (lambda model: only_by_keyword(model.a.weight), ".__kwdefaults__['weight']"),
         (lambda model: model.a.weight.add, ".__self__"),
         (lambda model: weakref.ref(model.a.weight), "()"),
-        (lambda model: nn.ParameterList([model.a.weight]), ""),
+        pytest.param(lambda model: nn.ParameterList([model.a.weight]), "", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_parameter_of_the_trunk_that_a_head_reaches_unregistered_is_refused(hold: Any, where: str) -> None:
@@ -123,12 +124,12 @@ def test_a_parameter_of_the_trunk_that_a_head_reaches_unregistered_is_refused(ho
     ("hold", "where"),
     [
         (lambda model: model.a, ""),
-        (lambda model: [model.a], "[0]"),
-        (lambda model: partial(model.a), ".func"),
+        pytest.param(lambda model: [model.a], "[0]", marks=pytest.mark.slow),
+        pytest.param(lambda model: partial(model.a), ".func", marks=pytest.mark.slow),
         (lambda model: model.a.forward, ".__self__"),
         (lambda model: Slot(model.a).call, ".__self__.value"),
         (lambda model: (lambda a: lambda x: a(x))(model.a), " (variable a)"),
-        (lambda model: weakref.ref(model.a), "()"),
+        pytest.param(lambda model: weakref.ref(model.a), "()", marks=pytest.mark.slow),
     ],
 )
 def test_a_module_of_the_trunk_that_a_head_reaches_unregistered_is_refused(hold: Any, where: str) -> None:
@@ -205,7 +206,13 @@ def in_a_class(model: nn.Module) -> None:
     model.holder.__class__ = Closes
 
 
-@pytest.mark.parametrize("patch", [in_a_function, in_the_forward_it_had, in_a_method, in_a_global, in_a_class])
+@pytest.mark.parametrize(
+    "patch",
+    slow_but(
+        [in_a_function, in_a_global, in_a_class],
+        [in_a_function, in_the_forward_it_had, in_a_method, in_a_global, in_a_class],
+    ),
+)
 def test_a_function_that_reaches_the_very_module_is_refused_since_it_isnt_copied(patch: Any) -> None:
     model = Holding()
     patch(model)
@@ -266,19 +273,21 @@ def ringed(model: nn.Module) -> list[Any]:
 @pytest.mark.parametrize(
     "hold",
     [
-        lambda model: None,
+        pytest.param(lambda model: None, marks=pytest.mark.slow),
         lambda model: [model.holder.inner, {"key": (model.holder.norm,)}],
         lambda model: (model.holder.inner.weight, model.holder.norm.running_mean),
-        lambda model: [model.holder],
+        pytest.param(lambda model: [model.holder], marks=pytest.mark.slow),
         lambda model: model.holder.forward,
-        lambda model: partial(model.holder.inner, 1),
-        lambda model: Slot(model.holder.inner).call,
+        pytest.param(lambda model: partial(model.holder.inner, 1), marks=pytest.mark.slow),
+        pytest.param(lambda model: Slot(model.holder.inner).call, marks=pytest.mark.slow),
         lambda model: [model.pair, model.pair[0].weight],
-        lambda model: nn.Linear(4, 4),
+        pytest.param(lambda model: nn.Linear(4, 4), marks=pytest.mark.slow),
         lambda model: [model.table, Slot(model.table)],
         lambda model: (lambda table: lambda x: x * table)(model.table),
-        lambda model: (F.relu, torch.relu, nn.Linear, print, lambda x: F.relu(x).cell),
-        lambda model: nn.Linear,
+        pytest.param(
+            lambda model: (F.relu, torch.relu, nn.Linear, print, lambda x: F.relu(x).cell), marks=pytest.mark.slow
+        ),
+        pytest.param(lambda model: nn.Linear, marks=pytest.mark.slow),
         ringed,
     ],
 )

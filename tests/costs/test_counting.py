@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,7 @@ def test_counting_leaves_the_model_as_it_is() -> None:
     assert model.training and torch.equal(torch.get_rng_state(), random_state)
 
 
+@pytest.mark.slow
 def test_a_model_without_values_is_counted_too() -> None:
     specs = Interface((InputSpec("x", (2, 3, 32, 32), "float32"),))
     with torch.device("meta"):
@@ -83,9 +85,9 @@ def test_shared_parameters_count_once() -> None:
     ("make", "expected"),
     [
         (Cifar, InputSpec("x", (2, 3, 64, 64), "float32")),
-        (lambda: Cifar().double(), InputSpec("x", (2, 3, 64, 64), "float64")),
+        pytest.param(lambda: Cifar().double(), InputSpec("x", (2, 3, 64, 64), "float64"), marks=pytest.mark.slow),
         (Patches, InputSpec("x", (2, 3, 224, 224), "float32")),
-        (lambda: Patches(384), InputSpec("x", (2, 3, 384, 384), "float32")),
+        pytest.param(lambda: Patches(384), InputSpec("x", (2, 3, 384, 384), "float32"), marks=pytest.mark.slow),
         (lambda: nn.Conv2d(1, 2, 5), InputSpec("input", (2, 1, 64, 64), "float32")),
         (
             lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 26 * 26, 3)),
@@ -115,6 +117,7 @@ def test_the_order_of_image_sizes_may_be_given() -> None:
     assert spec.shape == (2, 3, 224, 224)
 
 
+@pytest.mark.slow
 def test_a_recurrent_model_is_guessed() -> None:
     [spec] = guess_inputs(nn.GRU(5, 3, batch_first=True)).inputs
     assert spec == InputSpec("input", (2, 16, 5), "float32")
@@ -211,21 +214,27 @@ def flops_in(summary: Summary) -> tuple[int, int] | None:
     return costs and (costs.original.flops, costs.training.flops)
 
 
-def test_level_parameters_add_up_to_all_parameters() -> None:
-    for options in (
-        {"pattern": "multi-instance", "heads": 3},
-        {"pattern": "simple", "splits": "layer1", "heads": 3},
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"pattern": "multi-instance", "heads": 3}, marks=pytest.mark.slow),
+        pytest.param({"pattern": "simple", "splits": "layer1", "heads": 3}, marks=pytest.mark.slow),
         {"pattern": "hierarchical", "splits": "stem,layer1", "fanouts": (2, 3)},
-    ):
-        summary = summarise(fxcollab.transform(Cifar(), **options))
-        assert sum(level.branches * level.parameters for level in summary.levels) == summary.parameters[1]
-        assert sum(level.parameters for level in summary.levels) == summary.parameters[0]
+    ],
+    ids=lambda options: options["pattern"],
+)
+def test_level_parameters_add_up_to_all_parameters(options: dict[str, Any]) -> None:
+    summary = summarise(fxcollab.transform(Cifar(), **options))
+    assert sum(level.branches * level.parameters for level in summary.levels) == summary.parameters[1]
+    assert sum(level.parameters for level in summary.levels) == summary.parameters[0]
 
 
+@pytest.mark.slow
 def test_without_rescale_none_is_counted() -> None:
     assert summarise(fxcollab.transform(Cifar(), splits="stem", rescale=False)).rescaled == 0
 
 
+@pytest.mark.slow
 def test_a_copy_before_an_in_place_write_is_counted() -> None:
     class InPlace(Cifar):
         def forward(self, x: Tensor) -> Tensor:
@@ -236,6 +245,7 @@ def test_a_copy_before_an_in_place_write_is_counted() -> None:
     assert copied == train_model.code.count("private_copy(")
 
 
+@pytest.mark.slow
 def test_a_guessed_input_is_said_to_be_one() -> None:
     summary = summarise(fxcollab.transform(Cifar(), splits="layer1"))
     assert summary.inputs == "2x3x224x224" and summary.guessed and summary.costs

@@ -80,7 +80,7 @@ def built_and_counted(network: str, tree: str) -> tuple[fxcollab.CollabGraphModu
     )
 
 
-@pytest.mark.parametrize("tree", slow_but(["hierarchical", "simple"], TREES))
+@pytest.mark.parametrize("tree", slow_but(["simple"], TREES))
 @pytest.mark.parametrize("network", slow_but(["dense"], STEPS))
 def test_flops_and_parameters_of_a_step_are_those_of_the_built_graph(network: str, tree: str) -> None:
     train_model, interface, cost = built_and_counted(network, tree)
@@ -96,6 +96,7 @@ def test_flops_and_parameters_of_a_step_are_those_of_the_built_graph(network: st
     assert cost.parameters == parameter_count(train_model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", slow_but(["simple"], TREES))
 def test_the_peak_of_a_steps_memory_is_that_of_the_built_graph(tree: str) -> None:
     train_model, interface, cost = built_and_counted("resnet20", tree)

@@ -17,6 +17,7 @@ from fxcollab.io import plan_file
 from fxcollab.io.weights import load_state_dict, write_state_dict
 from fxcollab.plan import RewriteOptions
 from tests.io.helpers import Net, made, refused
+from tests.speeds import slow_but
 
 
 def test_a_folder_without_a_plan_is_no_artifact(tmp_path: Path) -> None:
@@ -25,7 +26,11 @@ def test_a_folder_without_a_plan_is_no_artifact(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"not json", b"[1, 2]", b"null", b'{"format": 1', b"\xff\xfe\x00", b"[" * 100_000]
+    "text",
+    slow_but(
+        [b"", b"not json", b"[1, 2]", b"[" * 100_000],
+        [b"", b"not json", b"[1, 2]", b"null", b'{"format": 1', b"\xff\xfe\x00", b"[" * 100_000],
+    ),
 )
 def test_a_plan_that_is_no_json_object_is_damaged(saved: Path, text: bytes) -> None:
     (saved / "plan.json").write_bytes(text)
@@ -55,29 +60,29 @@ def test_an_option_that_a_plan_of_an_earlier_version_lacks_has_its_default(saved
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("pattern", 3),
+        pytest.param("pattern", 3, marks=pytest.mark.slow),
         ("pattern", "spiral"),
         ("pattern", "simple"),
         ("splits", "a,b"),
         ("splits", [1, 2]),
-        ("splits", ["a"]),
-        ("fanouts", 4),
+        pytest.param("splits", ["a"], marks=pytest.mark.slow),
+        pytest.param("fanouts", 4, marks=pytest.mark.slow),
         ("fanouts", [2, 2.5]),
         ("fanouts", [2, 1]),
-        ("fanouts", [2, 2, 2]),
+        pytest.param("fanouts", [2, 2, 2], marks=pytest.mark.slow),
         ("init", None),
         ("seed", "1"),
-        ("rescale", "yes"),
-        ("granularity", []),
+        pytest.param("rescale", "yes", marks=pytest.mark.slow),
+        pytest.param("granularity", [], marks=pytest.mark.slow),
         ("granularity", "fine"),
-        ("peers", {}),
-        ("inputs", "x"),
+        pytest.param("peers", {}, marks=pytest.mark.slow),
+        pytest.param("inputs", "x", marks=pytest.mark.slow),
         ("inputs", ["x"]),
         ("inputs", [{"name": "x"}]),
-        ("inputs", [{"name": "x", "shape": "2x3", "dtype": None}]),
-        ("source", "torchvision:resnet18"),
+        pytest.param("inputs", [{"name": "x", "shape": "2x3", "dtype": None}], marks=pytest.mark.slow),
+        pytest.param("source", "torchvision:resnet18", marks=pytest.mark.slow),
         ("source", {"kind": "url", "location": "x", "name": None, "arguments": {}}),
-        ("fingerprint", None),
+        pytest.param("fingerprint", None, marks=pytest.mark.slow),
     ],
 )
 def test_a_plan_with_a_value_of_a_wrong_kind_is_damaged(saved: Path, key: str, value: object) -> None:
@@ -117,13 +122,13 @@ def _with_metadata(**metadata: str) -> Callable[[Path], None]:
     [
         _truncate,
         _pickle_it,
-        lambda file: file.write_bytes(b""),
-        lambda file: file.write_bytes(b"\x00" * 100),
+        pytest.param(lambda file: file.write_bytes(b""), marks=pytest.mark.slow),
+        pytest.param(lambda file: file.write_bytes(b"\x00" * 100), marks=pytest.mark.slow),
         lambda file: file.write_text("garbage " * 50),
         _with_metadata(order="{"),
-        _with_metadata(order="3"),
+        pytest.param(_with_metadata(order="3"), marks=pytest.mark.slow),
         _with_metadata(order='["nothing"]'),
-        _with_metadata(aliases="[1]"),
+        pytest.param(_with_metadata(aliases="[1]"), marks=pytest.mark.slow),
     ],
 )
 def test_damaged_weights_are_named(saved: Path, damage: Callable[[Path], object]) -> None:
@@ -152,7 +157,7 @@ def _with_more(state: dict[str, Tensor]) -> None:
     state["peers.b1.c.gain"] = torch.zeros(1)
 
 
-@pytest.mark.parametrize("change", [_without, _reshaped, _with_more])
+@pytest.mark.parametrize("change", slow_but([_without, _reshaped], [_without, _reshaped, _with_more]))
 def test_weights_of_other_names_or_shapes_change_nothing(
     tmp_path: Path, change: Callable[[dict[str, Tensor]], None]
 ) -> None:

@@ -83,7 +83,9 @@ STEPS = (
 
 
 @pytest.mark.parametrize(("module", "step"), STEPS, ids=[step for _, step in STEPS])
-@pytest.mark.parametrize("error", [RuntimeError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [pytest.param(RuntimeError("disk full"), marks=pytest.mark.slow), KeyboardInterrupt()]
+)
 def test_an_interrupted_save_leaves_the_old_directory_or_none(
     saved: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str, error: BaseException
 ) -> None:

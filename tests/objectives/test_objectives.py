@@ -24,7 +24,6 @@ from fxcollab.objectives.kdcl import KDCLLoss
 from fxcollab.objectives.mutual import MutualLoss
 from fxcollab.objectives.objective import Objective
 from tests.objectives.test_collaborative_loss import OperationCount
-from tests.speeds import slow_but
 
 SAMPLES, CLASSES = 3, 4
 Logits = Sequence[Any]
@@ -293,7 +292,8 @@ def test_gradients_through_what_is_learnt_from(objective: Callable[..., Objectiv
     assert torch.autograd.gradcheck(lambda *z: loss(z, y), some_logits(3))
 
 
-@pytest.mark.parametrize("objective", slow_but(["mutual"], OBJECTIVES), indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES, indirect=True)
 def test_objectives_compile_to_one_graph(objective: Callable[..., Objective]) -> None:
     z, y, loss = some_logits(3), some_indices(), objective()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")

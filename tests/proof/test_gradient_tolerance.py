@@ -101,7 +101,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=slow_but(["casts in the heads", "a kernel", "inputs without gradient"], MODELS))
 def case(request: pytest.FixtureRequest) -> tuple[nn.Module, str]:
     make, where = MODELS[request.param]
     return make(), where
@@ -266,7 +266,7 @@ def test_a_wrong_factor_is_found_on_a_gradient_that_is_a_thousandth_of_the_large
     assert_only_gradients_fail(verified(model, train_model), where, "faint")
 
 
-@pytest.mark.parametrize("index", slow_but([0, 3], range(4)))
+@pytest.mark.parametrize("index", slow_but([0], range(4)))
 @pytest.mark.parametrize("edit", slow_but(["1% more"], ["1% more", "none"]))
 def test_a_wrong_factor_anywhere_in_a_tree_is_found(edit: str, index: int) -> None:
     model = Net(first=CastsToSingle())
@@ -300,7 +300,9 @@ class Masks(PassesThrough):
         return Net.forward(self, x) * mask.to(x.dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["half", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", slow_but([torch.bfloat16], [torch.float16, torch.bfloat16]), ids=["half", "bfloat16"]
+)
 @pytest.mark.parametrize("make", [PassesThrough, Masks])
 def test_a_dropped_factor_is_found_where_precision_is_low(make: type[PassesThrough], dtype: torch.dtype) -> None:
     model = make(dtype)
@@ -311,7 +313,9 @@ def test_a_dropped_factor_is_found_where_precision_is_low(make: type[PassesThrou
 
 
 @pytest.mark.parametrize(
-    ("dtype", "factor"), [(torch.float16, 1.01), (torch.bfloat16, 1.1)], ids=["half", "bfloat16"]
+    ("dtype", "factor"),
+    [(torch.float16, 1.01), pytest.param(torch.bfloat16, 1.1, marks=pytest.mark.slow)],
+    ids=["half", "bfloat16"],
 )
 def test_a_mask_of_low_precision_hides_no_wrong_factor(dtype: torch.dtype, factor: float) -> None:
     model = Masks(dtype)

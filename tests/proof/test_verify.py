@@ -105,14 +105,21 @@ def test_a_failed_report_is_false_and_raises(model: nn.Module, train_model: Coll
 # ------------------------------------------------------------------------------------------- broken gradients
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", slow_but([1], range(3)))
 def test_a_missing_rescale_is_found(model: nn.Module, train_model: CollabGraphModule, index: int) -> None:
     remove(train_model, inserted(train_model, fxcollab.rescale)[index])
     assert failed(fxcollab.verify(model, train_model, (X,))) == ["gradients are the mean over separate originals"]
 
 
 @pytest.mark.parametrize("index", slow_but([1], range(3)))
-@pytest.mark.parametrize("change", [lambda f: 2 * f, lambda f: f / 2, lambda f: f * 1.0001])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda f: 2 * f, marks=pytest.mark.slow),
+        pytest.param(lambda f: f / 2, marks=pytest.mark.slow),
+        lambda f: f * 1.0001,
+    ],
+)
 def test_a_wrong_factor_is_found(
     model: nn.Module, train_model: CollabGraphModule, index: int, change: Callable[[float], float]
 ) -> None:
@@ -122,6 +129,7 @@ def test_a_wrong_factor_is_found(
     assert failed(fxcollab.verify(model, train_model, (X,))) == ["gradients are the mean over separate originals"]
 
 
+@pytest.mark.slow
 def test_the_trunk_factor_of_two_heads_in_a_tree_of_four_is_found(model: nn.Module) -> None:
     """The mistake of a public implementation: 1/2 for the trunk whatever the number of heads."""
     train_model = fxcollab.transform(model, splits=["stem"], fanouts=(4,))
@@ -131,6 +139,7 @@ def test_the_trunk_factor_of_two_heads_in_a_tree_of_four_is_found(model: nn.Modu
     assert failed(fxcollab.verify(model, train_model, (X,)))
 
 
+@pytest.mark.slow
 def test_an_unscaled_tree_is_no_scaled_one(model: nn.Module) -> None:
     train_model = fxcollab.transform(model, splits=["stem"], rescale=False)
     report = fxcollab.verify(model, train_model, (X,)).raise_if_failed()
@@ -177,6 +186,7 @@ def test_swapped_heads_are_found(model: nn.Module, train_model: CollabGraphModul
     assert "head 2 in eval mode equals the original with head 2's weights" not in names
 
 
+@pytest.mark.slow
 def test_crossed_branches_are_found(model: nn.Module, train_model: CollabGraphModule) -> None:
     head = node(train_model, "head_b1_1")
     head.args = (node(train_model, "head_b1_0").args[0],)
@@ -186,6 +196,7 @@ def test_crossed_branches_are_found(model: nn.Module, train_model: CollabGraphMo
     assert "graph of head 3 equals the original's" in names
 
 
+@pytest.mark.slow
 def test_a_branch_that_calls_anothers_module_is_found(model: nn.Module, train_model: CollabGraphModule) -> None:
     node(train_model, "head_b1_0").target = "peers.b1_1.head"
     train_model.recompile()
@@ -194,7 +205,7 @@ def test_a_branch_that_calls_anothers_module_is_found(model: nn.Module, train_mo
     )
 
 
-@pytest.mark.parametrize("attribute", ["eps", "negative"])
+@pytest.mark.parametrize("attribute", slow_but(["negative"], ["eps", "negative"]))
 def test_a_peer_that_computes_something_else_is_found(
     model: nn.Module, train_model: CollabGraphModule, attribute: str
 ) -> None:
@@ -242,7 +253,9 @@ def share_statistics(train_model: CollabGraphModule) -> None:
     train_model.peers.b1_1.norm.running_mean = train_model.norm.running_mean
 
 
-@pytest.mark.parametrize("share", [share_module, share_weight, share_storage, share_statistics])
+@pytest.mark.parametrize(
+    "share", slow_but([share_statistics], [share_module, share_weight, share_storage, share_statistics])
+)
 def test_state_shared_between_branches_is_found(share: Callable[[CollabGraphModule], None]) -> None:
     model = Net()
     train_model = fxcollab.transform(model, splits=["stem", "layer"], seed=0)
@@ -256,6 +269,7 @@ def test_another_object_of_the_same_class_is_found(train_model: CollabGraphModul
     assert "pruned tensors are the original's own" in failed(report)
 
 
+@pytest.mark.slow
 def test_a_deepcopy_proves_its_own_root_only(model: nn.Module, train_model: CollabGraphModule) -> None:
     copied = copy.deepcopy(train_model)
     assert "pruned tensors are the original's own" in failed(fxcollab.verify(model, copied, (X,)))
@@ -334,7 +348,7 @@ def everything(*models: nn.Module) -> Iterator[Any]:
 
 
 @pytest.mark.filterwarnings("ignore:no module initialises")
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", slow_but([True], [True, False]))
 def test_verifying_leaves_state_flags_gradients_and_randomness(training: bool) -> None:
     model = Untidy()
     train_model = fxcollab.transform(model, splits=["stem"], seed=0).train(training)
@@ -349,6 +363,7 @@ def test_verifying_leaves_state_flags_gradients_and_randomness(training: bool) -
     assert torch.equal(x, X) and not x.requires_grad
 
 
+@pytest.mark.slow
 def test_verifying_under_autocast_and_no_grad_is_the_same(model: nn.Module, train_model: CollabGraphModule) -> None:
     expected = str(fxcollab.verify(model, train_model, (X,)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -379,8 +394,9 @@ GUESSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-@pytest.mark.parametrize(("build", "split"), GUESSED.values(), ids=GUESSED.keys())
-def test_inputs_are_guessed(build: Callable[[], nn.Module], split: str) -> None:
+@pytest.mark.parametrize("kind", slow_but(["images", "tokens"], GUESSED))
+def test_inputs_are_guessed(kind: str) -> None:
+    build, split = GUESSED[kind]
     model = build()
     if isinstance(model[-1], nn.LazyLinear):
         model(torch.randn(2, 2, 128))
@@ -426,6 +442,7 @@ def test_examples_may_be_named(model: nn.Module, train_model: CollabGraphModule)
         fxcollab.verify(model, train_model, {"y": X})
 
 
+@pytest.mark.slow
 def test_a_peer_that_counts_otherwise_is_found(model: nn.Module, train_model: CollabGraphModule) -> None:
     train_model.peers.b1_0.norm.momentum = 0.5
     assert failed(fxcollab.verify(model, train_model, (X,)))
@@ -446,6 +463,7 @@ class Twice(nn.Module):
         return self.b(self.a(x))
 
 
+@pytest.mark.slow
 def test_a_module_with_two_parents_around_the_split_is_proven_and_left_alone() -> None:
     model = Twice()
     train_model = fxcollab.transform(model, splits=["a"], seed=0)
@@ -478,9 +496,13 @@ class Behind(nn.Module):
         return self.last(self.b(x), self.c(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "last",
-    [lambda x, y: torch.complex(x, y).conj(), lambda x, y: torch.complex(x, y).conj().imag],
+    [
+        lambda x, y: torch.complex(x, y).conj(),
+        pytest.param(lambda x, y: torch.complex(x, y).conj().imag, marks=pytest.mark.slow),
+    ],
     ids=["conjugate", "negative"],
 )
 def test_outputs_that_torch_conjugates_or_negates_lazily_are_compared(last: Callable[[Tensor, Tensor], Any]) -> None:
@@ -504,6 +526,7 @@ def test_a_model_that_computes_something_else_without_gradients_is_found() -> No
             ]
 
 
+@pytest.mark.slow
 def test_boolean_outputs_that_differ_are_found() -> None:
     model = Behind(lambda x, y: (x, y > 0))
     train_model = fxcollab.transform(model, splits=["a"], seed=0)

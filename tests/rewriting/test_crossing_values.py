@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fxcollab
 from tests.rewriting.hazard_helpers import Skips, Stem, X, copies, proven, rescales
+from tests.speeds import slow_but
 
 # ------------------------------------------------------------------------------------ what crosses, and where
 
@@ -20,9 +21,9 @@ from tests.rewriting.hazard_helpers import Skips, Stem, X, copies, proven, resca
 @pytest.mark.parametrize(
     ("splits", "fanouts", "factors"),
     [
-        (["a"], (3,), {1 / 3}),
+        pytest.param(["a"], (3,), {1 / 3}, marks=pytest.mark.slow),
         pytest.param(["a", "b"], (2, 2), {1 / 2, 1 / 4}, marks=pytest.mark.slow),
-        (["a", "b"], (2, 3), {1 / 2, 1 / 3, 1 / 6}),
+        pytest.param(["a", "b"], (2, 3), {1 / 2, 1 / 3, 1 / 6}, marks=pytest.mark.slow),
         pytest.param(["a", "b"], (4, 2), {1 / 4, 1 / 2, 1 / 8}, marks=pytest.mark.slow),
         (["a", "b", "c"], (2, 2, 2), {1 / 2, 1 / 4, 1 / 8}),
     ],
@@ -45,7 +46,9 @@ class TwoPaths(nn.Module):
         return self.d(self.c(a) + b * a)
 
 
-@pytest.mark.parametrize("splits", [["a+b"], ["a + b", "c"], ["b"], ["c"], ["a", "c"]])
+@pytest.mark.parametrize(
+    "splits", slow_but([["a + b", "c"], ["a", "c"]], [["a+b"], ["a + b", "c"], ["b"], ["c"], ["a", "c"]])
+)
 def test_several_values_cross_at_once(splits: list[str]) -> None:
     proven(TwoPaths(), splits)
 
@@ -133,7 +136,9 @@ class Outputs(nn.Module):
         return self.structure(a, b, self.c(b))
 
 
-@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES.keys())
+@pytest.mark.parametrize(
+    "structure", slow_but([STRUCTURES["nested"], STRUCTURES["dataclass"]], STRUCTURES.values()), ids=STRUCTURES.keys()
+)
 def test_every_head_returns_its_complete_output(structure: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
     model = Outputs(structure)
     train_model = proven(model, ["a", "b"])
@@ -143,7 +148,7 @@ def test_every_head_returns_its_complete_output(structure: Callable[[Tensor, Ten
     assert copies(train_model) == 0
 
 
-@pytest.mark.parametrize("splits", [["a"], ["b"], ["a", "b"]])
+@pytest.mark.parametrize("splits", slow_but([["a"]], [["a"], ["b"], ["a", "b"]]))
 def test_a_splits_value_is_also_an_output(splits: list[str]) -> None:
     train_model = proven(Outputs(STRUCTURES["tuple"]), splits)
     first, *others = train_model(X)
@@ -157,6 +162,7 @@ def test_an_output_that_is_written_behind_the_split() -> None:
     assert float(train_model(X)[0][0].detach().min()) >= 0
 
 
+@pytest.mark.slow
 def test_an_input_that_is_an_output() -> None:
     class Through(Stem):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,7 +192,7 @@ class NoGradMethod(Stem):
         return self.head(self.features(x))
 
 
-@pytest.mark.parametrize("model", [NoGrad, NoGradMethod])
+@pytest.mark.parametrize("model", slow_but([NoGrad], [NoGrad, NoGradMethod]))
 def test_a_trunk_without_gradient_gets_none(model: type[Stem]) -> None:
     net = model(nn.Linear(4, 4))
     train_model = proven(net, ["stem"])
@@ -204,6 +210,7 @@ def test_frozen_parameters_stay_frozen_in_every_head() -> None:
     assert train_model.peers.b1.head.weight.requires_grad
 
 
+@pytest.mark.slow
 def test_a_detached_crossing_value() -> None:
     class Detached(Stem):
         def forward(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from fxcollab.errors import PatternError, StateError
 from fxcollab.rewriting.initialise import isolated_randomness
 from tests.references import SkipNet, SmallConvNet
 from tests.rewriting.state_helpers import CHAIN, Mlp, assert_equal_states, chain, images, mlp, snapshot
+from tests.speeds import slow_but
 
 
 def peers_of(train_model: nn.Module) -> dict[str, Tensor]:
@@ -41,6 +42,7 @@ def test_initialisation_depends_on_the_seed_alone(factory: Callable[[], nn.Modul
     assert differ(found[0], found[2])
 
 
+@pytest.mark.slow
 def test_without_a_seed_it_is_that_of_torch() -> None:
     found = []
     for seed in (3, 3, 4):
@@ -59,7 +61,11 @@ def _noisy_init(module: nn.Module, path: str) -> None:
         parameter.fill_(random.random() + numpy.random.rand()).add_(torch.rand(()))
 
 
-@pytest.mark.parametrize("init", ["fresh", "copy-anyway", _noisy_init], ids=["fresh", "copy-anyway", "function"])
+@pytest.mark.parametrize(
+    "init",
+    slow_but(["fresh", _noisy_init], ["fresh", "copy-anyway", _noisy_init]),
+    ids=["fresh", "copy-anyway", "function"],
+)
 @pytest.mark.parametrize("factory", [None, SmallConvNet], ids=["instance", "factory"])
 def test_global_random_states_are_left_alone(init: Any, factory: Callable[[], nn.Module] | None) -> None:
     numpy = pytest.importorskip("numpy")

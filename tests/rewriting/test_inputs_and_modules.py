@@ -26,7 +26,7 @@ class Random(Stem):
         return self.head(x * torch.bernoulli(torch.full_like(x, 0.5)))
 
 
-@pytest.mark.parametrize("splits", [["stem"], ["behind"], []])
+@pytest.mark.parametrize("splits", slow_but([["behind"]], [["stem"], ["behind"], []]))
 def test_random_operations_draw_per_branch(splits: list[str]) -> None:
     pattern = "hierarchical" if splits else "multi-instance"
     train_model = proven(Random(nn.Dropout(0.3)), splits, pattern=pattern, init="copy")
@@ -59,11 +59,14 @@ class ManyInputs(nn.Module):
 INDEX = torch.tensor([2, 0])
 
 
-@pytest.mark.parametrize("splits", slow_but([["a+b"], []], [["a"], ["b"], ["a+b"], []]))
+@pytest.mark.parametrize("splits", slow_but([["a+b"]], [["a"], ["b"], ["a+b"], []]))
 @pytest.mark.parametrize(
     "inputs",
-    [(X, X.flip(0), INDEX), (X, X.flip(0), INDEX, X > 0), {"y": X, "x": X.sin(), "index": INDEX, "mask": X}],
-    ids=["three", "four", "keywords"],
+    [
+        pytest.param((X, X.flip(0), INDEX), id="three", marks=pytest.mark.slow),
+        pytest.param((X, X.flip(0), INDEX, X > 0), id="four"),
+        pytest.param({"y": X, "x": X.sin(), "index": INDEX, "mask": X}, id="keywords"),
+    ],
 )
 def test_multiple_inputs(inputs: Any, splits: list[str]) -> None:
     proven(ManyInputs(), splits, inputs, pattern="hierarchical" if splits else "multi-instance")
@@ -88,7 +91,7 @@ class Bare(nn.Module):
         return self.head(x * self.plain)
 
 
-@pytest.mark.parametrize("splits", [["stem"], ["add_1"], []])
+@pytest.mark.parametrize("splits", slow_but([["stem"]], [["stem"], ["add_1"], []]))
 def test_bare_parameters_and_buffers_at_the_root(splits: list[str]) -> None:
     train_model = proven(Bare(), splits, pattern="hierarchical" if splits else "multi-instance")
     assert train_model.peers.b1.scale is not train_model.scale
@@ -123,7 +126,7 @@ def conv() -> nn.Conv2d:
     return nn.Conv2d(4, 4, 3, padding=1)
 
 
-@pytest.mark.parametrize("granularity", ["auto", "op"])
+@pytest.mark.parametrize("granularity", slow_but(["auto"], ["auto", "op"]))
 def test_a_weight_computed_behind_the_split(granularity: str) -> None:
     model = ConvNet(StandardConv(4, 4, 3, padding=1))
     proven(model, ["conv1"], (IMAGE,), granularity=granularity)
@@ -132,7 +135,7 @@ def test_a_weight_computed_behind_the_split(granularity: str) -> None:
 @pytest.mark.parametrize(
     "splits",
     slow_but(
-        [["conv1"], ["relu@2"], ["bn1", "conv2"]],
+        [["bn1", "conv2"]],
         [["conv1"], ["bn1"], ["relu"], ["conv2"], ["relu@2"], ["bn1", "conv2"]],
     ),
 )
@@ -158,7 +161,7 @@ NORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("splits", slow_but([["conv1"]], [["conv1"], ["conv2"]]), ids=["in the head", "in the trunk"])
-@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
+@pytest.mark.parametrize("norm", slow_but([NORMS["weight_norm"]], NORMS.values()), ids=NORMS.keys())
 def test_parametrized_weights(norm: Callable[[nn.Module], nn.Module], splits: list[str]) -> None:
     model = ConvNet(norm(conv()))
     train_model = proven(model, splits, (IMAGE,), init="copy-anyway" if norm is NORMS["orthogonal"] else "fresh")
@@ -182,7 +185,7 @@ class Sequences(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "splits", slow_but([["stem"], ["layer"]], [["stem"], ["lstm"], ["attention"], ["layer"], ["lstm", "attention"]])
+    "splits", slow_but([["layer"]], [["stem"], ["lstm"], ["attention"], ["layer"], ["lstm", "attention"]])
 )
 def test_recurrent_and_attention_modules(splits: list[str]) -> None:
     proven(Sequences(), splits, (SEQUENCE,))

@@ -9,6 +9,7 @@ from torch import nn
 import fxcollab
 from tests.references import SmallConvNet
 from tests.rewriting.state_helpers import CHAIN, assert_equal_states, chain, images, snapshot
+from tests.speeds import slow_but
 
 
 class FrozenStatistics(SmallConvNet):
@@ -52,7 +53,7 @@ def test_peers_keep_an_overridden_train_of_their_own() -> None:
     assert train_model.peers.b1.layer2[1].training
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", slow_but([True], [True, False]))
 def test_the_mode_of_the_model_is_kept(training: bool) -> None:
     model = SmallConvNet().train(training)
     train_model = fxcollab.transform(model, **CHAIN)

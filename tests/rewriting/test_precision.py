@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.rewriting.hazard_helpers import Stem, X, proven
+from tests.speeds import slow_but
 
 
 class Complex(nn.Module):
@@ -23,7 +24,7 @@ class Complex(nn.Module):
         return self.head(torch.fft.ifft(spectrum * self.weight).real), spectrum * self.weight
 
 
-@pytest.mark.parametrize("splits", [["stem"], ["fft_fft"]])
+@pytest.mark.parametrize("splits", slow_but([["stem"]], [["stem"], ["fft_fft"]]))
 def test_complex_values_cross(splits: list[str]) -> None:
     proven(Complex(), splits)
 
@@ -41,13 +42,17 @@ class Halves(nn.Module):
         return self.head((low * low).to(y.dtype) + y)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("splits", [["stem"], ["to"]])
+@pytest.mark.parametrize(
+    "dtype", slow_but([torch.float16, torch.bfloat16], [torch.float16, torch.bfloat16, torch.float32])
+)
+@pytest.mark.parametrize("splits", slow_but([["to"]], [["stem"], ["to"]]))
 def test_lower_precision_inside(dtype: torch.dtype, splits: list[str]) -> None:
     proven(Halves(dtype), splits)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", slow_but([torch.float16, torch.float64], [torch.float16, torch.bfloat16, torch.float64])
+)
 def test_models_of_other_precisions(dtype: torch.dtype) -> None:
     proven(Stem(nn.LayerNorm(4)).to(dtype), ["stem"], (X.to(dtype),))
 
@@ -83,7 +88,9 @@ class UsesInForward(Stem):
 
 
 @pytest.mark.parametrize(
-    "model", [lambda: Stem(Uses()), lambda: UsesInForward(nn.Linear(4, 4))], ids=["kept whole", "opened"]
+    "model",
+    [pytest.param(lambda: Stem(Uses()), marks=pytest.mark.slow), lambda: UsesInForward(nn.Linear(4, 4))],
+    ids=["kept whole", "opened"],
 )
 def test_custom_functions_keep_their_backward(model: Callable[[], nn.Module]) -> None:
     proven(model(), ["stem"])

@@ -118,6 +118,7 @@ def test_prefixes_are_told_from_the_originals_own_names() -> None:
             assert list(fxcollab.prune_state_dict(wrapped, head)) == list(model.state_dict())
 
 
+@pytest.mark.slow
 def test_heads_prune_back_into_a_model_with_compiled_parts() -> None:
     # BUG: the names of the compiled parts lose their "_orig_mod." like those of a wrapper, so nothing fits.
     _, model = torch.manual_seed(0), SmallConvNet()

@@ -32,7 +32,7 @@ class Tied(nn.Module):
         return self.out(self.body(self.embed(x)))
 
 
-@pytest.mark.parametrize("fanout", [2, 3])
+@pytest.mark.parametrize("fanout", slow_but([3], [2, 3]))
 def test_a_weight_tied_over_the_split_stays_one(fanout: int) -> None:
     model = Tied()
     train_model = proven(model, ["embed"], (TOKENS,), fanouts=(fanout,))
@@ -62,7 +62,7 @@ class TiedTwice(nn.Module):
         return self.head(self.pair(self.mid(self.stem(x))))
 
 
-@pytest.mark.parametrize("splits", [["stem"], ["stem", "mid"], ["mid"]])
+@pytest.mark.parametrize("splits", slow_but([["stem", "mid"]], [["stem"], ["stem", "mid"], ["mid"]]))
 def test_a_weight_tied_twice_inside_a_module_and_over_the_split(splits: list[str]) -> None:
     proven(TiedTwice(), splits)
 
@@ -79,10 +79,17 @@ class Called(nn.Module):
         return self.head(self.cell(self.cell(x).tanh()))
 
 
-@pytest.mark.parametrize("cell", [nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Sequential(nn.Linear(4, 4), nn.ReLU(True))])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param(nn.Linear(4, 4), marks=pytest.mark.slow),
+        nn.BatchNorm1d(4),
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(True)),
+    ],
+)
 @pytest.mark.parametrize(
     "splits",
-    slow_but([["cell"], ["cell", "cell@3"]], [["cell"], ["mix"], ["cell@2"], ["cell", "mix"], ["cell", "cell@3"]]),
+    slow_but([["cell", "cell@3"]], [["cell"], ["mix"], ["cell@2"], ["cell", "mix"], ["cell", "cell@3"]]),
 )
 def test_a_module_called_in_trunk_and_head(cell: nn.Module, splits: list[str]) -> None:
     proven(Called(copy.deepcopy(cell)), splits, fanouts=(2, 3)[: len(splits)])
@@ -100,7 +107,7 @@ class TiedLevels(nn.Module):
         return self.d(self.c(self.b(self.a(x)).tanh()))
 
 
-@pytest.mark.parametrize("fanouts", [(2, 2), (2, 3), (3, 2)])
+@pytest.mark.parametrize("fanouts", slow_but([(2, 3)], [(2, 2), (2, 3), (3, 2)]))
 def test_a_weight_tied_over_two_levels(fanouts: tuple[int, ...]) -> None:
     train_model = proven(TiedLevels(), ["a", "b"], fanouts=fanouts)
     assert train_model.peers.b1_0.c.weight is train_model.peers.b1.b.weight
@@ -138,7 +145,7 @@ HELD: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("reach", HELD.values(), ids=HELD.keys())
+@pytest.mark.parametrize("reach", slow_but([HELD["bound method"]], HELD.values()), ids=HELD.keys())
 def test_what_a_module_reaches_of_its_own_unregistered_goes_along_with_its_peer(reach: Callable[[Any], Any]) -> None:
     train_model = proven(Stem(Reaches(reach)), ["stem"])
     assert train_model.peers.b1.behind.inner is not train_model.behind.inner
@@ -179,7 +186,9 @@ def as_a_parameter_of_another_module(behind: Any, stem: Any) -> None:
     behind.inner.weight = stem.weight
 
 
-@pytest.mark.parametrize("reach", [as_a_parameter, as_a_module, as_a_parameter_of_another_module])
+@pytest.mark.parametrize(
+    "reach", slow_but([as_a_parameter], [as_a_parameter, as_a_module, as_a_parameter_of_another_module])
+)
 def test_what_a_head_registers_of_the_trunk_is_rescaled(reach: Callable[[Any, Any], Any]) -> None:
     train_model = proven(Trunks(reach), ["stem"])
     assert any(parameter is train_model.stem.weight for parameter in train_model.peers.b1.behind.parameters())
@@ -198,7 +207,7 @@ def in_a_function(behind: Any, stem: Any) -> None:
     behind.reached = lambda x: stem(x)
 
 
-@pytest.mark.parametrize("reach", [in_a_tuple, in_a_dictionary, in_a_function])
+@pytest.mark.parametrize("reach", slow_but([in_a_function], [in_a_tuple, in_a_dictionary, in_a_function]))
 def test_what_a_head_reaches_of_the_trunk_unregistered_is_refused_unless_both_lie_on_one_side(
     reach: Callable[[Any, Any], Any],
 ) -> None:
@@ -207,6 +216,7 @@ def test_what_a_head_reaches_of_the_trunk_unregistered_is_refused_unless_both_li
     proven(Trunks(reach), ["behind"])
 
 
+@pytest.mark.slow
 def test_a_forward_that_was_replaced_is_the_peers_own_as_a_method_and_refused_as_a_function() -> None:
     model = Stem(Reaches())
     model.behind.forward = lambda x: model.behind.inner(x) * 2  # type: ignore[method-assign]
@@ -217,6 +227,7 @@ def test_a_forward_that_was_replaced_is_the_peers_own_as_a_method_and_refused_as
     proven(model, ["stem"])
 
 
+@pytest.mark.slow
 def test_a_module_called_twice_inside_a_head_is_one_peer() -> None:
     class Inside(Called):
         def forward(self, x: Tensor) -> Tensor:

@@ -54,12 +54,19 @@ class WritesUnderHook(nn.Module):
 @pytest.mark.parametrize(
     "behind",
     [
-        nn.ReLU(inplace=True), nn.LeakyReLU(0.1, inplace=True), nn.ELU(inplace=True), nn.Dropout(0.5, inplace=True),
-        nn.Sequential(nn.Identity(), nn.Hardtanh(inplace=True)),
-        WritesIntoView(), WritesHidden(), WritesUntraceable(), WritesItems(), WritesUnderHook(),
+        nn.ReLU(inplace=True),
+        pytest.param(nn.LeakyReLU(0.1, inplace=True), marks=pytest.mark.slow),
+        pytest.param(nn.ELU(inplace=True), marks=pytest.mark.slow),
+        nn.Dropout(0.5, inplace=True),
+        pytest.param(nn.Sequential(nn.Identity(), nn.Hardtanh(inplace=True)), marks=pytest.mark.slow),
+        WritesIntoView(),
+        WritesHidden(),
+        WritesUntraceable(),
+        pytest.param(WritesItems(), marks=pytest.mark.slow),
+        WritesUnderHook(),
     ],
     ids=lambda module: type(module).__name__,
-)  # fmt: skip
+)
 def test_a_module_that_writes_gets_a_copy_in_each_branch(behind: nn.Module, fanout: int) -> None:
     train_model = proven(Stem(behind), ["stem"], fanouts=(fanout,))
     assert copies(train_model) == fanout
@@ -68,11 +75,17 @@ def test_a_module_that_writes_gets_a_copy_in_each_branch(behind: nn.Module, fano
 @pytest.mark.parametrize(
     "behind",
     [
-        nn.ReLU(), nn.LeakyReLU(0.1), nn.Dropout(0.5), nn.Identity(), nn.Flatten(), nn.Unflatten(1, (2, 2)),
-        nn.Sequential(nn.Linear(4, 4), nn.ReLU(True)), nn.Sequential(nn.LayerNorm(4), nn.Hardtanh(0, 1, True)),
+        pytest.param(nn.ReLU(), marks=pytest.mark.slow),
+        pytest.param(nn.LeakyReLU(0.1), marks=pytest.mark.slow),
+        nn.Dropout(0.5),
+        pytest.param(nn.Identity(), marks=pytest.mark.slow),
+        nn.Flatten(),
+        pytest.param(nn.Unflatten(1, (2, 2)), marks=pytest.mark.slow),
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(True)),
+        pytest.param(nn.Sequential(nn.LayerNorm(4), nn.Hardtanh(0, 1, True)), marks=pytest.mark.slow),
     ],
     ids=lambda module: type(module).__name__,
-)  # fmt: skip
+)
 def test_a_module_that_writes_nothing_shared_gets_none(behind: nn.Module) -> None:
     model = Stem(nn.Sequential(behind, nn.Flatten()))
     assert copies(proven(model, ["stem"])) == 0
@@ -146,7 +159,7 @@ def out_argument(x: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("pattern", ["hierarchical", "multi-instance"])
+@pytest.mark.parametrize("pattern", slow_but(["hierarchical"], ["hierarchical", "multi-instance"]))
 @pytest.mark.parametrize("function", FORWARDS.values(), ids=FORWARDS.keys())
 def test_a_function_that_writes_gets_a_copy_in_each_branch(
     function: Callable[[Tensor], Tensor], pattern: str
@@ -161,7 +174,7 @@ def test_a_function_that_writes_gets_a_copy_in_each_branch(
     assert copies(train_model) == 2
 
 
-@pytest.mark.parametrize("heads", [2, 3])
+@pytest.mark.parametrize("heads", slow_but([3], [2, 3]))
 def test_independent_instances_dont_write_into_each_others_input(heads: int) -> None:
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 3))
     train_model = proven(model, [], pattern="multi-instance", heads=heads)

@@ -23,7 +23,7 @@ from fxcollab.errors import PatternError, StateError
 from fxcollab.runtime.recompute import recompute as runtime
 from fxcollab.tracing.examples import run_on_fakes
 from fxcollab.tracing.interface import InputSpec, Interface
-from samples.networks.resnet_cifar import resnet20, resnet_cifar
+from samples.networks.resnet_cifar import resnet_cifar
 from tests.live_bytes import LiveBytes
 from tests.references import SkipNet, SmallConvNet
 from tests.runtime.recompute_helpers import (
@@ -41,13 +41,13 @@ from tests.runtime.recompute_helpers import (
 from tests.speeds import slow_but
 
 
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", slow_but(["fan-outs", "instances"], TREES))
 def test_gradients_and_statistics_are_those_of_the_plain_step_bit_for_bit(tree: str) -> None:
     plain, again = pair(SmallConvNet, **TREES[tree])
     assert_equal(step(again), step(plain))
 
 
-@pytest.mark.parametrize("tree", slow_but(["hierarchical", "fan-outs"], TREES))
+@pytest.mark.parametrize("tree", slow_but(["fan-outs"], TREES))
 def test_where_a_branch_reads_a_value_twice_sums_are_those_of_one_branch_after_the_other(
     tree: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,7 +59,8 @@ def test_where_a_branch_reads_a_value_twice_sums_are_those_of_one_branch_after_t
     assert_equal(step(again), expected)
 
 
-@pytest.mark.parametrize("tree", slow_but(["hierarchical", "fan-outs"], TREES))
+@pytest.mark.slow
+@pytest.mark.parametrize("tree", TREES)
 def test_where_a_branch_reads_a_value_twice_gradients_are_the_plain_ones_to_rounding(tree: str) -> None:
     plain, again = pair(lambda: SkipNet().double(), **TREES[tree])
     expected, found = step(plain, X.double()), step(again, X.double())
@@ -67,6 +68,7 @@ def test_where_a_branch_reads_a_value_twice_gradients_are_the_plain_ones_to_roun
         assert_close(found[name], expected[name], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_second_step_goes_on_from_the_same_statistics() -> None:
     plain, again = pair(SmallConvNet, **TREES["hierarchical"])
     for _ in range(2):
@@ -74,6 +76,7 @@ def test_a_second_step_goes_on_from_the_same_statistics() -> None:
     assert_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_opened_branches_give_the_plain_gradients_to_rounding() -> None:
     plain, again = pair(lambda: resnet_cifar(8).double(), splits=["stage1", "stage2"], granularity="op")
     x = X.double()
@@ -174,7 +177,7 @@ def test_the_graph_is_the_plain_one() -> None:
     assert fxcollab.prune(again).code == fxcollab.prune(plain).code
 
 
-@pytest.mark.parametrize("factory", [SmallConvNet, SkipNet])
+@pytest.mark.parametrize("factory", slow_but([SkipNet], [SmallConvNet, SkipNet]))
 def test_it_is_proved(factory: Callable[[], nn.Module]) -> None:
     model = factory()
     train_model = fxcollab.transform(model, splits=["layer1", "layer2"], recompute="heads")
@@ -204,6 +207,7 @@ def test_copies_and_saved_ones_compute_again_too(tmp_path: Path) -> None:
         assert_equal(step(model), expected)
 
 
+@pytest.mark.slow
 def test_compiled_gradients_and_statistics() -> None:
     plain, again = pair(SmallConvNet, **TREES["hierarchical"])
     torch._dynamo.reset()
@@ -351,6 +355,7 @@ def linear_flops(inputs: int, outputs: int) -> int:
 INTERFACE = Interface((InputSpec("x", (16, 3, 32, 32), "float32"),))
 
 
+@pytest.mark.parametrize("depth", slow_but([8], [8, 20]))
 @pytest.mark.parametrize(
     "options",
     slow_but(
@@ -363,11 +368,15 @@ INTERFACE = Interface((InputSpec("x", (16, 3, 32, 32), "float32"),))
         ],
     ),
 )
-def test_costs_are_those_of_the_built_step(options: dict[str, Any]) -> None:
+def test_costs_are_those_of_the_built_step(options: dict[str, Any], depth: int) -> None:
     with torch.device("meta"):
-        train_model = fxcollab.transform(resnet20(), seed=0, recompute="heads", **options)
+        train_model = fxcollab.transform(resnet_cifar(depth), seed=0, recompute="heads", **options)
         costs = fxcollab.training_costs(
-            resnet20(), example_inputs=(torch.empty(16, 3, 32, 32),), optimizer=0, recompute="heads", **options
+            resnet_cifar(depth),
+            example_inputs=(torch.empty(16, 3, 32, 32),),
+            optimizer=0,
+            recompute="heads",
+            **options,
         ).training
     counter, peaks = FlopCounterMode(display=False), []
 

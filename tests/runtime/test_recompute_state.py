@@ -75,7 +75,7 @@ def test_pythons_random_numbers_are_drawn_once(monkeypatch: pytest.MonkeyPatch) 
     assert_equal(found[1], found[0])
 
 
-@pytest.mark.parametrize("granularity", ["auto", "op"])
+@pytest.mark.parametrize("granularity", slow_but(["auto"], ["auto", "op"]))
 @pytest.mark.filterwarnings("ignore:limitation")
 def test_state_that_a_branch_reads_and_writes_is_read_as_it_was_and_written_once(granularity: str) -> None:
     plain, again = pair(RememberingNet, pattern="simple", splits=["first"], granularity=granularity)

@@ -36,7 +36,7 @@ def test_forward_is_exact_for_every_finite_value(dtype: torch.dtype, factor: flo
 
 
 @pytest.mark.parametrize("runner", slow_but(RUNNERS.keys() - {"export strict"}, RUNNERS))
-@pytest.mark.parametrize("requires_grad", [True, False], ids=["grad", "no grad"])
+@pytest.mark.parametrize("requires_grad", slow_but([True], [True, False]), ids=["grad", "no grad"])
 def test_forward_is_exact_however_it_is_run(runner: str, requires_grad: bool) -> None:
     for dtype in DTYPES if runner != "compile" else [torch.float64, torch.bfloat16]:
         value = finite_values(dtype).requires_grad_(requires_grad)
@@ -90,7 +90,7 @@ def test_gradient_is_exactly_the_factor_times_what_arrives(dtype: torch.dtype, f
     assert torch.equal(bits(value.grad), bits(arriving * factor))
 
 
-@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("factor", slow_but([1 / 3], FACTORS))
 @pytest.mark.parametrize(
     "runner", slow_but([name for name in DIFFERENTIABLE if name != "export strict"], DIFFERENTIABLE)
 )
@@ -224,6 +224,7 @@ def test_make_fx_of_a_gradient() -> None:
         assert_close(traced(x), 2 * x / 3)
 
 
+@pytest.mark.slow
 def test_compiled_functional_transforms() -> None:
     x = torch.randn(4, 2, dtype=torch.float64)
     compiled = torch.compile(grad(scaled_square), fullgraph=True, backend="aot_eager")
@@ -234,6 +235,7 @@ def test_compiled_functional_transforms() -> None:
     assert_close(x.grad, torch.full_like(x, 1 / 3))
 
 
+@pytest.mark.slow
 def test_compiled_backward_through_vmap_reaches_a_shared_weight() -> None:
     weight = torch.ones(2, dtype=torch.float64, requires_grad=True)
     x = torch.randn(6, 2, dtype=torch.float64)

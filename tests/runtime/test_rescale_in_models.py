@@ -208,7 +208,7 @@ def test_an_exported_model_can_be_saved_and_loaded(tmp_path: Any) -> None:
     assert_same_gradients(gradients(loaded, loaded, x), gradients(model, model, x))
 
 
-@pytest.mark.parametrize("name", ["tree", "skip", "instances", "modes"])
+@pytest.mark.parametrize("name", slow_but(["tree", "modes"], ["tree", "skip", "instances", "modes"]))
 def test_a_training_model_survives_jit_trace(name: str) -> None:
     model, x = MODELS[name]()
     expected = gradients(model, model, x)

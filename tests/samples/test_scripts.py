@@ -100,7 +100,7 @@ def test_teachers_are_other_networks_in_eval_mode(monkeypatch: pytest.MonkeyPatc
         (["--pattern", "none", "--splits", "stage1"], "leave --splits"),
         (["--pattern", "none", "--objective", "kdcl"], "leave --objective"),
         (["--objective", "nonsense"], "it is collaborative, mutual or kdcl"),
-        (["--smoothing", "1.5"], "from 0 to 1"),
+        pytest.param(["--smoothing", "1.5"], "from 0 to 1", marks=pytest.mark.slow),
     ],
 )
 def test_options_of_the_script_that_mean_nothing_are_refused(
@@ -165,7 +165,7 @@ def test_the_kept_network_is_head_0_of_the_training_model(smoke: Path) -> None:
     assert {len(row["errors of heads"]) for row in rows} == {1, 2, 4}
 
 
-@pytest.mark.parametrize("network", slow_but(["ResNet-32", "DenseNet-40-12"], NETWORKS))
+@pytest.mark.parametrize("network", slow_but(["DenseNet-40-12"], NETWORKS))
 def test_networks_of_the_experiments_split_where_the_paper_says(network: str) -> None:
     found: Network = NETWORKS[network]
     with torch.device("meta"):

@@ -143,6 +143,7 @@ def test_alternating_updates_are_those_of_two_networks_by_hand() -> None:
             torch.testing.assert_close(pruned[name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_all_methods_start_from_the_weights_of_the_single_instance() -> None:
     single = started(methods.SINGLE).modules[0].state_dict()
     for method in (methods.TWO_INSTANCES, methods.SIMPLE, methods.HIERARCHICAL, methods.NO_SCALING):
@@ -150,6 +151,7 @@ def test_all_methods_start_from_the_weights_of_the_single_instance() -> None:
         assert all(torch.equal(state[name], value) for name, value in single.items()), method
 
 
+@pytest.mark.slow
 def test_scalings_differ_by_the_number_of_heads_as_table_3_has_it() -> None:
     images, labels = next(iter(digits().train(0, 0, 64)))
     found = {}
@@ -183,6 +185,7 @@ def of(model: nn.Module) -> Training:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", slow_but([4], range(6)))
 def test_a_run_that_is_interrupted_goes_on_to_the_same_numbers(step: int, tmp_path: Path) -> None:
     taken = iter(range(100))

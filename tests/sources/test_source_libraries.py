@@ -99,6 +99,7 @@ def test_an_argument_that_a_torchvision_model_does_not_take_is_refused() -> None
     assert "num_clases" in str(error.why)
 
 
+@pytest.mark.slow
 def test_libraries_are_imported_by_their_sources_alone() -> None:
     libraries = "{'torchvision', 'timm', 'transformers'}"
     code = f"import sys, fxcollab.sources.load; sys.exit(bool({libraries} & sys.modules.keys()))"

@@ -37,7 +37,8 @@ def test_a_resnet_can_be_cut_behind_every_block_and_its_stages_stand_out() -> No
 
 
 def test_what_lies_before_and_behind_adds_up_to_the_model() -> None:
-    model = resnet50()
+    with torch.device("meta"):
+        model = torchvision.models.resnet18()
     found = find_splits(model)
     assert {sum(c.parameters) for c in found} == {sum(p.numel() for p in model.parameters())}
     assert len({sum(c.flops) for c in found}) == len({sum(c.activations) for c in found}) == 1
@@ -125,7 +126,7 @@ def test_a_mask_that_goes_along_is_no_second_value() -> None:
     assert names(find_splits(Masked(), (X,)))[:2] == ["a", "mul"]
 
 
-@pytest.mark.parametrize("granularity", ["auto", "op"])
+@pytest.mark.parametrize("granularity", slow_but(["op"], ["auto", "op"]))
 def test_looking_for_splits_leaves_the_model_as_it_is(granularity: Any) -> None:
     model = torchvision.models.squeezenet1_1().eval()
     untouched = Untouched(model)
@@ -193,7 +194,7 @@ class Block(nn.Module):
         return self.m(torch.relu(self.l(x)))
 
 
-@pytest.mark.parametrize("make", [NamedAlike, Numbered])
+@pytest.mark.parametrize("make", slow_but([NamedAlike], [NamedAlike, Numbered]))
 def test_a_name_means_one_value(make: Any) -> None:
     found = names(find_splits(make(), (X,)))
     assert len(set(found)) == len(found)
@@ -254,6 +255,7 @@ class Encoder(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_healthy_neighbours_of_a_block_that_resists_are_opened() -> None:
     found = names(find_splits(nn.Sequential(Encoder(), nn.Linear(8, 8)), (X,)))
     assert {"0.blocks.0.l", "0.blocks.1", "0.blocks.2.l"} <= set(found) and "0.blocks.1.a" not in found

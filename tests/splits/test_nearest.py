@@ -54,10 +54,12 @@ def test_the_nearest_module_that_can_be_split_at_is_named() -> None:
     fxcollab.transform(model, "hierarchical", ["stem", "middle.0"], example_inputs=(X,))
 
 
+@pytest.mark.slow
 def test_where_the_model_itself_resists_no_other_split_is_proposed() -> None:
     assert "the model's own forward can't be traced" in str(refusal(AsksItself(), "stem", "middle.0").hint)
 
 
+@pytest.mark.slow
 def test_a_module_around_that_has_nothing_behind_it_is_not_proposed() -> None:
     class Ends(Around):
         def forward(self, x: Tensor) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fxcollab
+from tests.speeds import slow_but
 from tests.tracing.question_helpers import (
     MORE,
     NOTES,
@@ -176,7 +177,7 @@ class AsksWhetherAllArePositive(Net):
         return self.tail(h * 2 if (x > 0).all() else h)
 
 
-@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize("positive", slow_but([True], [True, False]))
 def test_what_asks_for_data_is_loaded_where_others_of_that_shape_answer_alike(positive: bool, tmp_path: Any) -> None:
     inputs = (X if positive else X - 0.5,)  # no random normal numbers are all positive
     train_model = made(AsksWhetherAllArePositive, inputs)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxcollab
+from tests.speeds import slow_but
 from tests.tracing.question_helpers import MORE, Net, X, agrees, line_at, made, proven, refused
 from tests.untouched import Untouched
 
@@ -79,7 +80,7 @@ QUESTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("make", "question", "same", "other"), QUESTIONS)
+@pytest.mark.parametrize(("make", "question", "same", "other"), slow_but(["bool", "int", "len"], QUESTIONS))
 def test_where_data_decide_the_examples_do_and_other_inputs_are_refused(
     make: type[Net], question: str, same: Tensor, other: Tensor
 ) -> None:
@@ -96,7 +97,12 @@ def test_where_data_decide_the_examples_do_and_other_inputs_are_refused(
         assert line_at(error.where, __name__).endswith("# asks")
 
 
-@pytest.mark.parametrize("make", [AsksTheSum, AsksForAnInteger, AsksForARange, AsksForAFloat, AsksForACount])
+@pytest.mark.parametrize(
+    "make",
+    slow_but(
+        [AsksTheSum, AsksForARange], [AsksTheSum, AsksForAnInteger, AsksForARange, AsksForAFloat, AsksForACount]
+    ),
+)
 def test_where_data_decide_guessed_inputs_dont(make: type[Net]) -> None:
     error = refused(lambda: made(make()))
     assert error.what == f"The forward of {make.__name__} can't be captured."

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fxcollab
+from tests.speeds import slow_but
 from tests.tracing.question_helpers import NOTES, Net, X, made, proven, refused
 
 
@@ -107,7 +108,7 @@ MASKED = [
 ]
 
 
-@pytest.mark.parametrize("make", MASKED)
+@pytest.mark.parametrize("make", slow_but(["in the heads", "in a pair", "asked about"], MASKED))
 def test_random_numbers_drawn_in_a_module_kept_whole_are_proved(make: Callable[[], nn.Module]) -> None:
     model = make()
     train_model = proven(model)
@@ -136,7 +137,7 @@ def test_the_generators_stay_where_they_are_while_effects_are_looked_for(act: st
     assert states.moved() == []
 
 
-@pytest.mark.parametrize("act", ["capture", "transform", "verify"])
+@pytest.mark.parametrize("act", slow_but(["capture", "verify"], ["capture", "transform", "verify"]))
 def test_the_generators_stay_where_they_are_while_none_is_looked_for(act: str) -> None:
     model = MaskedInAPair()
     states = GeneratorStates()
@@ -150,7 +151,7 @@ def test_the_generators_stay_where_they_are_while_none_is_looked_for(act: str) -
     assert states.moved() == []
 
 
-@pytest.mark.parametrize("act", ["capture", "verify"])
+@pytest.mark.parametrize("act", slow_but(["capture"], ["capture", "verify"]))
 def test_the_generators_stay_where_they_are_while_inputs_are_guessed(act: str) -> None:
     model = MaskedAndAsked()
     states = GeneratorStates()

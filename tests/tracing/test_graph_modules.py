@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 import fxcollab
 from fxcollab.fx_utils import describe_node
+from tests.speeds import slow_but
 from tests.tracing.capture_helpers import AuxNet, Block, Net, X, follows_the_mode
 
 
@@ -36,7 +37,7 @@ def test_a_captured_module_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize(
     "splits", [["stem"], ["body.0"], ["body.0.act", "body.1.second"], ["add"], ["body_0_first", "add_1"]]
 )
-@pytest.mark.parametrize("fanouts", [None, 3])
+@pytest.mark.parametrize("fanouts", slow_but([3], [None, 3]))
 def test_a_traced_graph_is_pruned_back_node_for_node(
     traced: fx.GraphModule, splits: list[str], fanouts: int | None
 ) -> None:
@@ -98,7 +99,9 @@ def exported(request: pytest.FixtureRequest) -> fx.GraphModule:
     return module
 
 
-@pytest.mark.parametrize("splits", [["stem"], ["act", "body.0"], ["linear", "batch_norm"]])
+@pytest.mark.parametrize(
+    "splits", slow_but([["stem"], ["linear", "batch_norm"]], [["stem"], ["act", "body.0"], ["linear", "batch_norm"]])
+)
 def test_an_exported_graph_is_pruned_back_node_for_node(exported: fx.GraphModule, splits: list[str]) -> None:
     before, code = list(map(describe_node, exported.graph.nodes)), exported.code
     train_model = fxcollab.transform(exported, splits=splits, init="copy-anyway")

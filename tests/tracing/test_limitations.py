@@ -398,7 +398,9 @@ def notes_of(model: nn.Module, split: str, granularity: Any = "auto") -> tuple[s
     return report.limitations
 
 
-@pytest.mark.parametrize(("split", "granularity"), [("b.linear", "auto"), ("a", "op")])
+@pytest.mark.parametrize(
+    ("split", "granularity"), [pytest.param("b.linear", "auto", marks=pytest.mark.slow), ("a", "op")]
+)
 def test_hooks_of_opened_modules_are_listed_however_they_were_opened(split: str, granularity: str) -> None:
     backward = Blocks(lambda block: block.register_full_backward_hook(lambda *_: None))
     assert any("backward hooks of b don't run" in note for note in notes_of(backward, split, granularity))

@@ -30,11 +30,11 @@ class MakesAModule(Net):
     [
         nn.ReLU,
         lambda: nn.ReLU(inplace=True),
-        lambda: nn.Softmax(dim=-1),
+        pytest.param(lambda: nn.Softmax(dim=-1), marks=pytest.mark.slow),
         lambda: nn.Sequential(nn.Unflatten(1, (4, 2)), nn.Sequential(nn.Hardtanh(), nn.Flatten())),
-        lambda: nn.LayerNorm(8, elementwise_affine=False),
+        pytest.param(lambda: nn.LayerNorm(8, elementwise_affine=False), marks=pytest.mark.slow),
         lambda: nn.BatchNorm1d(8, affine=False, track_running_stats=False),
-        lambda: nn.Dropout(0.5),
+        pytest.param(lambda: nn.Dropout(0.5), marks=pytest.mark.slow),
     ],
     ids=["ReLU", "ReLU in place", "Softmax", "Sequential", "LayerNorm", "BatchNorm", "Dropout"],
 )
@@ -75,7 +75,7 @@ class WrapsItsOwnLayers(Net):
         return self.d(nn.Sequential(self.b, nn.ReLU(), self.c)(self.a(x)))  # wraps
 
 
-@pytest.mark.parametrize("inputs", [(X,), None], ids=["given", "guessed"])
+@pytest.mark.parametrize("inputs", [(X,), pytest.param(None, marks=pytest.mark.slow)], ids=["given", "guessed"])
 @pytest.mark.parametrize(
     ("make", "kind", "comment"),
     [

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fxcollab
 from fxcollab import SplitError
+from tests.speeds import slow_but
 from tests.tracing.question_helpers import (
     GIVEN_OR_GUESSED,
     MORE,
@@ -88,7 +89,13 @@ class LooksForAKey(OfFeatures):
 
 
 @pytest.mark.parametrize("inputs", GIVEN_OR_GUESSED)
-@pytest.mark.parametrize("make", [AddsAll, AddsAllItems, CallsByKey, CallsByKeys, UnpacksByName, LooksForAKey])
+@pytest.mark.parametrize(
+    "make",
+    slow_but(
+        [AddsAll, CallsByKey, LooksForAKey],
+        [AddsAll, AddsAllItems, CallsByKey, CallsByKeys, UnpacksByName, LooksForAKey],
+    ),
+)
 def test_a_dict_that_a_module_returns_is_read_as_one(make: type[Net], inputs: Any) -> None:
     model = make()
     train_model = made(model, inputs)
@@ -106,7 +113,7 @@ class ReturnsByItems(OfFeatures):
         return {name: self.tail(value) for name, value in self.features(x).items()}
 
 
-@pytest.mark.parametrize("make", [CallsByItems, ReturnsByItems])
+@pytest.mark.parametrize("make", slow_but([CallsByItems], [CallsByItems, ReturnsByItems]))
 def test_the_keys_of_items_are_texts(make: type[Net]) -> None:
     proven(make(), splits=["features"])
 
@@ -245,7 +252,9 @@ WRITERS = [
 
 
 @pytest.mark.parametrize("inputs", GIVEN_OR_GUESSED)
-@pytest.mark.parametrize("make", WRITERS)
+@pytest.mark.parametrize(
+    "make", slow_but([SetsInABranch, SetsInTheTrunk, SetsUnderTwoNames, SetsACopy, Pops, Appends], WRITERS)
+)
 def test_what_a_branch_writes_into_a_container_no_other_reads(make: type[Net], inputs: Any) -> None:
     model = make()
     train_model = made(model, inputs)
@@ -356,7 +365,9 @@ INSIDE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("make", INSIDE)
+@pytest.mark.parametrize(
+    "make", slow_but([SetsDeepInside, AppendsInside, AddsInPlaceInside, WritesIntoAViewOfWhatCrosses], INSIDE)
+)
 def test_a_write_into_a_part_is_seen_in_the_whole(make: type[Net]) -> None:
     proven_or_refused(make())
 
@@ -394,7 +405,11 @@ class OverwritesTheBatchTwice(OfABatch):
 
 
 @pytest.mark.parametrize(
-    "make", [AddsToTheBatch, OverwritesTheBatch, OverwritesTheBatchFirst, OverwritesTheBatchTwice]
+    "make",
+    slow_but(
+        [AddsToTheBatch, OverwritesTheBatchFirst],
+        [AddsToTheBatch, OverwritesTheBatch, OverwritesTheBatchFirst, OverwritesTheBatchTwice],
+    ),
 )
 def test_what_is_written_into_an_input_stays_in_its_branch(make: type[Net]) -> None:
     model, batch = make(), {"x": X, "y": 2 * X}

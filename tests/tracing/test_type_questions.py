@@ -45,7 +45,7 @@ class CountsItsRows(Net):
         return super().forward(x / int(x.shape[0]))
 
 
-@pytest.mark.parametrize("make", [AsksItsSize, StacksItsRows, CountsItsRows])
+@pytest.mark.parametrize("make", slow_but([StacksItsRows], [AsksItsSize, StacksItsRows, CountsItsRows]))
 def test_sizes_for_which_the_forward_goes_another_way_are_refused(make: type[Net]) -> None:
     model = make()
     train_model = proven(model)
@@ -57,14 +57,14 @@ def test_sizes_for_which_the_forward_goes_another_way_are_refused(make: type[Net
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda x: x.shape[-1] in {8, 16},
+        pytest.param(lambda x: x.shape[-1] in {8, 16}, marks=pytest.mark.slow),
         lambda x: x.dtype in {torch.float32},
-        lambda x: {8: 1}.get(x.shape[-1], 0) == 1,
+        pytest.param(lambda x: {8: 1}.get(x.shape[-1], 0) == 1, marks=pytest.mark.slow),
         lambda x: {(4, 8): 1}.get(tuple(x.shape), 0) == 1,
         lambda x: str(x.dtype) == "torch.float32",
-        lambda x: "cpu" in str(x.device),
+        pytest.param(lambda x: "cpu" in str(x.device), marks=pytest.mark.slow),
         lambda x: getattr(x, "mask", None) is None,
-        lambda x: getattr(x, "shape", None) is not None,
+        pytest.param(lambda x: getattr(x, "shape", None) is not None, marks=pytest.mark.slow),
     ],
     ids=["size in a set", "dtype in a set", "key", "shape as key", "text", "device", "no attribute", "attribute"],
 )
@@ -75,6 +75,7 @@ def test_what_python_asks_of_sizes_and_types_is_answered(ask: Callable[[Any], bo
     assert agrees(train_model, model, X)
 
 
+@pytest.mark.slow
 def test_a_forwards_own_handler_takes_no_question_for_an_answer() -> None:
     class Handles(Net):
         def forward(self, x: Any) -> Any:
@@ -95,7 +96,7 @@ def _scripted(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "call",
-    [_scripted, lambda x: torch.Tensor(x), lambda x: torch.Tensor._make_subclass(Tensor, x)],
+    slow_but([_scripted], [_scripted, lambda x: torch.Tensor(x), lambda x: torch.Tensor._make_subclass(Tensor, x)]),
     ids=["scripted", "Tensor", "_make_subclass"],
 )
 def test_what_asks_from_c_is_refused_and_does_not_crash(call: Callable[[Any], Any]) -> None:
@@ -119,6 +120,7 @@ def test_an_input_is_a_tensor(inputs: Any) -> None:
     assert agrees(train_model, model, MORE)
 
 
+@pytest.mark.slow
 def test_an_input_whose_shape_is_unknown_is_a_tensor_all_the_same() -> None:
     class Two(Net):
         def forward(self, x: Any, y: Any) -> Any:
@@ -137,7 +139,9 @@ class ListOrTensor(Net):
         return super().forward(x[:2] * 2)
 
 
-@pytest.mark.parametrize("inputs", [([X, MORE[:4]],), ((X, MORE[:4]),)], ids=["list", "tuple"])
+@pytest.mark.parametrize(
+    "inputs", [([X, MORE[:4]],), pytest.param(((X, MORE[:4]),), marks=pytest.mark.slow)], ids=["list", "tuple"]
+)
 def test_an_input_is_a_list_where_the_example_is_one(inputs: Any) -> None:
     model = ListOrTensor()
     assert agrees(proven(model, inputs), model, *inputs)
@@ -182,7 +186,7 @@ class AsksThePart(Net):
 
 
 @pytest.mark.parametrize("inputs", slow_but([(X,)], [(X,), None]), ids=["given", "guessed"])
-@pytest.mark.parametrize("kind", ["tensor", "tuple", "list", "dict"])
+@pytest.mark.parametrize("kind", slow_but(["list", "dict"], ["tensor", "tuple", "list", "dict"]))
 def test_what_a_module_kept_whole_returns_has_its_own_type(kind: str, inputs: Any) -> None:
     model = AsksThePart(kind)
     train_model = made(model, inputs)
@@ -190,7 +194,7 @@ def test_what_a_module_kept_whole_returns_has_its_own_type(kind: str, inputs: An
     assert agrees(train_model, model, MORE)
 
 
-@pytest.mark.parametrize("split", ["part", "part.layer", "c"])
+@pytest.mark.parametrize("split", slow_but(["part.layer"], ["part", "part.layer", "c"]))
 def test_types_are_told_behind_a_split_and_in_an_opened_module(split: str) -> None:
     proven(AsksThePart("tuple"), splits=[split])
     proven(AsksThePart("tensor"), splits=[split], granularity="op")
@@ -243,6 +247,7 @@ class AsksSizes(Net):
         return super().forward(x * wide / sizes)
 
 
+@pytest.mark.slow
 def test_sizes_are_numbers_in_a_tuple() -> None:
     model = AsksSizes()
     assert agrees(proven(model), model, MORE)
@@ -281,13 +286,15 @@ def _matches(x: Any) -> bool:
     [
         lambda x: torch.is_tensor(x),
         lambda x: hasattr(x, "logits"),
-        lambda x: hasattr(x, "shape"),
+        pytest.param(lambda x: hasattr(x, "shape"), marks=pytest.mark.slow),
         lambda x: type(x) is Tensor,
         lambda x: issubclass(type(x), Tensor),
-        lambda x: callable(x),
-        lambda x: x.__class__ is Tensor,
-        lambda x: isinstance(type(x), type),
-        lambda x: type(x) is type(torch.ones(1)) and type(type(x)) is not Tensor,
+        pytest.param(lambda x: callable(x), marks=pytest.mark.slow),
+        pytest.param(lambda x: x.__class__ is Tensor, marks=pytest.mark.slow),
+        pytest.param(lambda x: isinstance(type(x), type), marks=pytest.mark.slow),
+        pytest.param(
+            lambda x: type(x) is type(torch.ones(1)) and type(type(x)) is not Tensor, marks=pytest.mark.slow
+        ),
         _matches,
         _dispatched,
         lambda x: isinstance(x, Callable),  # type: ignore[arg-type]

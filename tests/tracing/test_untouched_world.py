@@ -67,7 +67,7 @@ CACHES: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("cache", slow_but(["lru_cache"], CACHES))
 @pytest.mark.parametrize("opened", slow_but([True], [False, True]))
 def test_a_cache_holds_tensors_after_a_capture(cache: str, opened: bool) -> None:
     positions = CACHES[cache]
@@ -90,6 +90,7 @@ def test_a_cache_holds_tensors_after_a_capture(cache: str, opened: bool) -> None
 PAIRS: dict[int, tuple[Tensor, Tensor]] = {}
 
 
+@pytest.mark.slow
 def test_many_tuples_in_a_cache_are_all_taken_out() -> None:
     class AddsAll(Kept):
         def forward(self, x: Tensor) -> Any:
@@ -129,7 +130,7 @@ class CountsInAList(Kept):
 
 
 @pytest.mark.parametrize("make", [Clamps, CountsInATensor, CountsInAList])
-@pytest.mark.parametrize("split", ["a", "c.layer"])
+@pytest.mark.parametrize("split", slow_but(["a"], ["a", "c.layer"]))
 def test_tracing_writes_into_no_tensor_of_the_model(make: type[Kept], split: str) -> None:
     model = Net(make())
     weight = model.c.layer.weight.clone()
@@ -177,7 +178,7 @@ class Logs(Kept):
     [collections.defaultdict(list), collections.deque(), {"nested": []}, types.SimpleNamespace(), []],
     ids=lambda log: type(log).__name__,
 )
-@pytest.mark.parametrize("split", ["a", "c.layer"])
+@pytest.mark.parametrize("split", slow_but(["a"], ["a", "c.layer"]))
 @pytest.mark.filterwarnings("ignore:limitation")
 def test_containers_hold_what_they_held(log: Any, split: str) -> None:
     before = repr(log)
@@ -256,6 +257,7 @@ class DrawsFromItsOwn(Kept):
         return self.layer(x) * torch.rand(8, generator=self.own)
 
 
+@pytest.mark.slow
 def test_an_opened_generator_is_refused_where_it_is_handed_on() -> None:
     with pytest.raises(
         CaptureError, match=r"(?s)test_untouched_world.*an object of type Generator can't be an argument"
@@ -324,6 +326,7 @@ class HalvesByShape(Net):
         return self.b(self.a(x).split([left, right], -1)[0].repeat(1, 2))
 
 
+@pytest.mark.slow
 def test_a_cache_by_shapes_forgets_the_shapes_of_a_trace() -> None:
     """As einops keeps one: train mode's trace must not meet eval mode's proxies, nor the model either's."""
     halves.cache_clear()
