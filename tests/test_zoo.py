@@ -1,11 +1,13 @@
 """A sample of the zoo: ``python -m tests.benchmarks.zoo`` runs the whole of it."""
 
 import pytest
+import torch
+import torchvision
 
+import fxcollab
 from tests.benchmarks.zoo.models import entries
 from tests.benchmarks.zoo.summary import summary
 from tests.benchmarks.zoo.trial import try_structure, try_values
-from tests.speeds import slow_but
 
 # One of each kind of trouble: shape checks, iteration, finfo, parts that are None, numpy's random numbers, shared
 # modules, lists of images, questions about data.
@@ -35,7 +37,14 @@ def test_a_model_goes_in_and_comes_back_exactly(name: str) -> None:
     assert row["result"] == "ok", row
 
 
-@pytest.mark.parametrize("name", slow_but(["torchvision:squeezenet1_1"], VALUES))
+def test_the_whole_proof_holds_on_a_network_of_torchvision() -> None:
+    model = torchvision.models.squeezenet1_1(num_classes=10)
+    train_model = fxcollab.transform(model, splits=["features.4", "features.8"], seed=0)
+    assert fxcollab.verify(model, train_model, (torch.randn(2, 3, 64, 64),)).raise_if_failed()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VALUES)
 def test_the_whole_proof_holds_on_real_weights(name: str) -> None:
     row = try_values(_known(name))
     assert row["result"] == "ok", row

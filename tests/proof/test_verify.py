@@ -436,6 +436,7 @@ def test_inputs_that_cant_be_guessed_are_asked_for() -> None:
     fxcollab.verify(model, train_model, (torch.randn(13, 4),)).raise_if_failed()
 
 
+@pytest.mark.slow
 def test_examples_may_be_named(model: nn.Module, train_model: CollabGraphModule) -> None:
     fxcollab.verify(model, train_model, {"x": X}).raise_if_failed()
     with pytest.raises(CaptureError, match="The example inputs don't fit the model"):

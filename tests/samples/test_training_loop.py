@@ -58,6 +58,7 @@ def test_the_rate_falls_by_ten_at_half_and_three_quarters() -> None:
     assert rates[15:] == pytest.approx([0.001] * 5)
 
 
+@pytest.mark.slow
 def test_an_epoch_is_a_function_of_seed_and_number() -> None:
     data = replace(digits(), noise=0.2, flip=True)
     first, same, other, next_one = (
