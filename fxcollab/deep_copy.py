@@ -1,0 +1,213 @@
+"""Deep copies of modules and of all that they hold.
+
+Beyond ``copy.deepcopy``, the caller says how a tensor is copied; functions, such as hooks and replaced forwards, get
+copies of what their closures and defaults hold; subclasses of ``fx.GraphModule`` keep their attributes; and what
+can't be copied may be shared.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from dataclasses import dataclass
+from functools import partial
+from types import CellType, FunctionType, MethodType, ModuleType
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+T = TypeVar("T")
+Memo = MutableMapping[int, Any]
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, type, ModuleType, torch.dtype, torch.device, torch.Size)
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, eq=False)
+class Copied(Generic[T]):
+    """What `deep_copy` returns.
+
+    Attributes:
+        value: the copy.
+        tensors: each tensor that was copied, with its copy.
+        shared: paths of what can't be copied, and is the original's: ``layer1.lock``.
+    """
+
+    value: T
+    tensors: list[tuple[Tensor, Tensor]]
+    shared: tuple[str, ...] = ()
+
+
+def deep_copy(value: T, tensor: Callable[[Tensor], Tensor]) -> Copied[T]:
+    """A copy of ``value``, a module or a tuple of modules, with ``tensor`` of each tensor; see `deep_copy_into`.
+
+    What can't be copied is shared.
+    """
+    try:
+        return Copied(*deep_copy_into({}, value, tensor))
+    except Exception:  # whatever its parts raise
+        shared, paths = _uncopyable(value)
+        return Copied(*deep_copy_into(shared, value, tensor), paths)
+
+
+def deep_copy_into(memo: Memo, value: T, tensor: Callable[[Tensor], Tensor]) -> tuple[T, list[tuple[Tensor, Tensor]]]:
+    """A copy of ``value``, and the tensors that were copied with their copies.
+
+    Args:
+        memo: known copies by the id of their original, as for ``copy.deepcopy``; gets the new ones.
+        value: a module or a tuple of modules.
+        tensor: makes the copy of a tensor that the memo doesn't have; called once for each.
+
+    Raises:
+        Exception: whatever a part raises that can't be copied.
+    """
+    tensors: list[tuple[Tensor, Tensor]] = []
+
+    def copied(original: Tensor) -> Tensor:
+        if id(original) not in memo:
+            memo[id(original)] = tensor(original)
+            tensors.append((original, memo[id(original)]))
+        found: Tensor = memo[id(original)]
+        return found
+
+    shells = [shell for module in _modules_of(value) for shell in _shells(module, memo, copied)]
+    with _StrayTensors(copied):
+        made = copy.deepcopy(value, memo)  # type: ignore[arg-type]
+        for fill in shells:
+            fill()
+    return made, tensors
+
+
+def _modules_of(value: Any) -> Iterable[nn.Module]:
+    roots = value if isinstance(value, tuple) else (value,)
+    return dict.fromkeys(part for root in roots if isinstance(root, nn.Module) for part in root.modules())
+
+
+class _StrayTensors(TorchFunctionMode):
+    """Copies tensors that lie in lists, dicts and other objects."""
+
+    def __init__(self, copied: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._copied = copied
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__:
+            return self._copied(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _shells(module: nn.Module, memo: Memo, copied: Callable[[Tensor], Tensor]) -> Iterator[Callable[[], object]]:
+    """Enter what ``copy.deepcopy`` would copy wrongly; what is returned fills it afterwards."""
+    if id(module) in memo:
+        return
+    if getattr(type(module), "__deepcopy__", None) is fx.GraphModule.__deepcopy__:
+        yield _graph_module(module, memo)
+    for held in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+        if isinstance(held, Tensor):
+            copied(held)
+        elif not isinstance(held, _PLAIN):
+            for parameter in _parameters_in(held):
+                copied(parameter)
+            yield from _functions(held, memo)
+
+
+def _graph_module(module: Any, memo: Memo) -> Callable[[], object]:
+    """``fx.GraphModule.__deepcopy__`` drops the attributes of subclasses."""
+    cls: Any = type(module)  # every one has a class of its own
+    memo[id(module)] = new = cls.__new__(cls)
+    type(new).forward = type(module).forward
+
+    def fill() -> None:
+        new.__dict__.update(copy.deepcopy(module.__dict__, memo))  # type: ignore[arg-type]
+        new.__dict__["_graph"].owning_module = new
+
+    return fill
+
+
+def _functions(value: Any, memo: Memo) -> Iterator[Callable[[], object]]:
+    """Enter copies of the functions in ``value`` that refer to anything which is copied."""
+    for part in _parts(value):
+        if isinstance(part, FunctionType) and id(part) not in memo and (held := _held_by(part)):
+            cells = tuple(CellType() for _ in part.__closure__ or ())
+            new = FunctionType(part.__code__, part.__globals__, part.__name__, None, cells)
+            memo[id(part)] = new
+            yield partial(_fill, part, new, memo)
+            for inner in held:
+                yield from _functions(inner, memo)
+
+
+def _fill(function: FunctionType, new: FunctionType, memo: Any) -> None:
+    for attribute in ("__defaults__", "__kwdefaults__", "__dict__"):
+        setattr(new, attribute, copy.deepcopy(getattr(function, attribute), memo))
+    new.__qualname__, new.__module__, new.__doc__ = function.__qualname__, function.__module__, function.__doc__
+    for cell, old in zip(new.__closure__ or (), function.__closure__ or (), strict=True):
+        try:
+            cell.cell_contents = copy.deepcopy(old.cell_contents, memo)
+        except ValueError:  # not assigned yet
+            continue
+
+
+def _held_by(function: FunctionType) -> list[Any]:
+    """What the closure and the defaults of a function hold and would be copied."""
+    held = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        try:
+            held.append(cell.cell_contents)
+        except ValueError:  # not assigned yet
+            continue
+    return [one for one in held if not isinstance(one, _PLAIN)]
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """``value``, and what lies in it if it is a container, a method or a ``partial``."""
+    pending, seen = [value], set[int]()
+    while pending:
+        part = pending.pop()
+        if id(part) in seen or isinstance(part, (*_PLAIN, nn.Module)):
+            continue
+        seen.add(id(part))
+        yield part
+        if isinstance(part, dict):
+            pending += part.values()
+        elif isinstance(part, list | tuple | set | frozenset):
+            pending += part
+        elif isinstance(part, partial):
+            pending += (part.func, part.args, part.keywords)
+        elif isinstance(part, MethodType):
+            pending.append(part.__func__)
+
+
+def _parameters_in(value: Any) -> Iterator[Tensor]:
+    """Parameters in containers: their class copies them without ``__torch_function__``."""
+    return (part for part in _parts(value) if isinstance(part, nn.Parameter))
+
+
+def _uncopyable(value: Any) -> tuple[dict[int, Any], tuple[str, ...]]:
+    """Attributes that can't be copied, or modules where no attribute is why: by their ids, and their paths."""
+    roots = value if isinstance(value, tuple) else (value,)
+    modules = {module: path for root in roots for path, module in root.named_modules()}
+    kept: dict[int, Any] = {id(module): module for module in modules}
+    shared: dict[int, Any] = {}
+    paths: list[str] = []
+    for module, path in modules.items():
+        for name, part in vars(module).items():
+            if not is_copyable(part, {**kept, **shared}):
+                shared[id(part)] = part
+                paths.append(f"{path}.{name}".lstrip("."))
+    for module, path in modules.items():
+        others = {key: other for key, other in kept.items() if other is not module}
+        if not is_copyable(module, {**others, **shared}):
+            shared[id(module)] = module
+            paths.append(path)
+    return shared, tuple(paths)
+
+
+def is_copyable(value: Any, memo: Memo) -> bool:
+    """Whether ``value`` can be copied; ``memo`` has known copies, and gets others."""
+    try:
+        deep_copy_into(memo, value, lambda tensor: tensor)
+    except Exception:  # whatever its parts raise
+        return False
+    return True
