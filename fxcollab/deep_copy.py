@@ -108,9 +108,7 @@ def _shells(module: nn.Module, memo: Memo, copied: Callable[[Tensor], Tensor]) -
         if isinstance(held, Tensor):
             copied(held)
         elif not isinstance(held, _PLAIN):
-            for parameter in _parameters_in(held):
-                copied(parameter)
-            yield from _functions(held, memo)
+            yield from _shells_in(held, memo, copied)
 
 
 def _graph_module(module: Any, memo: Memo) -> Callable[[], object]:
@@ -126,16 +124,19 @@ def _graph_module(module: Any, memo: Memo) -> Callable[[], object]:
     return fill
 
 
-def _functions(value: Any, memo: Memo) -> Iterator[Callable[[], object]]:
-    """Enter copies of the functions in ``value`` that refer to anything which is copied."""
+def _shells_in(value: Any, memo: Memo, copied: Callable[[Tensor], Tensor]) -> Iterator[Callable[[], object]]:
+    """The same for what lies in ``value``."""
     for part in _parts(value):
-        if isinstance(part, FunctionType) and id(part) not in memo and (held := _held_by(part)):
+        if isinstance(part, nn.Parameter):  # whose class makes copies without ``__torch_function__``
+            copied(part)
+        elif isinstance(part, torch.Generator):  # which would copy its state as a tensor
+            memo[id(part)] = part.clone_state()
+        elif isinstance(part, FunctionType) and id(part) not in memo and (held := _held_by(part)):
             cells = tuple(CellType() for _ in part.__closure__ or ())
-            new = FunctionType(part.__code__, part.__globals__, part.__name__, None, cells)
-            memo[id(part)] = new
+            memo[id(part)] = new = FunctionType(part.__code__, part.__globals__, part.__name__, None, cells)
             yield partial(_fill, part, new, memo)
             for inner in held:
-                yield from _functions(inner, memo)
+                yield from _shells_in(inner, memo, copied)
 
 
 def _fill(function: FunctionType, new: FunctionType, memo: Any) -> None:
@@ -161,7 +162,7 @@ def _held_by(function: FunctionType) -> list[Any]:
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """``value``, and what lies in it if it is a container, a method or a ``partial``."""
+    """``value``, and what lies in it: members, attributes, and the function of a method."""
     pending, seen = [value], set[int]()
     while pending:
         part = pending.pop()
@@ -177,11 +178,8 @@ def _parts(value: Any) -> Iterator[Any]:
             pending += (part.func, part.args, part.keywords)
         elif isinstance(part, MethodType):
             pending.append(part.__func__)
-
-
-def _parameters_in(value: Any) -> Iterator[Tensor]:
-    """Parameters in containers: their class copies them without ``__torch_function__``."""
-    return (part for part in _parts(value) if isinstance(part, nn.Parameter))
+        elif not isinstance(part, Tensor | FunctionType):
+            pending += getattr(part, "__dict__", {}).values()
 
 
 def _uncopyable(value: Any) -> tuple[dict[int, Any], tuple[str, ...]]:

@@ -28,6 +28,7 @@ from fxcollab.tracing.interface import InputSpec, Interface
 from fxcollab.tracing.leaks import purge_leaked_proxies
 from fxcollab.tracing.preserve import preserved
 from fxcollab.tracing.tracer import COPIES, HELD_BY, LazyTracer
+from fxcollab.tracing.twin import twin_of
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,12 @@ def _traced_effects(module: nn.Module, given: frozenset[str]) -> _ModuleEffects 
 
 def _traced(module: nn.Module, interface: Interface, proxies: list[weakref.ref[fx.Proxy]]) -> fx.Graph | None:
     """Its graph down to operations; None where it can't be traced."""
-    tracer = LazyTracer(frozenset(), interface, operators=True, proxies=proxies, lines=False)
+    twin = twin_of(module)
+    for part in twin.model.modules():
+        part.__dict__["training"] = module.training
+    tracer = LazyTracer(twin, frozenset(), interface, operators=True, proxies=proxies, lines=False)
     try:
-        return tracer.trace(module)
+        return tracer.trace(twin.model)
     except (Exception, UntraceableError):  # whatever user code raises on proxies
         return None
 

@@ -17,13 +17,11 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxcollab._torch import DATA_DEPENDENT_ERRORS, TorchDispatchMode, pytree
-from fxcollab.codegen.modes import set_mode
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError
 from fxcollab.fx_utils import Interpreter
 from fxcollab.tracing.examples import run_on_fakes, why_not
 from fxcollab.tracing.interface import Interface
-from fxcollab.tracing.preserve import preserved
 
 Moment: TypeAlias = tuple[Literal["forward", "backward"], fx.Node]
 
@@ -110,6 +108,7 @@ def profile(captured: CollabGraphModule, interface: Interface) -> Profile:
         Exception: whatever the model raises on these inputs; see `explained`.
     """
     recorder = _Recorder()
+    nodes = {node.name: node for node in captured.modes.train.nodes}  # those of the twin have the same names
 
     def step(model: CollabGraphModule, *inputs: Tensor) -> None:
         recorder.ignore([inputs, *model.parameters(), *model.buffers()])
@@ -119,12 +118,12 @@ def profile(captured: CollabGraphModule, interface: Interface) -> Profile:
         counter.mod_tracker = untracked  # its hooks on modules' outputs would keep saved tensors alive
         with counter, recorder:
             recorder.count = counter.get_total_flops
-            backward(_Profiler(model, recorder).run(*inputs))
+            backward(_Profiler(model, recorder, nodes).run(*inputs))
             recorder.enter(None)
 
-    with captured.in_mode(True), torch.inference_mode(False), torch.enable_grad():
-        run_on_fakes(captured, interface, run=step)
-        return recorder.profile(captured.graph)
+    with torch.inference_mode(False), torch.enable_grad():
+        run_on_fakes(captured, interface, run=step, training=True)
+    return recorder.profile(captured.modes.train)
 
 
 @contextmanager
@@ -143,9 +142,7 @@ def explained(model: nn.Module, interface: Interface) -> Iterator[None]:
                 why=f"it depends on the values of tensors, and fake tensors have none: {error}",
                 hint="name the splits yourself",
             ) from error
-        with preserved(list(model.modules())):
-            set_mode(model, True)
-            reason = why_not(model, interface)
+        reason = why_not(model, interface, training=True)
         if reason is None:
             raise
         shapes = ", ".join("x".join(map(str, spec.shape or ())) for spec in interface.inputs)
@@ -169,16 +166,17 @@ def backward(outputs: object) -> None:
 class _Profiler(Interpreter):
     """Tells the recorder which node runs: in the forward, and by hooks of autograd's nodes in the backward."""
 
-    def __init__(self, captured: CollabGraphModule, recorder: _Recorder) -> None:
-        super().__init__(captured)
-        self._recorder = recorder
+    def __init__(self, twin: CollabGraphModule, recorder: _Recorder, nodes: Mapping[str, fx.Node]) -> None:
+        super().__init__(twin)
+        self._recorder, self._nodes = recorder, nodes
 
     def run_node(self, n: fx.Node) -> Any:
-        self._recorder.enter(("forward", n))
+        node = self._nodes[n.name]
+        self._recorder.enter(("forward", node))
         value = super().run_node(n)
         if n.op != "output":
-            self._recorder.value(n, value)
-            _hook_backward(n, value, self._recorder)
+            self._recorder.value(node, value)
+            _hook_backward(node, value, self._recorder)
         return value
 
 

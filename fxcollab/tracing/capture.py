@@ -12,23 +12,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from fxcollab.codegen.modes import Modes, set_mode
+from fxcollab.codegen.modes import Modes
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError
 from fxcollab.fx_utils import copy_graph
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.callers import is_internal_file
 from fxcollab.tracing.errors import NoExampleError, UntraceableError
-from fxcollab.tracing.example_values import Examples, ExampleValues
+from fxcollab.tracing.example_values import Examples
 from fxcollab.tracing.examples import example_tensors, guess_inputs
 from fxcollab.tracing.helpers import Helper, innermost_helper
 from fxcollab.tracing.interface import ExampleInputs, Interface, forward_of, interface_of
 from fxcollab.tracing.leaks import purge_caches, purge_leaked_proxies
 from fxcollab.tracing.limitations import limitations
-from fxcollab.tracing.preserve import preserved
 from fxcollab.tracing.proxy import readable
 from fxcollab.tracing.queries import may_be_none
 from fxcollab.tracing.tracer import LazyTracer
+from fxcollab.tracing.twin import Attributes, preserved_classes, twin_of
 
 Granularity = Literal["auto", "op"]
 LIMITATIONS_KEY = "fxcollab_limitations"
@@ -136,6 +136,7 @@ class _Traced:
     constants: Mapping[str, Tensor]
     opened: Mapping[str, nn.Module]
     helpers: Sequence[Helper]
+    shared: Sequence[str]
     notes: Iterable[str]
     assigned: Sequence[str]
     drew: bool
@@ -156,21 +157,22 @@ def _trace_mode(
         purge_caches(proxies)  # of the attempt before, whose frames are gone by now
         proxies.clear()
         try:
-            # what one mode assigns or draws must not reach the other
-            with preserve_rng_state() as generators, preserved(model.modules()) as assigned:
-                tracer = LazyTracer(
-                    request.opened,
-                    request.interface,
-                    operators=request.operators,
-                    constants=constants,
-                    helpers=helpers,
-                    examples=examples,
-                    proxies=proxies,
-                )
-                set_mode(model, training)
-                graph = tracer.trace(model)
+            twin = twin_of(model, training)
+            tracer = LazyTracer(
+                twin,
+                request.opened,
+                request.interface,
+                operators=request.operators,
+                constants=constants,
+                helpers=helpers,
+                examples=examples,
+                proxies=proxies,
+            )
+            with preserve_rng_state() as generators, preserved_classes(model):
+                before = Attributes(twin.model)
+                graph = tracer.trace(twin.model)
                 drew = generators.foreign_numbers_were_drawn()
-                changed = assigned()
+                changed = before.changed()
         except (Exception, SystemExit, UntraceableError) as error:  # user code may raise anything on proxies
             helper = innermost_helper(error, helpers)
             if isinstance(error, NoExampleError) and examples is None and (found := _first(candidates)) is not None:
@@ -180,13 +182,11 @@ def _trace_mode(
             else:
                 examples = _next_examples(candidates, error, model)
         else:
-            needed = None
-            if examples is None:
-                with preserved(model.modules()):
-                    set_mode(model, training)
-                    needed = _examples_with_none(model, graph, tracer, candidates)
+            twin.forget()
+            needed = _examples_with_none(graph, tracer, candidates) if examples is None else None
             if needed is None:
-                return _Traced(graph, tracer.constants, tracer.opened, helpers, tracer.notes, changed, drew)
+                opened = {path: model.get_submodule(path) for path in tracer.opened}
+                return _Traced(graph, tracer.constants, opened, helpers, twin.shared, tracer.notes, changed, drew)
             examples = needed
 
 
@@ -228,9 +228,7 @@ def _user_line(error: BaseException) -> str | None:
     return found
 
 
-def _examples_with_none(
-    model: nn.Module, graph: fx.Graph, tracer: LazyTracer, candidates: Iterator[Examples]
-) -> Examples | None:
+def _examples_with_none(graph: fx.Graph, tracer: LazyTracer, candidates: Iterator[Examples]) -> Examples | None:
     """Examples for which a module returns None among other values; None if there are none.
 
     Without them ``if mask is None`` was false in the trace, as ``mask`` was a proxy.
@@ -242,7 +240,7 @@ def _examples_with_none(
     while True:
         try:
             examples = next(candidates)
-            example_values = ExampleValues(model, examples, tracer.tensors)
+            example_values = tracer.values_for(examples)
             return examples if any(example_values.value(node) is None for node in parts) else None
         except StopIteration:
             break
@@ -274,8 +272,10 @@ def _is_part_of_a_call(node: fx.Node) -> bool:
 def _limitations_of_tracing(*modes: _Traced) -> Iterable[str]:
     assigned = [name for traced in modes for name in traced.assigned]
     helpers = [helper.title for traced in modes for helper in traced.helpers]
+    shared = dict.fromkeys(path for traced in modes for path in traced.shared)
     drew = any(traced.drew for traced in modes)
     sentences = (
+        *(f"{path} can't be copied, so that the forward was traced with the model's own" for path in shared),
         *(f"what the forward assigns to {name} is not kept: the graph reads the value it had" for name in assigned),
         *["random numbers of Python or numpy were drawn while tracing and are constants of the graph"] * drew,
         *(f"function {title} can't be traced: calls of it are one node" for title in helpers),

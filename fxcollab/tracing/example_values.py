@@ -14,13 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxcollab._torch import FakeTensorMode, pytree
-from fxcollab.functional import call_with, copied_state, once_each
+from fxcollab._torch import pytree
 from fxcollab.fx_utils import map_inputs, mutable
-from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.errors import UntraceableError
-from fxcollab.tracing.examples import without_tracebacks
-from fxcollab.tracing.preserve import preserved
+from fxcollab.tracing.twin import twin_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,26 +29,27 @@ class Examples:
 
 
 class ExampleValues:
-    """The values of a graph's nodes for one example of its placeholders.
+    """The values of a graph's nodes for one example of its placeholders, computed on a twin of ``model``.
 
-    The state of ``root`` is read as copies; ``tensors`` has those of the ``get_attr`` nodes by name.
+    ``tensors`` has those of the ``get_attr`` nodes by name; ``training`` is the twin's mode.
     """
 
-    def __init__(self, root: nn.Module, examples: Examples, tensors: Mapping[str, Tensor]) -> None:
-        self._root, self._tensors = root, tensors
-        self._mode = mode = None if examples.real else FakeTensorMode(allow_non_fake_inputs=True)
+    def __init__(
+        self, model: nn.Module, training: bool | None, examples: Examples, tensors: Mapping[str, Tensor]
+    ) -> None:
+        self._tensors, self._real = tensors, examples.real
         self._values: dict[fx.Node, Any] = {}
-        self._copy = once_each(lambda tensor: (tensor.clone() if mode is None else mode.from_tensor(tensor)).detach())
-        self._inputs = [pytree.tree_map_only(Tensor, self._copy, value) for value in examples.values]
+        self._twin = twin_of(model, training, real=examples.real)
+        self._inputs = [pytree.tree_map_only(Tensor, self._twin.stand_in, value) for value in examples.values]
 
     @property
     def real(self) -> bool:
         """Whether values depend on the example's data, and not only on its shapes."""
-        return self._mode is None
+        return self._real
 
     def value(self, node: fx.Node) -> Any:
         """The example value of ``node``; those of the nodes before it are computed first, in the graph's order."""
-        with preserve_rng_state(), without_tracebacks(), self._mode or torch.no_grad():
+        with self._twin.running(), torch.no_grad():
             for other in node.graph.nodes:
                 if other not in self._values:
                     self._values[other] = self._evaluate(other)
@@ -78,23 +76,20 @@ class ExampleValues:
             case "placeholder":
                 return self._inputs.pop(0)
             case "get_attr":
-                return self._copy(self._tensors[str(target)])
+                return self._twin.stand_in(self._tensors[str(target)])
             case "call_function":
                 return target(*args, **kwargs)
             case "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
             case "call_module":
-                return self._call_module(str(target), args, kwargs)
+                return self._module(str(target))(*args, **kwargs)
         return None
 
-    def _call_module(self, path: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        module = self._root.get_submodule(path)
-        if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
-            raise UntraceableError(
-                f"an example value is needed behind {path}, which is scripted and can't run on a copy of its state"
-            )
-        with preserved(module.modules()):  # its assignments are not those of the traced forward
-            return call_with(module, copied_state(module, self._copy), args, kwargs)
+    def _module(self, path: str) -> nn.Module:
+        module = self._twin.model.get_submodule(path)
+        if not self._real and any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+            raise UntraceableError(f"an example value is needed behind {path}, which is scripted and needs real ones")
+        return module
 
 
 def _containers(value: Any) -> Iterator[Any]:

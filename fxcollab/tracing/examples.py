@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxcollab._torch import DATA_DEPENDENT_ERRORS, FakeTensorMode
-from fxcollab.codegen.modes import set_mode
+from fxcollab._torch import DATA_DEPENDENT_ERRORS
 from fxcollab.errors import CaptureError, one_line
-from fxcollab.functional import call_with, copied_state, once_each
-from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.interface import ExampleInputs, InputSpec, Interface, forward_of, interface_of
-from fxcollab.tracing.preserve import preserved, replace_plain_tensors
+from fxcollab.tracing.twin import twin_of
 
 SMALL_IMAGES = (64, 224, 32, 299, 128, 256, 384, 28)
 USUAL_IMAGES = (224, 299, 32, 64, 128, 256, 384, 28)
@@ -71,13 +67,16 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
 
 def accepts(model: nn.Module, interface: Interface) -> bool:
     """Whether ``model`` runs on such inputs in both modes, tried on fake tensors."""
-    return _error_in_either_mode(model, lambda: run_on_fakes(model, interface)) is None
+    return _error_in_either_mode(lambda training: run_on_fakes(model, interface, training=training)) is None
 
 
-def why_not(model: nn.Module, interface: Interface) -> str | None:
-    """The error, in a line, that ``model`` raises on such inputs; None if there is none, or if it depends on data."""
+def why_not(model: nn.Module, interface: Interface, *, training: bool | None = None) -> str | None:
+    """The error, in a line, that ``model`` raises on such inputs; None if there is none, or if it depends on data.
+
+    ``training`` is the mode, by default the model's own.
+    """
     try:
-        run_on_fakes(model, interface)
+        run_on_fakes(model, interface, training=training)
     except DATA_DEPENDENT_ERRORS:
         return None
     except _USER_ERRORS as error:
@@ -90,21 +89,21 @@ def why_not_on(model: nn.Module, interface: Interface, values: Sequence[Any]) ->
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         return None
 
-    def call() -> None:
-        replace_plain_tensors(model.modules(), Tensor.clone)
-        args, kwargs = interface.call(model, copy.deepcopy(list(values)))
-        call_with(model, copied_state(model, Tensor.clone), args, kwargs)
+    def call(training: bool) -> None:
+        twin = twin_of(model, training, real=True)
+        with twin.running():
+            args, kwargs = interface.call(twin.model, copy.deepcopy(list(values)))
+            twin.model(*args, **kwargs)
 
-    with preserve_rng_state():
-        return _error_in_either_mode(model, call)
+    return _error_in_either_mode(call)
 
 
-def _error_in_either_mode(model: nn.Module, call: Callable[[], object]) -> str | None:
-    with preserved(model.modules()), torch.no_grad():
+def _error_in_either_mode(call: Callable[[bool], object]) -> str | None:
+    """The error, in a line, that ``call`` raises in train or in eval mode."""
+    with torch.no_grad():
         for training in (True, False):
-            set_mode(model, training)
             try:
-                call()
+                call(training)
             except _USER_ERRORS as error:
                 return one_line(error)
     return None
@@ -122,57 +121,21 @@ def run_on_fakes(
     interface: Interface,
     observer: AbstractContextManager[object] | None = None,
     run: Callable[..., object] | None = None,
+    *,
+    training: bool | None = None,
 ) -> object:
-    """What ``model`` returns for fake inputs and fake copies of its state, which is not written.
+    """What a twin of ``model`` returns for fake inputs.
 
-    A dispatch mode ``observer`` sees the operations. ``run`` is called on the model and the inputs in place of the
-    model itself; then parameters require gradients as they do in the model.
+    A dispatch mode ``observer`` sees the operations. ``run`` is called on the twin and the inputs, instead of the
+    twin. ``training`` is the mode, by default the model's own.
     """
-    examples = example_tensors(model, interface)
-    modules = list(model.modules())
-
-    def call_model(model: nn.Module, *values: Tensor) -> object:
-        args, kwargs = interface.call(model, values)
-        return model(*args, **kwargs)
-
-    with (
-        preserve_rng_state(),
-        preserved(modules),
-        FakeTensorMode(allow_non_fake_inputs=True) as mode,
-        without_tracebacks(),
-        observer or nullcontext(),
-    ):
-
-        @once_each
-        def fake(tensor: Tensor) -> Tensor:
-            return mode.from_tensor(tensor).detach().requires_grad_(run is not None and tensor.requires_grad)
-
-        call = _Call(model, run or call_model)
-        state = copied_state(call, fake)
-        replace_plain_tensors(modules, fake)
-        return call_with(call, state, tuple(map(fake, examples)))
-
-
-class _Call(nn.Module):
-    """A function of a model and inputs, as a module that has the model's state."""
-
-    def __init__(self, model: nn.Module, run: Callable[..., object]) -> None:
-        super().__init__()
-        self.model, self._run = model, run
-
-    def forward(self, *inputs: Tensor) -> object:
-        return self._run(self.model, *inputs)
-
-
-@contextmanager
-def without_tracebacks() -> Iterator[None]:
-    """Disable the logger that prints a traceback for every error on fake tensors."""
-    logger = logging.getLogger(FakeTensorMode.__module__)
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = disabled
+    twin = twin_of(model, training)
+    inputs = tuple(map(twin.stand_in, example_tensors(model, interface)))
+    with twin.running(), observer or nullcontext():
+        if run is not None:
+            return run(twin.model, *inputs)
+        args, kwargs = interface.call(twin.model, inputs)
+        return twin.model(*args, **kwargs)
 
 
 def _candidates(model: nn.Module, name: str, images: Sequence[int]) -> Iterator[InputSpec]:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils.checkpoint import checkpoint as original_checkpoint
 
-from fxcollab._torch import pytree, storage_id
+from fxcollab._torch import DATA_DEPENDENT_ERRORS, FakeTensor, pytree, storage_id
 from fxcollab.runtime.operators import INPLACE, CustomFunction, writes_in_place
-from fxcollab.tracing.callers import loaded_scopes
+from fxcollab.tracing.callers import called_from_user_code, loaded_scopes
 from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.queries import ProxyQueries
 
@@ -53,8 +53,14 @@ class Recorder(Protocol):
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """Record an operation."""
 
+    def is_state(self, tensor: Tensor) -> bool:
+        """Whether it is a tensor of the model, or stands for one."""
+
     def proxy_of_state(self, tensor: Any) -> fx.Proxy | None:
         """The proxy of a tensor of the model; None for any other value."""
+
+    def record_of_state(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Record what is computed from tensors of the model."""
 
     def set_item(self, target: fx.Proxy, key: Any, value: Any) -> None:
         """Record ``target[key] = value``."""
@@ -85,12 +91,25 @@ class RecordFactories(TorchFunctionMode):
         writes = func.__name__ == "__set__" or writes_in_place(func.__name__, kwargs) or func in _ITEM_WRITES
         if writes or func is _DATA:
             return self._write(func, args, kwargs)
+        if any(
+            isinstance(leaf, Tensor) and self._tracer.is_state(leaf) for leaf in pytree.tree_leaves((args, kwargs))
+        ):
+            return self._read(func, args, kwargs)
         result = func(*args, **kwargs)
         given = {_storage(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, Tensor) and _storage(leaf) not in given:
                 self._created[_storage(leaf)] = leaf
         return result
+
+    def _read(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record what is computed from state that isn't a proxy, but shapes: they never change."""
+        with self._tracer.queries.not_recording(), suppress(RuntimeError, *DATA_DEPENDENT_ERRORS):
+            value = func(*args, **kwargs)
+            is_question = isinstance(value, bool) and func.__name__ == "__get__"  # such as requires_grad
+            if isinstance(value, int | torch.Size) and not is_question:
+                return value
+        return self._tracer.record_of_state(_on_proxies(func), args, kwargs)
 
     def _write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record a write into state, and run one into a tensor that the forward created; any other raises."""
@@ -116,6 +135,18 @@ class RecordFactories(TorchFunctionMode):
         return self._tracer.create_proxy("call_method", func.__name__, (proxy, *args[1:]), kwargs)
 
 
+def _on_proxies(func: Any) -> Callable[..., Any]:
+    """A function that records a call of ``func``, of which some arguments are proxies."""
+    name = func.__name__
+    if name == "__get__":
+        return lambda value: getattr(value, func.__self__.__name__)
+    if name.startswith("__"):
+        return lambda value, *others: getattr(value, name)(*others)
+    if is_tensor_method_or_property(func):
+        return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
+    return func  # type: ignore[no-any-return]
+
+
 def _storage(tensor: Tensor) -> int:
     return storage_id(tensor) if tensor.layout == torch.strided else id(tensor)
 
@@ -127,14 +158,17 @@ def patched_torch(tracer: Recorder) -> Iterator[None]:
     autocast: Any = torch.autocast
     apply, enter = function.__dict__["apply"], autocast.__enter__
     scopes = [scope for scope in loaded_scopes().all if scope.get("checkpoint") is original_checkpoint]
+    fake: Any = FakeTensor
+    device = fake.device
     function.apply = classmethod(_recording_apply(tracer, apply))
+    fake.device = _recording_device(tracer, device)
     autocast.__enter__ = _untraceable_enter(tracer, enter)
     for scope in scopes:
         scope["checkpoint"] = _transparent_checkpoint(tracer)
     try:
         yield
     finally:
-        function.apply, autocast.__enter__ = apply, enter
+        function.apply, autocast.__enter__, fake.device = apply, enter, device
         for scope in scopes:
             scope["checkpoint"] = original_checkpoint
 
@@ -252,6 +286,16 @@ def _recording_call(tracer: Recorder, original: Any) -> Callable[..., Any]:
         return tracer.create_proxy("call_function", original, args, kwargs)
 
     return call
+
+
+def _recording_device(tracer: Recorder, original: Any) -> property:
+    """The only attribute of fake tensors that torch's function modes don't see."""
+
+    def device(self: Any) -> Any:
+        asked = called_from_user_code() and not tracer.queries.computing and tracer.is_state(self)
+        return tracer.record_of_state(lambda tensor: tensor.device, (self,), {}) if asked else original.fget(self)
+
+    return property(device, original.fset)
 
 
 def _untraceable_enter(tracer: Recorder, enter: Callable[..., Any]) -> Callable[..., Any]:

@@ -81,7 +81,7 @@ class ProxyQueries:
         )
         value = self.value_of_type(proxy, with_dtype)
         if with_dtype and isinstance(value, Tensor):
-            with self._not_recording():
+            with self.not_recording():
                 value = torch.empty(0, dtype=value.dtype, device=value.device)  # a fake one is no FloatTensor
         return isinstance(value, classes)
 
@@ -146,7 +146,7 @@ class ProxyQueries:
         """The nodes whose values contain the proxy's list or dict; None for a tensor, or if not known."""
         if self._example_values is None or self._computing:
             return None
-        with self._not_recording():
+        with self.not_recording():
             return self._example_values.containers_of(proxy.node)
 
     def copies(self, index: Any) -> bool:
@@ -178,11 +178,12 @@ class ProxyQueries:
     def _example_value(self, proxy: fx.Proxy, what: str, error: type[UntraceableError] = NoExampleError) -> Any:
         if self._example_values is None or self._computing:
             raise error(f"{what} can't be known while tracing")
-        with self._not_recording():
+        with self.not_recording():
             return self._example_values.value(proxy.node)
 
     @contextmanager
-    def _not_recording(self) -> Iterator[None]:
+    def not_recording(self) -> Iterator[None]:
+        """A context in which nothing is recorded."""
         self._computing = True
         try:
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import operator
 import threading
 import weakref
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict
 
-from fxcollab._torch import is_compiled, pytree
+from fxcollab._torch import FakeTensor, is_compiled, pytree
 from fxcollab.runtime.operators import RETURN_THEIR_INPUT, guard, stop_gradient, writes_in_place
 from fxcollab.tracing.callers import calling_lines, user_scopes
 from fxcollab.tracing.errors import UntraceableError
@@ -24,6 +25,7 @@ from fxcollab.tracing.interface import Interface, as_call
 from fxcollab.tracing.patches import RecordFactories, patched_globals, patched_torch
 from fxcollab.tracing.proxy import CaptureProxy, unformat
 from fxcollab.tracing.queries import ProxyQueries
+from fxcollab.tracing.twin import Twin
 
 RETURNED_BY = "fxcollab_returned_by"
 """Meta key: the calls (``path`` or ``path@k``) of opened modules that return this node's value."""
@@ -44,7 +46,7 @@ def call_name(path: str, number: int) -> str:
 
 
 class LazyTracer(fx.Tracer):
-    """A symbolic tracer that never writes to the model it traces.
+    """A symbolic tracer of a twin, whose graphs refer to the state of the model itself.
 
     Unlike ``fx.Tracer`` it records tensor factories (``torch.rand``, ``arange``) as nodes instead of freezing
     what they return, reads buffers as nodes so that counting in place happens at every call, keeps in-place
@@ -64,6 +66,7 @@ class LazyTracer(fx.Tracer):
 
     def __init__(
         self,
+        twin: Twin,
         opened: frozenset[str],
         interface: Interface,
         *,
@@ -75,6 +78,7 @@ class LazyTracer(fx.Tracer):
         lines: bool = True,
     ) -> None:
         super().__init__()
+        self._twin = twin
         self._opened_paths, self._interface, self._operators = opened, interface, operators
         self._helpers, self._examples, self._lines = tuple(helpers), examples, lines
         self._given = dict(constants or {})
@@ -87,14 +91,19 @@ class LazyTracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root``; see ``fx.Tracer.trace``."""
         self.constants, self.opened = dict(self._given), {"": root}
-        named = dict(_state_by_name(root))
-        self._state = {id(tensor): name for name, tensor in named.items()}
+        named = dict(_state_by_name(self._twin.original))
+        names = {id(tensor): name for name, tensor in named.items()}
+        self._originals = {id(stand_in): tensor for tensor, stand_in in self._twin.tensors}
+        self._state = {**names, **{key: names[id(t)] for key, t in self._originals.items() if id(t) in names}}
+        modules = list(self._twin.original.named_modules())
+        self._paths: dict[int, str] = {id(module): path for path, module in reversed(modules)}
         self.tensors = ChainMap(self.constants, named)
+        self._from_state: list[fx.Node] = []
         self._constant_names: dict[int, str] = {}
         self._detached: dict[fx.Node, fx.Proxy] = {}
         self._state_proxies: dict[str, fx.Proxy] = {}
         with _TRACE_LOCK:
-            values = None if self._examples is None else ExampleValues(root, self._examples, self.tensors)
+            values = None if self._examples is None else self.values_for(self._examples)
             self.queries = ProxyQueries(self._interface, values, self.tensors, self._record, self.notes)
             self._thread = threading.get_ident()
             try:
@@ -105,10 +114,16 @@ class LazyTracer(fx.Tracer):
                     RecordFactories(self),
                     record_helpers(self._helpers, self._record_helper),
                 ):
-                    return super().trace(root, concrete_args)
+                    graph = super().trace(root, concrete_args)
+                self._erase_unused()
+                return graph
             finally:
                 self._detached.clear()
                 self._state_proxies.clear()
+
+    def values_for(self, examples: Examples) -> ExampleValues:
+        """Example values of the graph's nodes."""
+        return ExampleValues(self._twin.original, self._twin.training, examples, self.tensors)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Whether a proxy is true."""
@@ -191,7 +206,7 @@ class LazyTracer(fx.Tracer):
         """Whether ``m`` becomes one node."""
         if module_qualified_name in self._opened_paths:
             return False
-        if not self._operators or _compiler_of(m) is not None:
+        if not self._operators or self._compiler_of(module_qualified_name) is not None:
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
@@ -202,7 +217,7 @@ class LazyTracer(fx.Tracer):
         path = self._path_of(m) if self._is_recording else None
         if path is None:
             return forward(*args, **kwargs)
-        compiler = _compiler_of(m)
+        compiler = self._compiler_of(path)
         if not self.is_leaf_module(m, path):
             if compiler is not None:
                 raise UntraceableError(f"{path} is compiled by {compiler}, and can only be a leaf module")
@@ -222,6 +237,9 @@ class LazyTracer(fx.Tracer):
 
     def _path_of(self, module: nn.Module) -> str | None:
         """The path of a module; None for one without state that the forward has just created."""
+        path = self._paths.get(id(module))  # reached through a global or a weak reference
+        if path is not None:
+            return path
         try:
             return str(self.path_of_module(module))
         except NameError:
@@ -238,14 +256,53 @@ class LazyTracer(fx.Tracer):
         proxy = self.proxy_of_state(attr_val) if isinstance(attr_val, Tensor) and self._is_recording else None
         return attr_val if proxy is None else proxy
 
+    def is_state(self, tensor: Tensor) -> bool:
+        """Whether it is a tensor of the model, or stands for one."""
+        return id(tensor) in self._state or id(tensor) in self._originals
+
     def proxy_of_state(self, tensor: Any) -> fx.Proxy | None:
-        """The proxy of a parameter, a buffer or a plain attribute; None for any other value."""
-        name = self._state.get(id(tensor))
-        if name is None:
-            return None
+        """The proxy of a parameter, a buffer, or a tensor in an attribute; None for any other value."""
+        return self._proxy_of(self._state[id(tensor)]) if id(tensor) in self._state else None
+
+    def _proxy_of(self, name: str) -> fx.Proxy:
         if name not in self._state_proxies:
             self._state_proxies[name] = self.create_proxy("get_attr", name, (), {})
         return self._state_proxies[name]
+
+    def record_of_state(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Record what is computed from the model's tensors; erased afterwards if nothing uses it."""
+        before = next(iter(reversed(self.graph.nodes)), None)
+
+        def proxy(leaf: Any) -> Any:
+            return self._proxy_of(self._name_of(leaf)) if self.is_state(leaf) else leaf
+
+        args, kwargs = pytree.tree_map_only(Tensor, proxy, (args, kwargs))
+        value = function(*args, **kwargs)
+        nodes = itertools.takewhile(lambda node: node is not before, reversed(self.graph.nodes))
+        self._from_state += reversed(list(nodes))
+        return value
+
+    def _erase_unused(self) -> None:
+        """Erase what was recorded from state in passing, as by ``state_dict()``."""
+        for node in reversed(self._from_state):
+            if not node.users:
+                self.graph.erase_node(node)
+
+    def _name_of(self, tensor: Tensor) -> str:
+        """The name of a node's tensor: of state, or one of the tracer's for a constant."""
+        found = self._state.get(id(tensor))
+        if found is not None:
+            return found
+        constant = self._originals.get(id(tensor), tensor)  # a tensor of the model in a list or a dict
+        if isinstance(constant, FakeTensor):
+            raise UntraceableError(
+                f"a tensor of shape {tuple(tensor.shape)} was computed from the model's state where the graph can't "
+                "see it (in train() or eval(), a hook or another thread), and would be a constant"
+            )
+        if id(constant) not in self._constant_names:
+            self._constant_names[id(constant)] = name = self._name_constant(constant)
+            self.constants[name] = constant
+        return self._constant_names[id(constant)]
 
     def create_arg(self, a: Any) -> Any:
         """Tensors become nodes: state by its name, constants by names that the tracer gives them.
@@ -268,11 +325,7 @@ class LazyTracer(fx.Tracer):
             except NotImplementedError:
                 pass
             raise UntraceableError(f"an object of type {type(a).__qualname__} can't be an argument of a node")
-        name = self._state.get(id(a)) or self._constant_names.get(id(a))
-        if name is None:
-            name = self._constant_names[id(a)] = self._name_constant(a)
-            self.constants[name] = a
-        return self.create_node("get_attr", name, (), {})
+        return self.create_node("get_attr", self._name_of(a), (), {})
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -303,6 +356,13 @@ class LazyTracer(fx.Tracer):
         nodes = {node.name: node for node in self.graph.nodes}
         return self.create_node("call_method", "format", (template, *(nodes[name] for name in names)), {})
 
+    def _compiler_of(self, path: str) -> str | None:
+        """What has compiled a module, so that its forward can't be traced; None for any other module."""
+        module = self._twin.original.get_submodule(path)
+        if isinstance(module, torch.jit.ScriptModule):
+            return "TorchScript"
+        return "torch.compile" if is_compiled(module) else None
+
     def _name_constant(self, constant: Tensor) -> str:
         used = set(self._constant_names.values())
         for name, known in self.constants.items():
@@ -312,13 +372,6 @@ class LazyTracer(fx.Tracer):
         while hasattr(self.root, f"_tensor_constant{count}"):
             count += 1
         return f"_tensor_constant{count}"
-
-
-def _compiler_of(module: nn.Module) -> str | None:
-    """What has compiled a module, so that its forward can't be traced; None for any other module."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return "TorchScript"
-    return "torch.compile" if is_compiled(module) else None
 
 
 def _state_by_name(root: nn.Module) -> Iterator[tuple[str, Tensor]]:

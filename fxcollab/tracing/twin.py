@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxcollab._torch import FakeTensor, FakeTensorMode, storage_id
+from fxcollab.codegen.modes import set_mode
 from fxcollab.deep_copy import deep_copy
 from fxcollab.rng import preserve_rng_state
 
+_CONTAINERS = (list, dict, set, deque)
 _ORDINARY = (Tensor, nn.Parameter, nn.Buffer)
 
 
@@ -26,33 +31,55 @@ class Twin:
         model: the copy.
         original: the model.
         tensors: the model's tensors, each with its stand-in.
+        training: the mode in which the copy was put; None for that of the model.
         shared: paths of what can't be copied, and is the model's own.
         mode: makes and computes with the fake tensors; None where the stand-ins have values.
     """
 
     model: nn.Module
     original: nn.Module
+    training: bool | None
     tensors: Sequence[tuple[Tensor, Tensor]]
     shared: tuple[str, ...]
     mode: FakeTensorMode | None
 
+    def stand_in(self, tensor: Tensor) -> Tensor:
+        """The stand-in of a tensor of the model; of any other, a new one."""
+        if id(tensor) not in self._stand_ins:
+            self._stand_ins[id(tensor)] = clone_of(tensor) if self.mode is None else FakeTensors(self.mode)(tensor)
+        return self._stand_ins[id(tensor)]
+
     @cached_property
-    def stand_ins(self) -> dict[int, Tensor]:
+    def _stand_ins(self) -> dict[int, Tensor]:
         """The stand-in of each of the model's tensors, by the id of that tensor."""
         return {id(tensor): stand_in for tensor, stand_in in self.tensors}
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """A context in which to call the copy."""
-        with preserve_rng_state(), without_tracebacks(), self.mode or nullcontext():
+        with preserve_rng_state(), preserved_classes(self.original), without_tracebacks(), self.mode or nullcontext():
             yield
 
+    def forget(self) -> None:
+        """Empty the copy's modules: what a trace leaves in them is needed no longer."""
+        kept = set(self.original.modules())
+        for module in list(self.model.modules()):
+            if module not in kept:
+                vars(module).clear()
 
-def twin_of(model: nn.Module, *, real: bool = False) -> Twin:
-    """The twin of a model; with ``real`` its tensors are copies with the same values, not fake ones."""
+
+def twin_of(model: nn.Module, training: bool | None = None, *, real: bool = False) -> Twin:
+    """The twin of a model, in a mode if one is given, by its own ``train()``.
+
+    With ``real`` its tensors are copies with the same values, not fake ones.
+    """
     mode = None if real else FakeTensorMode(allow_non_fake_inputs=True)
     copied = deep_copy(model, clone_of if mode is None else FakeTensors(mode))
-    return Twin(copied.value, model, copied.tensors, copied.shared, mode)
+    twin = Twin(copied.value, model, training, copied.tensors, copied.shared, mode)
+    if training is not None:
+        with twin.running():
+            set_mode(twin.model, training)
+    return twin
 
 
 class FakeTensors:
@@ -88,6 +115,81 @@ def clone_of(tensor: Tensor) -> Tensor:
     made = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
     made.__dict__.update(tensor.__dict__)
     return made.requires_grad_(tensor.requires_grad)
+
+
+class Attributes:
+    """The attributes of a model's modules as they are now, to be compared later."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = dict(model.named_modules())
+        self._before = {path: _held(module) for path, module in self._modules.items()}
+
+    def changed(self) -> list[str]:
+        """The names of those that have changed since, without the mode."""
+        names = []
+        for path, module in self._modules.items():
+            before, now = self._before[path], _held(module)
+            differ = (key for key in {**before, **now} if not _same(before.get(key, self), now.get(key, self)))
+            names += [f"{path}.{key}".lstrip(".") for key in differ if key != "training"]
+        return names
+
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+def _held(module: nn.Module) -> dict[str, Any]:
+    attributes = vars(module)
+    own = {name: value for name, value in attributes.items() if name not in _REGISTRIES}
+    held = {**own, **{k: v for name in _REGISTRIES for k, v in attributes[name].items()}}
+    return {name: _contents(value) for name, value in held.items()}
+
+
+def _contents(value: Any) -> Any:
+    return copy.copy(value) if isinstance(value, _CONTAINERS) else value
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are the same object, or containers of the same objects."""
+    if one is other or not isinstance(one, _CONTAINERS):
+        return one is other
+    if type(one) is not type(other) or len(one) != len(other):
+        return False
+    pairs = one.items() if isinstance(one, dict) else enumerate(one)
+    others = dict(other.items() if isinstance(other, dict) else enumerate(other))
+    return all(others.get(key, _same) is value for key, value in pairs)
+
+
+@contextmanager
+def preserved_classes(model: nn.Module) -> Iterator[None]:
+    """On leaving, restore the attributes of the classes of a model's modules, which its twins share."""
+    classes = {cls for part in model.modules() for cls in type(part).__mro__}
+    before = {cls: _attributes(cls) for cls in classes if cls.__module__.partition(".")[0] not in _LIBRARIES}
+    try:
+        yield
+    finally:
+        for cls, attributes in before.items():
+            _restore(cls, attributes)
+
+
+_LIBRARIES = ("builtins", "fxcollab", "torch")
+
+
+def _attributes(cls: type) -> dict[str, tuple[Any, Any]]:
+    """The attributes of a class, each with a copy of its members if it is a list, a dict or a set."""
+    own = {name: value for name, value in vars(cls).items() if not name.startswith("__")}
+    return {name: (value, _contents(value)) for name, value in own.items()}
+
+
+def _restore(cls: type, before: Mapping[str, tuple[Any, Any]]) -> None:
+    now = vars(cls)
+    for name in [name for name in now if not name.startswith("__") and name not in before]:
+        delattr(cls, name)
+    for name, (value, members) in before.items():
+        if now.get(name) is not value:
+            setattr(cls, name, value)
+        if not _same(members, value) and isinstance(value, _CONTAINERS):
+            value.clear()
+            value.extend(members) if isinstance(value, list | deque) else value.update(members)
 
 
 @contextmanager
