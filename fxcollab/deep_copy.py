@@ -126,7 +126,7 @@ def _graph_module(module: Any, memo: Memo) -> Callable[[], object]:
 
 def _shells_in(value: Any, memo: Memo, copied: Callable[[Tensor], Tensor]) -> Iterator[Callable[[], object]]:
     """The same for what lies in ``value``."""
-    for part in _parts(value):
+    for part in parts_of_value(value):
         if isinstance(part, nn.Parameter):  # whose class makes copies without ``__torch_function__``
             copied(part)
         elif isinstance(part, torch.Generator):  # which would copy its state as a tensor
@@ -161,7 +161,7 @@ def _held_by(function: FunctionType) -> list[Any]:
     return [one for one in held if not isinstance(one, _PLAIN)]
 
 
-def _parts(value: Any) -> Iterator[Any]:
+def parts_of_value(value: Any) -> Iterator[Any]:
     """``value``, and what lies in it: members, attributes, and the function of a method."""
     pending, seen = [value], set[int]()
     while pending:

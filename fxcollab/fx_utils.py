@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,15 @@ def attribute(root: nn.Module, path: str) -> object:
     return getattr(root.get_submodule(owner), name)
 
 
+def opened_around(called: Iterable[str]) -> Iterator[str]:
+    """The paths of the modules around those that are called, which themselves are not, nor lie in one that is."""
+    kept = set(called)
+    for name in kept:
+        around = list(accumulate(name.split(".")[:-1], "{}.{}".format))
+        if kept.isdisjoint(around):
+            yield from around
+
+
 def make_printable(graph: fx.Graph) -> None:
     """Replace targets that fx would print wrongly by equal ones that it prints correctly.
 
@@ -153,9 +163,9 @@ class Interpreter(fx.Interpreter):
     Like generated code it passes lists and dicts that can be changed, and frees values that nothing uses.
     """
 
-    def __init__(self, model: fx.GraphModule) -> None:
-        super().__init__(model, graph=model.graph)
-        for node in model.graph.nodes:
+    def __init__(self, model: nn.Module, graph: fx.Graph | None = None) -> None:
+        super().__init__(model, graph=graph)
+        for node in self.graph.nodes:
             if not node.users and node.op != "output":
                 self.user_to_last_uses.setdefault(node, []).append(node)
 

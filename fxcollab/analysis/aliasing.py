@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import fx
 
-from fxcollab.analysis.effects import EffectAnalysis, Storages, Write
+from fxcollab.analysis.observe import Observation
+from fxcollab.analysis.storages import Storages, Write
 from fxcollab.errors import SplitError
 from fxcollab.fx_utils import place
 
@@ -19,7 +20,7 @@ def refuse_storage_that_crosses_twice(
     levels: Levels,
     storages: tuple[Storages, Storages],
     writes: Iterable[Write],
-    effects: EffectAnalysis,
+    observation: Observation,
 ) -> None:
     """Raise for another crossing alias of the storage into which a branch writes: it would miss the write.
 
@@ -30,7 +31,7 @@ def refuse_storage_that_crosses_twice(
         SplitError: with the write, and the value that would miss it.
     """
     possible, seen = storages
-    entries = _entries(graph, levels, effects)
+    entries = _entries(graph, levels, observation)
     hit = {write.node: write.roots for write in seen.writes}
     for write in writes:
         for node in _nodes_behind(graph, write) if write.certain else ():
@@ -102,12 +103,12 @@ def _nodes_behind(graph: fx.Graph, write: Write) -> Iterator[fx.Node]:
     return itertools.islice(itertools.dropwhile(lambda node: node is not write.node, graph.nodes), 1, None)
 
 
-def _entries(graph: fx.Graph, levels: Levels, effects: EffectAnalysis) -> dict[fx.Node, frozenset[fx.Node]]:
+def _entries(graph: fx.Graph, levels: Levels, observation: Observation) -> dict[fx.Node, frozenset[fx.Node]]:
     """For every node, the crossing values through which it got the storage that it writes, or that it shares."""
     shared: dict[fx.Node, frozenset[fx.Node]] = {}
     written: dict[fx.Node, frozenset[fx.Node]] = {}
     for node in graph.nodes:
-        effect = effects.of(node)
+        effect = observation.of(node)
         for found, sources in ((shared, effect.shares), (written, effect.writes)):
             own = (frozenset({s}) if levels[s] < levels[node] else shared.get(s, frozenset()) for s in sources)
             found[node] = frozenset().union(*own)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from fxcollab.analysis.aliasing import refuse_storage_that_crosses_twice, refuse_writes_that_copies_miss
-from fxcollab.analysis.effects import EffectAnalysis, Storages, Write, track_storages, with_aliases
-from fxcollab.analysis.randomness import draws_randomly
+from fxcollab.analysis.observe import Observation
+from fxcollab.analysis.storages import Storages, Write, track_storages, with_aliases
 from fxcollab.errors import SplitError
 from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import attribute, place
@@ -37,7 +37,7 @@ class GraphLevels:
     floating: frozenset[fx.Node]
 
 
-def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects: EffectAnalysis) -> GraphLevels:
+def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], observation: Observation) -> GraphLevels:
     """Levels by data flow, where a later read of storage that was written depends on the write.
 
     ``cuts`` are the nodes of each split, in order, ``names`` the splits' names; independent instances have one cut at
@@ -48,18 +48,18 @@ def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects
     """
     written: dict[fx.Node, set[fx.Node]] = {}
     while True:
-        levels, floating = _levels(graph, cuts, names, written)
+        levels, floating = _levels(graph, cuts, names, written, observation)
         crossing = {u for node in graph.nodes for u in node.all_input_nodes if levels[u] < levels[node]}
-        storages = track_storages(graph, effects, crossing)
+        storages = track_storages(graph, observation, crossing)
         if not _deeper(storages, levels):
-            writes = (*storages.writes, *_writes_to_aliases(graph, levels, effects, crossing))
+            writes = (*storages.writes, *_writes_to_aliases(graph, levels, observation, crossing))
             return GraphLevels(levels, writes, floating)
-        tracked = with_aliases(graph, effects, crossing)
-        storages = track_storages(graph, effects, tracked)
+        tracked = with_aliases(graph, observation, crossing)
+        storages = track_storages(graph, observation, tracked)
         deeper = _deeper(storages, levels)
         if not _add_dependences(graph, levels, storages.roots, deeper, written):
-            seen = track_storages(graph, effects, tracked, certain=True)
-            refuse_storage_that_crosses_twice(graph, levels, (storages, seen), deeper, effects)
+            seen = track_storages(graph, observation, tracked, certain=True)
+            refuse_storage_that_crosses_twice(graph, levels, (storages, seen), deeper, observation)
             refuse_writes_that_copies_miss(graph, levels, storages, deeper)
             return GraphLevels(levels, storages.writes, floating)
 
@@ -70,12 +70,12 @@ def _deeper(storages: Storages, levels: Mapping[fx.Node, int]) -> tuple[Write, .
 
 
 def _writes_to_aliases(
-    graph: fx.Graph, levels: Mapping[fx.Node, int], effects: EffectAnalysis, crossing: Collection[fx.Node]
+    graph: fx.Graph, levels: Mapping[fx.Node, int], observation: Observation, crossing: Collection[fx.Node]
 ) -> Iterator[Write]:
     """Writes into aliases of crossing values, which later readers of the values see."""
     if not _goes_on_beside(graph, levels, crossing):
         return
-    storages = track_storages(graph, effects, with_aliases(graph, effects, crossing))
+    storages = track_storages(graph, observation, with_aliases(graph, observation, crossing))
     seen: set[fx.Node] = set()
     writes = {write.node: write for write in storages.writes}
     for node in graph.nodes:
@@ -100,7 +100,11 @@ def _goes_on_beside(graph: fx.Graph, levels: Mapping[fx.Node, int], crossing: Co
 
 
 def _levels(
-    graph: fx.Graph, cuts: Cuts, names: Sequence[str], written: Mapping[fx.Node, set[fx.Node]]
+    graph: fx.Graph,
+    cuts: Cuts,
+    names: Sequence[str],
+    written: Mapping[fx.Node, set[fx.Node]],
+    observation: Observation,
 ) -> tuple[dict[fx.Node, int], frozenset[fx.Node]]:
     behind = {node: 1 << k for k, cut in enumerate(cuts) for node in cut}
     masks: dict[fx.Node, int] = {}
@@ -115,7 +119,7 @@ def _levels(
     _check_order(masks, cuts, names)
     levels = {node: masks[node].bit_length() for node in graph.nodes}
     levels[next(iter(reversed(graph.nodes)))] = len(cuts)
-    return levels, _lower_to_users(graph, levels, dependent)
+    return levels, _lower_to_users(graph, levels, dependent, observation)
 
 
 def _check_order(masks: Mapping[fx.Node, int], cuts: Cuts, names: Sequence[str]) -> None:
@@ -167,7 +171,7 @@ def _out_of_order(k: int, inside: Sequence[int], node: fx.Node, cuts: Cuts, name
     )
 
 
-def check_reaches_output(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effects: EffectAnalysis) -> None:
+def check_reaches_output(graph: fx.Graph, cuts: Cuts, names: Sequence[str], observation: Observation) -> None:
     """Raise for a split whose value the output doesn't depend on.
 
     Raises:
@@ -175,7 +179,7 @@ def check_reaches_output(graph: fx.Graph, cuts: Cuts, names: Sequence[str], effe
     """
     needed = _needed(graph)
     if any(node not in needed for cut in cuts for node in cut):
-        needed = _needed_through_writes(graph, effects)
+        needed = _needed_through_writes(graph, observation)
     for cut, name in zip(cuts, names, strict=True):
         for node in cut:
             if node not in needed:
@@ -196,9 +200,9 @@ def _needed(graph: fx.Graph, also: Iterable[fx.Node] = ()) -> set[fx.Node]:
     return needed
 
 
-def _needed_through_writes(graph: fx.Graph, effects: EffectAnalysis) -> set[fx.Node]:
+def _needed_through_writes(graph: fx.Graph, observation: Observation) -> set[fx.Node]:
     """What the output depends on, including values that are written into storage which it reads."""
-    storages = track_storages(graph, effects, graph.nodes)
+    storages = track_storages(graph, observation, graph.nodes)
     writes: set[fx.Node] = set()
     while True:
         needed = _needed(graph, writes)
@@ -209,9 +213,11 @@ def _needed_through_writes(graph: fx.Graph, effects: EffectAnalysis) -> set[fx.N
         writes |= found
 
 
-def _lower_to_users(graph: fx.Graph, levels: dict[fx.Node, int], dependent: set[fx.Node]) -> frozenset[fx.Node]:
+def _lower_to_users(
+    graph: fx.Graph, levels: dict[fx.Node, int], dependent: set[fx.Node], observation: Observation
+) -> frozenset[fx.Node]:
     """Give nodes that depend on no input the least level of their users. Returns those that have no users."""
-    stateful = _stateful(graph, dependent)
+    stateful = _stateful(graph, dependent, observation)
     unused = set()
     for node in reversed(graph.nodes):
         if node in dependent or node not in stateful:
@@ -224,11 +230,11 @@ def _lower_to_users(graph: fx.Graph, levels: dict[fx.Node, int], dependent: set[
     return frozenset(unused)
 
 
-def _stateful(graph: fx.Graph, dependent: set[fx.Node]) -> set[fx.Node]:
+def _stateful(graph: fx.Graph, dependent: set[fx.Node], observation: Observation) -> set[fx.Node]:
     """Nodes without inputs that read state or draw random numbers; plain constants may stay in the trunk."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        reads = node.op in ("get_attr", "call_module") or draws_randomly(node)
+        reads = node.op in ("get_attr", "call_module") or observation.of(node).random
         if node not in dependent and (reads or any(source in found for source in node.all_input_nodes)):
             found.add(node)
     return found

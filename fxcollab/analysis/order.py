@@ -15,20 +15,20 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxcollab.analysis.effects import EffectAnalysis, track_storages, with_aliases
+from fxcollab.analysis.observe import Observation
+from fxcollab.analysis.storages import track_storages, with_aliases
 from fxcollab.fx_utils import attribute
-from fxcollab.module_state.holders import may_change
 
 Levels = Mapping[fx.Node, int]
 Pair = tuple[fx.Node, fx.Node]
 
 
-def ordered_pairs(graph: fx.Graph, levels: Levels, effects: EffectAnalysis, root: nn.Module) -> tuple[Pair, ...]:
+def ordered_pairs(graph: fx.Graph, levels: Levels, observation: Observation, root: nn.Module) -> tuple[Pair, ...]:
     """Pairs of nodes of different levels that have to run in this order; none where no node follows a deeper one."""
     if not _goes_back(graph, levels):
         return ()
     pairs: dict[Pair, None] = {}
-    for used, uses in _uses(graph, levels, effects, root).items():
+    for used, uses in _uses(graph, levels, observation, root).items():
         if not any(writes for _, writes in uses):
             continue
         for (one, one_writes), (other, other_writes) in combinations(uses, 2):
@@ -52,7 +52,7 @@ def _goes_back(graph: fx.Graph, levels: Levels) -> bool:
 
 
 def _uses(
-    graph: fx.Graph, levels: Levels, effects: EffectAnalysis, root: nn.Module
+    graph: fx.Graph, levels: Levels, observation: Observation, root: nn.Module
 ) -> dict[Any, list[tuple[fx.Node, bool]]]:
     """For each crossing value, module and tensor of state: the nodes that use it, and whether they write it.
 
@@ -60,7 +60,7 @@ def _uses(
     """
     state = {node: id(attribute(root, str(node.target))) for node in graph.nodes if node.op == "get_attr"}
     crossing = {source for node in graph.nodes for source in node.all_input_nodes if levels[source] < levels[node]}
-    storages = track_storages(graph, effects, with_aliases(graph, effects, crossing | state.keys()))
+    storages = track_storages(graph, observation, with_aliases(graph, observation, crossing | state.keys()))
     writes = {write.node: write.roots for write in storages.writes}
     found: dict[Any, list[tuple[fx.Node, bool]]] = {}
     for node in graph.nodes:
@@ -71,8 +71,8 @@ def _uses(
         used: dict[Any, bool] = {key: key in written for key in (state.get(value, value) for value in read)}
         if node.op == "call_module":
             for part in root.get_submodule(str(node.target)).modules():
-                changes, own = may_change(part), (*part.parameters(recurse=False), *part.buffers(recurse=False))
-                used |= {part: changes} | {id(tensor): changes for tensor in own}
+                own = (*part.parameters(recurse=False), *part.buffers(recurse=False))
+                used |= {part: True} | {id(tensor): True for tensor in own}  # a call may change what a module holds
         for key, is_written in used.items():
             found.setdefault(key, []).append((node, is_written))
     return found

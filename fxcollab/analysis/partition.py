@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from fxcollab.analysis.effects import EffectAnalysis, Write
+from fxcollab.analysis.foreign import refuse_foreign_state, refuse_frozen_attributes
 from fxcollab.analysis.levels import (
     Cuts,
     GraphLevels,
@@ -15,9 +15,10 @@ from fxcollab.analysis.levels import (
     dependence_levels,
     state_tensors,
 )
+from fxcollab.analysis.observe import Observation, observe
 from fxcollab.analysis.order import Pair, ordered_pairs
 from fxcollab.analysis.split_names import find_cut
-from fxcollab.analysis.unregistered import refuse_unregistered_state
+from fxcollab.analysis.storages import Write
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import SplitError
 from fxcollab.functional import tensors_of
@@ -39,6 +40,7 @@ class Partition:
         modules: the level of each module that is called as one node: the least of its calls.
         state: the level of each parameter and buffer, under every name it has: the least of its uses.
         straddling: names of state that is also used at deeper levels than its own.
+        observation: what the nodes do.
     """
 
     tree: HeadTree
@@ -48,47 +50,51 @@ class Partition:
     modules: Mapping[str, int]
     state: Mapping[str, int]
     straddling: frozenset[str]
+    observation: Observation
 
 
-def partition(captured: CollabGraphModule, tree: HeadTree) -> Partition:
+def partition(captured: CollabGraphModule, tree: HeadTree, observation: Observation | None = None) -> Partition:
     """Cut ``captured`` at the splits of ``tree``.
 
     Args:
         captured: what `capture` returned.
         tree: the head tree; of a subclass only its heads' paths count.
+        observation: that of an earlier partition of the same graphs; by default they are observed anew.
 
     Raises:
         SplitError: a split names nothing, lies off the path to the output, is out of order, or has no effect; or
             a module reaches state of another level that it doesn't register.
     """
     tree = HeadTree.from_heads(tree.splits, list(tree.paths(tree.depth)))
-    effects = EffectAnalysis(captured)
-    found = {graph: _cut_graph(graph, captured, tree, effects) for graph in captured.modes}
+    observation = observe(captured) if observation is None else observation
+    refuse_frozen_attributes(captured, observation)
+    found = {graph: _cut_graph(graph, captured, tree, observation) for graph in captured.modes}
     uses = _Uses(captured, found)
     nodes = {graph: uses.settle(graph) for graph in found}
     result = Partition(
         tree,
         nodes,
         {graph: levels.writes for graph, levels in found.items()},
-        {graph: ordered_pairs(graph, levels, effects, captured) for graph, levels in nodes.items()},
+        {graph: ordered_pairs(graph, levels, observation, captured) for graph, levels in nodes.items()},
         uses.modules,
         uses.state_by_name(),
         uses.straddling(),
+        observation,
     )
     _refuse_split_without_effect(captured, result)
-    refuse_unregistered_state(captured.root, result.nodes.values(), result.state, tree.splits)
+    refuse_foreign_state(captured.root, result.nodes.values(), result.state, observation)
     for levels in nodes.values():
         for node, level in levels.items():
             node.meta[LEVEL_KEY] = level
     return result
 
 
-def _cut_graph(graph: fx.Graph, captured: CollabGraphModule, tree: HeadTree, effects: EffectAnalysis) -> GraphLevels:
+def _cut_graph(graph: fx.Graph, captured: CollabGraphModule, tree: HeadTree, observation: Observation) -> GraphLevels:
     if not tree.splits:
-        return _independent(graph, effects)
+        return _independent(graph, observation)
     cuts: Cuts = [_find_cut(split, graph, captured) for split in tree.splits]
-    check_reaches_output(graph, cuts, tree.splits, effects)
-    return dependence_levels(graph, cuts, tree.splits, effects)
+    check_reaches_output(graph, cuts, tree.splits, observation)
+    return dependence_levels(graph, cuts, tree.splits, observation)
 
 
 def _find_cut(split: str, graph: fx.Graph, captured: CollabGraphModule) -> tuple[fx.Node, ...]:
@@ -110,10 +116,10 @@ def _find_cut(split: str, graph: fx.Graph, captured: CollabGraphModule) -> tuple
     )
 
 
-def _independent(graph: fx.Graph, effects: EffectAnalysis) -> GraphLevels:
+def _independent(graph: fx.Graph, observation: Observation) -> GraphLevels:
     """Independent instances share the inputs and nothing else."""
     inputs = tuple(graph.find_nodes(op="placeholder"))
-    levels = dependence_levels(graph, [inputs], ["inputs"], effects)
+    levels = dependence_levels(graph, [inputs], ["inputs"], observation)
     nodes = {node: int(node.op != "placeholder") for node in graph.nodes}
     return GraphLevels(nodes, levels.writes, frozenset())
 

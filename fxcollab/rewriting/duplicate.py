@@ -26,8 +26,8 @@ from typing import Any
 from torch import fx, nn
 
 from fxcollab._torch import codegen_of
-from fxcollab.analysis.effects import Write
 from fxcollab.analysis.partition import Partition
+from fxcollab.analysis.storages import Write
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.fx_utils import attribute, copy_graph, copy_node, map_inputs
 from fxcollab.plan import RewriteOptions

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from typing import Any
 
 from torch import Tensor, nn
 
 from fxcollab.errors import StateError
 from fxcollab.functional import tensors_of
+from fxcollab.fx_utils import opened_around
 from fxcollab.tree import HeadTree, Path, branch_name
 
 
@@ -63,7 +63,7 @@ def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
     """
     tensors = tensors_of(state.root)
     # A module that refers to one around it must not copy that one.
-    around = (state.root.get_submodule(name) for name in {"", *_opened(state.modules)})
+    around = (state.root.get_submodule(name) for name in {"", *opened_around(state.modules)})
     kept = {id(module): module for module in around}
     instances: dict[Path, Mapping[int, Any]] = {(): _originals(state, tensors, 0) | kept}
     branches: dict[Path, Branch] = {}
@@ -162,15 +162,6 @@ def _is_copyable(value: Any, memo: Memo) -> bool:
     except Exception:  # whatever its parts raise
         return False
     return True
-
-
-def _opened(called: Iterable[str]) -> Iterator[str]:
-    """The modules around those that are called, which themselves are not, nor lie in one that is."""
-    kept = set(called)
-    for name in kept:
-        around = list(accumulate(name.split(".")[:-1], "{}.{}".format))
-        if kept.isdisjoint(around):
-            yield from around
 
 
 def clone_tensor(tensor: Tensor) -> Tensor:

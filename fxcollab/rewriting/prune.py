@@ -16,6 +16,7 @@ from fxcollab.provenance import META_KEY, provenance_of
 from fxcollab.rewriting.outputs import codegen_for_one, output_of
 from fxcollab.rewriting.peers import Branch
 from fxcollab.rewriting.state_dict import prune_state_dict, without_infixes
+from fxcollab.tracing.capture import CAPTURE_KEY, CaptureOptions
 from fxcollab.tree import HeadTree, Path, branch_name
 
 M = TypeVar("M", bound=nn.Module)
@@ -56,7 +57,9 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
         names = (branch_name(path[:level]) for level in range(1, len(path) + 1) if any(path[:level]))
         root = _graft(root, [model.get_submodule(f"{peers}.{name}") for name in names])
     constants = {name: getattr(model, name) for name in model.constants}
-    return CollabGraphModule(root, modes, constants=constants)
+    pruned = CollabGraphModule(root, modes, constants=constants)
+    pruned.meta[CAPTURE_KEY] = CaptureOptions(plan.granularity, plan.interface)
+    return pruned
 
 
 def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path, peers: str) -> fx.Graph:

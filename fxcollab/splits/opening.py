@@ -70,7 +70,7 @@ def _forward_flops(searched: Searched) -> Mapping[str, int]:
     """Of each module, by its path; that of the root is empty."""
     counter = FlopCounterMode(display=False)
     run_on_fakes(searched.model, searched.interface, counter)
-    counts = {name.partition(".model.")[2]: sum(found.values()) for name, found in counter.get_flop_counts().items()}
+    counts = {name.partition(".")[2]: sum(found.values()) for name, found in counter.get_flop_counts().items()}
     return counts | {"": counter.get_total_flops()}
 
 

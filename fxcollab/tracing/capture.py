@@ -41,6 +41,7 @@ class CaptureOptions:
 
     granularity: Granularity
     interface: Interface
+    example_inputs: ExampleInputs | None = None
 
 
 def capture(
@@ -75,7 +76,7 @@ def capture(
     if granularity not in ("auto", "op"):
         raise CaptureError(f"There is no granularity {granularity!r}.", hint="use 'auto' or 'op'")
     interface = interface or interface_of(model, example_inputs)
-    options = CaptureOptions(granularity, interface)
+    options = CaptureOptions(granularity, interface, example_inputs)
     if isinstance(model, fx.GraphModule):
         return _adopt(model, options)
     _check_initialized(model)

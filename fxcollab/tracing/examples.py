@@ -40,16 +40,21 @@ def guess_inputs(
             why=f"{', '.join(structured)} is a list, a dict or the like",
             hint="give example_inputs",
         )
-    if len(names) == 1:
-        for spec in _candidates(model, names[0], images):
-            guess = replace(interface, inputs=(spec,))
-            if accepts(model, guess):
-                return guess
+    found = next((guess for guess in guesses(model, interface, images) if accepts(model, guess)), None)
+    if found is not None:
+        return found
     raise CaptureError(
         f"No input that {type(model).__qualname__} accepts could be guessed.",
         why="none of the usual shapes fits" if len(names) == 1 else f"its inputs are {', '.join(names) or 'none'}",
         hint="give an input shape: example_inputs=(torch.randn(1, 3, 224, 224),) or --input 1x3x224x224",
     )
+
+
+def guesses(model: nn.Module, interface: Interface, images: Sequence[int] = SMALL_IMAGES) -> Iterator[Interface]:
+    """Usual input shapes for a model with one input, those that its first layer suggests."""
+    if len(interface.inputs) == 1:
+        for spec in _candidates(model, interface.inputs[0].name, images):
+            yield replace(interface, inputs=(spec,))
 
 
 def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> Interface:

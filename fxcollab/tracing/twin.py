@@ -129,7 +129,7 @@ class Attributes:
         names = []
         for path, module in self._modules.items():
             before, now = self._before[path], _held(module)
-            differ = (key for key in {**before, **now} if not _same(before.get(key, self), now.get(key, self)))
+            differ = (key for key in {**before, **now} if not same_members(before.get(key, self), now.get(key, self)))
             names += [f"{path}.{key}".lstrip(".") for key in differ if key != "training"]
         return names
 
@@ -148,7 +148,7 @@ def _contents(value: Any) -> Any:
     return copy.copy(value) if isinstance(value, _CONTAINERS) else value
 
 
-def _same(one: Any, other: Any) -> bool:
+def same_members(one: Any, other: Any) -> bool:
     """Whether two values are the same object, or containers of the same objects."""
     if one is other or not isinstance(one, _CONTAINERS):
         return one is other
@@ -156,7 +156,7 @@ def _same(one: Any, other: Any) -> bool:
         return False
     pairs = one.items() if isinstance(one, dict) else enumerate(one)
     others = dict(other.items() if isinstance(other, dict) else enumerate(other))
-    return all(others.get(key, _same) is value for key, value in pairs)
+    return all(others.get(key, others) is value for key, value in pairs)
 
 
 @contextmanager
@@ -187,7 +187,7 @@ def _restore(cls: type, before: Mapping[str, tuple[Any, Any]]) -> None:
     for name, (value, members) in before.items():
         if now.get(name) is not value:
             setattr(cls, name, value)
-        if not _same(members, value) and isinstance(value, _CONTAINERS):
+        if not same_members(members, value) and isinstance(value, _CONTAINERS):
             value.clear()
             value.extend(members) if isinstance(value, list | deque) else value.update(members)
 

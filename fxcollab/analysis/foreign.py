@@ -1,0 +1,101 @@
+"""State that nodes reach without being handed it.
+
+A module that is kept whole is one node, and only the state that it registers is known. If it reads other tensors of
+the model (a parameter in a tuple, a module in a global), its gradient may not be rescaled, and a peer may compute
+with that of head 0. It depends on levels and on how peers are copied whether that is correct:
+
+- A copy of a module has copies of what it holds. State of the module's own level becomes the branch's own, wherever
+  it is registered.
+- Globals, weak references and opened modules are not copied: what is reached through them stays head 0's.
+- A parameter of a shallower level would be shared unrescaled, and so would a module's own where it is called on both
+  sides of a split. Of a deeper level there are several, of which the module would reach one.
+- A buffer of the trunk exists once, and all branches read the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import fx, nn
+
+from fxcollab.analysis.observe import Observation
+from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.deep_copy import parts_of_value
+from fxcollab.errors import CaptureError, SplitError
+from fxcollab.functional import tensors_of
+from fxcollab.fx_utils import attribute, place
+
+Levels = Mapping[fx.Node, int]
+
+
+def refuse_foreign_state(
+    root: nn.Module, nodes: Iterable[Levels], state: Mapping[str, int], observation: Observation
+) -> None:
+    """Raise for nodes that reach state of the model which their branches would not have, or not rescale.
+
+    ``nodes`` are the levels of every graph's nodes, ``state`` those of parameters and buffers by name.
+
+    Raises:
+        SplitError: with what reaches what, and the way out.
+    """
+    levels = [(node, level) for graph in nodes for node, level in graph.items()]
+    first, deepest = dict[object, int](), dict[object, int]()
+    for node, level in levels:
+        first[_called(node)] = min(level, first.get(_called(node), level))
+        deepest[_called(node)] = max(level, deepest.get(_called(node), level))
+    tensors = tensors_of(root)
+    for node, _ in levels:
+        for name, copied in sorted(observation.of(node).reads):
+            low, high = first[_called(node)], deepest[_called(node)]
+            own = node.op == "call_module" and name.startswith(f"{node.target}.")
+            if own and low == 0:
+                continue  # a call replaces the module's own parameters, whichever way they are reached
+            has_gradient = isinstance(tensors[name], nn.Parameter) or tensors[name].requires_grad
+            reaches_its_own = state[name] <= low and (copied or state[name] == 0)
+            if not reaches_its_own or (has_gradient and state[name] != high):
+                raise _refusal(node, name, state[name], low, high)
+
+
+def _called(node: fx.Node) -> object:
+    return str(node.target) if node.op == "call_module" else node
+
+
+def _refusal(node: fx.Node, name: str, level: int, first: int, deepest: int) -> SplitError:
+    if level > first:
+        why = f"each branch behind has a {name!r} of its own, of which it would reach head 0's"
+    elif 0 < level == deepest:
+        why = f"globals, weak references and opened modules aren't copied: every head would use head 0's {name!r}"
+    else:
+        why = f"the branches would share {name!r}, and its gradient could not be rescaled to their mean"
+    return SplitError(
+        f"{str(node.target) if node.op == 'call_module' else node.name!r} reads {name!r} without registering it.",
+        where=place(node),
+        why=why,
+        hint="register what a module uses on it, as in self.w = w (ties are kept), or put the splits behind both",
+    )
+
+
+def refuse_frozen_attributes(captured: CollabGraphModule, observation: Observation) -> None:
+    """Raise for tensors that the graph reads from attributes which a call of the model changes, as hooks do.
+
+    Raises:
+        CaptureError: with the attribute.
+    """
+    registered = tensors_of(captured)
+    for graph in captured.modes:
+        for node in graph.find_nodes(op="get_attr"):
+            if node.target in registered:
+                continue
+            tensor = attribute(captured, str(node.target))
+            for name in sorted(observation.changed):
+                owner, _, leaf = name.rpartition(".")
+                value = vars(captured.root.get_submodule(owner)).get(leaf)
+                if any(part is tensor for part in parts_of_value(value)):
+                    raise CaptureError(
+                        f"The graph would read what an earlier call left in {name!r}.",
+                        where=place(node),
+                        why=f"a module or a hook that is kept whole changes {name!r} at every call, where the graph "
+                        "can't see it",
+                        hint="return the value from the module that computes it, or keep the code that reads it in "
+                        "the same module, with the splits outside of it",
+                    )

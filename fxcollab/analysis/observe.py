@@ -1,0 +1,302 @@
+"""Observe: what each node of a captured graph does, seen while the graph runs on a twin.
+
+The graph runs node by node on fake tensors, in both modes and with two batch sizes; one that depends on the values of
+its inputs runs on a copy of the model with real ones. Modes of torch see every operation: what it writes, which
+storage its results share, which of the model's tensors it reads, and whether it draws random numbers. A node that
+can't be run is taken to do all of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from dataclasses import dataclass
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxcollab._torch import DATA_DEPENDENT_ERRORS, pytree
+from fxcollab.analysis.operations import Operations, key_of
+from fxcollab.codegen.modes import set_mode
+from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.deep_copy import deep_copy_into
+from fxcollab.functional import named_tensors
+from fxcollab.fx_utils import Interpreter, attribute, opened_around
+from fxcollab.rng import ForeignState
+from fxcollab.runtime.operators import guard
+from fxcollab.tracing.capture import CAPTURE_KEY, CaptureOptions
+from fxcollab.tracing.examples import example_tensors, guesses
+from fxcollab.tracing.interface import Interface
+from fxcollab.tracing.twin import Attributes, FakeTensors, Twin, clone_of, same_members, twin_of
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What one node does.
+
+    Attributes:
+        writes: inputs whose storage is written, or whose lists and dicts are changed.
+        shares: inputs whose storage the result may share.
+        reads: names of the model's tensors that are read without being inputs or registered in the module that is
+            called, each with whether a copy of that module reads a copy of it. Those registered there are among them
+            if a copy wouldn't.
+        random: whether random numbers are drawn.
+        certain: False where the node could not be run.
+    """
+
+    writes: frozenset[fx.Node] = frozenset()
+    shares: frozenset[fx.Node] = frozenset()
+    reads: frozenset[tuple[str, bool]] = frozenset()
+    random: bool = False
+    certain: bool = True
+
+    def __or__(self, other: Effects) -> Effects:
+        """What either does."""
+        return Effects(
+            self.writes | other.writes,
+            self.shares | other.shares,
+            self.reads | other.reads,
+            self.random or other.random,
+            self.certain and other.certain,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """The effects of all nodes of a captured model.
+
+    Attributes:
+        effects: by node.
+        changed: names of attributes that a call of the model changes, such as ``features``.
+    """
+
+    effects: Mapping[fx.Node, Effects]
+    changed: frozenset[str] = frozenset()
+
+    def of(self, node: fx.Node) -> Effects:
+        """What ``node`` does."""
+        return self.effects[node]
+
+
+def observe(captured: CollabGraphModule) -> Observation:
+    """Run the graphs of a captured model, and note what their nodes do; the model is not touched."""
+    examples = list(_examples(captured))
+    found = _observe(captured, examples, real=False)
+    if found.depends_on_data and not any(tensor.is_meta for _, tensor in named_tensors(captured)):
+        found = _observe(captured, examples, real=True)
+    effects = {node: found.effects.get(node) or _everything(node) for graph in captured.modes for node in graph.nodes}
+    return Observation(effects, frozenset(found.changed))
+
+
+def _everything(node: fx.Node) -> Effects:
+    inputs = frozenset(node.all_input_nodes)
+    return Effects(inputs, inputs, random=True, certain=False) if node.op.startswith("call") else Effects()
+
+
+def _examples(captured: CollabGraphModule) -> Iterator[Sequence[Any]]:
+    """Values of the inputs to try: those given, random ones of the shapes that are known, or of usual ones."""
+    options = captured.meta[CAPTURE_KEY]
+    assert isinstance(options, CaptureOptions)
+    interface: Interface = options.interface
+    if options.example_inputs is not None:
+        yield interface.values_of(captured.root, options.example_inputs)
+    elif interface.known:
+        yield example_tensors(captured.root, interface)
+    elif not interface.structured:
+        yield from (example_tensors(captured.root, guess) for guess in guesses(captured.root, interface))
+
+
+def _observe(captured: CollabGraphModule, examples: Sequence[Sequence[Any]], *, real: bool) -> _Run:
+    """All runs on one twin; the examples are the first on which the graph of train mode runs."""
+    tried = []
+    for values in examples or [()]:
+        run = _Run(captured, twin_of(captured.root, real=real))
+        run.run(True, values)
+        if run.error is None or run.depends_on_data:
+            break
+        tried.append(run)
+    else:
+        run = max(tried, key=lambda run: len(run.effects))
+    if not run.run(False, _other_batch(values)):
+        run.run(False, values)
+    return run
+
+
+def _other_batch(values: Sequence[Any]) -> Sequence[Any]:
+    """The values with one sample more."""
+    tensors = [leaf for leaf in pytree.tree_leaves(list(values)) if isinstance(leaf, Tensor) and leaf.ndim]
+    size = tensors[0].shape[0] if tensors else 0
+
+    def longer(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor[:1]]) if tensor.ndim and 0 < tensor.shape[0] == size else tensor
+
+    found: list[Any] = pytree.tree_map_only(Tensor, longer, list(values))
+    return found
+
+
+class _Run:
+    """Runs of a captured model's graphs on one twin of its root.
+
+    ``effects`` are those of all runs so far; ``error`` is what ended the first one.
+    """
+
+    def __init__(self, captured: CollabGraphModule, twin: Twin) -> None:
+        self._captured, self._twin = captured, twin
+        self.effects: dict[fx.Node, Effects] = {}
+        self.changed: set[str] = set()
+        self.error: Exception | None = None
+        self._state: dict[Hashable, int] = {key_of(stand_in): id(tensor) for tensor, stand_in in twin.tensors}
+        self._names = {id(tensor): name for name, tensor in reversed(list(named_tensors(captured.root)))}
+
+    @property
+    def depends_on_data(self) -> bool:
+        """Whether the first run ended where values are needed that fake tensors don't have."""
+        return isinstance(self.error, DATA_DEPENDENT_ERRORS)
+
+    def run(self, training: bool, values: Sequence[Any]) -> bool:
+        """Run the graph of one mode. Returns whether all nodes ran."""
+        graph, twin = self._captured.modes.of(training), self._twin
+        with twin.running(), torch.set_grad_enabled(training):
+            set_mode(twin.model, training)
+            before = Attributes(twin.model if _reads_attributes(graph, self._captured) else nn.Module())
+            inputs = pytree.tree_map_only(Tensor, twin.stand_in, list(values))
+            inputs = inputs or [_Unknown() for _ in graph.find_nodes(op="placeholder")]
+            observer = _Observer(self._captured, graph, twin, self._state, self._names)
+            observer.run(*inputs, enable_io_processing=False)
+            if not self.effects:
+                self.error = observer.error
+            self.changed.update(before.changed())
+        for node, effects in observer.effects.items():
+            self.effects[node] = self.effects[node] | effects if node in self.effects else effects
+        return observer.error is None
+
+
+def _reads_attributes(graph: fx.Graph, captured: CollabGraphModule) -> bool:
+    """Whether the graph reads tensors that are not registered."""
+    registered = dict(named_tensors(captured))
+    return any(node.target not in registered for node in graph.find_nodes(op="get_attr"))
+
+
+class _Unknown:
+    """The value of a node that could not be run."""
+
+
+class _Observer(Interpreter):
+    """Runs a graph on a twin as far as it can be run, and notes the effects of every node that was."""
+
+    def __init__(
+        self,
+        captured: CollabGraphModule,
+        graph: fx.Graph,
+        twin: Twin,
+        state: Mapping[Hashable, int],
+        names: Mapping[int, str],
+    ) -> None:
+        super().__init__(twin.model, graph)
+        self._captured, self._twin, self._operations = captured, twin, Operations()
+        self._names = {key: names[tensor] for key, tensor in state.items() if tensor in names}
+        self._names_of_originals = {key_of(t): names[id(t)] for t, _ in twin.tensors if id(t) in names}
+        self._keys: dict[fx.Node, set[Hashable]] = {}
+        self.effects: dict[fx.Node, Effects] = {}
+        self.error: Exception | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node, and note what it does."""
+        value: Any = None
+        if n.op == "get_attr":
+            value = attribute(self._captured, str(n.target))
+            is_module = isinstance(value, nn.Module)
+            value = self._twin.model.get_submodule(str(n.target)) if is_module else self._twin.stand_in(value)
+        elif n.op == "placeholder":
+            value = super().run_node(n)
+        elif n.op != "output" and n.target is not guard:
+            value = self._run_call(n)
+        if not isinstance(value, _Unknown):
+            self.effects.setdefault(n, Effects())
+        self._keys[n] = {key_of(part) if isinstance(part, Tensor) else id(part) for part in _parts(value)}
+        return value
+
+    def _run_call(self, node: fx.Node) -> Any:
+        inputs = node.all_input_nodes
+        if any(isinstance(self.env[source], _Unknown) for source in inputs):
+            return _Unknown()
+        containers = [part for source in inputs for part in _parts(self.env[source]) if not isinstance(part, Tensor)]
+        before, generators = [copy.copy(part) for part in containers], ForeignState()
+        self._operations.start()
+        try:
+            with self._operations.watched():
+                value = super().run_node(node)
+        except Exception as error:  # user code may raise anything
+            self.error = self.error or error
+            return _Unknown()
+        if self._operations.opaque:
+            return value
+        changed = {id(part) for part, old in zip(containers, before, strict=True) if not same_members(part, old)}
+        self.effects[node] = self._effects(node, value, changed, generators.foreign_numbers_were_drawn())
+        return value
+
+    def _effects(self, node: fx.Node, value: Any, changed: set[int], drew: bool) -> Effects:
+        seen = self._operations
+        written = seen.classes(seen.written)
+        returned = seen.classes(key_of(part) if isinstance(part, Tensor) else id(part) for part in _parts(value))
+        of_inputs = {source: seen.classes(self._keys[source]) for source in node.all_input_nodes}
+        return Effects(
+            frozenset(source for source, keys in of_inputs.items() if keys & (written | changed)),
+            frozenset(source for source, keys in of_inputs.items() if keys & returned),
+            frozenset(self._reads(node)),
+            seen.random or drew,
+        )
+
+    def _reads(self, node: fx.Node) -> Iterator[tuple[str, bool]]:
+        read = self._operations.read
+        yield from ((self._names_of_originals[key], False) for key in read & self._names_of_originals.keys())
+        values = [self.env[source] for source in node.all_input_nodes]
+        modules = [value for value in values if isinstance(value, nn.Module)]
+        if node.op == "call_module":
+            modules.append(self._twin.model.get_submodule(str(node.target)))
+        own = {key_of(tensor) for module in modules for _, tensor in named_tensors(module)}
+        given = set().union(*(self._keys[source] for source in node.all_input_nodes))
+        foreign = (read & self._names.keys()) - own - given
+        if foreign:
+            uncopied = self._read_by_copy(node) if node.op == "call_module" else foreign
+            yield from ((self._names[key], key not in uncopied) for key in foreign)
+
+    def _read_by_copy(self, node: fx.Node) -> set[Hashable]:
+        """What a copy of the called module reads, made as those for peers are."""
+        modules = dict(self._twin.model.named_modules(remove_duplicate=False))
+        called = (str(node.target) for node in self.graph.nodes if node.op == "call_module")
+        kept: dict[int, Any] = {id(modules[path]): modules[path] for path in ("", *opened_around(called))}
+        stand_in = clone_of if self._twin.mode is None else FakeTensors(self._twin.mode)
+        made, _ = deep_copy_into(kept, modules[str(node.target)], stand_in)
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        operations = Operations()
+        with operations.watched():
+            made(*args, **kwargs)
+        return operations.read
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """The tensors in a value, and the lists, dicts and attributes of objects that can be changed."""
+    pending, seen = [value], set[int]()
+    while pending:
+        part = pending.pop()
+        if isinstance(part, _PLAIN) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, list | dict | set):
+            yield part
+            pending += part.values() if isinstance(part, dict) else part
+        elif isinstance(part, tuple | KeysView | ValuesView | ItemsView):
+            pending += part
+        if isinstance(attributes := getattr(part, "__dict__", None), dict) and not isinstance(part, Tensor):
+            pending.append(attributes)
+
+
+_PLAIN = (
+    type(None), bool, int, float, complex, str, bytes, type, FunctionType, ModuleType, nn.Module,
+    torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, _Unknown,
+)  # fmt: skip

@@ -1,0 +1,142 @@
+"""What operations do to storage, seen by modes of torch while they run."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from fxcollab._torch import OpOverload, TorchDispatchMode, schema_of, storage_id
+
+_CONVERSION = torch.ops.aten._to_copy.default
+
+
+def key_of(tensor: Tensor) -> Hashable:
+    """What identifies a tensor's storage; the tensor itself where it has none."""
+    try:
+        return storage_id(tensor)
+    except (NotImplementedError, RuntimeError):  # sparse and nested tensors
+        return "tensor", id(tensor)
+
+
+class Operations:
+    """What was read, written and drawn since the last `start`.
+
+    Storage counts as one where a result may be a view of an argument: because it is one here, because torch declares
+    that it can be (``reshape``, ``contiguous``), or because a conversion to the type that it has would be none.
+
+    Attributes:
+        read: keys of the storages of all arguments.
+        written: keys of the storages of arguments that were written.
+        random: whether random numbers were drawn.
+        opaque: whether an operation was called that has no schema, such as ``torch.cond``.
+    """
+
+    def __init__(self) -> None:
+        self._same: dict[Hashable, Hashable] = {}
+        self._alive: list[Any] = []  # so that no two storages have the same key
+        self.start()
+
+    def start(self) -> None:
+        """Forget what was seen before, but not which storages count as one."""
+        self.read: set[Hashable] = set()
+        self.written: set[Hashable] = set()
+        self.random = self.opaque = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """A context in which operations are seen."""
+        with _Functions(self), _Dispatch(self):
+            yield
+
+    def classes(self, keys: Iterable[Hashable]) -> set[Hashable]:
+        """One key for each group of storages that count as one."""
+        return {self._root(key) for key in keys}
+
+    def _root(self, key: Hashable) -> Hashable:
+        while key in self._same:
+            key = self._same[key]
+        return key
+
+    def join(self, one: Tensor, other: Tensor) -> None:
+        """Count the storages of two tensors as one."""
+        first, second = self._root(key_of(one)), self._root(key_of(other))
+        if first != second:
+            self._same[second] = first
+
+    def see(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Note what a call of an operator did."""
+        self._alive.append(result)
+        if not isinstance(function, OpOverload):
+            self.opaque = True
+            return
+        arguments = schema_of(function).arguments
+        for position, argument in enumerate(arguments):
+            value = _given(position, argument, args, kwargs)
+            for tensor in (value,) if isinstance(value, Tensor) else value if isinstance(value, list | tuple) else ():
+                if isinstance(tensor, Tensor):
+                    key = key_of(tensor)
+                    self.read.add(key)
+                    if argument.alias_info is not None and argument.alias_info.is_write:
+                        self.written.add(key)
+        if function is _CONVERSION:
+            self.join(args[0], result)
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            rates = [_given(i, one, args, kwargs) for i, one in enumerate(arguments) if one.name in _RATES]
+            self.random |= not rates or any(rate != 0 for rate in rates)
+
+
+_RATES = {"dropout_p", "p"}
+"""Arguments of random operators that draw nothing if these are 0."""
+
+
+def _given(position: int, argument: Any, args: Any, kwargs: Any) -> Any:
+    """The value of an argument of a schema in a call."""
+    return args[position] if position < len(args) else kwargs.get(argument.name, argument.default_value)
+
+
+class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    supports_higher_order_operators = True
+
+    def __init__(self, operations: Operations) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._operations = operations
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._operations.see(func, args, kwargs or {}, result)
+        return result
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, operations: Operations) -> None:
+        super().__init__()
+        self._operations = operations
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            for position in _viewed(getattr(func, "__name__", "")):
+                if position < len(args) and isinstance(args[position], Tensor):
+                    self._operations.join(args[position], result)
+        return result
+
+
+@cache
+def _viewed(name: str) -> frozenset[int]:
+    """The positions of the arguments of which torch declares that a function's result may be a view."""
+    packet = getattr(torch.ops.aten, name, None) if name.isidentifier() and not name.startswith("__") else None
+    schemas = [schema_of(getattr(packet, overload)) for overload in packet.overloads()] if packet is not None else []
+    return frozenset(
+        position
+        for schema in schemas
+        for position, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None
+        and not argument.alias_info.is_write
+        and any(returned.alias_info is not None for returned in schema.returns)
+    )
