@@ -17,7 +17,6 @@ from torch import fx, nn
 
 from fxcollab.analysis.effects import EffectAnalysis, track_storages, with_aliases
 from fxcollab.fx_utils import attribute
-from fxcollab.module_state.holders import may_change
 
 Levels = Mapping[fx.Node, int]
 Pair = tuple[fx.Node, fx.Node]
@@ -71,8 +70,20 @@ def _uses(
         used: dict[Any, bool] = {key: key in written for key in (state.get(value, value) for value in read)}
         if node.op == "call_module":
             for part in root.get_submodule(str(node.target)).modules():
-                changes, own = may_change(part), (*part.parameters(recurse=False), *part.buffers(recurse=False))
+                changes, own = _may_change(part), (*part.parameters(recurse=False), *part.buffers(recurse=False))
                 used |= {part: changes} | {id(tensor): changes for tensor in own}
         for key, is_written in used.items():
             found.setdefault(key, []).append((node, is_written))
     return found
+
+
+def _may_change(module: nn.Module) -> bool:
+    """Whether a call may change the module: it has buffers or hooks, or is not one of torch's own layers."""
+    return bool(
+        module._buffers
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or getattr(module, "max_norm", None) is not None
+        or "forward" in module.__dict__
+        or not type(module).__module__.startswith("torch.nn.")
+    )
