@@ -76,7 +76,8 @@ def recompute(branch: Callable[..., Any], stateful: Sequence[Stateful], *inputs:
     if not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return branch(*inputs)
     if torch.compiler.is_compiling():  # the compiler computes again without effects, and replays random numbers
-        if any(map(_may_be_written_back, modules_in(stateful))):
+        own = (part for part in modules_in(stateful) if not type(part).__module__.startswith("torch.nn.modules."))
+        if any(part._buffers for part in own):  # its second pass would begin with what the first one wrote
             graph_break()
         return checkpoint(branch, *inputs, use_reentrant=False)
     if is_traced() or is_transformed():  # recorded, or under functorch, where no saved tensors can be replaced
@@ -87,11 +88,6 @@ def recompute(branch: Callable[..., Any], stateful: Sequence[Stateful], *inputs:
         results = checkpoint(branch, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
         again.refuse_written_parameters("its forward writes into a parameter", "leave max_norm out of embeddings")
     return results
-
-
-def _may_be_written_back(part: nn.Module) -> bool:
-    """Whether it has buffers, except torch's layers: a compiled second pass would begin with written ones."""
-    return bool(part._buffers) and not type(part).__module__.startswith("torch.nn.modules.")
 
 
 class _Again(AbstractContextManager[None]):
@@ -106,7 +102,7 @@ class _Again(AbstractContextManager[None]):
             (part, name, tensor, version(tensor))
             for part in parts
             for name, tensor in (*part._parameters.items(), *part._buffers.items())
-            if tensor is not None and _has_gradient(tensor)
+            if tensor is not None and (tensor.requires_grad or name in part._parameters)
         ]
         # A scripted module has views instead, of no buffers.
         self._buffers = [part._buffers for part in parts if isinstance(part._buffers, dict)]
@@ -140,21 +136,15 @@ class _Again(AbstractContextManager[None]):
                 )
 
 
-def _has_gradient(tensor: Tensor) -> bool:
-    return isinstance(tensor, nn.Parameter) or tensor.requires_grad
-
-
 def _cloned(registries: Sequence[Registry]) -> list[Registry]:
     """The same buffers cloned, except those with gradients; clones share memory where the buffers do."""
-    found = {id(tensor): tensor for registry in registries for tensor in registry.values() if tensor is not None}
-    storages = {key: _storage(tensor) for key, tensor in found.items() if not _has_gradient(tensor)}
+    tensors = {id(tensor): tensor for registry in registries for tensor in registry.values() if tensor is not None}
+    storages = {key: _storage(tensor) for key, tensor in tensors.items() if not tensor.requires_grad}
     uses, memo = Counter(storages.values()), dict[int, Any]()
     with torch.no_grad():
-        clones = {
-            key: copy.deepcopy(found[key], memo) if uses[storage] > 1 else found[key].clone()
-            for key, storage in storages.items()
-        }
-    return [{name: clones.get(id(tensor), tensor) for name, tensor in registry.items()} for registry in registries]
+        for key, storage in storages.items():  # a deep copy is slower, and knows what shares memory
+            tensors[key] = copy.deepcopy(tensors[key], memo) if uses[storage] > 1 else tensors[key].clone()
+    return [{name: tensors.get(id(tensor)) for name, tensor in registry.items()} for registry in registries]
 
 
 def _storage(tensor: Tensor) -> int:
