@@ -26,9 +26,7 @@ from torch import fx, nn
 from fxcollab._torch import codegen_of, format_target
 from fxcollab.errors import PatternError
 from fxcollab.fx_utils import copy_graph, place
-from fxcollab.module_state.holders import may_change
 from fxcollab.provenance import provenance_of
-from fxcollab.runtime.functional_call import FunctionalCall
 from fxcollab.runtime.recompute import never_compile_pieces, recompute
 from fxcollab.tree import Path, branch_name
 
@@ -42,11 +40,6 @@ def check_recompute(recompute: str | None) -> None:
             f"{recompute!r} is not a value of recompute.",
             hint="use recompute='heads' (--recompute heads), or leave it out",
         )
-
-
-def parts_of(module: nn.Module) -> Iterable[nn.Module]:
-    """A module and those in it, also where it is called with some of its parameters replaced."""
-    return (module.module if isinstance(module, FunctionalCall) else module).modules()
 
 
 def branch_by_branch(graph: fx.Graph, root: nn.Module, peers: str) -> fx.Graph:
@@ -76,7 +69,7 @@ class _Segment:
         inputs: what it reads of other branches.
         outputs: what other branches read of it.
         last_read: inputs that no later node reads.
-        stateful: expressions for modules that it may change, and pairs of a module and a name for tensors it reads.
+        stateful: expressions for modules that it calls, and pairs of a module and a name for tensors it reads.
     """
 
     name: str
@@ -134,10 +127,10 @@ def _runs(graph: fx.Graph, peers: str) -> Iterator[tuple[Path, list[fx.Node]]]:
 
 
 def _stateful(nodes: Iterable[fx.Node], root: nn.Module) -> Iterator[str]:
-    """The modules that nodes call, and tensors that they read, which may change from call to call."""
+    """The modules that nodes call, and tensors that they read, except parameters."""
     for node in nodes:
         target: Any = node.target  # a str that prints with quotes
-        if node.op == "call_module" and any(map(may_change, parts_of(root.get_submodule(target)))):
+        if node.op == "call_module":
             yield format_target("self", target)
         elif node.op == "get_attr":
             owner, _, name = target.rpartition(".")

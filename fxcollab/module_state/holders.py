@@ -120,24 +120,3 @@ def _slots_of(cls: type) -> tuple[str, ...]:
     declared = (base.__dict__.get("__slots__", ()) for base in cls.__mro__)
     names = [name for slots in declared for name in ((slots,) if isinstance(slots, str) else slots)]
     return tuple(name for name in names if name not in ("__dict__", "__weakref__") and not name.startswith("__"))
-
-
-def iterator_in(modules: Iterable[nn.Module]) -> str | None:
-    """The path of an iterator that modules hold, which can't be restored; None where there is none."""
-    for holder in holders_of(modules, own=True):
-        for key, value in items(read(holder.value)):
-            if isinstance(value, Iterator):
-                return ".".join(filter(None, (type(holder.module).__qualname__, holder.path, str(key))))
-    return None
-
-
-def may_change(module: nn.Module) -> bool:
-    """Whether a call may change the module: it has buffers or hooks, or is not one of torch's own layers."""
-    return bool(
-        module._buffers
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or getattr(module, "max_norm", None) is not None
-        or "forward" in module.__dict__
-        or not type(module).__module__.startswith("torch.nn.")
-    )

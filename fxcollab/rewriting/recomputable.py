@@ -6,11 +6,10 @@ import torch
 from torch import fx, nn
 
 from fxcollab.analysis.partition import Partition
-from fxcollab.codegen.branches import parts_of
 from fxcollab.errors import PatternError
 from fxcollab.fx_utils import place
-from fxcollab.module_state.holders import iterator_in
 from fxcollab.provenance import META_KEY
+from fxcollab.runtime.functional_call import parts_of
 
 
 def refuse_writes(partition: Partition) -> None:
@@ -41,21 +40,20 @@ def refuse_writes(partition: Partition) -> None:
                 )
 
 
-def refuse_state_that_cannot_be_restored(graph: fx.Graph, train_model: nn.Module) -> None:
-    """Raise for branches whose state can't be restored for the second pass: scripted modules and iterators.
+def refuse_scripted_buffers(graph: fx.Graph, train_model: nn.Module) -> None:
+    """Raise for branches that call scripted modules with buffers, which can't be replaced for the second pass.
 
     Raises:
-        PatternError: with the node that calls it.
+        PatternError: with the node that calls one.
     """
     for node in graph.nodes:
         if node.op != "call_module" or not node.meta[META_KEY].branch:
             continue
-        module = train_model.get_submodule(str(node.target))
-        scripted = any(isinstance(part, torch.jit.ScriptModule) and part._buffers for part in parts_of(module))
-        if scripted or (found := iterator_in(parts_of(module))):
+        parts = parts_of(train_model.get_submodule(str(node.target)))
+        if any(isinstance(part, torch.jit.ScriptModule) and part._buffers for part in parts):
             raise PatternError(
                 "A branch can't be computed again: it may keep state that can't be restored.",
                 where=place(node),
-                why="a scripted module has buffers" if scripted else f"{found} is an iterator",
+                why="a scripted module has buffers",
                 hint="leave recompute out, or put the splits behind it",
             )

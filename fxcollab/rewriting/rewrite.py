@@ -20,7 +20,7 @@ from fxcollab.plan import PLAN_KEY, Plan, RewriteOptions
 from fxcollab.rewriting.duplicate import Duplicated, duplicate
 from fxcollab.rewriting.initialise import Factory, check_init, initialise
 from fxcollab.rewriting.peers import State, build_peers, nest
-from fxcollab.rewriting.recomputable import refuse_state_that_cannot_be_restored, refuse_writes
+from fxcollab.rewriting.recomputable import refuse_scripted_buffers, refuse_writes
 from fxcollab.runtime.functional_call import FunctionalCall
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import CAPTURE_KEY, LIMITATIONS_KEY
@@ -90,7 +90,7 @@ def duplicated(
         )
     if options.recompute:
         for graph in train_model.modes:
-            refuse_state_that_cannot_be_restored(graph, train_model)
+            refuse_scripted_buffers(graph, train_model)
     shared = shared_statistics(partition.straddling & dict(captured.named_buffers(remove_duplicate=False)).keys())
     train_model.meta[LIMITATIONS_KEY] = (*captured.meta[LIMITATIONS_KEY], *shared)
     return train_model

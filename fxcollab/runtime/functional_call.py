@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,3 +32,8 @@ class FunctionalCall(nn.Module):
     def forward(self, state: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Any:
         """What the module returns for ``args`` and ``kwargs``, its parameters ``state`` replaced by name."""
         return call_with(self.module, state, args, kwargs)
+
+
+def parts_of(module: nn.Module) -> Iterable[nn.Module]:
+    """A module and those in it, also where it is called with some of its parameters replaced."""
+    return (module.module if isinstance(module, FunctionalCall) else module).modules()

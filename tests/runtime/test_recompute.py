@@ -164,7 +164,8 @@ def test_the_code_is_a_function_a_branch() -> None:
         "flatten_b1 = torch.flatten(pool_b1, 1)",
         "fc_b1 = self.peers.b1.fc(flatten_b1)",
         "return fc_b1",
-        "fc_b1 = fxcollab_recompute(branch_b1, (self.peers.b1.layer2, self.peers.b1.layer3), rescale)",
+        "fc_b1 = fxcollab_recompute(branch_b1, (self.peers.b1.layer2, self.peers.b1.layer3, self.peers.b1.pool, "
+        "self.peers.b1.fc), rescale)",
     ]
 
 

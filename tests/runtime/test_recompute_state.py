@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import UserList, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from types import SimpleNamespace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from torch.testing import assert_close
 
 import fxcollab
 from fxcollab.errors import PatternError, StateError
+from fxcollab.runtime.recompute import recompute as runtime
 from tests.networks import TrunkGoesOn
 from tests.references import SmallConvNet
 from tests.runtime.recompute_helpers import (
@@ -85,53 +88,6 @@ def test_state_that_a_branch_reads_and_writes_is_read_as_it_was_and_written_once
     assert found["memory.scale"][0] == 0.25
 
 
-class Holding(nn.Module):
-    """Keeps things between calls wherever Python can, and computes with all of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc, self.calls, self.seen = nn.Linear(8, 8), 0, torch.ones(8)
-        self.cache: dict[str, list[Tensor]] = {"means": []}
-        self.box = SimpleNamespace(count=0, pairs=deque([(torch.zeros(8), 0)], maxlen=2))
-        self.own = torch.Generator().manual_seed(3)
-        self.foreign, self.python = np.random.default_rng(4), random.Random(5)
-        self.table = np.ones(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        self.box.count += 2
-        self.table *= 0.5
-        y = torch.tanh(self.fc(x)) * self.seen.clone() * self.calls + self.box.count + float(self.table[0])
-        y = y + torch.stack([*self.cache["means"], *(pair[0].mean() for pair in self.box.pairs)]).sum()
-        self.cache["means"].append(y.mean().detach())
-        self.box.pairs.append((y.detach()[0], self.calls))
-        self.seen.mul_(0.9)
-        noise = torch.rand(8, generator=self.own) + self.foreign.random() + self.python.random()
-        return torch.sin(y) * noise.to(y.dtype)
-
-
-class HoldingNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.holding, self.last = nn.Linear(768, 8), Holding(), nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.holding(self.first(x.flatten(1))))
-
-
-def test_whatever_a_module_holds_is_as_it_was_in_the_second_pass() -> None:
-    plain, again = pair(HoldingNet, pattern="simple", splits=["first"])
-    for _ in range(3):
-        expected, found = step(plain), step(again)
-        assert_equal(found, expected)
-    for name in ("holding", "peers.b1.holding"):
-        here, there = again.get_submodule(name), plain.get_submodule(name)
-        assert here.calls == there.calls == 3 and here.box.count == there.box.count == 6
-        assert len(here.cache["means"]) == len(there.cache["means"]) == 3
-        assert here.python.random() == there.python.random()
-        assert torch.equal(here.seen, there.seen) and (here.table == there.table).all()
-
-
 class Notes(dict[str, int]):
     """A dictionary of the user's."""
 
@@ -147,48 +103,209 @@ class State(NamedTuple):
     seen: Tensor
 
 
-class HoldsRareThings(nn.Module):
-    """Subclasses of containers, slots, tensors in tuples, views, and what belongs to the class."""
+def numbers() -> Iterator[int]:
+    yield from range(1000)
+
+
+class Holding(nn.Module):
+    """Keeps things between calls wherever Python can; ``write`` changes one of them."""
 
     total = 0
     table: ClassVar[dict[str, int]] = {"calls": 0}
 
+    def __init__(self, write: Callable[[Any], object] = lambda held: None) -> None:
+        super().__init__()
+        self.fc, self.write = nn.Linear(8, 8), write
+        self.calls, self.shape, self.name, self.ema, self.seen = 0, torch.Size([6, 8]), "a name", None, torch.ones(8)
+        self.cache: dict[str, list[Tensor]] = {"means": []}
+        self.box = SimpleNamespace(count=0, pairs=deque([(torch.zeros(8), 0)], maxlen=2))
+        self.own, self.foreign, self.python = torch.Generator(), np.random.default_rng(4), random.Random(5)
+        self.array, self.notes, self.slotted, self.state = np.ones(2), Notes(n=0), Slotted(), State(torch.ones(8))
+        self.listed, self.numbers, self.norms = UserList([0]), iter([1, 2, 3]), [nn.BatchNorm1d(8)]
+        self.cache["itself"] = self.cache  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        self.write(self)
+        return torch.tanh(x)
+
+
+WRITES: dict[str, Callable[[Any], object]] = {
+    "calls": lambda held: setattr(held, "calls", held.calls + 1),
+    "ema": lambda held: setattr(held, "ema", torch.ones(8)),
+    "added": lambda held: setattr(held, "added", 1),
+    "name": lambda held: vars(held).pop("name", None),
+    "seen": lambda held: held.seen.mul_(0.9),
+    "cache": lambda held: held.cache["means"].append(torch.ones(8)),
+    "box": lambda held: setattr(held.box, "count", 2),
+    "own": lambda held: torch.rand(8, generator=held.own),
+    "foreign": lambda held: held.foreign.random(),
+    "python": lambda held: held.python.random(),
+    "array": lambda held: np.multiply(held.array, 0.5, out=held.array),
+    "notes": lambda held: held.notes.update(n=1),
+    "slotted": lambda held: setattr(held.slotted, "count", 1),
+    "state": lambda held: held.state.seen.mul_(0.9),
+    "listed": lambda held: held.listed.append(1),
+    "numbers": lambda held: next(held.numbers),
+    "norms": lambda held: held.norms[0](torch.ones(2, 8)),
+    "total": lambda held: setattr(type(held), "total", held.total + 1),
+    "table": lambda held: held.table.update(calls=held.table["calls"] + 1),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_what_a_branch_writes_beside_buffers_is_refused(name: str) -> None:
+    module = Holding(WRITES[name])
+    with pytest.raises(
+        StateError, match=rf"(?s)keeps something beside buffers.*, Holding\.{name}\n.*register_buffer"
+    ):
+        runtime(lambda x: module(x), (module,), torch.ones(6, 8))
+    with torch.no_grad():
+        runtime(lambda x: module(x), (module,), torch.ones(6, 8))
+
+
+def test_a_branch_that_wrote_is_refused_at_every_call() -> None:
+    module = Holding(WRITES["calls"])
+
+    def branch(x: Tensor) -> Tensor:
+        return module(x)
+
+    for _ in range(2):
+        with pytest.raises(StateError, match=r"Holding\.calls"):
+            runtime(branch, (module,), torch.ones(6, 8))
+
+
+def test_what_is_held_and_not_changed_is_no_write() -> None:
+    def write_the_same(held: Any) -> None:
+        held.calls, held.shape, held.name = int("0"), torch.ones(6, 8).shape, " ".join(["a", "name"])
+        held.train(held.training)
+
+    module = Holding(write_the_same)
+    for _ in range(2):
+        runtime(lambda x: module(x), (module,), torch.ones(6, 8)).sum().backward()
+    assert module.fc.weight.grad is not None
+
+
+def test_an_iterator_that_cannot_be_read_is_refused() -> None:
+    module = Holding()
+    module.numbers = numbers()
+    with pytest.raises(StateError, match=r"(?s)Holding\.numbers.*iterator"):
+        runtime(lambda x: module(x), (module,), torch.ones(6, 8))
+
+
+def test_what_is_written_in_train_mode_alone_is_refused_there() -> None:
+    module = Holding(lambda held: held.training and WRITES["calls"](held)).eval()
+
+    def branch(x: Tensor) -> Tensor:
+        return module(x)
+
+    runtime(branch, (module,), torch.ones(6, 8)).sum().backward()
+    module.train()
+    with pytest.raises(StateError, match=r"Holding\.calls"):
+        runtime(branch, (module,), torch.ones(6, 8))
+
+
+def test_a_training_model_that_counts_is_refused_and_trains_with_a_buffer() -> None:
+    _, again = pair(lambda: Around(Counts), pattern="simple", splits=["first"])
+    with pytest.raises(StateError, match=r"(?s)branch_b., Counts\.calls.*hint: keep it in a buffer"):
+        again(X)
+    plain, again = pair(RememberingNet, pattern="simple", splits=["first"])
+    assert_equal(step(again), step(plain))
+
+
+class CachesAtFirst(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.fc, self.notes, self.slotted, self.state = nn.Linear(8, 8), Notes(n=0), Slotted(), State(torch.ones(8))
-        self.listed = UserList([0])
-        grid = torch.ones(2, 8)
+        self.fc = nn.Linear(8, 8)
+
+    @cached_property
+    def scale(self) -> Tensor:
+        return torch.arange(8.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.fc(x)) * self.scale
+
+
+def test_what_only_the_first_call_sets_is_held_after_a_call_before_the_transform() -> None:
+    with pytest.raises(StateError, match=r"(?s)CachesAtFirst\.scale.*call the model once before"):
+        pair(lambda: Around(CachesAtFirst), pattern="simple", splits=["first"])[1](X)
+
+    def called() -> nn.Module:
+        model = Around(CachesAtFirst)
+        model(X)
+        return model
+
+    plain, again = pair(called, pattern="simple", splits=["first"])
+    assert_equal(step(again), step(plain))
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm]
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning", "ignore:no module initialises")
+def test_weights_that_torch_computes_before_each_call_are_no_write(norm: Callable[[nn.Module], nn.Module]) -> None:
+    models = []
+    for recompute in (None, "heads"):
+        torch.manual_seed(0)
+        model = Around(lambda: norm(nn.Linear(8, 8)))
+        models.append(fxcollab.transform(model, "simple", ["first"], seed=1, recompute=recompute))
+    for _ in range(2):
+        assert_equal(step(models[1]), step(models[0]))
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
+def test_weights_that_torch_keeps_in_lists_are_no_write(recurrent: type[nn.RNNBase]) -> None:
+    module = recurrent(8, 8)
+    runtime(lambda x: module(x)[0], (module,), torch.ones(3, 2, 8)).sum().backward()
+    expected = torch.func.functional_call(module, dict(module.named_parameters()), torch.ones(3, 2, 8))[0]
+    found = torch.autograd.grad(expected.sum(), list(module.parameters()))
+    assert all(map(torch.equal, found, (parameter.grad for parameter in module.parameters())))
+
+
+class Carries(nn.Module):
+    """Goes on from its last result, which it keeps with its graph until it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.last = nn.Linear(8, 8), torch.ones(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = torch.tanh(self.fc(x) + self.last.detach())
+        return self.last.sin()
+
+
+def test_a_result_that_is_kept_with_its_graph_is_read_as_it_was() -> None:
+    plain, again = pair(lambda: Around(Carries), pattern="simple", splits=["first"])
+    for _ in range(3):
+        assert_equal(step(again), step(plain))
+
+
+class Views(nn.Module):
+    """Buffers that share memory, and one that is added by the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, grid = nn.Linear(8, 8), torch.ones(2, 8)
         self.register_buffer("grid", grid)
         self.register_buffer("row", grid[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        type(self).total += 1
-        self.table["calls"] += 1
-        self.notes["n"] += 1
-        self.slotted.count += 1
-        self.listed[0] += 1
-        self.state.seen.mul_(0.9)
+        if "late" not in self._buffers:
+            self.register_buffer("late", torch.ones(8))
         self.grid.mul_(0.8)
-        scale = self.notes["n"] + self.slotted.count + self.listed[0] + self.total + self.table["calls"]
-        return torch.tanh(self.fc(x)) * scale * self.state.seen.clone() * self.row.clone()
+        self.late.mul_(0.7)
+        return torch.tanh(self.fc(x)) * self.row.clone() * self.late.clone()
 
 
-class RareNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.rare, self.last = nn.Linear(768, 8), HoldsRareThings(), nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.rare(self.first(x.flatten(1))))
-
-
-def test_rare_things_are_as_they_were_too() -> None:
-    found = []
-    for model in pair(RareNet, pattern="simple", splits=["first"]):
-        HoldsRareThings.total, HoldsRareThings.table["calls"] = 0, 0
-        found.append([step(model) for _ in range(2)][-1])
-        assert HoldsRareThings.total == HoldsRareThings.table["calls"] == 4
-    assert_equal(found[1], found[0])
+def test_buffers_that_share_memory_or_come_late_are_as_they_were_too() -> None:
+    module, x = Views(), torch.ones(6, 8)
+    plain = copy.deepcopy(module)
+    for _ in range(2):
+        runtime(lambda x: module(x), (module,), x).sum().backward()
+        plain(x).sum().backward()
+    assert_equal(dict(module.named_buffers()), dict(plain.named_buffers()))
+    assert torch.equal(module.fc.weight.grad, plain.fc.weight.grad)
+    assert module.row.untyped_storage().data_ptr() == module.grid.untyped_storage().data_ptr()
 
 
 class Averages(nn.Module):
@@ -226,7 +343,7 @@ class Around(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "body", slow_but([Averages], [Averages, Counts, lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))])
+    "body", slow_but([Averages], [Averages, lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))])
 )
 @pytest.mark.filterwarnings("ignore:no module initialises")
 def test_what_a_compiler_cannot_compute_again_runs_as_it_is(body: Callable[[], nn.Module]) -> None:
@@ -238,11 +355,19 @@ def test_what_a_compiler_cannot_compute_again_runs_as_it_is(body: Callable[[], n
             assert_close(found[f"_orig_mod.{name}"], value)
 
 
-def test_weights_that_were_changed_before_the_backward_are_refused() -> None:
+@pytest.mark.slow
+def test_what_a_compiled_branch_writes_beside_buffers_is_refused() -> None:
     _, again = pair(lambda: Around(Counts), pattern="simple", splits=["first"])
+    with pytest.raises(StateError, match=r"Counts\.calls"):
+        torch.compile(again, backend="aot_eager")(X)
+
+
+@pytest.mark.parametrize("body", [Averages, lambda: nn.Linear(8, 8)])
+def test_weights_that_were_changed_before_the_backward_are_refused(body: Callable[[], nn.Module]) -> None:
+    _, again = pair(lambda: Around(body), pattern="simple", splits=["first"])
     loss = loss_of(again(X))
     with torch.no_grad():
-        again.get_parameter("peers.b1.body.fc.weight").mul_(2)
+        next(again.get_submodule("peers.b1.body").parameters()).mul_(2)
     with pytest.raises(StateError, match=r"(?s)written since the forward.*branch_b1, Linear\.weight"):
         loss.backward()
 
@@ -259,25 +384,25 @@ class CallsLate(nn.Module):
         return self.last(self.counts(self.first(x)) + self.counts(x))
 
 
-class HoldsAnIterator(Averages):
+@pytest.mark.filterwarnings("ignore:limitation")
+def test_state_that_would_be_another_in_the_second_pass_is_refused() -> None:
+    with pytest.raises(PatternError, match=r"(?s)can't be computed again.*counts_1.*'counts'.*calls the same module"):
+        fxcollab.transform(CallsLate(), "simple", ["first"], recompute="heads")
+
+
+class Scales(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.numbers = iter(range(1000))
+        self.register_buffer("scale", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
 
 
-@pytest.mark.parametrize(
-    ("factory", "why"),
-    [
-        (CallsLate, r"counts_1.*'counts'.*calls the same module"),
-        (lambda: Around(HoldsAnIterator), "numbers is an iterator"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:limitation")
-def test_state_that_would_be_another_in_the_second_pass_is_refused(
-    factory: Callable[[], nn.Module], why: str
-) -> None:
-    with pytest.raises(PatternError, match=f"(?s)can't be computed again.*{why}|{why}"):
-        fxcollab.transform(factory(), "simple", ["first"], recompute="heads")
+def test_a_scripted_module_with_buffers_is_refused() -> None:
+    model = Around(lambda: torch.jit.script(Scales()))
+    with pytest.raises(PatternError, match=r"(?s)can't be computed again.*body.*a scripted module has buffers"):
+        fxcollab.transform(model, "simple", ["first"], recompute="heads")
 
 
 class CalledOnBothSides(nn.Module):
