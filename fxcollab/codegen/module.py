@@ -14,7 +14,7 @@ import copy
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from fxcollab._torch import GENERATED
 from fxcollab.codegen.branches import Recompute, branch_by_branch
 from fxcollab.codegen.modes import Modes, set_mode
 from fxcollab.codegen.packing import pack, unpack
-from fxcollab.fx_utils import copy_graph, make_printable
+from fxcollab.fx_utils import OWN, Target, attribute, copy_graph, make_printable
 
 _STATE_HOOKS = (
     "_state_dict_hooks",
@@ -33,6 +33,7 @@ _STATE_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+_REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
 class CollabGraphModule(fx.GraphModule):
@@ -67,14 +68,15 @@ class CollabGraphModule(fx.GraphModule):
         for name in _STATE_HOOKS:
             if name in root.__dict__:
                 self.__dict__[name] = root.__dict__[name]
-        for name in _plain_attributes(root, modes):
-            self.__dict__[name] = getattr(root, name)
-        self.__dict__.update(constants or {})
         self.__dict__["_root"] = root
         self.__dict__["_modes"] = modes
         self.__dict__["_peers"] = tuple(peers or ())
         self.__dict__["_constants"] = tuple(constants or ())
         self.__dict__["_recompute"] = recompute
+        self.__dict__[OWN] = own = nn.Module()
+        own.__dict__.update({name: self.__dict__[name] for name in _REGISTRIES})
+        for name, value in (*_plain_attributes(root, modes), *(constants or {}).items()):
+            (own if name in self.__dict__ or hasattr(type(self), name) else self).__dict__[name] = value
         _adopt_extra_state(self)
         self.training = root.training
         if generate:
@@ -82,6 +84,25 @@ class CollabGraphModule(fx.GraphModule):
         else:
             self._graph = modes.of(self.training)
             self._graph.owning_module = self
+            for graph in modes:
+                make_printable(graph, self._is_hidden)
+
+    def _is_hidden(self, name: str) -> bool:
+        """Whether an attribute of this class hides a module or tensor of the root."""
+        return hasattr(type(self), name) or (name in self.__dict__ and hasattr(self.__dict__[OWN], name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in ``nn.Module``; what this class hides is set apart from its own attributes."""
+        if OWN not in self.__dict__ or not self._is_hidden(name):
+            super().__setattr__(name, value)
+        elif isinstance(value, nn.Module | torch.Tensor):
+            setattr(self.__dict__[OWN], name, value)
+        else:
+            object.__setattr__(self, name, value)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module at a path; as in ``nn.Module``, but attributes of this class hide none."""
+        return super().get_submodule(Target(target, own=bool(target)))
 
     @property
     def modes(self) -> Modes:
@@ -137,7 +158,7 @@ class CollabGraphModule(fx.GraphModule):
 
     def _generate(self, graph: fx.Graph) -> PythonCode:
         """Generate the forward of one graph, with branches as functions where they are computed again."""
-        make_printable(graph)
+        make_printable(graph, self._is_hidden)
         active = self._graph
         if self.__dict__.get("_recompute"):
             graph = branch_by_branch(graph, self, self.__dict__["_peers"][0])
@@ -194,7 +215,7 @@ _GENERATED = GENERATED | {"_modes"}
 
 
 def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule:
-    new.__dict__.update(state)
+    new.__dict__.update(dict.fromkeys(GENERATED) | state)
     new.__class__.__name__ = type(new.root).__name__
     _adopt_extra_state(new)
     for graph in new.modes:
@@ -238,11 +259,12 @@ def _adopt_extra_state(module: CollabGraphModule) -> None:
         cls.set_extra_state = lambda self, state: self.root.set_extra_state(state)
 
 
-def _plain_attributes(root: nn.Module, modes: Modes) -> set[str]:
-    """Names of the root's attributes that graphs read and that are neither modules nor registered state."""
-    heads = {str(node.target).split(".", 1)[0] for graph in modes for node in graph.nodes if node.op == "get_attr"}
-    registered = root._parameters.keys() | root._buffers.keys() | root._modules.keys()
-    return {name for name in heads - registered if hasattr(root, name)}
+def _plain_attributes(root: nn.Module, modes: Modes) -> Iterator[tuple[str, Any]]:
+    """The root's attributes that graphs read and that are neither modules nor registered state."""
+    names = {str(node.target).split(".", 1)[0] for graph in modes for node in graph.nodes if node.op == "get_attr"}
+    for name in names - root._parameters.keys() - root._buffers.keys() - root._modules.keys():
+        with suppress(AttributeError):
+            yield name, attribute(root, name)
 
 
 def _follow_modes(peers: nn.Module | None, origins: Mapping[str, nn.Module]) -> None:
