@@ -23,7 +23,7 @@ from torch.fx.graph import PythonCode
 
 from fxcollab._torch import GENERATED
 from fxcollab.codegen.branches import Recompute, branch_by_branch
-from fxcollab.codegen.modes import Modes, set_mode
+from fxcollab.codegen.modes import Modes, in_mode, set_mode
 from fxcollab.codegen.packing import pack, unpack
 from fxcollab.fx_utils import OWN, Target, attribute, copy_graph, make_printable
 
@@ -183,15 +183,8 @@ class CollabGraphModule(fx.GraphModule):
     @contextmanager
     def in_mode(self, training: bool) -> Iterator[None]:
         """A context in which the module is in a mode; every module's mode is restored afterwards."""
-        modules = {*self.modules(), *self.root.modules()}
-        flags = {module: module.training for module in modules}
-        try:
-            self.train(training)
+        with in_mode(self.root, training), in_mode(self, training):
             yield
-        finally:
-            for module, flag in flags.items():
-                module.__dict__["training"] = flag
-            self._graph = self.modes.of(self.training)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CollabGraphModule:
         """A copy with its state, names, graphs and provenance, which shares nothing with this one."""

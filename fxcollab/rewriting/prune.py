@@ -84,7 +84,8 @@ def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path, peers: str) -> fx.G
     for node in sorted(graph.nodes, key=lambda node: provenance[node].position):
         origin = provenance[node]
         if origin.kind == "output":
-            output = new.output(map_inputs(output_of(graph, tree, path), value), type_expr=origin.target)
+            result = map_inputs(output_of(graph, tree, path), value)
+            output = new.create_node("output", "output", (result,), name=origin.origin, type_expr=origin.target)
             output.meta = _without_provenance(node)
         elif not origin.inserted and origin.branch == path[: len(origin.branch)]:
             args = node.args[1:] if origin.functional else node.args

@@ -15,7 +15,6 @@ from torch import Tensor, fx, nn
 from fxcollab.codegen.modes import Modes, set_mode
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError
-from fxcollab.fx_utils import copy_graph
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.callers import is_internal_file
 from fxcollab.tracing.errors import NoExampleError, UntraceableError
@@ -299,10 +298,9 @@ def opened_paths(model: nn.Module, splits: Iterable[str]) -> frozenset[str]:
 
 
 def _adopt(model: fx.GraphModule, options: CaptureOptions) -> CollabGraphModule:
-    modes = model.modes if isinstance(model, CollabGraphModule) else Modes(model.graph, model.graph)
-    captured = CollabGraphModule(model, modes.map(copy_graph))
+    captured = CollabGraphModule(model, Modes.of_graph_module(model))
     captured.meta[CAPTURE_KEY] = options
-    captured.meta[LIMITATIONS_KEY] = model.meta.get(LIMITATIONS_KEY, ())
+    captured.meta[LIMITATIONS_KEY] = getattr(model, "meta", {}).get(LIMITATIONS_KEY, ())
     return captured
 
 

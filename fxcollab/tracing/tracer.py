@@ -207,7 +207,7 @@ class LazyTracer(fx.Tracer):
             if compiler is not None:
                 raise UntraceableError(f"{path} is compiled by {compiler}, and can only be a leaf module")
             self.opened[path] = m
-        elif compiler is None and type(m).__call__ is not nn.Module.__call__:
+        elif compiler is None and _class_of(m).__call__ is not nn.Module.__call__:
             raise UntraceableError(f"{path} overrides __call__, which would run twice")
         calls = self.num_calls.get(path, 0) + 1
         value = super().call_module(m, forward, args, kwargs)
@@ -312,6 +312,11 @@ class LazyTracer(fx.Tracer):
         while hasattr(self.root, f"_tensor_constant{count}"):
             count += 1
         return f"_tensor_constant{count}"
+
+
+def _class_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, not that of a single graph module, which only adds to messages of errors."""
+    return type(module).__bases__[0] if isinstance(module, fx.GraphModule) else type(module)
 
 
 def _compiler_of(module: nn.Module) -> str | None:
