@@ -17,7 +17,7 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.callers import is_internal_file
-from fxcollab.tracing.errors import NoExampleError, UntraceableError
+from fxcollab.tracing.errors import FirstCallError, NoExampleError, UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
 from fxcollab.tracing.examples import example_tensors, guess_inputs
 from fxcollab.tracing.helpers import Helper, innermost_helper
@@ -170,6 +170,8 @@ def _trace_mode(
                 graph = tracer.trace(model)
                 drew = generators.foreign_numbers_were_drawn()
                 changed = assigned()
+        except FirstCallError:
+            raise
         except (Exception, SystemExit, UntraceableError) as error:  # user code may raise anything on proxies
             helper = innermost_helper(error, helpers)
             if isinstance(error, NoExampleError) and examples is None and (found := _first(candidates)) is not None:
