@@ -106,7 +106,9 @@ def test_weights_made_inside_are_drawn_at_every_call() -> None:
 
 
 class MakesALayerOnce(Net):
-    layer: nn.Module | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Any:
         h = self.a(x)
@@ -127,7 +129,9 @@ class MakesABlockOnce(Net):
 
 
 class MakesAParameterOnce(Net):
-    weight: Any = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight: Any = None
 
     def forward(self, x: Tensor) -> Any:
         h = self.a(x)
