@@ -25,6 +25,7 @@ from fxcollab._torch import GENERATED
 from fxcollab.codegen.branches import Recompute, branch_by_branch
 from fxcollab.codegen.modes import Modes, in_mode, set_mode
 from fxcollab.codegen.packing import pack, unpack
+from fxcollab.errors import StateError
 from fxcollab.fx_utils import OWN, Target, attribute, copy_graph, make_printable
 
 _STATE_HOOKS = (
@@ -33,6 +34,10 @@ _STATE_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+_INSTEAD = {
+    "state_dict": "register_state_dict_post_hook",
+    "load_state_dict": "register_load_state_dict_pre_hook",
+}
 _REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
@@ -58,6 +63,7 @@ class CollabGraphModule(fx.GraphModule):
         recompute: Recompute | None = None,
         generate: bool = True,
     ) -> None:
+        _check_state_dict(root)
         super().__init__(nn.Module(), fx.Graph(), class_name=type(root).__name__)
         # The same dictionaries, not copies: .to(), .double() and load_state_dict(assign=True) replace their entries,
         # and state would no longer be shared with the root.
@@ -77,7 +83,7 @@ class CollabGraphModule(fx.GraphModule):
         own.__dict__.update({name: self.__dict__[name] for name in _REGISTRIES})
         for name, value in (*_plain_attributes(root, modes), *(constants or {}).items()):
             (own if name in self.__dict__ or hasattr(type(self), name) else self).__dict__[name] = value
-        _adopt_extra_state(self)
+        _adopt_state_methods(self)
         self.training = root.training
         if generate:
             self.graph = modes.of(self.training)
@@ -210,7 +216,7 @@ _GENERATED = GENERATED | {"_modes"}
 def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule:
     new.__dict__.update(dict.fromkeys(GENERATED) | state)
     new.__class__.__name__ = type(new.root).__name__
-    _adopt_extra_state(new)
+    _adopt_state_methods(new)
     for graph in new.modes:
         graph.owning_module = new
     new.__dict__["_graph"] = new.modes.of(new.training)
@@ -244,12 +250,46 @@ def _code_of_modes(train: str, evaluation: str) -> str:
     return f"\n{definition}\n    if self.training:\n{bodies[0]}\n    else:\n{bodies[1]}"
 
 
-def _adopt_extra_state(module: CollabGraphModule) -> None:
-    """Use the root's extra state. torch looks for it in the class, and every module has a class of its own."""
-    if type(module.root).get_extra_state is not nn.Module.get_extra_state:
-        cls: Any = type(module)
-        cls.get_extra_state = lambda self: self.root.get_extra_state()
-        cls.set_extra_state = lambda self, state: self.root.set_extra_state(state)
+def _adopt_state_methods(module: CollabGraphModule) -> None:
+    """Use the root's extra state and what it makes of its own entries in state dicts.
+
+    They are set on the class, where torch looks for them; every graph module has a class of its own.
+    """
+    cls: Any = type(module)
+    cls._version = module.root._version
+
+    def load(self: CollabGraphModule, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Without the peers, which the root doesn't know."""
+        peers = tuple(f"{prefix}{name}." for name in self.__dict__["_peers"])
+        kept = {key: state.pop(key) for key in list(state) if key.startswith(peers)}
+        self.root._load_from_state_dict(state, prefix, *args)
+        state.update(kept)
+
+    adopted = {
+        "get_extra_state": lambda self: self.root.get_extra_state(),
+        "set_extra_state": lambda self, state: self.root.set_extra_state(state),
+        "_save_to_state_dict": lambda self, *args: self.root._save_to_state_dict(*args),
+        "_load_from_state_dict": load,
+    }
+    for name, method in adopted.items():
+        if getattr(type(module.root), name) is not getattr(nn.Module, name):
+            setattr(cls, name, method)
+
+
+def _check_state_dict(root: nn.Module) -> None:
+    """Raise for a root with a ``state_dict`` or ``load_state_dict`` of its own, which knows no peers.
+
+    Raises:
+        StateError: with the hooks that can be used instead.
+    """
+    for name, hook in _INSTEAD.items():
+        if getattr(getattr(root, name), "__func__", None) is not getattr(nn.Module, name):
+            raise StateError(
+                f"{type(root).__qualname__} has a {name} of its own.",
+                where=f"{type(root).__qualname__}.{name}",
+                why="it would not be called for the training model, whose state dict would have other keys",
+                hint=f"do the same in a hook, which is kept: {hook}",
+            )
 
 
 def _plain_attributes(root: nn.Module, modes: Modes) -> Iterator[tuple[str, Any]]:

@@ -169,5 +169,6 @@ def _load(model: M, state: dict[str, Any]) -> M:
             why="these are missing in one of the two, or have another shape; nothing was written",
             hint="give the model that was transformed, or a new one like it",
         )
-    model.load_state_dict(state)
+    own.update(state)  # which has the version of the format
+    model.load_state_dict(own)
     return model
