@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import count, takewhile
@@ -132,7 +132,7 @@ def as_call(signature: inspect.Signature, values: Mapping[str, Any]) -> tuple[li
     keywords = dict(values)
     for index, (name, parameter) in enumerate(signature.parameters.items()):
         if parameter.kind is parameter.VAR_POSITIONAL:
-            positional += [keywords.pop(each) for each in _names_in(name, values)]
+            positional += [keywords.pop(each) for each in takewhile(values.__contains__, _names_of(signature, name))]
         fits = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and len(positional) == index
         if name in values and (fits or parameter.kind is parameter.POSITIONAL_ONLY):
             positional.append(keywords.pop(name))
@@ -146,14 +146,18 @@ def _names(signature: inspect.Signature, given: Mapping[str, Any]) -> list[str]:
     names: list[str] = []
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
-            names += _names_in(name, given)
+            names += takewhile(given.__contains__, _names_of(signature, name))
         elif parameter.kind is not parameter.VAR_KEYWORD:
             names.append(name)
     return list(dict.fromkeys((*names, *given)))
 
 
-def _names_in(name: str, values: Mapping[str, Any]) -> Iterable[str]:
-    return takewhile(values.__contains__, (f"{name}_{index}" for index in count()))
+def _names_of(signature: inspect.Signature, name: str) -> Iterator[str]:
+    """``xs_0``, ``xs_1``, ... for ``*xs``, with more underscores where a parameter is called like this."""
+    prefix = f"{name}_"
+    while any(other.startswith(prefix) for other in signature.parameters):
+        prefix += "_"
+    return (f"{prefix}{index}" for index in count())
 
 
 def _bind(signature: inspect.Signature, example_inputs: ExampleInputs, model: nn.Module) -> dict[str, Any]:
@@ -169,7 +173,7 @@ def _bind(signature: inspect.Signature, example_inputs: ExampleInputs, model: nn
         ) from error
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
-            bound |= {f"{name}_{index}": value for index, value in enumerate(bound.pop(name, ()))}
+            bound |= zip(_names_of(signature, name), bound.pop(name, ()), strict=False)
         elif parameter.kind is parameter.VAR_KEYWORD:
             bound |= bound.pop(name, {})
     return bound

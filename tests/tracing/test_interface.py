@@ -122,6 +122,17 @@ def test_an_optional_parameter_before_unnamed_ones_is_an_input_without_default()
         train_model(X, X)
 
 
+def test_unnamed_arguments_may_be_called_like_a_named_one() -> None:
+    class Same(Net):
+        def forward(self, more_0: Tensor, *more: Tensor) -> Tensor:
+            return super().forward(more_0 - sum(more))
+
+    model, examples = Same(), (X, X * 2, X * 3)
+    train_model = fxcollab.transform(model, splits=["stem"], example_inputs=examples)
+    assert placeholders(train_model) == ["more_0", "more__0", "more__1"]
+    fxcollab.verify(model, train_model, examples).raise_if_failed()
+
+
 class Shifted(Net):
     pass
 
