@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.func import functional_call
+
+from fxcollab.fx_utils import OWN, has_own
 
 
 def call_with(
@@ -14,17 +17,12 @@ def call_with(
     """What ``module``, which isn't changed, returns with ``state`` in the place of its parameters and buffers.
 
     ``state`` has any of their names; a tensor that is registered in several places is replaced in all of them.
+    ``functional_call`` replaces by name, and for a module with two names the second replacement would undo the first
+    and leave the wrong tensor behind. So each place is replaced once, by the tensor that is registered there.
     """
     values = {id(tensor): state[name] for name, tensor in named_tensors(module) if name in state}
-    registries: Any = [registry for part in module.modules() for registry in (part._parameters, part._buffers)]
-    places = [(found, name, value) for found in registries for name, value in found.items() if id(value) in values]
-    try:
-        for found, name, value in places:
-            found[name] = values[id(value)]
-        return module(*args, **(kwargs or {}))
-    finally:
-        for found, name, value in places:
-            found[name] = value
+    places = {name: values[id(tensor)] for name, tensor in _places(module) if id(tensor) in values}
+    return functional_call(module, places, tuple(args), dict(kwargs or {}), tie_weights=False)
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -54,3 +52,16 @@ def once_each(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
         return known[id(tensor)][1]
 
     return found
+
+
+def _places(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Where tensors are registered, once each; in a graph module by a path that its class doesn't hide."""
+    graphs = [f"{path}." if path else "" for path, part in module.named_modules() if has_own(part)]
+    for path, part in module.named_modules():
+        found = (*part.named_parameters("", False, False), *part.named_buffers("", False, False))
+        for name, tensor in found:
+            place = f"{path}.{name}" if path else name
+            for prefix in sorted(graphs, key=len, reverse=True):
+                if place.startswith(prefix):
+                    place = f"{prefix}{OWN}.{place.removeprefix(prefix)}"
+            yield place, tensor

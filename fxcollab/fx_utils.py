@@ -111,10 +111,15 @@ OWN = "_own"
 """Attribute of a `CollabGraphModule` under which the root's modules and tensors are, whatever their names."""
 
 
+def has_own(module: nn.Module) -> bool:
+    """Whether it is a `CollabGraphModule`."""
+    return isinstance(module, fx.GraphModule) and OWN in module.__dict__
+
+
 def attribute(root: nn.Module, path: str) -> Any:
     """The module or tensor of ``root`` at a dotted path."""
     first, *names = path.split(".")
-    own = root.__dict__.get(OWN) if isinstance(root, fx.GraphModule) else None
+    own = root.__dict__[OWN] if has_own(root) else None
     value: Any = getattr(own if hasattr(own, first) else root, first)
     for name in names:
         value = getattr(value, name)

@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 from torch.fx.graph import PythonCode
 
-from fxcollab._torch import GENERATED
+from fxcollab._torch import GENERATED, LOAD_OWN_STATE, SAVE_OWN_STATE
 from fxcollab.codegen.branches import Recompute, branch_by_branch
 from fxcollab.codegen.modes import Modes, in_mode, set_mode
 from fxcollab.codegen.packing import pack, unpack
@@ -262,14 +262,14 @@ def _adopt_state_methods(module: CollabGraphModule) -> None:
         """Without the peers, which the root doesn't know."""
         peers = tuple(f"{prefix}{name}." for name in self.__dict__["_peers"])
         kept = {key: state.pop(key) for key in list(state) if key.startswith(peers)}
-        self.root._load_from_state_dict(state, prefix, *args)
+        getattr(self.root, LOAD_OWN_STATE)(state, prefix, *args)
         state.update(kept)
 
     adopted = {
         "get_extra_state": lambda self: self.root.get_extra_state(),
         "set_extra_state": lambda self, state: self.root.set_extra_state(state),
-        "_save_to_state_dict": lambda self, *args: self.root._save_to_state_dict(*args),
-        "_load_from_state_dict": load,
+        SAVE_OWN_STATE: lambda self, *args: getattr(self.root, SAVE_OWN_STATE)(*args),
+        LOAD_OWN_STATE: load,
     }
     for name, method in adopted.items():
         if getattr(type(module.root), name) is not getattr(nn.Module, name):
