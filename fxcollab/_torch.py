@@ -51,6 +51,12 @@ format_target = fx_graph._format_target
 GENERATED = frozenset({"_graph", "_code", "_lineno_map", "_prologue_start"})
 """Attributes that a ``GraphModule`` and each copy of it make from the graph."""
 
+SAVE_OWN_STATE = "_save_to_state_dict"
+"""The method by which a module adds its own entries to a state dict, without those of the modules in it."""
+
+LOAD_OWN_STATE = "_load_from_state_dict"
+"""The method by which a module reads its own entries of a state dict."""
+
 
 def codegen_of(graph: fx.Graph) -> fx_graph.CodeGen:
     """What generates the graph's code; ``Graph.set_codegen`` is public, but there is no getter."""

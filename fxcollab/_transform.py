@@ -91,7 +91,7 @@ def transform(
         PatternError: pattern, splits, heads, fan-outs and budgets don't fit together.
         SplitError: a split can't be found or cut, or no choice keeps the budgets.
         CaptureError: an opened forward can't be traced; the hint names the nearest splits that work.
-        StateError: the model has something named ``peers``.
+        StateError: the model has something named ``peers``, or a ``state_dict`` of its own.
         The model is never changed by a failure.
     """
     names = splits.splits if isinstance(splits, Choice) else split_names(splits)

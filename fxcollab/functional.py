@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fxcollab.fx_utils import OWN, has_own
+
 
 def call_with(
     module: nn.Module, state: Mapping[str, Tensor], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -53,7 +55,13 @@ def once_each(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
 
 
 def _places(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Where tensors are registered, once each."""
+    """Where tensors are registered, once each; in a graph module by a path that its class doesn't hide."""
+    graphs = [f"{path}." if path else "" for path, part in module.named_modules() if has_own(part)]
     for path, part in module.named_modules():
-        yield from part.named_parameters(path, recurse=False, remove_duplicate=False)
-        yield from part.named_buffers(path, recurse=False, remove_duplicate=False)
+        found = (*part.named_parameters("", False, False), *part.named_buffers("", False, False))
+        for name, tensor in found:
+            place = f"{path}.{name}" if path else name
+            for prefix in sorted(graphs, key=len, reverse=True):
+                if place.startswith(prefix):
+                    place = f"{prefix}{OWN}.{place.removeprefix(prefix)}"
+            yield place, tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import keyword
 import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
@@ -107,10 +108,8 @@ def place(node: fx.Node) -> str:
     return f"node {node.name!r} ({node.op} {node.target}){f', {line}' if line else ''}"
 
 
-def attribute(root: nn.Module, path: str) -> object:
-    """The attribute of ``root`` at a dotted path."""
-    owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)
+OWN = "_own"
+"""Attribute of a `CollabGraphModule` under which the root's modules and tensors are, whatever their names."""
 
 
 def opened_around(called: Iterable[str]) -> Iterator[str]:
@@ -122,27 +121,56 @@ def opened_around(called: Iterable[str]) -> Iterator[str]:
             yield from around
 
 
-def make_printable(graph: fx.Graph) -> None:
+def has_own(module: nn.Module) -> bool:
+    """Whether it is a `CollabGraphModule`."""
+    return isinstance(module, fx.GraphModule) and OWN in module.__dict__
+
+
+def attribute(root: nn.Module, path: str) -> Any:
+    """The module or tensor of ``root`` at a dotted path."""
+    first, *names = path.split(".")
+    own = root.__dict__[OWN] if has_own(root) else None
+    value: Any = getattr(own if hasattr(own, first) else root, first)
+    for name in names:
+        value = getattr(value, name)
+    return value
+
+
+def make_printable(graph: fx.Graph, is_hidden: Callable[[str], bool]) -> None:
     """Replace targets that fx would print wrongly by equal ones that it prints correctly.
 
-    A name that is not an identifier fx prints between double quotes without escaping it: a quote, a backslash or a
-    line break would end the string.
+    A keyword is not an attribute that can be written out. A name that is not an identifier fx prints between double
+    quotes without escaping it: a quote, a backslash or a line break would end the string. And where ``is_hidden``,
+    the class of the module has something else under that name.
     """
     for node in graph.nodes:
-        path = node.target if node.op in ("call_module", "get_attr") else ""
-        if path != _escaped(path):
-            node.target = _Target(path)
+        if node.op in ("call_module", "get_attr"):
+            names = str(node.target).split(".")
+            own = is_hidden(names[0])
+            if own or any(map(keyword.iskeyword, names)) or node.target != _escaped(node.target):
+                node.target = Target(node.target, own=own)
 
 
-class _Target(str):
-    """The path of a module or a tensor; equal to the plain text."""
+class Target(str):
+    """The path of a module or a tensor, equal to the plain text; ``own`` if only `OWN` has the first name."""
+
+    own: bool
+
+    def __new__(cls, path: str, own: bool = False) -> Target:
+        """A path."""
+        new = super().__new__(cls, path)
+        new.own = own
+        return new
 
     def split(self, *args: Any) -> list[str]:
-        """The names on the path, each of which escapes itself."""
-        return [_Name(name) for name in super().split(*args)]
+        """The names that lead from the module to the attribute, each of which escapes itself."""
+        return [*([OWN] * self.own), *(_Name(name) for name in super().split(*args) if self)]
 
 
 class _Name(str):
+    def isidentifier(self) -> bool:
+        return super().isidentifier() and not keyword.iskeyword(self)
+
     def __format__(self, specification: str) -> str:
         return _escaped(self)
 

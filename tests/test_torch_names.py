@@ -188,3 +188,7 @@ def test_each_name_has_a_test() -> None:
 def test_compilers() -> None:
     """In a process of its own: here another test may have loaded ``torch._dynamo``."""
     subprocess.run([sys.executable, "-c", COMPILED], check=True, cwd=ROOT, timeout=120)
+
+
+def test_modules_save_and_load_their_own_state_by_methods() -> None:
+    assert callable(getattr(nn.Module, _torch.SAVE_OWN_STATE)) and callable(getattr(nn.Module, _torch.LOAD_OWN_STATE))

@@ -205,13 +205,31 @@ def _refuse_split_without_effect(captured: CollabGraphModule, found: Partition) 
     tree = found.tree
     parameters = dict(captured.named_parameters(remove_duplicate=False))
     levels = {level for name, level in found.state.items() if name in parameters}
-    for level, split in enumerate(tree.splits, start=1):
-        if level not in levels:
-            deeper = tree.splits[level] if level < len(tree.splits) else "the output"
-            raise SplitError(
-                f"Split {split!r} has no effect.",
-                why=f"no parameter lies between it and {deeper}, so its branches would all compute the same",
-                hint="move the split towards the input"
-                if level == len(tree.splits)
-                else f"leave it out and give {deeper!r} a larger fan-out",
-            )
+    for level in sorted({*range(1, tree.depth + 1)} - levels):
+        deeper = tree.splits[level] if level < len(tree.splits) else "the output"
+        shared = sorted(_used_at(level, captured, found) & parameters.keys())
+        what, where = "Several instances have no effect.", "the inputs"
+        if tree.splits:
+            what, where = f"Split {tree.splits[level - 1]!r} has no effect.", "it"
+        why = f"no parameter lies between {where} and {deeper}, so its branches would all compute the same"
+        if not tree.splits or not parameters:
+            hint = "give a model whose output depends on parameters"
+        elif shared:
+            why = "what lies behind it has parameters that are used before it too, and so are shared by all heads"
+            hint = "give each use parameters of its own, or use multi-instance, where every head has all of them"
+        elif level == len(tree.splits):
+            hint = "move the split towards the input"
+        else:
+            hint = f"leave it out and give {deeper!r} a larger fan-out"
+        raise SplitError(what, where=", ".join(shared[:4]) or None, why=why, hint=hint)
+
+
+def _used_at(level: int, captured: CollabGraphModule, found: Partition) -> set[str]:
+    """Names of the state that nodes of a level read."""
+    return {
+        name
+        for levels in found.nodes.values()
+        for node, own in levels.items()
+        if level in ([levels[user] for user in node.users] if node.op == "get_attr" else [own])
+        for name in state_tensors(node, captured)
+    }

@@ -12,7 +12,8 @@ from fxcollab.tracing.tracer import RETURNED_BY, call_name
 def find_cut(split: str, graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, ...]:
     """The nodes whose values ``split`` cuts at; ``root`` is the module that the graph's targets refer to.
 
-    A module's name means the value it returns, ``name@2`` that of its second call; any other name is that of a node.
+    A module's name means the value it returns, ``name@2`` that of its second call; a list or dict of modules, which
+    has no forward, the last of them that is called; any other name is that of a node.
     Several names are joined by ``+``.
 
     Raises:
@@ -58,7 +59,11 @@ def _returned_values(path: str, graph: fx.Graph, root: nn.Module) -> list[fx.Nod
         return _returned_by_stack(path, {path}, graph)
     aliases = {alias for alias, other in modules.items() if other is module}
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target in aliases]
-    return calls or _returned_by_opened(aliases, graph) or _returned_by_stack(path, aliases, graph)
+    found = calls or _returned_by_opened(aliases, graph) or _returned_by_stack(path, aliases, graph)
+    if found or type(module).forward is not nn.Module.forward:
+        return found
+    inside = {value for name in module._modules for value in _returned_values(f"{path}.{name}", graph, root)}
+    return [node for node in graph.nodes if node in inside][-1:]
 
 
 def _returned_by_opened(aliases: set[str], graph: fx.Graph) -> list[fx.Node]:

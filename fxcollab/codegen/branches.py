@@ -25,7 +25,7 @@ from torch import fx, nn
 
 from fxcollab._torch import codegen_of, format_target
 from fxcollab.errors import PatternError
-from fxcollab.fx_utils import copy_graph, place
+from fxcollab.fx_utils import Target, copy_graph, place
 from fxcollab.provenance import provenance_of
 from fxcollab.runtime.recompute import never_compile_pieces, recompute
 from fxcollab.tree import Path, branch_name
@@ -129,13 +129,13 @@ def _runs(graph: fx.Graph, peers: str) -> Iterator[tuple[Path, list[fx.Node]]]:
 def _stateful(nodes: Iterable[fx.Node], root: nn.Module) -> Iterator[str]:
     """The modules that nodes call, and tensors that they read, except parameters."""
     for node in nodes:
-        target: Any = node.target  # a str that prints with quotes
+        target = Target(str(node.target), own=getattr(node.target, "own", False))
         if node.op == "call_module":
             yield format_target("self", target)
         elif node.op == "get_attr":
             owner, _, name = target.rpartition(".")
             if name not in root.get_submodule(owner)._parameters:
-                yield f"({format_target('self', owner) if owner else 'self'}, {name!r})"
+                yield f"({format_target('self', Target(owner, target.own))}, {name!r})"
 
 
 def _in_functions(body: Sequence[str], segments: Sequence[_Segment]) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import fx, nn
 
-from fxcollab.fx_utils import first_difference
+from fxcollab.fx_utils import copy_graph, first_difference
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +22,15 @@ class Modes:
     def merged(cls, train: fx.Graph, evaluation: fx.Graph) -> Modes:
         """Both modes, with one graph where they are equal node for node."""
         return cls(train, train if first_difference(train, evaluation) is None else evaluation)
+
+    @classmethod
+    def of_graph_module(cls, model: fx.GraphModule) -> Modes:
+        """Copies of the graphs that a module, whose ``train()`` may replace its graph, has in the two modes."""
+        graphs = []
+        for training in (True, False):
+            with in_mode(model, training):
+                graphs.append(copy_graph(model.graph))
+        return cls.merged(*graphs)
 
     @property
     def differ(self) -> bool:
@@ -39,6 +49,19 @@ class Modes:
     def __iter__(self) -> Iterator[fx.Graph]:
         """The distinct graphs."""
         return iter((self.train, self.eval) if self.differ else (self.train,))
+
+
+@contextmanager
+def in_mode(root: nn.Module, mode: bool) -> Iterator[None]:
+    """A context in which ``root`` is in a mode; afterwards all its modules are in the mode in which they were."""
+    before, flags = root.training, [(module, module.training) for module in root.modules()]
+    try:
+        set_mode(root, mode)
+        yield
+    finally:
+        set_mode(root, before)
+        for module, flag in flags:
+            module.__dict__["training"] = flag
 
 
 def set_mode(root: nn.Module, mode: bool) -> None:

@@ -14,18 +14,19 @@ import copy
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx.graph import PythonCode
 
-from fxcollab._torch import GENERATED
+from fxcollab._torch import GENERATED, LOAD_OWN_STATE, SAVE_OWN_STATE
 from fxcollab.codegen.branches import Recompute, branch_by_branch
-from fxcollab.codegen.modes import Modes, set_mode
+from fxcollab.codegen.modes import Modes, in_mode, set_mode
 from fxcollab.codegen.packing import pack, unpack
-from fxcollab.fx_utils import copy_graph, make_printable
+from fxcollab.errors import StateError
+from fxcollab.fx_utils import OWN, Target, attribute, copy_graph, make_printable
 
 _STATE_HOOKS = (
     "_state_dict_hooks",
@@ -33,6 +34,11 @@ _STATE_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+_INSTEAD = {
+    "state_dict": "register_state_dict_post_hook",
+    "load_state_dict": "register_load_state_dict_pre_hook",
+}
+_REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
 class CollabGraphModule(fx.GraphModule):
@@ -57,6 +63,7 @@ class CollabGraphModule(fx.GraphModule):
         recompute: Recompute | None = None,
         generate: bool = True,
     ) -> None:
+        _check_state_dict(root)
         super().__init__(nn.Module(), fx.Graph(), class_name=type(root).__name__)
         # The same dictionaries, not copies: .to(), .double() and load_state_dict(assign=True) replace their entries,
         # and state would no longer be shared with the root.
@@ -67,21 +74,41 @@ class CollabGraphModule(fx.GraphModule):
         for name in _STATE_HOOKS:
             if name in root.__dict__:
                 self.__dict__[name] = root.__dict__[name]
-        for name in _plain_attributes(root, modes):
-            self.__dict__[name] = getattr(root, name)
-        self.__dict__.update(constants or {})
         self.__dict__["_root"] = root
         self.__dict__["_modes"] = modes
         self.__dict__["_peers"] = tuple(peers or ())
         self.__dict__["_constants"] = tuple(constants or ())
         self.__dict__["_recompute"] = recompute
-        _adopt_extra_state(self)
+        self.__dict__[OWN] = own = nn.Module()
+        own.__dict__.update({name: self.__dict__[name] for name in _REGISTRIES})
+        for name, value in (*_plain_attributes(root, modes), *(constants or {}).items()):
+            (own if name in self.__dict__ or hasattr(type(self), name) else self).__dict__[name] = value
+        _adopt_state_methods(self)
         self.training = root.training
         if generate:
             self.graph = modes.of(self.training)
         else:
             self._graph = modes.of(self.training)
             self._graph.owning_module = self
+            for graph in modes:
+                make_printable(graph, self._is_hidden)
+
+    def _is_hidden(self, name: str) -> bool:
+        """Whether an attribute of this class hides a module or tensor of the root."""
+        return hasattr(type(self), name) or (name in self.__dict__ and hasattr(self.__dict__[OWN], name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in ``nn.Module``; what this class hides is set apart from its own attributes."""
+        if OWN not in self.__dict__ or not self._is_hidden(name):
+            super().__setattr__(name, value)
+        elif isinstance(value, nn.Module | torch.Tensor):
+            setattr(self.__dict__[OWN], name, value)
+        else:
+            object.__setattr__(self, name, value)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module at a path; as in ``nn.Module``, but attributes of this class hide none."""
+        return super().get_submodule(Target(target, own=bool(target)))
 
     @property
     def modes(self) -> Modes:
@@ -137,7 +164,7 @@ class CollabGraphModule(fx.GraphModule):
 
     def _generate(self, graph: fx.Graph) -> PythonCode:
         """Generate the forward of one graph, with branches as functions where they are computed again."""
-        make_printable(graph)
+        make_printable(graph, self._is_hidden)
         active = self._graph
         if self.__dict__.get("_recompute"):
             graph = branch_by_branch(graph, self, self.__dict__["_peers"][0])
@@ -162,15 +189,8 @@ class CollabGraphModule(fx.GraphModule):
     @contextmanager
     def in_mode(self, training: bool) -> Iterator[None]:
         """A context in which the module is in a mode; every module's mode is restored afterwards."""
-        modules = {*self.modules(), *self.root.modules()}
-        flags = {module: module.training for module in modules}
-        try:
-            self.train(training)
+        with in_mode(self.root, training), in_mode(self, training):
             yield
-        finally:
-            for module, flag in flags.items():
-                module.__dict__["training"] = flag
-            self._graph = self.modes.of(self.training)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CollabGraphModule:
         """A copy with its state, names, graphs and provenance, which shares nothing with this one."""
@@ -194,9 +214,9 @@ _GENERATED = GENERATED | {"_modes"}
 
 
 def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule:
-    new.__dict__.update(state)
+    new.__dict__.update(dict.fromkeys(GENERATED) | state)
     new.__class__.__name__ = type(new.root).__name__
-    _adopt_extra_state(new)
+    _adopt_state_methods(new)
     for graph in new.modes:
         graph.owning_module = new
     new.__dict__["_graph"] = new.modes.of(new.training)
@@ -230,19 +250,54 @@ def _code_of_modes(train: str, evaluation: str) -> str:
     return f"\n{definition}\n    if self.training:\n{bodies[0]}\n    else:\n{bodies[1]}"
 
 
-def _adopt_extra_state(module: CollabGraphModule) -> None:
-    """Use the root's extra state. torch looks for it in the class, and every module has a class of its own."""
-    if type(module.root).get_extra_state is not nn.Module.get_extra_state:
-        cls: Any = type(module)
-        cls.get_extra_state = lambda self: self.root.get_extra_state()
-        cls.set_extra_state = lambda self, state: self.root.set_extra_state(state)
+def _adopt_state_methods(module: CollabGraphModule) -> None:
+    """Use the root's extra state and what it makes of its own entries in state dicts.
+
+    They are set on the class, where torch looks for them; every graph module has a class of its own.
+    """
+    cls: Any = type(module)
+    cls._version = module.root._version
+
+    def load(self: CollabGraphModule, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Without the peers, which the root doesn't know."""
+        peers = tuple(f"{prefix}{name}." for name in self.__dict__["_peers"])
+        kept = {key: state.pop(key) for key in list(state) if key.startswith(peers)}
+        getattr(self.root, LOAD_OWN_STATE)(state, prefix, *args)
+        state.update(kept)
+
+    adopted = {
+        "get_extra_state": lambda self: self.root.get_extra_state(),
+        "set_extra_state": lambda self, state: self.root.set_extra_state(state),
+        SAVE_OWN_STATE: lambda self, *args: getattr(self.root, SAVE_OWN_STATE)(*args),
+        LOAD_OWN_STATE: load,
+    }
+    for name, method in adopted.items():
+        if getattr(type(module.root), name) is not getattr(nn.Module, name):
+            setattr(cls, name, method)
 
 
-def _plain_attributes(root: nn.Module, modes: Modes) -> set[str]:
-    """Names of the root's attributes that graphs read and that are neither modules nor registered state."""
-    heads = {str(node.target).split(".", 1)[0] for graph in modes for node in graph.nodes if node.op == "get_attr"}
-    registered = root._parameters.keys() | root._buffers.keys() | root._modules.keys()
-    return {name for name in heads - registered if hasattr(root, name)}
+def _check_state_dict(root: nn.Module) -> None:
+    """Raise for a root with a ``state_dict`` or ``load_state_dict`` of its own, which knows no peers.
+
+    Raises:
+        StateError: with the hooks that can be used instead.
+    """
+    for name, hook in _INSTEAD.items():
+        if getattr(getattr(root, name), "__func__", None) is not getattr(nn.Module, name):
+            raise StateError(
+                f"{type(root).__qualname__} has a {name} of its own.",
+                where=f"{type(root).__qualname__}.{name}",
+                why="it would not be called for the training model, whose state dict would have other keys",
+                hint=f"do the same in a hook, which is kept: {hook}",
+            )
+
+
+def _plain_attributes(root: nn.Module, modes: Modes) -> Iterator[tuple[str, Any]]:
+    """The root's attributes that graphs read and that are neither modules nor registered state."""
+    names = {str(node.target).split(".", 1)[0] for graph in modes for node in graph.nodes if node.op == "get_attr"}
+    for name in names - root._parameters.keys() - root._buffers.keys() - root._modules.keys():
+        with suppress(AttributeError):
+            yield name, attribute(root, name)
 
 
 def _follow_modes(peers: nn.Module | None, origins: Mapping[str, nn.Module]) -> None:

@@ -56,7 +56,9 @@ class _Operator:
 
 
 def _pack_target(target: Any) -> Any:
-    return _Operator(target.name()) if isinstance(target, OpOverload) else target  # type: ignore[no-untyped-call]
+    if isinstance(target, OpOverload):
+        return _Operator(target.name())  # type: ignore[no-untyped-call]
+    return str(target) if isinstance(target, str) else target
 
 
 def unpack(packed: dict[str, Any]) -> fx.Graph:

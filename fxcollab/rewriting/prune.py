@@ -87,7 +87,8 @@ def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path, peers: str) -> fx.G
     for node in sorted(graph.nodes, key=lambda node: provenance[node].position):
         origin = provenance[node]
         if origin.kind == "output":
-            output = new.output(map_inputs(output_of(graph, tree, path), value), type_expr=origin.target)
+            result = map_inputs(output_of(graph, tree, path), value)
+            output = new.create_node("output", "output", (result,), name=origin.origin, type_expr=origin.target)
             output.meta = _without_provenance(node)
         elif not origin.inserted and origin.branch == path[: len(origin.branch)]:
             args = node.args[1:] if origin.functional else node.args
@@ -171,5 +172,6 @@ def _load(model: M, state: dict[str, Any]) -> M:
             why="these are missing in one of the two, or have another shape; nothing was written",
             hint="give the model that was transformed, or a new one like it",
         )
-    model.load_state_dict(state)
+    own.update(state)  # which has the version of the format
+    model.load_state_dict(own)
     return model

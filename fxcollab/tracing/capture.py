@@ -15,10 +15,9 @@ from torch import Tensor, fx, nn
 from fxcollab.codegen.modes import Modes
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError
-from fxcollab.fx_utils import copy_graph
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.callers import is_internal_file
-from fxcollab.tracing.errors import NoExampleError, UntraceableError
+from fxcollab.tracing.errors import FirstCallError, NoExampleError, UntraceableError
 from fxcollab.tracing.example_values import Examples
 from fxcollab.tracing.examples import example_tensors, guess_inputs
 from fxcollab.tracing.helpers import Helper, innermost_helper
@@ -174,6 +173,8 @@ def _trace_mode(
                 graph = tracer.trace(twin.model)
                 drew = generators.foreign_numbers_were_drawn()
                 changed = before.changed()
+        except FirstCallError:
+            raise
         except (Exception, SystemExit, UntraceableError) as error:  # user code may raise anything on proxies
             helper = innermost_helper(error, helpers)
             if isinstance(error, NoExampleError) and examples is None and (found := _first(candidates)) is not None:
@@ -300,10 +301,9 @@ def opened_paths(model: nn.Module, splits: Iterable[str]) -> frozenset[str]:
 
 
 def _adopt(model: fx.GraphModule, options: CaptureOptions) -> CollabGraphModule:
-    modes = model.modes if isinstance(model, CollabGraphModule) else Modes(model.graph, model.graph)
-    captured = CollabGraphModule(model, modes.map(copy_graph))
+    captured = CollabGraphModule(model, Modes.of_graph_module(model))
     captured.meta[CAPTURE_KEY] = options
-    captured.meta[LIMITATIONS_KEY] = model.meta.get(LIMITATIONS_KEY, ())
+    captured.meta[LIMITATIONS_KEY] = getattr(model, "meta", {}).get(LIMITATIONS_KEY, ())
     return captured
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fxcollab.errors import CaptureError
+
 
 class UntraceableError(BaseException):
     """The forward does something that can't be recorded in a graph.
@@ -12,3 +14,7 @@ class UntraceableError(BaseException):
 
 class NoExampleError(UntraceableError):
     """The forward needs something, such as a type, that any example input has, and there is no example yet."""
+
+
+class FirstCallError(CaptureError):
+    """The forward makes parameters that it keeps; no example helps."""

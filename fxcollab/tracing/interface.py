@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from itertools import count, takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.node import base_types
 
 from fxcollab._torch import pytree
 from fxcollab.errors import CaptureError
@@ -17,6 +20,12 @@ ExampleInputs = Sequence[Any] | Mapping[str, Any]
 """Example inputs of a call: a tuple of positional ones, or a dict of keyword ones."""
 
 _FIXABLE = (type(None), bool, int, float, str)
+_WRITABLE = (*base_types, type(None), Enum)
+
+
+def or_default(value: Any, default: Any) -> Any:
+    """``value``, or ``default`` for None: generated code can't have a tensor as the default of a parameter."""
+    return default if value is None else value
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,16 @@ class Interface:
         bound = _bind(inspect.signature(model.forward), example_inputs, model)
         return tuple(bound[spec.name] for spec in self.inputs)
 
+    def default_values(self, signature: inspect.Signature) -> dict[str, Any]:
+        """Defaults of the last inputs that generated code can have; none precedes an input without one."""
+        found: dict[str, Any] = {}
+        for spec in reversed(self.inputs):
+            parameter = signature.parameters.get(spec.name)
+            if parameter is None or not all(isinstance(x, _WRITABLE) for x in pytree.tree_leaves(parameter.default)):
+                break
+            found[spec.name] = parameter.default
+        return found
+
     def call(self, model: nn.Module, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """Arguments and keyword arguments for a call of ``model`` on ``values``, one for each input."""
         named = dict(zip((spec.name for spec in self.inputs), values, strict=True))
@@ -87,52 +106,64 @@ def interface_of(model: nn.Module, example_inputs: ExampleInputs | None = None) 
     is always false. Given values that are not tensors are fixed.
     """
     signature = inspect.signature(model.forward)
-    named = {
-        name: parameter
-        for name, parameter in signature.parameters.items()
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    }
     given = {} if example_inputs is None else _bind(signature, example_inputs, model)
-    if unnamed := given.keys() - named.keys():
-        raise CaptureError(
-            f"Inputs {', '.join(sorted(unnamed))} arrive through *args or **kwargs.",
-            where=forward_of(model),
-            why="only named parameters can become inputs of the graph",
-            hint="wrap the model in a module whose forward names its inputs",
-        )
+    named = _names(signature, given)
     fixed = {
         name: value
         for name, value in given.items()
         if all(isinstance(leaf, _FIXABLE) for leaf in pytree.tree_leaves(value))
     }
-    required = {name for name, parameter in named.items() if parameter.default is parameter.empty}
-    if not required and not given:
-        required = {str(getattr(model, "main_input_name", ""))} & named.keys()
-    inputs = [name for name in named if name in (given.keys() | required) - fixed.keys()]
+    required = {
+        name for name in named if name in given or signature.parameters[name].default is inspect.Parameter.empty
+    }
+    if not required:
+        required = {str(getattr(model, "main_input_name", ""))} & {*named}
+    inputs = [name for name in named if name in required - fixed.keys()]
     defaults = tuple(name for name in named if name not in inputs and name not in fixed)
     return Interface(tuple(InputSpec.of(name, given.get(name)) for name in inputs), tuple(fixed.items()), defaults)
 
 
 def as_call(signature: inspect.Signature, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments and keyword arguments for a call: positional up to the first parameter without a value."""
+    """Arguments and keyword arguments for a call: positional up to the first parameter without a value.
+
+    Values for which a forward, such as that of a graph, has no parameter are left out.
+    """
     positional: list[Any] = []
-    keywords: dict[str, Any] = {}
+    keywords = dict(values)
     for index, (name, parameter) in enumerate(signature.parameters.items()):
-        if name not in values:
-            continue
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            positional += [keywords.pop(each) for each in takewhile(values.__contains__, _names_of(signature, name))]
         fits = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and len(positional) == index
-        if fits or parameter.kind is parameter.POSITIONAL_ONLY:
-            positional.append(values[name])
-        else:
-            keywords[name] = values[name]
+        if name in values and (fits or parameter.kind is parameter.POSITIONAL_ONLY):
+            positional.append(keywords.pop(name))
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+        keywords = {name: value for name, value in keywords.items() if name in signature.parameters}
     return positional, keywords
 
 
+def _names(signature: inspect.Signature, given: Mapping[str, Any]) -> list[str]:
+    """The parameters; ``*xs`` as ``xs_0``, ``xs_1``, ..., and ``**kwargs`` by the names that are given."""
+    names: list[str] = []
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names += takewhile(given.__contains__, _names_of(signature, name))
+        elif parameter.kind is not parameter.VAR_KEYWORD:
+            names.append(name)
+    return list(dict.fromkeys((*names, *given)))
+
+
+def _names_of(signature: inspect.Signature, name: str) -> Iterator[str]:
+    """``xs_0``, ``xs_1``, ... for ``*xs``, with more underscores where a parameter is called like this."""
+    prefix = f"{name}_"
+    while any(other.startswith(prefix) for other in signature.parameters):
+        prefix += "_"
+    return (f"{prefix}{index}" for index in count())
+
+
 def _bind(signature: inspect.Signature, example_inputs: ExampleInputs, model: nn.Module) -> dict[str, Any]:
+    named, positional = ({}, example_inputs) if not isinstance(example_inputs, Mapping) else (example_inputs, ())
     try:
-        if isinstance(example_inputs, Mapping):
-            return dict(signature.bind(**example_inputs).arguments)
-        return dict(signature.bind(*example_inputs).arguments)
+        bound = dict(signature.bind(*positional, **named).arguments)
     except TypeError as error:
         raise CaptureError(
             "The example inputs don't fit the model.",
@@ -140,3 +171,9 @@ def _bind(signature: inspect.Signature, example_inputs: ExampleInputs, model: nn
             why=str(error),
             hint="give a tuple of positional inputs or a dict of keyword inputs",
         ) from error
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            bound |= zip(_names_of(signature, name), bound.pop(name, ()), strict=False)
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            bound |= bound.pop(name, {})
+    return bound

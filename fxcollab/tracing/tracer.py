@@ -18,10 +18,10 @@ from torch.fx.immutable_collections import immutable_dict
 from fxcollab._torch import FakeTensor, is_compiled, pytree
 from fxcollab.runtime.operators import RETURN_THEIR_INPUT, guard, stop_gradient, writes_in_place
 from fxcollab.tracing.callers import calling_lines, user_scopes
-from fxcollab.tracing.errors import UntraceableError
+from fxcollab.tracing.errors import FirstCallError, UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
 from fxcollab.tracing.helpers import Helper, record_helpers
-from fxcollab.tracing.interface import Interface, as_call
+from fxcollab.tracing.interface import Interface, as_call, or_default
 from fxcollab.tracing.patches import RecordFactories, patched_globals, patched_torch
 from fxcollab.tracing.proxy import CaptureProxy, unformat
 from fxcollab.tracing.queries import ProxyQueries
@@ -116,6 +116,7 @@ class LazyTracer(fx.Tracer):
                 ):
                     graph = super().trace(root, concrete_args)
                 self._erase_unused()
+                _refuse_parameters_made_at_the_first_call(root)
                 return graph
             finally:
                 self._detached.clear()
@@ -222,7 +223,7 @@ class LazyTracer(fx.Tracer):
             if compiler is not None:
                 raise UntraceableError(f"{path} is compiled by {compiler}, and can only be a leaf module")
             self.opened[path] = m
-        elif compiler is None and type(m).__call__ is not nn.Module.__call__:
+        elif compiler is None and _class_of(m).__call__ is not nn.Module.__call__:
             raise UntraceableError(f"{path} overrides __call__, which would run twice")
         calls = self.num_calls.get(path, 0) + 1
         value = super().call_module(m, forward, args, kwargs)
@@ -334,12 +335,17 @@ class LazyTracer(fx.Tracer):
         signature = inspect.signature(self.root.forward)
         annotations = getattr(inspect.unwrap(root_fn), "__annotations__", {})
         inputs: dict[str, fx.Proxy] = {}
+        defaults = self._interface.default_values(signature)
+        tensors = {name for name, value in defaults.items() if any(map(torch.is_tensor, pytree.tree_leaves(value)))}
         for spec in self._interface.inputs:
-            default, annotation = signature.parameters[spec.name].default, annotations.get(spec.name)
-            args = () if default is inspect.Parameter.empty else (default,)
-            inputs[spec.name] = self.create_proxy("placeholder", spec.name, args, {}, type_expr=annotation)
+            name, annotation = spec.name, annotations.get(spec.name)
+            args = () if name not in defaults else (None,) if name in tensors else (defaults[name],)
+            inputs[name] = self.create_proxy("placeholder", name, args, {}, type_expr=annotation)
         for name, proxy in inputs.items():
-            if signature.parameters[name].default is None:  # ``if mask is None`` is false for a proxy
+            if name in tensors:
+                inputs[name] = self._record(or_default, (proxy, defaults[name]))
+            elif name in signature.parameters and signature.parameters[name].default is None:
+                # ``if mask is None`` is false for a proxy
                 self._record(guard, ("is None", proxy, False, f"{type(self.root).__qualname__}.forward"))
 
         def forward() -> Any:
@@ -372,6 +378,24 @@ class LazyTracer(fx.Tracer):
         while hasattr(self.root, f"_tensor_constant{count}"):
             count += 1
         return f"_tensor_constant{count}"
+
+
+def _refuse_parameters_made_at_the_first_call(root: nn.Module) -> None:
+    for path, module in root.named_modules():
+        # Parameter() marks what it returns, here a proxy
+        made = [k for k, v in vars(module).items() if isinstance(v, fx.Proxy) and "_is_param" in vars(v)]
+        if made:
+            raise FirstCallError(
+                "The forward makes parameters at its first call, and keeps them.",
+                where=f"{path}.{made[0]}".removeprefix("."),
+                why="the graph would draw them again at every call, and they would not be trained",
+                hint="call the model once on an example, then transform it",
+            )
+
+
+def _class_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, not that of a single graph module, which only adds to messages of errors."""
+    return type(module).__bases__[0] if isinstance(module, fx.GraphModule) else type(module)
 
 
 def _state_by_name(root: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -138,6 +138,76 @@ def test_a_split_without_parameters_before_the_next_is_refused() -> None:
     assert error.what == "Split 'layer1.0' has no effect."
     assert "between it and layer1.1" in str(error.why)
     assert "give 'layer1.1' a larger fan-out" in str(error.hint)
+
+
+class Tied(nn.Module):
+    """Every parameter is used twice, some under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = self.again = nn.Parameter(torch.ones(4))
+        self.one = self.other = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.other(torch.relu(self.one(x * self.gain)) * self.again)
+        return found
+
+
+class TiedOutput(nn.Module):
+    """As in language models: the output layer has the embedding's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.out(torch.relu(self.embed(x)))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("make", "split", "names"),
+    [(Tied, "one", "gain"), (Tied, "other@1", "one.weight"), (TiedOutput, "embed", "out.weight")],
+)
+def test_a_split_behind_which_all_parameters_are_used_before_too_is_refused(
+    make: Callable[[], nn.Module], split: str, names: str
+) -> None:
+    model = make()
+    error = refusal(model, [split])
+    assert error.what == f"Split {split!r} has no effect." and names in str(error.where)
+    assert error.why == "what lies behind it has parameters that are used before it too, and so shared by all heads"
+    assert "use multi-instance" in str(error.hint)
+    train_model = fxcollab.transform(model, "multi-instance")
+    fxcollab.verify(model, train_model, (torch.randn(2, 4),)).raise_if_failed()
+
+
+class Constant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(4, 4), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = x @ self.table
+        return found
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+
+@pytest.mark.parametrize("make", [nn.ReLU, nn.Dropout, Constant, Unused])
+def test_instances_of_a_model_whose_output_depends_on_no_parameter_are_refused(make: Callable[[], nn.Module]) -> None:
+    with pytest.raises(SplitError) as caught:
+        fxcollab.transform(make(), "multi-instance", example_inputs=(torch.randn(2, 4),))
+    assert caught.value.what == "Several instances have no effect."
+    assert "no parameter lies between the inputs and the output" in str(caught.value.why)
+    assert caught.value.hint == "give a model whose output depends on parameters"
 
 
 @pytest.mark.parametrize(("split", "times"), [("mix@2", "mix is called once"), ("cell@4", "cell is called 3 times")])

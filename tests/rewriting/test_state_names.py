@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -134,6 +135,100 @@ def test_extra_state_of_the_root_is_kept() -> None:
     assert fxcollab.prune(train_model, 1, into=into).steps == 3
     train_model.load_state_dict({**train_model.state_dict(), "_extra_state": {"steps": 5}})
     assert model.steps == 5
+
+
+class Versioned(Mlp):
+    """Writes its own entries under other names, and reads both."""
+
+    _version = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(3))
+        self.versions: list[Any] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = super().forward(x) * self.scale
+        return found
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}gain"] = destination.pop(f"{prefix}scale")
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *args: Any) -> None:
+        self.versions.append(metadata["version"])
+        state[f"{prefix}scale"] = state.pop(f"{prefix}gain")
+        super()._load_from_state_dict(state, prefix, metadata, *args)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_the_root_makes_of_its_own_entries_is_kept(copied: bool) -> None:
+    model = Versioned()
+    train_model = fxcollab.transform(model, "simple", ["first"], seed=0)
+    train_model = pickle.loads(pickle.dumps(train_model)) if copied else train_model
+    own, state = list(model.state_dict()), train_model.state_dict()
+    assert "gain" in own and list(state)[: len(own)] == own
+    state["gain"] = torch.full((3,), 2.0)
+    assert not any(train_model.load_state_dict(state))
+    assert train_model.root.versions == [3] and train_model.scale.tolist() == [2.0] * 3
+    assert train_model.state_dict().keys() == state.keys()
+    into = fxcollab.prune(train_model, 0, into=Versioned())
+    assert into.scale.tolist() == [2.0] * 3 and into.versions == [3]
+
+
+class Partial(Mlp):
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return without_first(super().state_dict(*args, **kwargs))
+
+
+class Lenient(Mlp):
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+
+def without_first(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if not name.startswith("first.")}
+
+
+def patched() -> nn.Module:
+    model = Mlp()
+    model.state_dict = types.MethodType(lambda self: without_first(nn.Module.state_dict(self)), model)  # type: ignore[method-assign]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "method", "hook"),
+    [
+        (Partial, "state_dict", "register_state_dict_post_hook"),
+        (patched, "state_dict", "register_state_dict_post_hook"),
+        (Lenient, "load_state_dict", "register_load_state_dict_pre_hook"),
+    ],
+)
+def test_a_state_dict_of_the_roots_own_is_refused(make: Callable[[], nn.Module], method: str, hook: str) -> None:
+    model = make()
+    with pytest.raises(StateError, match=f"has a {method} of its own") as caught:
+        fxcollab.transform(model, "simple", ["first"])
+    assert caught.value.where == f"{type(model).__name__}.{method}" and hook in str(caught.value.hint)
+
+
+def test_the_hooks_to_use_instead_keep_the_keys() -> None:
+    def leave_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        for name in [name for name in state if name.startswith(f"{prefix}first.")]:
+            del state[name]
+
+    def fill_in(module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, value in model.first.state_dict(prefix=f"{prefix}first.").items():
+            state.setdefault(name, value)
+
+    model = Mlp()
+    model.register_state_dict_post_hook(leave_out)
+    model.register_load_state_dict_pre_hook(fill_in)
+    train_model = fxcollab.transform(model, "simple", ["first"], seed=0)
+    own, state = list(model.state_dict()), train_model.state_dict()
+    assert not any(name.startswith("first.") for name in own) and list(state)[: len(own)] == own
+    assert list(fxcollab.prune_state_dict(state, 1)) == own
+    assert not any(train_model.load_state_dict(state))
+    fxcollab.verify(model, train_model, (torch.randn(2, 4),)).raise_if_failed()
 
 
 def test_extra_state_inside_is_kept_for_every_head() -> None:

@@ -111,3 +111,80 @@ def test_an_exported_graph_is_pruned_back_node_for_node(exported: fx.GraphModule
     for head in train_model(X):
         assert list(head) == ["out", "in"]
     fxcollab.verify(exported, train_model, (X,)).raise_if_failed()
+
+
+class ByMode(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.fc = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(torch.relu(self.stem(x)))
+        found: Tensor = self.fc(x * 2 if self.training else x)
+        return found
+
+
+class Swapping(fx.GraphModule):
+    """Has a graph for each mode, replaced by ``train()``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        graphs = {mode: fx.Tracer().trace(model.train(mode)) for mode in (False, True)}
+        super().__init__(model, graphs[True])
+        self.graphs = graphs
+
+    def train(self, mode: bool = True) -> Swapping:
+        super().train(mode)
+        self.graph = self.graphs[mode]
+        return self
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_graph_module_that_replaces_its_graph_by_mode_is_taken_in_both(training: bool) -> None:
+    model, x = Swapping(ByMode()).train(training), torch.randn(2, 4)
+    before = model.code
+    train_model = fxcollab.transform(model, splits=["stem"], seed=0)
+    fxcollab.verify(model, train_model, (x,)).raise_if_failed()
+    assert (model.code, model.training, model.stem.training) == (before, training, training)
+    pruned = fxcollab.prune(train_model)
+    for mode in (True, False):
+        expected = model.train(mode)(x)
+        assert torch.equal(train_model.train(mode)(x)[0], expected) and torch.equal(pruned.train(mode)(x), expected)
+
+
+def test_a_feature_extractor_of_torchvision_is_taken() -> None:
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model = extraction.create_feature_extractor(Net(), {"body": "features"})
+    train_model = fxcollab.transform(model, splits=["body.0"], seed=0)
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+    assert [list(output) for output in train_model(X)] == [["features"]] * 2
+
+
+class WithGraph(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.body = fx.symbolic_trace(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.fc(self.body(self.stem(x)))
+        return found
+
+
+@pytest.mark.parametrize("split", ["stem", "body", "body.0"])
+def test_a_graph_module_inside_a_model_is_a_module_like_others(split: str) -> None:
+    model, x = WithGraph(), torch.randn(3, 4)
+    train_model = fxcollab.transform(model, splits=[split], seed=0)
+    fxcollab.verify(model, train_model, (x,)).raise_if_failed()
+    assert ("self.body(" in train_model.code) == (split != "body.0")
+
+
+class OwnCall(fx.GraphModule):
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) + 1
+
+
+def test_a_graph_module_with_a_call_of_its_own_would_run_it_twice() -> None:
+    model = WithGraph()
+    model.body = OwnCall(nn.Module(), fx.symbolic_trace(nn.Identity()).graph)
+    with pytest.raises(fxcollab.CaptureError, match="body overrides __call__"):
+        fxcollab.transform(model, splits=["stem"])

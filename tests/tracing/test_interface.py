@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -75,12 +77,93 @@ def test_examples_that_dont_fit_are_refused(example: Any, why: str) -> None:
     assert str(caught.value.where).startswith("Optional.forward(x")
 
 
-def test_unnamed_arguments_cant_become_inputs() -> None:
-    class Star(Net):
-        def forward(self, x: Tensor, *more: Tensor, **named: Tensor) -> Tensor:
-            return super().forward(x)
+class Star(Net):
+    def forward(self, x: Tensor, plus: bool = True, *more: Tensor, scale: float = 1.0, **named: Tensor) -> Tensor:
+        for other in (*more, *named.values()):
+            x = x + other if plus else x - other
+        return super().forward(x * scale)
 
-    assert placeholders(fxcollab.capture(Star(), ["stem"])) == ["x"]
-    with pytest.raises(CaptureError, match=r"arrive through \*args or \*\*kwargs") as caught:
-        fxcollab.capture(Star(), ["stem"], (X, X))
-    assert "wrap the model" in str(caught.value.hint)
+
+@pytest.mark.parametrize(
+    ("examples", "names"),
+    [
+        ((X,), ["x"]),
+        ((X, False, X, X), ["x", "more_0", "more_1"]),
+        ({"x": X, "other": X, "scale": torch.ones(4)}, ["x", "scale", "other"]),
+    ],
+)
+def test_unnamed_arguments_become_inputs_where_there_are_examples(examples: Any, names: list[str]) -> None:
+    model = Star()
+    train_model = fxcollab.transform(model, splits=["stem"], example_inputs=examples)
+    assert placeholders(train_model) == names
+    fxcollab.verify(model, train_model, examples).raise_if_failed()
+    fxcollab.verify(model, train_model).raise_if_failed()
+    given = (
+        examples
+        if isinstance(examples, dict)
+        else dict(zip(["x", "plus", "more_0", "more_1"], examples, strict=False))
+    )
+    inputs = {name: given[name] for name in names}
+    expected = model(**examples) if isinstance(examples, dict) else model(*examples)
+    assert torch.equal(train_model(**inputs)[0], expected)
+    assert torch.equal(train_model(*inputs.values())[0], expected)
+    assert placeholders(fxcollab.capture(model, ["stem"])) == ["x"]
+
+
+def test_an_optional_parameter_before_unnamed_ones_is_an_input_without_default() -> None:
+    class Middle(Net):
+        def forward(self, x: Tensor, mask: Tensor | None = None, *more: Tensor) -> Tensor:
+            return super().forward(x if mask is None else x * mask) + sum(other.sum() for other in more)
+
+    model, examples = Middle(), (X, X, X)
+    train_model = fxcollab.transform(model, splits=["stem"], example_inputs=examples)
+    fxcollab.verify(model, train_model, examples).raise_if_failed()
+    with pytest.raises(TypeError, match="more_0"):
+        train_model(X, X)
+
+
+def test_unnamed_arguments_may_be_called_like_a_named_one() -> None:
+    class Same(Net):
+        def forward(self, more_0: Tensor, *more: Tensor) -> Tensor:
+            return super().forward(more_0 - sum(more))
+
+    model, examples = Same(), (X, X * 2, X * 3)
+    train_model = fxcollab.transform(model, splits=["stem"], example_inputs=examples)
+    assert placeholders(train_model) == ["more_0", "more__0", "more__1"]
+    fxcollab.verify(model, train_model, examples).raise_if_failed()
+
+
+class Shifted(Net):
+    pass
+
+
+@pytest.mark.parametrize(
+    "default",
+    [torch.full((4,), 3.0), nn.Parameter(torch.full((4,), 3.0)), 3.0, float("inf"), torch.float64],
+    ids=["tensor", "parameter", "number", "infinity", "dtype"],
+)
+def test_an_input_keeps_its_default(default: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: Net, x: Tensor, shift: Any = default) -> Tensor:
+        return Net.forward(self, x.to(shift).float() if isinstance(shift, torch.dtype) else x / shift)
+
+    monkeypatch.setattr(Shifted, "forward", forward)
+    model, examples = Shifted(), {"x": X, "shift": X}
+    train_model = fxcollab.transform(model, splits=["stem"], example_inputs=examples)
+    fxcollab.verify(model, train_model, examples).raise_if_failed()
+    pruned = fxcollab.prune(pickle.loads(pickle.dumps(train_model)))
+    assert torch.equal(pruned(X, X), model(X, X))
+    if isinstance(default, Tensor | float):
+        assert torch.equal(pruned(X), model(X)) and torch.equal(copy.deepcopy(train_model)(X)[0], model(X))
+
+
+@pytest.mark.parametrize("default", [torch.relu, object(), int], ids=["function", "object", "class"])
+def test_a_default_that_no_code_can_write_has_to_be_given(default: Any) -> None:
+    class Shifted(Net):
+        def forward(self, x: Tensor, shift: Any = default, mask: Tensor | None = None) -> Tensor:
+            return super().forward(x + shift)
+
+    model = Shifted()
+    train_model = fxcollab.transform(model, splits=["stem"], example_inputs=(X, X))
+    fxcollab.verify(model, train_model, (X, X)).raise_if_failed()
+    with pytest.raises(TypeError, match="shift"):
+        train_model(X)

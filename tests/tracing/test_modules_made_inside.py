@@ -105,6 +105,55 @@ def test_weights_made_inside_are_drawn_at_every_call() -> None:
     assert not torch.equal(train_model(X)[0], train_model(X)[0])
 
 
+class MakesALayerOnce(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.a(x)
+        if self.layer is None:
+            self.layer = nn.Linear(h.shape[1], 8)
+        return self.tail(self.layer(h))
+
+
+class MakesABlockOnce(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = nn.ModuleList()
+
+    def forward(self, x: Tensor) -> Any:
+        if not self.made:
+            self.made.append(nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
+        return self.tail(self.made[0](self.a(x)))
+
+
+class MakesAParameterOnce(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight: Any = None
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.a(x)
+        if self.weight is None:
+            self.weight = nn.Parameter(torch.randn(h.shape[1]))
+        return self.tail(h * self.weight)
+
+
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [(MakesALayerOnce, "layer.weight"), (MakesABlockOnce, "made.0.0.weight"), (MakesAParameterOnce, "weight")],
+)
+def test_parameters_made_at_the_first_call_are_refused_before_it(make: type[Net], where: str) -> None:
+    model = make()
+    before = list(model.state_dict())
+    error = refused(lambda: made(model, (X,), ["a"]))
+    assert error.where == where and list(model.state_dict()) == before
+    assert error.hint == "call the model once on an example, then transform it"
+    model(X)
+    proven(model)
+
+
 # --------------------------------------------------------------------------------------- found on the way
 
 
