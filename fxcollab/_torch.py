@@ -42,6 +42,9 @@ DATA_DEPENDENT_ERRORS = (
 )
 """What fake tensors raise where a model depends on values."""
 
+CONVERSION = torch.ops.aten._to_copy.default
+"""What a conversion to another type or device does; to the same one there is none, and the result is the tensor."""
+
 PyTreeCodeGen = fx_graph._PyTreeCodeGen
 """Generates the code of graphs whose inputs and outputs are structures."""
 
@@ -66,6 +69,12 @@ def codegen_of(graph: fx.Graph) -> fx_graph.CodeGen:
 def schema_of(overload: OpOverload) -> Any:
     """The schema of an operator: which arguments it writes, and which its results alias."""
     return overload._schema
+
+
+def as_parameter(tensor: Tensor) -> Tensor:
+    """A tensor of another class as one that passes for an ``nn.Parameter``; as `nn.Parameter` itself marks them."""
+    tensor._is_param = True
+    return tensor
 
 
 def version_of(tensor: Tensor) -> int:

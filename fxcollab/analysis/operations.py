@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fxcollab._torch import OpOverload, TorchDispatchMode, schema_of, storage_id
-
-_CONVERSION = torch.ops.aten._to_copy.default
+from fxcollab._torch import CONVERSION, OpOverload, TorchDispatchMode, schema_of, storage_id
 
 
 def key_of(tensor: Tensor) -> Hashable:
@@ -84,7 +82,7 @@ class Operations:
                     self.read.add(key)
                     if argument.alias_info is not None and argument.alias_info.is_write:
                         self.written.add(key)
-        if function is _CONVERSION:
+        if function is CONVERSION:
             self.join(args[0], result)
         if torch.Tag.nondeterministic_seeded in function.tags:
             rates = [_given(i, one, args, kwargs) for i, one in enumerate(arguments) if one.name in _RATES]

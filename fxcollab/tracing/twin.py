@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxcollab._torch import FakeTensor, FakeTensorMode, storage_id
+from fxcollab._torch import FakeTensor, FakeTensorMode, as_parameter, storage_id
 from fxcollab.codegen.modes import set_mode
 from fxcollab.deep_copy import deep_copy
 from fxcollab.rng import preserve_rng_state
@@ -96,7 +96,7 @@ class FakeTensors:
         made = FakeTensor(self._mode, self._meta(tensor), tensor.device)
         made.requires_grad_(tensor.requires_grad)
         if isinstance(tensor, nn.Parameter):
-            made._is_param = True  # as nn.Parameter marks tensors of other classes
+            as_parameter(made)
         made.__dict__.update({k: v for k, v in tensor.__dict__.items() if k not in made.__dict__})
         return made
 
