@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fxcollab._torch import pytree
-from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.codegen.modes import set_mode
+from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.deep_copy import deep_copy
 from fxcollab.errors import one_line
 from fxcollab.functional import once_each, tensors_of
