@@ -22,7 +22,7 @@ T = TypeVar("T")
 Memo = MutableMapping[int, Any]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, ModuleType, torch.dtype, torch.device, torch.Size)
-_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +72,14 @@ def deep_copy_into(memo: Memo, value: T, tensor: Callable[[Tensor], Tensor]) -> 
         found: Tensor = memo[id(original)]
         return found
 
-    shells = [shell for module in _modules_of(value) for shell in _shells(module, memo, copied)]
+    modules = [module for module in _modules_of(value) if id(module) not in memo]
+    graphs = [_graph_module(module, memo) for module in modules if _is_plain_graph(module)]
+    functions = [fill for module in modules for fill in _functions_of(module, memo, copied)]
     with _StrayTensors(copied):
+        for fill in graphs:  # first: copies of others around them generate their code again, and that of these
+            fill()
         made = copy.deepcopy(value, memo)  # type: ignore[arg-type]
-        for fill in shells:
+        for fill in functions:
             fill()
     return made, tensors
 
@@ -98,17 +102,23 @@ class _StrayTensors(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _shells(module: nn.Module, memo: Memo, copied: Callable[[Tensor], Tensor]) -> Iterator[Callable[[], object]]:
-    """Enter what ``copy.deepcopy`` would copy wrongly; what is returned fills it afterwards."""
-    if id(module) in memo:
-        return
-    if getattr(type(module), "__deepcopy__", None) is fx.GraphModule.__deepcopy__:
-        yield _graph_module(module, memo)
-    for held in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-        if isinstance(held, Tensor):
-            copied(held)
-        elif not isinstance(held, _PLAIN):
-            yield from _shells_in(held, memo, copied)
+def _is_plain_graph(module: nn.Module) -> bool:
+    return getattr(type(module), "__deepcopy__", None) is fx.GraphModule.__deepcopy__
+
+
+def _functions_of(
+    module: nn.Module, memo: Memo, copied: Callable[[Tensor], Tensor]
+) -> Iterator[Callable[[], object]]:
+    """Enter the module's tensors and functions, which ``copy.deepcopy`` would copy wrongly.
+
+    What is returned fills the functions afterwards.
+    """
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is not None:
+            copied(tensor)
+    for name, held in vars(module).items():
+        if name not in _REGISTRIES and not isinstance(held, _PLAIN):
+            yield from _held_functions(held, memo, copied)
 
 
 def _graph_module(module: Any, memo: Memo) -> Callable[[], object]:
@@ -124,8 +134,8 @@ def _graph_module(module: Any, memo: Memo) -> Callable[[], object]:
     return fill
 
 
-def _shells_in(value: Any, memo: Memo, copied: Callable[[Tensor], Tensor]) -> Iterator[Callable[[], object]]:
-    """The same for what lies in ``value``."""
+def _held_functions(value: Any, memo: Memo, copied: Callable[[Tensor], Tensor]) -> Iterator[Callable[[], object]]:
+    """Enter copies of the functions in ``value`` that refer to anything which is copied, and others."""
     for part in parts_of_value(value):
         if isinstance(part, nn.Parameter):  # whose class makes copies without ``__torch_function__``
             copied(part)
@@ -133,10 +143,11 @@ def _shells_in(value: Any, memo: Memo, copied: Callable[[Tensor], Tensor]) -> It
             memo[id(part)] = part.clone_state()
         elif isinstance(part, FunctionType) and id(part) not in memo and (held := _held_by(part)):
             cells = tuple(CellType() for _ in part.__closure__ or ())
-            memo[id(part)] = new = FunctionType(part.__code__, part.__globals__, part.__name__, None, cells)
+            new = FunctionType(part.__code__, part.__globals__, part.__name__, None, cells)
+            memo[id(part)] = new
             yield partial(_fill, part, new, memo)
             for inner in held:
-                yield from _shells_in(inner, memo, copied)
+                yield from _held_functions(inner, memo, copied)
 
 
 def _fill(function: FunctionType, new: FunctionType, memo: Any) -> None:
@@ -163,6 +174,8 @@ def _held_by(function: FunctionType) -> list[Any]:
 
 def parts_of_value(value: Any) -> Iterator[Any]:
     """``value``, and what lies in it: members, attributes, and the function of a method."""
+    if isinstance(value, dict) and not value:  # most attributes of modules
+        return
     pending, seen = [value], set[int]()
     while pending:
         part = pending.pop()

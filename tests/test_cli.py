@@ -405,7 +405,7 @@ def test_verify_proves_a_directory(call: Call, made: Path) -> None:
     assert (result.code, result.err) == (0, "")
     assert lines[0].startswith("ok          every node belongs to a head: ")
     assert lines[1].startswith("ok          graph of head 0 equals the original's: ")
-    assert lines[-1] == "all 20 checks hold"
+    assert lines[-1] == "all 23 checks hold"
     assert "FAILED" not in result.out
 
 

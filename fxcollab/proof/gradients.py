@@ -1,10 +1,12 @@
-"""Check 4: gradients follow the mean-gradient rule (equation 6), against separate originals."""
+"""Check 5: gradients follow the mean-gradient rule (equation 6), against separate originals."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -12,20 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from fxcollab._torch import TorchDispatchMode, gradient_types, pytree
-from fxcollab.errors import CaptureError
-from fxcollab.functional import call_with
+from fxcollab.functional import tensors_of
 from fxcollab.plan import plan_of
+from fxcollab.proof.attributes import Attributes, attributes_set
 from fxcollab.proof.lockstep import Lockstep, cloned
 from fxcollab.proof.report import Check
-from fxcollab.proof.runs import (
-    Trial,
-    copies,
-    state_of_head,
-    undisturbed,
-    widened,
-    with_own_buffers,
-    without_dataclasses,
-)
+from fxcollab.proof.runs import Trial, attempt, call, tensors_in, undisturbed, widened
 from fxcollab.rng import seeded
 
 GRADIENT_TOLERANCE = 1e-8
@@ -38,11 +32,9 @@ _REROUNDINGS = 8
 # ... and of the rounding of the largest gradient.
 _LARGEST_ROUNDINGS = 1
 _LARGEST_NOISE = 1e-3
-# The last: a forward that looks at its precision takes a different branch in float64.
-_RUN_ERRORS = (RuntimeError, TypeError, NotImplementedError, CaptureError)
 
 
-def check_gradients(trial: Trial) -> Iterator[Check]:
+def check_gradients(trial: Trial) -> Check:
     """With the loss summed over heads: each gradient is the mean (or sum) of those of separate originals.
 
     In float64; a model that doesn't run so, or not to finite gradients, is compared in its own precision. Where it
@@ -50,60 +42,72 @@ def check_gradients(trial: Trial) -> Iterator[Check]:
     """
     rescaled = plan_of(trial.train_model).options.rescale
     name = f"gradients are the {'mean' if rescaled else 'sum'} over separate originals"
-    with trial.train_model.in_mode(True), undisturbed():
-        try:
-            comparison = _best_comparison(trial)
-        except _RUN_ERRORS as error:
-            yield Check(name, False, f"the model doesn't run backward: {error}")
-            return
-        precision = "float64" if comparison.setup.double else "the model's own precision"
+    with undisturbed(), torch.enable_grad():
+        comparison = _best_comparison(trial)
+        if isinstance(comparison, _Problem):
+            if comparison.of_original:
+                return Check.not_made(name, f"the original itself raises {comparison.error}")
+            return Check(name, False, f"the training model raises {comparison.error}")
+        if comparison.infinite and not comparison.differences:
+            return Check.not_made(name, "the original's own gradients are NaN or infinite")
+        precision = "float64" if comparison.setup.trial.double else "the model's own precision"
         worst = max(comparison.differences.values(), default=0.0)
         detail = f"{len(comparison.differences)} tensors in {precision}, largest relative difference {worst:.1e}"
+        if comparison.infinite:
+            detail += f"; not {len(comparison.infinite)} for which the original's own are NaN or infinite"
         where = _beyond_rounding(comparison)
-    yield Check(name, not where, f"{detail} at {where}" if where else detail)
+    return Check(name, not where, f"{detail} at {where}" if where else detail)
 
 
 @dataclass(frozen=True)
 class _Setup:
-    """Copies of the inputs (in the trial) and of the state, in float64 or in the model's own precision.
+    """What is compared.
 
     Attributes:
-        leaves: the training model's parameters and buffers under all their names.
-        wanted: the tensors whose gradients are compared, each under its first name.
+        trial: in float64 or in the model's own precision, with inputs that may require gradients.
+        wanted: first names of the training model's tensors that require gradients, by the tensors' identity.
+        inputs: those that require gradients, by names that say so.
     """
 
     trial: Trial
-    double: bool
-    leaves: dict[str, Tensor]
-    wanted: dict[str, Tensor]
+    wanted: Mapping[int, str]
+    inputs: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The error of a run, and whether the original raises it too."""
+
+    error: str
+    of_original: bool
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Relative differences by tensor; ``epsilon`` is that of the coarsest type that was computed in."""
+    """Relative differences by tensor, and the tensors for which the original's own gradients are not finite.
+
+    ``epsilon`` is that of the coarsest type that was computed in, ``attributes`` are those that a call sets.
+    """
 
     setup: _Setup
-    expected: dict[str, Tensor]
+    attributes: Attributes
+    expected: Mapping[str, Tensor]
+    infinite: frozenset[str]
     differences: dict[str, float]
     epsilon: float
 
 
-def _best_comparison(trial: Trial) -> _Comparison:
+def _best_comparison(trial: Trial) -> _Comparison | _Problem:
     """In float64 where the model runs so, and of the inputs' gradients too where it has them."""
-    problem: Exception | None = None
-    result: _Comparison | None = None
+    best: _Comparison | _Problem | None = None
     for double, of_inputs in product((True, False), repeat=2):
-        try:
-            result = _compare(_setup(trial, double, of_inputs))
-        except _RUN_ERRORS as error:
-            problem = error
-            continue
-        if all(bool(gradient.isfinite().all()) for gradient in result.expected.values()):
-            return result
-    if result is None:
-        assert problem is not None
-        raise problem
-    return result
+        result = _compare(_setup(trial, double, of_inputs))
+        if isinstance(result, _Comparison) or not isinstance(best, _Comparison):
+            best = result
+        if isinstance(result, _Comparison) and not result.infinite:
+            break
+    assert best is not None
+    return best
 
 
 def _setup(trial: Trial, double: bool, of_inputs: bool) -> _Setup:
@@ -112,32 +116,61 @@ def _setup(trial: Trial, double: bool, of_inputs: bool) -> _Setup:
             return value
         return widened(value.detach(), double).requires_grad_(of_inputs)
 
-    leaves = copies(trial.train_model, double=double, gradients=True)
     inputs = tuple(pytree.tree_map(leaf, list(trial.inputs)))
-    given = {f"input {i}": v for i, v in enumerate(pytree.tree_leaves(inputs)) if isinstance(v, Tensor)}
-    return _Setup(replace(trial, inputs=inputs), double, leaves, _unique({**leaves, **given}))
+    given = [(i, value) for i, value in enumerate(pytree.tree_leaves(inputs)) if isinstance(value, Tensor)]
+    named = reversed(tensors_of(trial.train_model).items())
+    return _Setup(
+        replace(trial, inputs=inputs, double=double),
+        {id(tensor): name for name, tensor in named if tensor.requires_grad},
+        {f"input {i}": value for i, value in given if value.requires_grad},
+    )
 
 
-def _compare(setup: _Setup) -> _Comparison:
-    found = _backward(Lockstep(setup.trial.train_model), setup.leaves, setup.trial, setup.wanted)
-    expected, epsilon = _expected(setup)
-    return _Comparison(setup, expected, _differences(found, expected), epsilon)
+def _compare(setup: _Setup) -> _Comparison | _Problem:
+    found = attempt(_found, setup)
+    expected = attempt(_expected, setup, Attributes() if isinstance(found, str) else found[1])
+    if isinstance(expected, str):
+        return _Problem(expected, of_original=True)
+    if isinstance(found, str):
+        return _Problem(found, of_original=False)
+    gradients, epsilon = expected
+    infinite = frozenset(name for name, gradient in gradients.items() if not largest(gradient) < torch.inf)
+    finite = {name: gradient for name, gradient in gradients.items() if name not in infinite}
+    compared = {name: gradient for name, gradient in found[0].items() if name not in infinite}
+    return _Comparison(setup, found[1], finite, infinite, _differences(compared, finite), epsilon)
 
 
-def _expected(setup: _Setup) -> tuple[dict[str, Tensor], float]:
+def _found(setup: _Setup) -> tuple[dict[str, Tensor], Attributes]:
+    """The training model's gradients, and the attributes that a call sets."""
+    model = setup.trial.trained(True)
+    tensors = tensors_of(model)
+    wanted = {name: tensors[name] for name in setup.wanted.values()}
+    with attributes_set(model) as attributes:
+        return backward(setup.trial, Lockstep(model).run, {**wanted, **setup.inputs}), attributes
+
+
+def _expected(setup: _Setup, attributes: Attributes) -> tuple[dict[str, Tensor], float]:
     """Gradients by the mean-gradient rule from one separate original per head, and the epsilon of their precision."""
-    trial, sums, heads = setup.trial, dict[str, Tensor](), Counter[str]()
-    with _Precision() as precision:
-        for head in range(trial.tree.heads):
-            state = state_of_head(trial, setup.leaves, head)
-            own = {id(tensor) for tensor in state.values()}
-            mine = {name: t for name, t in setup.wanted.items() if id(t) in own or name not in setup.leaves}
-            for name, gradient in _backward(trial.model, state, trial, mine, precision.look_at).items():
-                sums[name] = sums[name] + gradient if name in sums else gradient
-            heads.update(mine.keys())
-        if plan_of(trial.train_model).options.rescale:
-            sums = {name: total / heads[name] for name, total in sums.items()}
+    trial, sums, heads, precision = setup.trial, dict[str, Tensor](), Counter[str](), _Precision()
+    theirs = tensors_of(trial.train_model)
+    for head in range(trial.tree.heads):
+        model = trial.original(head, True, attributes)
+        tensors, keys = tensors_of(model), trial.keys_of(head)
+        ids = {name: id(theirs[key]) for name, key in keys.items()}
+        mine = {setup.wanted[ids[name]]: tensors[name] for name in reversed(keys) if ids[name] in setup.wanted}
+        mine.update(setup.inputs)
+        with nullcontext() if head else precision:  # all heads compute in the same types
+            gradients = backward(trial, partial(_head_alone, trial, model), mine, precision.look_at)
+        for name, gradient in gradients.items():
+            sums[name] = sums[name] + gradient if name in sums else gradient
+        heads.update(mine.keys())
+    if plan_of(trial.train_model).options.rescale:
+        sums = {name: total / heads[name] for name, total in sums.items()}
     return sums, precision.epsilon
+
+
+def _head_alone(trial: Trial, model: nn.Module, *values: Any) -> tuple[Any]:
+    return (call(trial, model, values),)
 
 
 def _beyond_rounding(comparison: _Comparison) -> str | None:
@@ -152,20 +185,22 @@ def _beyond_rounding(comparison: _Comparison) -> str | None:
 
 
 def _noise(comparison: _Comparison) -> dict[str, float]:
-    """The relative difference that rounding explains, by tensor: what one more rounding of all weights changes.
-
-    It writes into the leaves of the comparison.
-    """
+    """The relative difference that rounding explains, by tensor: what one more rounding of all weights changes."""
     setup, expected, epsilon = comparison.setup, comparison.expected, comparison.epsilon
-    generator = torch.Generator().manual_seed(0)
+    generator, rounded = torch.Generator().manual_seed(0), setup.trial.copied()
+    wanted = dict[int, str]()
+    tensors = tensors_of(rounded.train_model)
     with torch.no_grad():
-        for leaf in _unique(setup.leaves).values():
-            signs = torch.randint(0, 2, leaf.shape, generator=generator).to(leaf.device) * 2 - 1
-            leaf.mul_(1 + signs * epsilon)
-    changes, scales = _differences(_expected(setup)[0], expected), _scales(expected)
-    largest = max(scales.values(), default=0.0)
+        for name in setup.wanted.values():
+            signs = torch.randint(0, 2, tensors[name].shape, generator=generator).to(tensors[name].device) * 2 - 1
+            tensors[name].mul_(1 + signs * epsilon)
+            wanted[id(tensors[name])] = name
+    again, _ = _expected(_Setup(rounded, wanted, setup.inputs), comparison.attributes)
+    changes = _differences({name: again[name] for name in expected}, expected)
+    scales = _scales(expected)
+    scale = max(scales.values(), default=0.0)
     sizes = {
-        name: _REROUNDINGS * size + _LARGEST_ROUNDINGS * epsilon * largest / scales[name]
+        name: _REROUNDINGS * size + _LARGEST_ROUNDINGS * epsilon * scale / scales[name]
         for name, size in changes.items()
     }
     return {name: min(size, _LARGEST_NOISE) for name, size in sizes.items()}
@@ -173,6 +208,8 @@ def _noise(comparison: _Comparison) -> dict[str, float]:
 
 class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Finds the coarsest floating type that gradients flow through."""
+
+    supports_higher_order_operators = True  # such as torch.cond
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -184,9 +221,9 @@ class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Of all that was computed, where a custom autograd function hides a part of the backward graph."""
         return self._computed if self._hidden else self._differentiated
 
-    def look_at(self, loss: Any) -> None:
+    def look_at(self, loss: Tensor) -> None:
         """Walk a loss's backward graph: a mask of low precision isn't in it."""
-        waiting = [loss.grad_fn] if isinstance(loss, Tensor) and loss.grad_fn is not None else []
+        waiting = [loss.grad_fn]
         seen = set(waiting)
         while waiting:
             node: Any = waiting.pop()
@@ -199,7 +236,7 @@ class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for leaf in _tensor_leaves(result):
+        for leaf in tensors_in(result):
             self._computed = max(self._computed, _epsilon(leaf.dtype))
         return result
 
@@ -214,75 +251,48 @@ def _differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     expected = {**expected, **absent}
     scales = _scales(expected)
     return {
-        name: float((found[name] - gradient if name in found else gradient).abs().max()) / scales[name]
+        name: largest(found[name] - gradient if name in found else gradient) / scales[name]
         for name, gradient in expected.items()
         if gradient.numel()
     }
 
 
 def _scales(gradients: Mapping[str, Tensor]) -> dict[str, float]:
-    sizes = {name: float(gradient.abs().max()) for name, gradient in gradients.items() if gradient.numel()}
-    largest = max(sizes.values(), default=0.0)
-    return {name: max(size, _NOISE_FLOOR * largest) or 1.0 for name, size in sizes.items()}
+    sizes = {name: largest(gradient) for name, gradient in gradients.items() if gradient.numel()}
+    floor = _NOISE_FLOOR * max(sizes.values(), default=0.0)
+    return {name: max(size, floor) or 1.0 for name, size in sizes.items()}
 
 
-def _backward(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
+def largest(tensor: Tensor) -> float:
+    """The size of the largest element; 0 where there is none."""
+    return float(torch.linalg.vector_norm(tensor, torch.inf)) if tensor.numel() else 0.0
+
+
+def backward(
     trial: Trial,
+    outputs_of: Callable[..., Iterable[Any]],
     wanted: Mapping[str, Tensor],
-    look_at: Callable[[Any], None] = lambda loss: None,
+    look_at: Callable[[Tensor], None] = lambda loss: None,
 ) -> dict[str, Tensor]:
-    """Gradients of the loss, which ``look_at`` sees before the backward; of a `Lockstep`, summed over heads."""
-    prefix = "model.model." if isinstance(model, Lockstep) else "model."
-    own = {f"{prefix}{name}": tensor for name, tensor in with_own_buffers(state).items()}
+    """Gradients of the loss summed over the outputs of all heads; ``look_at`` sees it before the backward."""
     with seeded(trial.seed):
-        gradients: dict[str, Tensor] = call_with(_Backward(model, trial, wanted, look_at), own)
-    return gradients
-
-
-class _Backward(nn.Module):
-    """Runs the backward inside a call, while the state is in place: checkpointed code is computed again then."""
-
-    def __init__(
-        self, model: nn.Module, trial: Trial, wanted: Mapping[str, Tensor], look_at: Callable[[Any], None]
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self._trial, self._wanted, self._look_at = trial, wanted, look_at
-
-    def forward(self) -> dict[str, Tensor]:
-        values = cloned(self._trial.inputs)
-        if isinstance(self.model, Lockstep):
-            loss: Any = sum(map(_loss, self.model(*values)))
-        else:
-            args, kwargs = self._trial.interface.call(self.model, values)
-            loss = _loss(self.model(*args, **kwargs))
-        self._look_at(loss)
+        loss = sum(map(_loss, outputs_of(*cloned(trial.inputs))))
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             return {}
+        look_at(loss)
         loss.backward()  # type: ignore[no-untyped-call]  # reentrant checkpointing doesn't support autograd.grad
-        gradients = {name: leaf.grad for name, leaf in self._wanted.items() if leaf.grad is not None}
-        for leaf in self._wanted.values():
-            leaf.grad = None
-        return gradients
+    gradients = {name: leaf.grad for name, leaf in wanted.items() if leaf.grad is not None}
+    for leaf in wanted.values():
+        leaf.grad = None
+    return {name: g if g.layout is torch.strided else g.to_dense() for name, g in gradients.items()}
 
 
 def _loss(output: Any) -> Any:
     """A fixed random projection of all floating outputs, the same for every head."""
     generator = torch.Generator().manual_seed(1)
     total: Any = 0
-    for leaf in _tensor_leaves(output):
+    for leaf in tensors_in(output):
         if leaf.is_floating_point() or leaf.is_complex():
             weights = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf.device)
             total = total + (leaf.real * weights).sum() if leaf.is_complex() else total + (leaf * weights).sum()
     return total
-
-
-def _tensor_leaves(output: Any) -> Iterable[Tensor]:
-    return (leaf for leaf in pytree.tree_leaves(without_dataclasses(output)) if isinstance(leaf, Tensor))
-
-
-def _unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    by_identity = {id(tensor): (name, tensor) for name, tensor in reversed(list(tensors.items()))}
-    return dict(pair for pair in by_identity.values() if pair[1].requires_grad)

@@ -13,15 +13,15 @@ from fxcollab.proof.report import Check
 from fxcollab.proof.runs import (
     Run,
     Trial,
-    call,
-    copies,
-    run_original,
+    attempt,
+    run,
     run_train_model,
-    state_of_head,
+    tensors_in,
     undisturbed,
     without_dataclasses,
 )
-from fxcollab.rng import seeded
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 def check_outputs(trial: Trial, straddling: frozenset[str]) -> Iterator[Check]:
@@ -30,32 +30,50 @@ def check_outputs(trial: Trial, straddling: frozenset[str]) -> Iterator[Check]:
     Buffers are compared after the call, except ``straddling`` ones: what trunk and branches share is updated by each.
     """
     for training in (True, False):
-        with trial.train_model.in_mode(training), undisturbed(), torch.set_grad_enabled(training):
-            run = run_train_model(trial, copies(trial.train_model))
+        mode = "train" if training else "eval"
+        with undisturbed(), torch.set_grad_enabled(training):
+            found = attempt(run_train_model, trial, training)
             for head in range(trial.tree.heads):
-                yield _check_head(trial, run, head, training, straddling)
-            yield _check_generated_code(trial, "train" if training else "eval")
+                what = "the original" if head == 0 else f"the original with head {head}'s weights"
+                yield check_head(
+                    trial, found, head, training, straddling, f"head {head} in {mode} mode equals {what}"
+                )
+            if isinstance(found, Run):
+                where = "; ".join(found.hazards[:2])
+                name = f"no branch writes into what another one reads in {mode} mode"
+                yield Check(name, not where, where or "by the tensors' versions")
+                yield _check_generated_code(
+                    trial, found, training, f"the generated forward runs the graph in {mode} mode"
+                )
 
 
-def _check_head(trial: Trial, run: Run, head: int, training: bool, straddling: frozenset[str]) -> Check:
-    expected = run_original(trial, state_of_head(trial, copies(trial.train_model), head))
-    difference = _bits_differ(run.output[head], expected.output)
-    left = state_of_head(trial, run.state, head)
-    for name, buffer in expected.state.items():
-        if difference is None and name not in straddling:
-            found = _bits_differ(left[name], buffer)
-            difference = found and f"the call leaves another {name}: {found}"
-    what = "the original" if head == 0 else f"the original with head {head}'s weights"
-    mode = "train" if training else "eval"
-    return Check(f"head {head} in {mode} mode equals {what}", difference is None, difference or "bit for bit")
+def check_head(
+    trial: Trial, found: Run | str, head: int, training: bool, straddling: frozenset[str], name: str
+) -> Check:
+    """One head of ``found``, a run of the training model or its error, against the original."""
+    attributes = found.attributes if isinstance(found, Run) else frozenset()
+    expected = attempt(lambda: run(trial, trial.original(head, training, attributes)))
+    if isinstance(expected, str):
+        return Check.not_made(name, f"the original itself raises {expected}")
+    if isinstance(found, str):
+        return Check(name, False, f"the training model raises {found}")
+    difference = _bits_differ(found.output[head], expected.output)
+    for own, key in trial.keys_of(head).items():
+        if difference is None and own not in straddling:
+            state = _bits_differ(found.state[key], expected.state[own])
+            difference = state and f"the call leaves another {own}: {state}"
+    nan = any(bool(leaf.isnan().any()) for leaf in tensors_in(expected.output))
+    same = "bit for bit, of which some are NaN: the original computes them too" if nan else "bit for bit"
+    return Check(name, difference is None, difference or same)
 
 
-def _check_generated_code(trial: Trial, mode: str) -> Check:
-    outputs = run_train_model(trial, copies(trial.train_model), together=False).output
-    with seeded(trial.seed):
-        generated = call(trial, trial.train_model, copies(trial.train_model))
-    difference = _bits_differ(generated, outputs)
-    name = f"the generated forward runs the graph in {mode} mode"
+def _check_generated_code(trial: Trial, found: Run, training: bool, name: str) -> Check:
+    graph = attempt(run_train_model, trial, training, together=False) if found.draws else found
+    generated = attempt(lambda: run(trial, trial.trained(training)))
+    if isinstance(graph, str) or isinstance(generated, str):
+        raised = [one for one in (graph, generated) if isinstance(one, str)]
+        return Check(name, False, f"it raises {raised[0]}")
+    difference = _bits_differ(generated.output, graph.output)
     return Check(name, difference is None, difference or "bit for bit")
 
 
@@ -71,12 +89,12 @@ def _bits_differ(one: Any, other: Any) -> str | None:
                 return f"output {index}: {a} and {b}"
         elif a.shape != b.shape or a.dtype != b.dtype:
             return f"output {index}: {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
-        elif not torch.equal(_bytes(a), _bytes(b)):
+        elif not torch.equal(_bits(a), _bits(b)):
             a, b = (tensor.detach().cpu().to(torch.complex128) for tensor in (a, b))  # booleans can't be subtracted
             return f"output {index} differs by up to {float((a - b).abs().max()):.1e}"
     return None
 
 
-def _bytes(tensor: Tensor) -> Tensor:
+def _bits(tensor: Tensor) -> Tensor:
     resolved = tensor.detach().resolve_conj().resolve_neg()  # lazily conjugated tensors have other bytes
-    return resolved.contiguous().flatten().view(torch.uint8)
+    return resolved.contiguous().flatten().view(_INTEGERS.get(resolved.element_size(), torch.int64))

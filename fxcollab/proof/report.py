@@ -14,18 +14,25 @@ class Check:
 
     Attributes:
         name: what is checked.
-        ok: whether it holds.
-        detail: what was compared, or where it fails first.
+        ok: whether it holds; also true where it could not be checked.
+        detail: what was compared, or where it fails first, or why it could not be checked.
+        checked: False where there was nothing to compare with, as where the original itself raises an error.
     """
 
     name: str
     ok: bool
     detail: str
+    checked: bool = True
+
+    @classmethod
+    def not_made(cls, name: str, why: str) -> Check:
+        """A check that could not be made, which is no fault of the training model."""
+        return cls(name, True, f"not checked: {why}", checked=False)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The whole proof; true where every check holds.
+    """The whole proof; true where no check fails.
 
     Attributes:
         checks: the lines of the proof, in order.
@@ -37,8 +44,13 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every check holds."""
+        """Whether every check holds that could be made."""
         return all(check.ok for check in self.checks)
+
+    @property
+    def not_checked(self) -> tuple[Check, ...]:
+        """The checks that could not be made, such as those of values on the meta device."""
+        return tuple(check for check in self.checks if not check.checked)
 
     def __bool__(self) -> bool:
         return self.ok
@@ -61,5 +73,6 @@ class Report:
         return self
 
     def __str__(self) -> str:
-        lines = [f"{'ok    ' if check.ok else 'FAILED'} {check.name}: {check.detail}" for check in self.checks]
+        marks = {True: "ok    ", False: "FAILED"}
+        lines = [f"{marks[c.ok] if c.checked else '-     '} {c.name}: {c.detail}" for c in self.checks]
         return "\n".join([*lines, *(f"note   {note}" for note in self.limitations)])

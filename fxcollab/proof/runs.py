@@ -1,30 +1,36 @@
-"""Runs of the original and of the training model on copies of their state."""
+"""Runs of the original and of the training model, each on copies of its own."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fxcollab._torch import pytree
+from fxcollab.codegen.modes import set_mode
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.functional import call_with, copied_state, once_each
+from fxcollab.deep_copy import deep_copy
+from fxcollab.errors import one_line
+from fxcollab.functional import once_each, tensors_of
 from fxcollab.plan import plan_of
+from fxcollab.proof.attributes import attributes_set
 from fxcollab.proof.lockstep import Lockstep, cloned
-from fxcollab.rewriting.state_dict import prune_names
 from fxcollab.rng import seeded
 from fxcollab.tracing.interface import Interface
-from fxcollab.tree import HeadTree
+from fxcollab.tracing.twin import clone_of
+from fxcollab.tree import HeadTree, branch_name
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Models and inputs to compare on. All runs are on copies of the state.
+    """Models and inputs to compare on. All runs are on deep copies: forwards write state and set attributes.
 
     Attributes:
         model: the original.
@@ -32,6 +38,7 @@ class Trial:
         interface: the graph's inputs.
         inputs: a value for each of them.
         seed: for the random operations inside.
+        double: whether copies are in double precision.
     """
 
     model: nn.Module
@@ -39,61 +46,114 @@ class Trial:
     interface: Interface
     inputs: Sequence[Any]
     seed: int = 0
+    double: bool = False
 
     @property
     def tree(self) -> HeadTree:
         """The head tree."""
         return plan_of(self.train_model).tree
 
+    def copied(self) -> Trial:
+        """The same with copies of both models, which share what these share."""
+        model, train_model = deep_copy((self.model, self.train_model), self._copy).value
+        copied: Any = type(train_model)  # each has a class of its own
+        copied.forward = type(self.train_model).forward  # the very code, not that of the graph as it is now
+        return replace(self, model=model, train_model=train_model)
+
+    def trained(self, training: bool) -> CollabGraphModule:
+        """A copy of the training model, in train or eval mode."""
+        return self.copied().train_model.train(training)
+
+    def original(self, head: int, training: bool, attributes: Set[tuple[str, str]] = frozenset()) -> nn.Module:
+        """A copy of the original with a head's state, in train or eval mode.
+
+        Its tensors are copies of this head's. Of ``attributes``, paths in the training model and names, it has the
+        values of this head's modules; all others, such as ``eps``, are the original's.
+        """
+        copied, theirs, keys = once_each(self._copy), tensors_of(self.train_model), self.keys_of(head)
+        of_head = {id(tensor): theirs[keys[name]] for name, tensor in tensors_of(self.model).items() if name in keys}
+        branches = [
+            name for name in self._branches(head) if any(path.startswith(f"{name}.") for path, _ in attributes)
+        ]
+        peers = (self.train_model.get_submodule(name) for name in branches)
+        made = deep_copy((self.model, *peers), lambda tensor: copied(of_head.get(id(tensor), tensor)))
+        model: nn.Module = made.value[0]
+        for branch, own in zip(branches, made.value[1:], strict=True):
+            for path, name in attributes:
+                if path.startswith(f"{branch}."):
+                    inner = path.removeprefix(f"{branch}.")
+                    vars(model.get_submodule(inner))[name] = vars(own.get_submodule(inner)).get(name)
+        set_mode(model, training)
+        return model
+
+    def keys_of(self, head: int) -> dict[str, str]:
+        """The original's names of tensors, each with the name that this head's tensor has in the training model."""
+        theirs = tensors_of(self.train_model)
+        names = {name: name for name in tensors_of(self.model) if name in theirs}
+        for branch in self._branches(head):
+            names.update({name: f"{branch}.{name}" for name in names if f"{branch}.{name}" in theirs})
+        return names
+
+    def _branches(self, head: int) -> list[str]:
+        """Paths of the modules that have a head's peers, from the outermost branch inwards."""
+        path, peers = self.tree.head_path(head), plan_of(self.train_model).options.peers
+        prefixes = [path[:level] for level in range(1, len(path) + 1)]
+        known = dict(self.train_model.named_modules(remove_duplicate=False))
+        return [name for prefix in prefixes if any(prefix) and (name := f"{peers}.{branch_name(prefix)}") in known]
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        if (wide := widened(tensor.detach(), self.double)).dtype is tensor.dtype:
+            return clone_of(tensor)
+        copy = nn.Parameter(wide) if isinstance(tensor, nn.Parameter) else wide
+        return copy.requires_grad_(tensor.requires_grad)
+
 
 @dataclass(frozen=True)
 class Run:
-    """What a call returned, and the state that it left."""
+    """What a call returned, and what it left.
+
+    Attributes:
+        output: what was returned.
+        state: parameters and buffers after the call.
+        attributes: the attributes of modules that were set, by path and name.
+        hazards: writes of one branch into values that another one reads.
+        draws: whether the original draws random numbers.
+    """
 
     output: Any
     state: Mapping[str, Tensor]
+    attributes: Set[tuple[str, str]] = frozenset()
+    hazards: Sequence[str] = ()
+    draws: bool = False
 
 
-def run_train_model(trial: Trial, state: Mapping[str, Tensor], *, together: bool = True) -> Run:
-    """Run the training graph node by node on ``state``; ``together`` as for `Lockstep`."""
-    model, own = Lockstep(trial.train_model, together=together), with_own_buffers(state)
-    prefixed = {f"model.{name}": tensor for name, tensor in own.items()}
+def run_train_model(trial: Trial, training: bool, *, together: bool = True) -> Run:
+    """Run a copy of the training graph node by node; ``together`` as for `Lockstep`."""
+    model = trial.trained(training)
+    lockstep = Lockstep(model, together=together)
+    with seeded(trial.seed), attributes_set(model) as attributes:
+        output = lockstep.run(*cloned(trial.inputs))
+    return Run(output, tensors_of(model), attributes, lockstep.hazards, lockstep.draws)
+
+
+def run(trial: Trial, model: nn.Module) -> Run:
+    """Call a copy of the original or of the training model, which it may change."""
     with seeded(trial.seed):
-        return Run(call_with(model, prefixed, cloned(trial.inputs)), own)
+        return Run(call(trial, model, cloned(trial.inputs)), tensors_of(model))
 
 
-def run_original(trial: Trial, state: Mapping[str, Tensor]) -> Run:
-    """Call the original on ``state``."""
-    own = with_own_buffers(state)
-    with seeded(trial.seed):
-        return Run(call(trial, trial.model, own), own)
+def call(trial: Trial, model: nn.Module, values: Sequence[Any]) -> Any:
+    """What ``model`` returns for these values of the graph's inputs."""
+    args, kwargs = trial.interface.call(model, values)
+    return model(*args, **kwargs)
 
 
-def call(trial: Trial, model: nn.Module, state: Mapping[str, Tensor]) -> Any:
-    """What ``model`` returns for the trial's inputs with ``state`` in the place of its own."""
-    args, kwargs = trial.interface.call(model, cloned(trial.inputs))
-    return call_with(model, state, args, kwargs)
-
-
-def with_own_buffers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state for one run, with copies of what it may write into, such as statistics and counters."""
-    own = once_each(lambda tensor: tensor if tensor.requires_grad else _like(tensor, tensor.clone()))
-    return {name: own(tensor) for name, tensor in state.items()}
-
-
-def copies(train_model: CollabGraphModule, *, double: bool = False, gradients: bool = False) -> dict[str, Tensor]:
-    """Copies of all state under all names; a tensor with several names has one copy."""
-
-    def copy(tensor: Tensor) -> Tensor:
-        own = _like(tensor, widened(tensor.detach().clone(), double))
-        return own.requires_grad_(gradients and tensor.requires_grad)
-
-    return copied_state(train_model, copy)
-
-
-def _like(tensor: Tensor, copy: Tensor) -> Tensor:
-    """The copy of a parameter as a parameter: forwards may look at the type."""
-    return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
+def attempt(function: Callable[..., T], *args: Any, **kwargs: Any) -> T | str:
+    """What ``function`` returns, or, in a line, the error that it raises: the user's code may raise any."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        return one_line(error)
 
 
 def widened(tensor: Tensor, double: bool) -> Tensor:
@@ -103,10 +163,9 @@ def widened(tensor: Tensor, double: bool) -> Tensor:
     return tensor.double() if double and tensor.is_floating_point() else tensor
 
 
-def state_of_head(trial: Trial, state: Mapping[str, Tensor], head: int) -> dict[str, Tensor]:
-    """The part of the training model's ``state`` that is the original's as this head, by the original's names."""
-    keys = prune_names(state, head, peers=plan_of(trial.train_model).options.peers)
-    return {name: state[key] for name, key in keys.items()}
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """The tensors of an output structure."""
+    return (leaf for leaf in pytree.tree_leaves(without_dataclasses(output)) if isinstance(leaf, Tensor))
 
 
 def without_dataclasses(output: Any) -> Any:

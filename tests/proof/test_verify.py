@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 import fxcollab
 from fxcollab import CaptureError, CollabGraphModule, Report, StateError, VerificationError
 from fxcollab.plan import plan_of
-from fxcollab.proof.runs import Trial, copies, run_original, run_train_model, state_of_head
+from fxcollab.proof.runs import Trial, run, run_train_model
 from tests.speeds import slow_but
 from tests.untouched import Untouched
 
@@ -473,14 +473,14 @@ def test_a_module_with_two_parents_around_the_split_is_proven_and_left_alone() -
     assert [one.differences() for one in before] == [[], []]
 
 
-def test_a_run_puts_back_every_tensor_of_a_module_with_two_parents() -> None:
+def test_a_run_leaves_every_tensor_of_a_module_with_two_parents() -> None:
     model = Twice()
     train_model = fxcollab.transform(model, splits=["a"], seed=0)
     before = Untouched(train_model)
     trial = Trial(model, train_model, plan_of(train_model).interface, (X,))
-    run_train_model(trial, copies(train_model))
+    run_train_model(trial, True)
     assert before.differences() == []
-    run_original(trial, state_of_head(trial, copies(train_model), 1))
+    run(trial, trial.original(1, True))
     assert before.differences() == []
 
 
