@@ -43,8 +43,9 @@ globals().update(INPLACE)  # for pickles, which look functions up by their names
 
 RETURN_THEIR_INPUT = frozenset(
     (
-        "alpha_dropout", "bfloat16", "contiguous", "cpu", "cuda", "dropout", "dropout1d", "dropout2d", "dropout3d",
-        "double", "feature_alpha_dropout", "float", "half", "rrelu", "to", "type", "type_as",
+        "alpha_dropout", "as_tensor", "asarray", "bfloat16", "contiguous", "cpu", "cuda", "dropout", "dropout1d",
+        "dropout2d", "dropout3d", "double", "feature_alpha_dropout", "float", "half", "rrelu", "to", "type",
+        "type_as",
     )
 )  # fmt: skip
 """Names of operations that may return their input itself, which then has its gradient also under ``no_grad``."""
@@ -91,6 +92,22 @@ def stop_gradient(value: Any, kept: Sequence[Any] = ()) -> Any:
         return leaf if keeps else leaf.detach()
 
     return pytree.tree_map(stopped, value)
+
+
+def set_data_(tensor: Tensor, value: Tensor) -> Tensor:
+    """``tensor.data = value``, written into the memory that the tensor has.
+
+    Raises:
+        CaptureError: the value has another shape or type.
+    """
+    if (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
+        raise CaptureError(
+            f"{tuple(value.shape)} of {value.dtype} is assigned to the data of a tensor of {tuple(tensor.shape)} and "
+            f"{tensor.dtype}.",
+            why="the graph writes into the memory that the tensor has",
+            hint="assign a value of the same shape and type, or keep this code in a module of its own",
+        )
+    return tensor.data.copy_(value)
 
 
 def guard(question: str, value: Any, answer: Any, where: str) -> None:

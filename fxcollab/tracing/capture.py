@@ -21,7 +21,7 @@ from fxcollab.tracing.callers import is_internal_file
 from fxcollab.tracing.errors import NoExampleError, UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
 from fxcollab.tracing.examples import example_tensors, guess_inputs
-from fxcollab.tracing.helpers import Helper, innermost_helper
+from fxcollab.tracing.helpers import Helper, innermost_helper, is_helper
 from fxcollab.tracing.interface import ExampleInputs, Interface, forward_of, interface_of
 from fxcollab.tracing.leaks import purge_caches, purge_leaked_proxies
 from fxcollab.tracing.limitations import limitations
@@ -138,7 +138,6 @@ class _Traced:
     helpers: Sequence[Helper]
     notes: Iterable[str]
     assigned: Sequence[str]
-    drew: bool
 
 
 def _trace_mode(
@@ -157,7 +156,7 @@ def _trace_mode(
         proxies.clear()
         try:
             # what one mode assigns or draws must not reach the other
-            with preserve_rng_state() as generators, preserved(model.modules()) as assigned:
+            with preserve_rng_state(), preserved(model.modules()) as assigned:
                 tracer = LazyTracer(
                     request.opened,
                     request.interface,
@@ -169,7 +168,6 @@ def _trace_mode(
                 )
                 set_mode(model, training)
                 graph = tracer.trace(model)
-                drew = generators.foreign_numbers_were_drawn()
                 changed = assigned()
         except (Exception, SystemExit, UntraceableError) as error:  # user code may raise anything on proxies
             helper = innermost_helper(error, helpers)
@@ -186,7 +184,7 @@ def _trace_mode(
                     set_mode(model, training)
                     needed = _examples_with_none(model, graph, tracer, candidates)
             if needed is None:
-                return _Traced(graph, tracer.constants, tracer.opened, helpers, tracer.notes, changed, drew)
+                return _Traced(graph, tracer.constants, tracer.opened, helpers, tracer.notes, changed)
             examples = needed
 
 
@@ -273,11 +271,9 @@ def _is_part_of_a_call(node: fx.Node) -> bool:
 
 def _limitations_of_tracing(*modes: _Traced) -> Iterable[str]:
     assigned = [name for traced in modes for name in traced.assigned]
-    helpers = [helper.title for traced in modes for helper in traced.helpers]
-    drew = any(traced.drew for traced in modes)
+    helpers = [helper.title for traced in modes for helper in traced.helpers if is_helper(helper.function)]
     sentences = (
         *(f"what the forward assigns to {name} is not kept: the graph reads the value it had" for name in assigned),
-        *["random numbers of Python or numpy were drawn while tracing and are constants of the graph"] * drew,
         *(f"function {title} can't be traced: calls of it are one node" for title in helpers),
         *(note for traced in modes for note in traced.notes),
     )

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint as original_checkpoint
 
 from fxcollab._torch import pytree, storage_id
-from fxcollab.runtime.operators import INPLACE, CustomFunction, writes_in_place
+from fxcollab.runtime.operators import INPLACE, CustomFunction, set_data_, writes_in_place
 from fxcollab.tracing.callers import loaded_scopes
 from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.queries import ProxyQueries
@@ -39,6 +39,7 @@ _CHECKPOINT_OPTIONS = frozenset(
     ("use_reentrant", "context_fn", "determinism_check", "debug", "early_stop", "preserve_rng_state")
 )
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 _ITEM_WRITES = frozenset(
     (Tensor.__setitem__, *(getattr(Tensor, f"__{name}__") for name in INPLACE if hasattr(Tensor, f"__{name}__")))
 )
@@ -80,10 +81,11 @@ class RecordFactories(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _FACTORIES:
             return self._tracer.create_proxy("call_function", func, args, kwargs)
-        if _has_proxies(args, kwargs):
-            return func(*args, **kwargs)
-        writes = func.__name__ == "__set__" or writes_in_place(func.__name__, kwargs) or func in _ITEM_WRITES
-        if writes or func is _DATA:
+        assigns = func.__name__ == "__set__"
+        if _has_proxies(args, kwargs) and not assigns:  # also those that `torch.as_tensor` doesn't look for
+            return fx.Proxy.__torch_function__(func, types, args, kwargs)
+        writes = assigns or writes_in_place(func.__name__, kwargs) or func in _ITEM_WRITES
+        if writes or func == _DATA:
             return self._write(func, args, kwargs)
         result = func(*args, **kwargs)
         given = {_storage(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
@@ -96,9 +98,9 @@ class RecordFactories(TorchFunctionMode):
         """Record a write into state, and run one into a tensor that the forward created; any other raises."""
         target = kwargs.get("out", args[0])
         proxy = self._tracer.proxy_of_state(target)
-        if proxy is not None and func.__name__ != "__set__":
+        if proxy is not None and (func.__name__ != "__set__" or func == _SET_DATA):
             return self._record(func, proxy, args, kwargs)
-        if func is not _DATA and isinstance(target, Tensor) and _storage(target) not in self._created:
+        if func != _DATA and isinstance(target, Tensor) and _storage(target) not in self._created:
             raise UntraceableError(
                 f"{func.__name__} writes into a tensor of shape {tuple(target.shape)} that is not a parameter, a "
                 "buffer or an attribute of a module, so that the graph can't refer to it"
@@ -106,8 +108,10 @@ class RecordFactories(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _record(self, func: Any, proxy: fx.Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func is _DATA:
+        if func == _DATA:
             return proxy.data
+        if func == _SET_DATA:
+            return self._tracer.create_proxy("call_function", set_data_, (proxy, *args[1:]), {})
         if func is Tensor.__setitem__:
             return self._tracer.set_item(proxy, *args[1:])
         if func in _ITEM_WRITES:
@@ -122,19 +126,25 @@ def _storage(tensor: Tensor) -> int:
 
 @contextmanager
 def patched_torch(tracer: Recorder) -> Iterator[None]:
-    """Record custom autograd functions, trace through checkpointing, raise where autocast is entered."""
+    """Record custom autograd functions, trace through checkpointing, raise where autocast is entered.
+
+    ``torch.jit.isinstance`` of a proxy is that of its example value.
+    """
     function: Any = torch.autograd.Function
     autocast: Any = torch.autocast
+    jit: Any = torch.jit
     apply, enter = function.__dict__["apply"], autocast.__enter__
     scopes = [scope for scope in loaded_scopes().all if scope.get("checkpoint") is original_checkpoint]
+    is_instance = jit.__dict__["_isinstance"]
     function.apply = classmethod(_recording_apply(tracer, apply))
+    jit._isinstance = lambda value, classes: is_instance(tracer.queries.values_of_types(value), classes)
     autocast.__enter__ = _untraceable_enter(tracer, enter)
     for scope in scopes:
         scope["checkpoint"] = _transparent_checkpoint(tracer)
     try:
         yield
     finally:
-        function.apply, autocast.__enter__ = apply, enter
+        function.apply, autocast.__enter__, jit._isinstance = apply, enter, is_instance
         for scope in scopes:
             scope["checkpoint"] = original_checkpoint
 

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict
 
 from fxcollab._torch import is_compiled, pytree
+from fxcollab.rng import ForeignState
 from fxcollab.runtime.operators import RETURN_THEIR_INPUT, guard, stop_gradient, writes_in_place
 from fxcollab.tracing.callers import calling_lines, user_scopes
 from fxcollab.tracing.errors import UntraceableError
@@ -96,7 +97,7 @@ class LazyTracer(fx.Tracer):
         with _TRACE_LOCK:
             values = None if self._examples is None else ExampleValues(root, self._examples, self.tensors)
             self.queries = ProxyQueries(self._interface, values, self.tensors, self._record, self.notes)
-            self._thread = threading.get_ident()
+            self._thread, self._generators = threading.get_ident(), ForeignState()
             try:
                 with (
                     torch.enable_grad(),
@@ -150,6 +151,8 @@ class LazyTracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Record an operation, and the lines of user code that led to it."""
+        if self._generators.foreign_numbers_were_drawn():
+            raise UntraceableError("the forward draws random numbers of Python or numpy, anew at every call")
         node = super().create_node(*args, **kwargs)
         if self._lines:
             node.stack_trace = calling_lines(LazyTracer.trace.__code__)
@@ -209,6 +212,8 @@ class LazyTracer(fx.Tracer):
             self.opened[path] = m
         elif compiler is None and type(m).__call__ is not nn.Module.__call__:
             raise UntraceableError(f"{path} overrides __call__, which would run twice")
+        if compiler is None and not m._forward_pre_hooks:  # which may change the arguments
+            _check_arguments(m.forward, args, kwargs)
         calls = self.num_calls.get(path, 0) + 1
         value = super().call_module(m, forward, args, kwargs)
         if isinstance(value, fx.Proxy):
@@ -319,6 +324,15 @@ def _compiler_of(module: nn.Module) -> str | None:
     if isinstance(module, torch.jit.ScriptModule):
         return "TorchScript"
     return "torch.compile" if is_compiled(module) else None
+
+
+def _check_arguments(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise the TypeError of a call that doesn't fit the signature: the code around it may catch it."""
+    try:
+        signature = inspect.signature(forward, follow_wrapped=False)
+    except (TypeError, ValueError):  # written in C
+        return
+    signature.bind(*args, **kwargs)
 
 
 def _state_by_name(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
