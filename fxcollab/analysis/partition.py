@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from fxcollab.analysis.effects import EffectAnalysis, Write
+from fxcollab.analysis.inner_gradients import refuse_gradients_across_splits
 from fxcollab.analysis.levels import (
     Cuts,
     GraphLevels,
@@ -78,6 +79,7 @@ def partition(captured: CollabGraphModule, tree: HeadTree) -> Partition:
     _refuse_split_without_effect(captured, result)
     refuse_unregistered_state(captured.root, result.nodes.values(), result.state, tree.splits)
     for levels in nodes.values():
+        refuse_gradients_across_splits(levels, tree.splits)
         for node, level in levels.items():
             node.meta[LEVEL_KEY] = level
     return result
@@ -202,9 +204,11 @@ def _refuse_split_without_effect(captured: CollabGraphModule, found: Partition) 
     for level, split in enumerate(tree.splits, start=1):
         if level not in levels:
             deeper = tree.splits[level] if level < len(tree.splits) else "the output"
+            shared = found.straddling & parameters.keys()
+            lies = "only parameters that are used before it too lie" if shared else "no parameter lies"
             raise SplitError(
                 f"Split {split!r} has no effect.",
-                why=f"no parameter lies between it and {deeper}, so its branches would all compute the same",
+                why=f"{lies} between it and {deeper}, so its branches would all compute the same",
                 hint="move the split towards the input"
                 if level == len(tree.splits)
                 else f"leave it out and give {deeper!r} a larger fan-out",

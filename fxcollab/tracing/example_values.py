@@ -8,6 +8,7 @@ real ones if data do. Sizes stay symbolic in the graph; what was decided by the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,12 @@ class ExampleValues:
         self._mode = mode = None if examples.real else FakeTensorMode(allow_non_fake_inputs=True)
         self._values: dict[fx.Node, Any] = {}
         self._drawn: set[fx.Node] = set()  # those whose values depend on random numbers
-        self._copy = once_each(lambda tensor: (tensor.clone() if mode is None else mode.from_tensor(tensor)).detach())
+
+        def copy(tensor: Tensor) -> Tensor:
+            copied = tensor.clone() if mode is None else mode.from_tensor(tensor)
+            return copied.detach().requires_grad_(tensor.requires_grad)
+
+        self._copy = once_each(copy)
         self._inputs = [pytree.tree_map_only(Tensor, self._copy, value) for value in examples.values]
 
     @property
@@ -53,7 +59,7 @@ class ExampleValues:
 
     def value(self, node: fx.Node) -> Any:
         """The example value of ``node``; those of the nodes before it are computed first, in the graph's order."""
-        with preserve_rng_state(), without_tracebacks(), self._mode or torch.no_grad():
+        with preserve_rng_state(), without_tracebacks(), self._mode or nullcontext(), torch.enable_grad():
             for other in node.graph.nodes:
                 if other not in self._values:
                     before = GeneratorState() if self.real else None

@@ -5,9 +5,11 @@ Only one thread traces at a time (see `LazyTracer`); calls of other threads mean
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -18,7 +20,7 @@ from torch.utils.checkpoint import checkpoint as original_checkpoint
 
 from fxcollab._torch import pytree, storage_id
 from fxcollab.runtime.operators import INPLACE, CustomFunction, set_data_, writes_in_place
-from fxcollab.tracing.callers import loaded_scopes
+from fxcollab.tracing.callers import calling_line, is_library_frame, loaded_scopes
 from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.queries import ProxyQueries
 
@@ -124,27 +126,45 @@ def _storage(tensor: Tensor) -> int:
     return storage_id(tensor) if tensor.layout == torch.strided else id(tensor)
 
 
+def _note_grad(tracer: Recorder) -> None:
+    file, _, line = calling_line()
+    sentence = "has no effect when the graph runs under torch.no_grad(): it computes without gradients there too"
+    tracer.notes[f"torch.enable_grad() at {file}:{line} {sentence}"] = None
+
+
+def _note_enabled(tracer: Recorder, mode: bool) -> None:
+    if mode and not is_library_frame(sys._getframe(2)):  # `no_grad` sets the mode that was before, too
+        _note_grad(tracer)
+
+
 @contextmanager
 def patched_torch(tracer: Recorder) -> Iterator[None]:
     """Record custom autograd functions, trace through checkpointing, raise where autocast is entered.
 
+    Where gradients are enabled, this is noted.
     ``torch.jit.isinstance`` of a proxy is that of its example value.
     """
     function: Any = torch.autograd.Function
     autocast: Any = torch.autocast
     jit: Any = torch.jit
+    grad: Any = torch.enable_grad
+    grad_enabled: Any = torch.set_grad_enabled
     apply, enter = function.__dict__["apply"], autocast.__enter__
+    enter_grad, enable = grad.__enter__, grad_enabled.__init__
     scopes = [scope for scope in loaded_scopes().all if scope.get("checkpoint") is original_checkpoint]
     is_instance = jit.__dict__["_isinstance"]
     function.apply = classmethod(_recording_apply(tracer, apply))
     jit._isinstance = lambda value, classes: is_instance(tracer.queries.values_of_types(value), classes)
-    autocast.__enter__ = _untraceable_enter(tracer, enter)
+    autocast.__enter__ = _noticed(tracer, enter, _refuse_autocast)
+    grad.__enter__ = _noticed(tracer, enter_grad, partial(_note_grad, tracer))
+    grad_enabled.__init__ = _noticed(tracer, enable, partial(_note_enabled, tracer))
     for scope in scopes:
         scope["checkpoint"] = _transparent_checkpoint(tracer)
     try:
         yield
     finally:
         function.apply, autocast.__enter__, jit._isinstance = apply, enter, is_instance
+        grad.__enter__, grad_enabled.__init__ = enter_grad, enable
         for scope in scopes:
             scope["checkpoint"] = original_checkpoint
 
@@ -264,15 +284,20 @@ def _recording_call(tracer: Recorder, original: Any) -> Callable[..., Any]:
     return call
 
 
-def _untraceable_enter(tracer: Recorder, enter: Callable[..., Any]) -> Callable[..., Any]:
+def _noticed(tracer: Recorder, original: Callable[..., Any], notice: Callable[..., None]) -> Callable[..., Any]:
+    """A method of a context that calls ``notice`` with its arguments first, if the traced forward calls it."""
     thread = threading.get_ident()
 
-    def autocast_enter(context: Any) -> Any:
-        if tracer.queries.computing or threading.get_ident() != thread:
-            return enter(context)
-        raise UntraceableError("autocast is entered inside the forward, which a graph can't record")
+    def method(context: Any, *args: Any, **kwargs: Any) -> Any:
+        if not tracer.queries.computing and threading.get_ident() == thread:
+            notice(*args, **kwargs)
+        return original(context, *args, **kwargs)
 
-    return autocast_enter
+    return method
+
+
+def _refuse_autocast() -> None:
+    raise UntraceableError("autocast is entered inside the forward, which a graph can't record")
 
 
 def _transparent_checkpoint(tracer: Recorder) -> Callable[..., Any]:

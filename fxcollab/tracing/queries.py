@@ -70,7 +70,12 @@ class ProxyQueries:
         ):
             return answer  # needs no guard: the number of values that a module returns, for example
         file, module, line = calling_line()
+        if proxy.node.target is getattr and proxy.node.args[1] == "requires_grad":
+            question = "requires grad"
         self._record(guard, (question, proxy, answer, f"{module}:{line}"))
+        if question == "requires grad" and answer:
+            self._notes[f"{file}:{line} goes the same way whether a tensor requires grad or not"] = None
+            return answer
         traced = f"what {file}:{line} depends on was taken from an example input"
         self._notes[f"{traced}; inputs for which it differs raise an error"] = None
         return answer

@@ -16,7 +16,14 @@ from torch.fx.immutable_collections import immutable_dict
 
 from fxcollab._torch import is_compiled, pytree
 from fxcollab.rng import ForeignState
-from fxcollab.runtime.operators import RETURN_THEIR_INPUT, guard, stop_gradient, writes_in_place
+from fxcollab.runtime.operators import (
+    GRADIENT_METHODS,
+    RETURN_THEIR_INPUT,
+    GradientMethod,
+    guard,
+    stop_gradient,
+    writes_in_place,
+)
 from fxcollab.tracing.callers import calling_lines, user_scopes
 from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
@@ -163,6 +170,9 @@ class LazyTracer(fx.Tracer):
 
         Returns None if the example value is None: ``if mask is None`` is always false for a proxy.
         """
+        if kind == "call_method" and target in GRADIENT_METHODS:
+            kind, target = "call_function", GradientMethod(target, (*args[1:], *kwargs.values()))
+            args, kwargs = args[:1], {}
         value = self._create_proxy(kind, target, args, kwargs, *rest, **more)
         if target is operator.getitem and self.queries.copies(args[1]):
             value.node.meta[COPIES] = True
@@ -170,7 +180,7 @@ class LazyTracer(fx.Tracer):
 
     def _create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         is_call = kind in ("call_function", "call_method", "call_module") and target is not stop_gradient
-        if not is_call or torch.is_grad_enabled():
+        if not is_call or isinstance(target, GradientMethod) or torch.is_grad_enabled():
             return super().create_proxy(kind, target, args, kwargs, *rest, **more)
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         if kind == "call_module" or name in RETURN_THEIR_INPUT:
