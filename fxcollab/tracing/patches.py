@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint as original_checkpoint
 
-from fxcollab._torch import pytree, storage_id
+from fxcollab._torch import JIT_ISINSTANCE, pytree, storage_id
 from fxcollab.runtime.operators import INPLACE, CustomFunction, set_data_, writes_in_place
 from fxcollab.tracing.callers import calling_line, is_library_frame, loaded_scopes
 from fxcollab.tracing.errors import UntraceableError
@@ -126,45 +126,35 @@ def _storage(tensor: Tensor) -> int:
     return storage_id(tensor) if tensor.layout == torch.strided else id(tensor)
 
 
-def _note_grad(tracer: Recorder) -> None:
-    file, _, line = calling_line()
-    sentence = "has no effect when the graph runs under torch.no_grad(): it computes without gradients there too"
-    tracer.notes[f"torch.enable_grad() at {file}:{line} {sentence}"] = None
-
-
-def _note_enabled(tracer: Recorder, mode: bool) -> None:
-    if mode and not is_library_frame(sys._getframe(2)):  # `no_grad` sets the mode that was before, too
-        _note_grad(tracer)
-
-
 @contextmanager
 def patched_torch(tracer: Recorder) -> Iterator[None]:
     """Record custom autograd functions, trace through checkpointing, raise where autocast is entered.
 
-    Where gradients are enabled, this is noted.
-    ``torch.jit.isinstance`` of a proxy is that of its example value.
+    ``torch.jit.isinstance`` of a proxy is that of its example value. Where gradients are enabled, this is noted.
     """
-    function: Any = torch.autograd.Function
-    autocast: Any = torch.autocast
-    jit: Any = torch.jit
-    grad: Any = torch.enable_grad
-    grad_enabled: Any = torch.set_grad_enabled
-    apply, enter = function.__dict__["apply"], autocast.__enter__
-    enter_grad, enable = grad.__enter__, grad_enabled.__init__
+    apply, is_instance = vars(torch.autograd.Function)["apply"], vars(torch.jit)[JIT_ISINSTANCE]
+    patches: list[tuple[Any, str, Any]] = [
+        (torch.autograd.Function, "apply", classmethod(_recording_apply(tracer, apply))),
+        (torch.jit, JIT_ISINSTANCE, lambda value, types: is_instance(tracer.queries.values_of_types(value), types)),
+        (torch.autocast, "__enter__", _noticed(tracer, torch.autocast.__enter__, _refuse_autocast)),
+        (torch.enable_grad, "__enter__", _noticed(tracer, torch.enable_grad.__enter__, partial(_note_grad, tracer))),
+        (
+            torch.set_grad_enabled,
+            "__init__",
+            _noticed(tracer, torch.set_grad_enabled.__init__, partial(_note_grad_mode, tracer)),
+        ),
+    ]
+    saved = [(owner, name, vars(owner)[name]) for owner, name, _ in patches]
     scopes = [scope for scope in loaded_scopes().all if scope.get("checkpoint") is original_checkpoint]
-    is_instance = jit.__dict__["_isinstance"]
-    function.apply = classmethod(_recording_apply(tracer, apply))
-    jit._isinstance = lambda value, classes: is_instance(tracer.queries.values_of_types(value), classes)
-    autocast.__enter__ = _noticed(tracer, enter, _refuse_autocast)
-    grad.__enter__ = _noticed(tracer, enter_grad, partial(_note_grad, tracer))
-    grad_enabled.__init__ = _noticed(tracer, enable, partial(_note_enabled, tracer))
+    for owner, name, patch in patches:
+        setattr(owner, name, patch)
     for scope in scopes:
         scope["checkpoint"] = _transparent_checkpoint(tracer)
     try:
         yield
     finally:
-        function.apply, autocast.__enter__, jit._isinstance = apply, enter, is_instance
-        grad.__enter__, grad_enabled.__init__ = enter_grad, enable
+        for owner, name, original in saved:
+            setattr(owner, name, original)
         for scope in scopes:
             scope["checkpoint"] = original_checkpoint
 
@@ -255,6 +245,7 @@ class _TorchFacade(ModuleType):
         super().__init__("torch", torch.__doc__)
         vars(self).update({name: _recording_call(tracer, original) for name, original in _WITHOUT_DISPATCH.items()})
         self.is_tensor = lambda value: is_instance(value, torch.Tensor)
+        self.is_grad_enabled = partial(_is_grad_enabled, tracer)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -298,6 +289,25 @@ def _noticed(tracer: Recorder, original: Callable[..., Any], notice: Callable[..
 
 def _refuse_autocast() -> None:
     raise UntraceableError("autocast is entered inside the forward, which a graph can't record")
+
+
+def _note_grad(tracer: Recorder) -> None:
+    file, _, line = calling_line()
+    sentence = "has no effect when the graph runs under torch.no_grad(): it computes without gradients there too"
+    tracer.notes[f"torch.enable_grad() at {file}:{line} {sentence}"] = None
+
+
+def _note_grad_mode(tracer: Recorder, mode: bool) -> None:
+    if mode and not is_library_frame(sys._getframe(2)):  # `no_grad` sets the mode that was before, too
+        _note_grad(tracer)
+
+
+def _is_grad_enabled(tracer: Recorder) -> bool:
+    enabled = torch.is_grad_enabled()
+    if enabled and not tracer.queries.computing:
+        file, _, line = calling_line()
+        tracer.notes[f"{file}:{line} goes the same way whether gradients are enabled or not"] = None
+    return enabled
 
 
 def _transparent_checkpoint(tracer: Recorder) -> Callable[..., Any]:

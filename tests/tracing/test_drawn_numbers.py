@@ -252,6 +252,29 @@ def test_a_question_whose_answer_is_drawn_is_refused(make: type[Net]) -> None:
     assert line_at(error.where, __name__)
 
 
+def _drops(x: Tensor, layer: Tensor) -> Tensor:
+    if torch.rand(1).item() < 0.5 or random.random() < 0.1:
+        return x
+    return x + layer
+
+
+class DropsInAFunction(Net):
+    def forward(self, x: Tensor) -> Any:
+        return self.d(self.c(_drops(x, self.b(self.a(x)))))
+
+
+def test_a_function_that_drops_at_random_draws_at_every_call() -> None:
+    model = DropsInAFunction()
+    train_model = made(model, (X,))
+    for seed in range(4):
+        results = []
+        for module in (model, lambda x: train_model(x)[0]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            results.append(module(X))
+        assert torch.equal(*results)
+
+
 class Whole(Net):
     """The way out: the loop in a module of its own."""
 

@@ -126,6 +126,20 @@ def test_gradients_that_a_forward_enables_are_there_in_training_and_their_loss_e
     assert "fxcollab" not in enter.__module__
 
 
+class AsksForTheMode(Net):
+    def forward(self, x: Tensor) -> Any:
+        with torch.no_grad():
+            x = x if torch.is_grad_enabled() else x + 1
+        return self.tail(self.a(x) if torch.is_grad_enabled() else x)
+
+
+def test_that_a_forward_goes_one_way_in_both_grad_modes_is_said() -> None:
+    model = AsksForTheMode()
+    train_model = made(model, (X,))
+    assert agrees(train_model, model, MORE)
+    assert ["whether gradients are enabled or not" in note for note in train_model.meta[NOTES]] == [True]
+
+
 class SuspendsThem(Net):
     def forward(self, x: Tensor) -> Any:
         with torch.no_grad():
