@@ -24,7 +24,7 @@ def refuse_gradients_across_splits(levels: Mapping[fx.Node, int], splits: Sequen
                     f"The forward differentiates through {f'split {split!r}' if splits else split}.",
                     where=f"{node.name}: torch.autograd.grad by {value.name}",
                     why="a split scales what comes back through it, also the gradients that the forward computes",
-                    hint=f"use pattern 'multi-instance', or a split that lies before {value.name!r} or behind {node.name!r}"
+                    hint=f"use pattern 'multi-instance', or split before {value.name!r} or behind {node.name!r}"
                     if splits
                     else f"compute {value.name!r} in the forward: x = x.detach().requires_grad_()",
                 )
