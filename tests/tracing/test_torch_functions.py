@@ -96,11 +96,13 @@ class Samples(Net):
         posterior = Normal(h, self.b(x).exp())
         prior = torch.distributions.Normal(torch.zeros_like(h), torch.ones_like(h))
         assert isinstance(posterior, Normal) and not isinstance(x, Normal)
-        z = D.Independent(posterior, 1).rsample()
+        z = posterior.rsample()
         return self.d(self.c(z)), kl_divergence(posterior, prior).sum(), posterior.log_prob(z.detach())
 
 
-def test_distributions_are_made_at_every_call() -> None:
+@pytest.mark.parametrize("validate", [True, False])  # some libraries switch it off for the whole process
+def test_distributions_are_made_at_every_call(validate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(D.Distribution, "_validate_args", validate)
     model, normal = Samples(), Normal
     train_model = made(model, (X,), ["a"])
     assert Normal is normal is D.Normal and type(Normal) is type
