@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -51,17 +52,23 @@ def innermost_helper(error: BaseException, known: Iterable[Helper]) -> Helper | 
     return found
 
 
+def running_class(known: Iterable[Helper]) -> Helper | None:
+    """The class of torch, not yet ``known``, of which user code calls a method now: a node needs no answers."""
+    for frame, _ in traceback.walk_stack(None):
+        helper = _called_helper(frame.f_back, frame) if frame.f_back is not None else None
+        if helper is not None and isinstance(helper.function, type) and helper not in known:
+            return helper
+    return None
+
+
 def _called_helper(caller: FrameType, callee: FrameType) -> Helper | None:
-    """The function of the user's that was called, or the function or class of torch that user code called."""
+    """The function of the user's that was called, or what user code called of torch: a function or a class."""
     code = callee.f_code
-    if code.co_name == "__init__":
-        function: Any = type(callee.f_locals.get(code.co_varnames[0]))
-        may_be_a_node = _package(function) == "torch" and not issubclass(function, nn.Module)
-        if not may_be_a_node or hasattr(function, "__enter__"):
-            return None
-    else:
-        function = callee.f_globals.get(code.co_name)
-        if not isinstance(function, FunctionType) or function.__code__ is not code:
+    function: Any = callee.f_globals.get(code.co_name)
+    if not isinstance(function, FunctionType) or function.__code__ is not code:
+        function = type(callee.f_locals.get(code.co_varnames[0])) if code.co_argcount else None
+        never_nodes = (nn.Module, Tensor, fx.Proxy)
+        if function is None or issubclass(function, never_nodes) or hasattr(function, "__enter__"):
             return None
     importable = getattr(sys.modules.get(function.__module__), function.__name__, None) is function
     of_user = is_helper(function) or (_package(function) == "torch" and not is_library_frame(caller))

@@ -27,7 +27,7 @@ from fxcollab.runtime.operators import (
 from fxcollab.tracing.callers import calling_lines, user_scopes
 from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
-from fxcollab.tracing.helpers import Helper, record_helpers
+from fxcollab.tracing.helpers import Helper, record_helpers, running_class
 from fxcollab.tracing.interface import Interface, as_call
 from fxcollab.tracing.patches import RecordFactories, patched_globals, patched_torch
 from fxcollab.tracing.proxy import CaptureProxy, unformat
@@ -139,6 +139,8 @@ class LazyTracer(fx.Tracer):
             node.meta[HELD_BY] = containers
 
     def _record(self, function: Any, args: tuple[Any, ...]) -> Any:
+        if function is guard and (helper := running_class(self._helpers)) is not None:
+            raise UntraceableError(f"{helper.title} asks {args[0]!r}")
         return self.create_proxy("call_function", function, args, {})
 
     def _record_helper(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -96,7 +96,7 @@ class Samples(Net):
         posterior = Normal(h, self.b(x).exp())
         prior = torch.distributions.Normal(torch.zeros_like(h), torch.ones_like(h))
         assert isinstance(posterior, Normal) and not isinstance(x, Normal)
-        z = posterior.rsample()
+        z = D.Independent(posterior, 1).rsample()
         return self.d(self.c(z)), kl_divergence(posterior, prior).sum(), posterior.log_prob(z.detach())
 
 
