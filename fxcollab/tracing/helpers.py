@@ -53,7 +53,7 @@ def innermost_helper(error: BaseException, known: Iterable[Helper]) -> Helper | 
 
 
 def running_class(known: Iterable[Helper]) -> Helper | None:
-    """The class of torch, not yet ``known``, of which user code calls a method now: a node needs no answers."""
+    """The innermost class of torch, not yet ``known``, of which a method runs now: a node needs no answers."""
     for frame, _ in traceback.walk_stack(None):
         helper = _called_helper(frame.f_back, frame) if frame.f_back is not None else None
         if helper is not None and isinstance(helper.function, type) and helper not in known:
@@ -62,7 +62,7 @@ def running_class(known: Iterable[Helper]) -> Helper | None:
 
 
 def _called_helper(caller: FrameType, callee: FrameType) -> Helper | None:
-    """The function of the user's that was called, or what user code called of torch: a function or a class."""
+    """The function of the user's, or of torch called by the user's code, or the class of torch that was called."""
     code = callee.f_code
     function: Any = callee.f_globals.get(code.co_name)
     if not isinstance(function, FunctionType) or function.__code__ is not code:
@@ -71,8 +71,8 @@ def _called_helper(caller: FrameType, callee: FrameType) -> Helper | None:
         if function is None or issubclass(function, never_nodes) or hasattr(function, "__enter__"):
             return None
     importable = getattr(sys.modules.get(function.__module__), function.__name__, None) is function
-    of_user = is_helper(function) or (_package(function) == "torch" and not is_library_frame(caller))
-    return Helper(function) if importable and of_user else None
+    of_torch = _package(function) == "torch" and (isinstance(function, type) or not is_library_frame(caller))
+    return Helper(function) if importable and (of_torch or is_helper(function)) else None
 
 
 def _package(function: Any) -> str:
