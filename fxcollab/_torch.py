@@ -51,6 +51,9 @@ PyTreeCodeGen = fx_graph._PyTreeCodeGen
 format_target = fx_graph._format_target
 """The expression by which generated code reads an attribute of the module."""
 
+JIT_ISINSTANCE = "_isinstance"
+"""The name in ``torch.jit`` of what ``torch.jit.isinstance`` calls, however that was imported."""
+
 GENERATED = frozenset({"_graph", "_code", "_lineno_map", "_prologue_start"})
 """Attributes that a ``GraphModule`` and each copy of it make from the graph."""
 

@@ -56,6 +56,12 @@ class GeneratorState(ForeignState):
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
 
+    def numbers_were_drawn(self) -> bool:
+        """Whether any of the generators was drawn from since."""
+        now = GeneratorState()
+        of_torch = not torch.equal(now._cpu, self._cpu) or any(map(_differ, now._cuda, self._cuda))
+        return of_torch or self.foreign_numbers_were_drawn()
+
 
 @contextmanager
 def preserve_rng_state() -> Iterator[GeneratorState]:

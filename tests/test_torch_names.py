@@ -42,6 +42,12 @@ def test_operators() -> None:
     assert written[0].is_write and written[1] is None
 
 
+def test_type_refinement() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.jit, _torch.JIT_ISINSTANCE, lambda value, types: (value, types))
+        assert torch.jit.isinstance(1, int) == (1, int)
+
+
 def test_dispatch_mode() -> None:
     seen = []
 

@@ -25,7 +25,7 @@ from fxcollab.deep_copy import deep_copy_into
 from fxcollab.functional import named_tensors
 from fxcollab.fx_utils import Interpreter, attribute, opened_around
 from fxcollab.rng import ForeignState
-from fxcollab.runtime.operators import guard
+from fxcollab.runtime.operators import GradientMethod, guard
 from fxcollab.tracing.capture import CAPTURE_KEY, CaptureOptions
 from fxcollab.tracing.examples import example_tensors, guesses
 from fxcollab.tracing.interface import Interface
@@ -240,6 +240,8 @@ class _Observer(Interpreter):
     def _effects(self, node: fx.Node, value: Any, changed: set[int], drew: bool) -> Effects:
         seen = self._operations
         written = seen.classes(seen.written)
+        if isinstance(node.target, GradientMethod):  # it changes how a tensor's gradient is computed
+            written |= seen.classes(self._keys[node.all_input_nodes[0]])
         returned = seen.classes(key_of(part) if isinstance(part, Tensor) else id(part) for part in _parts(value))
         of_inputs = {source: seen.classes(self._keys[source]) for source in node.all_input_nodes}
         return Effects(

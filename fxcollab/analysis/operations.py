@@ -117,6 +117,8 @@ class _Functions(TorchFunctionMode):
         self._operations = operations
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "__set__":  # x.data = y is no operator
+            self._operations.written.add(key_of(args[0]))
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             for position in _viewed(getattr(func, "__name__", "")):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from fxcollab.analysis.foreign import refuse_foreign_state, refuse_frozen_attributes
+from fxcollab.analysis.inner_gradients import refuse_gradients_across_splits
 from fxcollab.analysis.levels import (
     Cuts,
     GraphLevels,
@@ -84,6 +85,7 @@ def partition(captured: CollabGraphModule, tree: HeadTree, observation: Observat
     _refuse_split_without_effect(captured, result)
     refuse_foreign_state(captured.root, result.nodes.values(), result.state, observation)
     for levels in nodes.values():
+        refuse_gradients_across_splits(levels, tree.splits)
         for node, level in levels.items():
             node.meta[LEVEL_KEY] = level
     return result

@@ -43,8 +43,9 @@ globals().update(INPLACE)  # for pickles, which look functions up by their names
 
 RETURN_THEIR_INPUT = frozenset(
     (
-        "alpha_dropout", "bfloat16", "contiguous", "cpu", "cuda", "dropout", "dropout1d", "dropout2d", "dropout3d",
-        "double", "feature_alpha_dropout", "float", "half", "rrelu", "to", "type", "type_as",
+        "alpha_dropout", "as_tensor", "asarray", "bfloat16", "contiguous", "cpu", "cuda", "dropout", "dropout1d",
+        "dropout2d", "dropout3d", "double", "feature_alpha_dropout", "float", "half", "rrelu", "to", "type",
+        "type_as",
     )
 )  # fmt: skip
 """Names of operations that may return their input itself, which then has its gradient also under ``no_grad``."""
@@ -78,6 +79,42 @@ class CustomFunction:
         return self.function.apply(*args, **kwargs)
 
 
+GRADIENT_METHODS = frozenset(("register_hook", "register_post_accumulate_grad_hook", "retain_grad"))
+"""Names of methods that concern a tensor's gradient alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class GradientMethod:
+    """One of `GRADIENT_METHODS` as the target of a node; it does nothing where there is no gradient.
+
+    Attributes:
+        name: the method.
+        arguments: its arguments, such as a hook, which a node can't have as arguments.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+
+    @property
+    def __name__(self) -> str:
+        """What fx names the node after: it changes its argument, so that every head needs one of its own."""
+        return f"{self.name}_"
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same call: a hook that a forward defines is another function at every trace."""
+        return isinstance(other, GradientMethod) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.name, *(getattr(argument, "__code__", argument) for argument in self.arguments)
+
+    def __call__(self, tensor: Tensor) -> Any:
+        """Call it."""
+        return getattr(tensor, self.name)(*self.arguments) if tensor.requires_grad else None
+
+
 def stop_gradient(value: Any, kept: Sequence[Any] = ()) -> Any:
     """``value``, a tensor or any pytree, as under ``torch.no_grad()``: the same storage, no gradient.
 
@@ -93,15 +130,34 @@ def stop_gradient(value: Any, kept: Sequence[Any] = ()) -> Any:
     return pytree.tree_map(stopped, value)
 
 
+def set_data_(tensor: Tensor, value: Tensor) -> Tensor:
+    """``tensor.data = value``, written into the memory that the tensor has.
+
+    Raises:
+        CaptureError: the value has another shape or type.
+    """
+    if (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
+        raise CaptureError(
+            f"{tuple(value.shape)} of {value.dtype} is assigned to the data of a tensor of {tuple(tensor.shape)} and "
+            f"{tensor.dtype}.",
+            why="the graph writes into the memory that the tensor has",
+            hint="assign a value of the same shape and type, or keep this code in a module of its own",
+        )
+    return tensor.data.copy_(value)
+
+
 def guard(question: str, value: Any, answer: Any, where: str) -> None:
     """Raise for a value for which the forward would take a different branch than when it was captured.
 
-    One of `QUESTIONS` about the value had the given answer at capture; ``where`` is the line with the question.
+    One of `QUESTIONS` about the value had the given answer at capture; ``where`` is the line with the question. A
+    value that requires no grad, as under ``torch.no_grad()``, goes the way of one that does.
 
     Raises:
         CaptureError: the answer differs.
     """
     found = QUESTIONS[question](value)
+    if question == "requires grad" and not found:
+        return
     if found != answer:
         raise CaptureError(
             f"The graph was captured where {_asked(question)} is {answer}; here it is {found}.",
@@ -129,6 +185,6 @@ def _plain(value: Any) -> Any:
 
 QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "bool": bool, "int": int, "float": float, "index": operator.index, "len": len, "keys": _keys,
-    "value": _plain, "is None": _is_none,
+    "value": _plain, "is None": _is_none, "requires grad": bool,
 }  # fmt: skip
 """Functions whose result depends on the value of a tensor, by name."""

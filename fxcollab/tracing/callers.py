@@ -43,21 +43,22 @@ def user_code_reads_class() -> bool:
     frame: FrameType | None = sys._getframe(2)
     assert frame is not None
     in_functools = frame.f_globals.get("__name__") == "functools"
-    if not in_functools and _is_library_frame(frame):
+    if not in_functools and is_library_frame(frame):
         return False
     if _instruction(frame.f_code, frame.f_lasti) not in (("MATCH_CLASS", None), ("LOAD_ATTR", "__class__")):
         return False
     while frame is not None and frame.f_globals.get("__name__") == "functools":
         frame = frame.f_back
-    return frame is not None and not _is_library_frame(frame)
+    return frame is not None and not is_library_frame(frame)
 
 
 def called_from_user_code() -> bool:
     """Whether the code two calls up is the user's."""
-    return not _is_library_frame(sys._getframe(2))
+    return not is_library_frame(sys._getframe(2))
 
 
-def _is_library_frame(frame: FrameType) -> bool:
+def is_library_frame(frame: FrameType) -> bool:
+    """Whether the code of Python, torch, numpy or this library is running in a frame."""
     return _is_library(frame.f_globals.get("__name__", "builtins"))
 
 

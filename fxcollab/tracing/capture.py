@@ -20,7 +20,7 @@ from fxcollab.tracing.callers import is_internal_file
 from fxcollab.tracing.errors import FirstCallError, NoExampleError, UntraceableError
 from fxcollab.tracing.example_values import Examples
 from fxcollab.tracing.examples import example_tensors, guess_inputs
-from fxcollab.tracing.helpers import Helper, innermost_helper
+from fxcollab.tracing.helpers import Helper, innermost_helper, is_helper
 from fxcollab.tracing.interface import ExampleInputs, Interface, forward_of, interface_of
 from fxcollab.tracing.leaks import purge_caches, purge_leaked_proxies
 from fxcollab.tracing.limitations import limitations
@@ -139,7 +139,6 @@ class _Traced:
     shared: Sequence[str]
     notes: Iterable[str]
     assigned: Sequence[str]
-    drew: bool
 
 
 def _trace_mode(
@@ -168,10 +167,9 @@ def _trace_mode(
                 examples=examples,
                 proxies=proxies,
             )
-            with preserve_rng_state() as generators, preserved_classes(model):
+            with preserve_rng_state(), preserved_classes(model):
                 before = Attributes(twin.model)
                 graph = tracer.trace(twin.model)
-                drew = generators.foreign_numbers_were_drawn()
                 changed = before.changed()
         except FirstCallError:
             raise
@@ -188,7 +186,7 @@ def _trace_mode(
             needed = _examples_with_none(graph, tracer, candidates) if examples is None else None
             if needed is None:
                 opened = {path: model.get_submodule(path) for path in tracer.opened}
-                return _Traced(graph, tracer.constants, opened, helpers, twin.shared, tracer.notes, changed, drew)
+                return _Traced(graph, tracer.constants, opened, helpers, twin.shared, tracer.notes, changed)
             examples = needed
 
 
@@ -273,13 +271,11 @@ def _is_part_of_a_call(node: fx.Node) -> bool:
 
 def _limitations_of_tracing(*modes: _Traced) -> Iterable[str]:
     assigned = [name for traced in modes for name in traced.assigned]
-    helpers = [helper.title for traced in modes for helper in traced.helpers]
+    helpers = [helper.title for traced in modes for helper in traced.helpers if is_helper(helper.function)]
     shared = dict.fromkeys(path for traced in modes for path in traced.shared)
-    drew = any(traced.drew for traced in modes)
     sentences = (
         *(f"{path} can't be copied, so that the forward was traced with the model's own" for path in shared),
         *(f"what the forward assigns to {name} is not kept: the graph reads the value it had" for name in assigned),
-        *["random numbers of Python or numpy were drawn while tracing and are constants of the graph"] * drew,
         *(f"function {title} can't be traced: calls of it are one node" for title in helpers),
         *(note for traced in modes for note in traced.notes),
     )

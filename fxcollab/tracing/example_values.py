@@ -7,7 +7,7 @@ real ones if data do. Sizes stay symbolic in the graph; what was decided by the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, fx, nn
 
 from fxcollab._torch import pytree
 from fxcollab.fx_utils import map_inputs, mutable
+from fxcollab.rng import GeneratorState
+from fxcollab.runtime.operators import writes_in_place
 from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.twin import twin_of
 
@@ -39,6 +41,7 @@ class ExampleValues:
     ) -> None:
         self._tensors, self._real = tensors, examples.real
         self._values: dict[fx.Node, Any] = {}
+        self._drawn: set[fx.Node] = set()  # those whose values depend on random numbers
         self._twin = twin_of(model, training, real=examples.real)
         self._inputs = [pytree.tree_map_only(Tensor, self._twin.stand_in, value) for value in examples.values]
 
@@ -49,13 +52,30 @@ class ExampleValues:
 
     def value(self, node: fx.Node) -> Any:
         """The example value of ``node``; those of the nodes before it are computed first, in the graph's order."""
-        with self._twin.running(), torch.no_grad():
+        with self._twin.running(), torch.enable_grad():
             for other in node.graph.nodes:
                 if other not in self._values:
+                    before = GeneratorState() if self.real else None
                     self._values[other] = self._evaluate(other)
+                    if before is not None and (before.numbers_were_drawn() or self._reads_drawn(other)):
+                        self._drawn.add(other)
+                        if writes_in_place(other.target, other.kwargs):
+                            self._drawn.update(other.all_input_nodes[:1])
                 if other is node:
                     break
         return self._values[node]
+
+    def drawn(self, node: fx.Node, question: Callable[[Any], Any]) -> bool:
+        """Whether the answer to a question about a computed value depends on random numbers of the forward."""
+        return node in self._drawn and not _is_known_without_data(question, self._values[node])
+
+    def _reads_drawn(self, node: fx.Node) -> bool:
+        """Whether the value depends on random numbers by those of other nodes, and not on their shapes alone."""
+        drawn = [self._values[other] for other in node.all_input_nodes if other in self._drawn]
+        if not drawn or node.op == "call_module" or _has_tensors(self._values[node]):
+            return bool(drawn)
+        values = {other: self._values[other] for other in node.all_input_nodes}
+        return not _is_known_without_data(lambda inputs: self._evaluate(node, inputs), values)
 
     def containers_of(self, node: fx.Node) -> tuple[str, ...] | None:
         """The nodes so far whose values have the list or dict of ``node`` in them; None for a tensor."""
@@ -68,9 +88,10 @@ class ExampleValues:
             if any(inner is container for inner in _containers(value))
         )
 
-    def _evaluate(self, node: fx.Node) -> Any:
-        args = mutable(map_inputs(node.args, self._values.__getitem__))
-        kwargs = mutable(map_inputs(node.kwargs, self._values.__getitem__))
+    def _evaluate(self, node: fx.Node, values: Mapping[fx.Node, Any] | None = None) -> Any:
+        values = self._values if values is None else values
+        args = mutable(map_inputs(node.args, values.__getitem__))
+        kwargs = mutable(map_inputs(node.kwargs, values.__getitem__))
         target: Any = node.target
         match node.op:
             case "placeholder":
@@ -90,6 +111,21 @@ class ExampleValues:
         if not self._real and any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
             raise UntraceableError(f"an example value is needed behind {path}, which is scripted and needs real ones")
         return module
+
+
+def _has_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+
+
+def _is_known_without_data(function: Callable[[Any], Any], value: Any) -> bool:
+    """Whether ``function`` returns the same for all data, such as a shape: tensors on meta have none."""
+    if not _has_tensors(value):
+        return False
+    try:
+        function(pytree.tree_map_only(Tensor, lambda tensor: tensor.to("meta"), value))
+    except Exception:  # user code may raise anything on them
+        return False
+    return True
 
 
 def _containers(value: Any) -> Iterator[Any]:

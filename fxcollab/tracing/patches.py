@@ -5,9 +5,11 @@ Only one thread traces at a time (see `LazyTracer`); calls of other threads mean
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -16,9 +18,9 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils.checkpoint import checkpoint as original_checkpoint
 
-from fxcollab._torch import DATA_DEPENDENT_ERRORS, FakeTensor, pytree, storage_id
-from fxcollab.runtime.operators import INPLACE, CustomFunction, writes_in_place
-from fxcollab.tracing.callers import called_from_user_code, loaded_scopes
+from fxcollab._torch import DATA_DEPENDENT_ERRORS, JIT_ISINSTANCE, FakeTensor, pytree, storage_id
+from fxcollab.runtime.operators import INPLACE, CustomFunction, set_data_, writes_in_place
+from fxcollab.tracing.callers import called_from_user_code, calling_line, is_library_frame, loaded_scopes
 from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.queries import ProxyQueries
 
@@ -39,6 +41,7 @@ _CHECKPOINT_OPTIONS = frozenset(
     ("use_reentrant", "context_fn", "determinism_check", "debug", "early_stop", "preserve_rng_state")
 )
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 _ITEM_WRITES = frozenset(
     (Tensor.__setitem__, *(getattr(Tensor, f"__{name}__") for name in INPLACE if hasattr(Tensor, f"__{name}__")))
 )
@@ -86,10 +89,11 @@ class RecordFactories(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _FACTORIES:
             return self._tracer.create_proxy("call_function", func, args, kwargs)
-        if _has_proxies(args, kwargs):
-            return func(*args, **kwargs)
-        writes = func.__name__ == "__set__" or writes_in_place(func.__name__, kwargs) or func in _ITEM_WRITES
-        if writes or func is _DATA:
+        assigns = func.__name__ == "__set__"
+        if _has_proxies(args, kwargs) and not assigns:  # also those that `torch.as_tensor` doesn't look for
+            return fx.Proxy.__torch_function__(func, types, args, kwargs)
+        writes = assigns or writes_in_place(func.__name__, kwargs) or func in _ITEM_WRITES
+        if writes or func == _DATA:
             return self._write(func, args, kwargs)
         if any(
             isinstance(leaf, Tensor) and self._tracer.is_state(leaf) for leaf in pytree.tree_leaves((args, kwargs))
@@ -115,9 +119,9 @@ class RecordFactories(TorchFunctionMode):
         """Record a write into state, and run one into a tensor that the forward created; any other raises."""
         target = kwargs.get("out", args[0])
         proxy = self._tracer.proxy_of_state(target)
-        if proxy is not None and func.__name__ != "__set__":
+        if proxy is not None and (func.__name__ != "__set__" or func == _SET_DATA):
             return self._record(func, proxy, args, kwargs)
-        if func is not _DATA and isinstance(target, Tensor) and _storage(target) not in self._created:
+        if func != _DATA and isinstance(target, Tensor) and _storage(target) not in self._created:
             raise UntraceableError(
                 f"{func.__name__} writes into a tensor of shape {tuple(target.shape)} that is not a parameter, a "
                 "buffer or an attribute of a module, so that the graph can't refer to it"
@@ -125,8 +129,10 @@ class RecordFactories(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _record(self, func: Any, proxy: fx.Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func is _DATA:
+        if func == _DATA:
             return proxy.data
+        if func == _SET_DATA:
+            return self._tracer.create_proxy("call_function", set_data_, (proxy, *args[1:]), {})
         if func is Tensor.__setitem__:
             return self._tracer.set_item(proxy, *args[1:])
         if func in _ITEM_WRITES:
@@ -153,22 +159,34 @@ def _storage(tensor: Tensor) -> int:
 
 @contextmanager
 def patched_torch(tracer: Recorder) -> Iterator[None]:
-    """Record custom autograd functions, trace through checkpointing, raise where autocast is entered."""
-    function: Any = torch.autograd.Function
-    autocast: Any = torch.autocast
-    apply, enter = function.__dict__["apply"], autocast.__enter__
+    """Record custom autograd functions, trace through checkpointing, raise where autocast is entered.
+
+    ``torch.jit.isinstance`` of a proxy is that of its example value. Where gradients are enabled, this is noted.
+    """
+    apply, is_instance = vars(torch.autograd.Function)["apply"], vars(torch.jit)[JIT_ISINSTANCE]
+    patches: list[tuple[Any, str, Any]] = [
+        (torch.autograd.Function, "apply", classmethod(_recording_apply(tracer, apply))),
+        (FakeTensor, "device", _recording_device(tracer)),
+        (torch.jit, JIT_ISINSTANCE, lambda value, types: is_instance(tracer.queries.values_of_types(value), types)),
+        (torch.autocast, "__enter__", _noticed(tracer, torch.autocast.__enter__, _refuse_autocast)),
+        (torch.enable_grad, "__enter__", _noticed(tracer, torch.enable_grad.__enter__, partial(_note_grad, tracer))),
+        (
+            torch.set_grad_enabled,
+            "__init__",
+            _noticed(tracer, torch.set_grad_enabled.__init__, partial(_note_grad_mode, tracer)),
+        ),
+    ]
+    saved = [(owner, name, vars(owner)[name]) for owner, name, _ in patches]
     scopes = [scope for scope in loaded_scopes().all if scope.get("checkpoint") is original_checkpoint]
-    fake: Any = FakeTensor
-    device = fake.device
-    function.apply = classmethod(_recording_apply(tracer, apply))
-    fake.device = _recording_device(tracer, device)
-    autocast.__enter__ = _untraceable_enter(tracer, enter)
+    for owner, name, patch in patches:
+        setattr(owner, name, patch)
     for scope in scopes:
         scope["checkpoint"] = _transparent_checkpoint(tracer)
     try:
         yield
     finally:
-        function.apply, autocast.__enter__, fake.device = apply, enter, device
+        for owner, name, original in saved:
+            setattr(owner, name, original)
         for scope in scopes:
             scope["checkpoint"] = original_checkpoint
 
@@ -259,6 +277,7 @@ class _TorchFacade(ModuleType):
         super().__init__("torch", torch.__doc__)
         vars(self).update({name: _recording_call(tracer, original) for name, original in _WITHOUT_DISPATCH.items()})
         self.is_tensor = lambda value: is_instance(value, torch.Tensor)
+        self.is_grad_enabled = partial(_is_grad_enabled, tracer)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -288,8 +307,9 @@ def _recording_call(tracer: Recorder, original: Any) -> Callable[..., Any]:
     return call
 
 
-def _recording_device(tracer: Recorder, original: Any) -> property:
+def _recording_device(tracer: Recorder) -> property:
     """The only attribute of fake tensors that torch's function modes don't see."""
+    original = vars(FakeTensor)["device"]
 
     def device(self: Any) -> Any:
         asked = called_from_user_code() and not tracer.queries.computing and tracer.is_state(self)
@@ -298,15 +318,39 @@ def _recording_device(tracer: Recorder, original: Any) -> property:
     return property(device, original.fset)
 
 
-def _untraceable_enter(tracer: Recorder, enter: Callable[..., Any]) -> Callable[..., Any]:
+def _noticed(tracer: Recorder, original: Callable[..., Any], notice: Callable[..., None]) -> Callable[..., Any]:
+    """A method of a context that calls ``notice`` with its arguments first, if the traced forward calls it."""
     thread = threading.get_ident()
 
-    def autocast_enter(context: Any) -> Any:
-        if tracer.queries.computing or threading.get_ident() != thread:
-            return enter(context)
-        raise UntraceableError("autocast is entered inside the forward, which a graph can't record")
+    def method(context: Any, *args: Any, **kwargs: Any) -> Any:
+        if not tracer.queries.computing and threading.get_ident() == thread:
+            notice(*args, **kwargs)
+        return original(context, *args, **kwargs)
 
-    return autocast_enter
+    return method
+
+
+def _refuse_autocast() -> None:
+    raise UntraceableError("autocast is entered inside the forward, which a graph can't record")
+
+
+def _note_grad(tracer: Recorder) -> None:
+    file, _, line = calling_line()
+    sentence = "has no effect when the graph runs under torch.no_grad(): it computes without gradients there too"
+    tracer.notes[f"torch.enable_grad() at {file}:{line} {sentence}"] = None
+
+
+def _note_grad_mode(tracer: Recorder, mode: bool) -> None:
+    if mode and not is_library_frame(sys._getframe(2)):  # `no_grad` sets the mode that was before, too
+        _note_grad(tracer)
+
+
+def _is_grad_enabled(tracer: Recorder) -> bool:
+    enabled = torch.is_grad_enabled()
+    if enabled and not tracer.queries.computing:
+        file, _, line = calling_line()
+        tracer.notes[f"{file}:{line} goes the same way whether gradients are enabled or not"] = None
+    return enabled
 
 
 def _transparent_checkpoint(tracer: Recorder) -> Callable[..., Any]:

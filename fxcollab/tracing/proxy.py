@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from types import GetSetDescriptorType
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.fx.proxy import Attribute
 
-from fxcollab.runtime.operators import INPLACE
+from fxcollab.runtime.operators import INPLACE, set_data_
 from fxcollab.tracing.callers import called_from_user_code, user_code_reads_class
+from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.queries import ProxyQueries
 
 # A proxy formatted into a text leaves its node's name between two characters of Unicode's private use area.
@@ -29,6 +31,16 @@ class CaptureProxy(fx.Proxy):
     def __setitem__(self, key: Any, value: Any) -> None:
         record: Callable[..., None] = self.tracer.set_item  # type: ignore[attr-defined]
         record(self, key, value)
+
+    def __setattr__(self, name: str, value: Any) -> Any:
+        """Record an assignment to an attribute of tensors; others are those of the proxy."""
+        if not isinstance(getattr(Tensor, name, None), GetSetDescriptorType):
+            return super().__setattr__(name, value)
+        if name == "data":
+            return self.tracer.create_proxy("call_function", set_data_, (self, value), {})
+        if name == "requires_grad":
+            return self.tracer.create_proxy("call_method", "requires_grad_", (self, value), {})
+        raise UntraceableError(f"{self.node.name}.{name} is assigned, which a graph can't record")
 
     __array_priority__ = 1000  # as tensors have it: numpy's numbers leave operations to them
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxcollab._torch import FakeTensor
+from fxcollab._torch import FakeTensor, pytree
 from fxcollab.runtime.operators import QUESTIONS, guard
 from fxcollab.tracing.callers import calling_line
 from fxcollab.tracing.errors import NoExampleError, UntraceableError
@@ -58,6 +58,8 @@ class ProxyQueries:
         except (RuntimeError, TypeError) as error:
             raise UntraceableError(f"{call} depends on the data: {error}") from error
         by_data = self._example_values is not None and self._example_values.real
+        if self._example_values is not None and self._example_values.drawn(proxy.node, QUESTIONS[question]):
+            raise UntraceableError(f"{call} depends on random numbers that the forward draws, anew at every call")
         if by_data and isinstance(answer, float):
             raise UntraceableError(f"{call} depends on the data, and differs for every input")
         if (
@@ -68,7 +70,12 @@ class ProxyQueries:
         ):
             return answer  # needs no guard: the number of values that a module returns, for example
         file, module, line = calling_line()
+        if proxy.node.target is getattr and proxy.node.args[1] == "requires_grad":
+            question = "requires grad"
         self._record(guard, (question, proxy, answer, f"{module}:{line}"))
+        if question == "requires grad" and answer:
+            self._notes[f"{file}:{line} goes the same way whether a tensor requires grad or not"] = None
+            return answer
         traced = f"what {file}:{line} depends on was taken from an example input"
         self._notes[f"{traced}; inputs for which it differs raise an error"] = None
         return answer
@@ -84,6 +91,10 @@ class ProxyQueries:
             with self.not_recording():
                 value = torch.empty(0, dtype=value.dtype, device=value.device)  # a fake one is no FloatTensor
         return isinstance(value, classes)
+
+    def values_of_types(self, value: Any) -> Any:
+        """A value with values of the proxies' types in their place."""
+        return value if self._computing else pytree.tree_map_only(fx.Proxy, self.value_of_type, value)
 
     def type_of(self, proxy: fx.Proxy) -> type:
         """The type of the example value."""

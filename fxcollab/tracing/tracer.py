@@ -16,11 +16,19 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict
 
 from fxcollab._torch import FakeTensor, is_compiled, pytree
-from fxcollab.runtime.operators import RETURN_THEIR_INPUT, guard, stop_gradient, writes_in_place
+from fxcollab.rng import ForeignState
+from fxcollab.runtime.operators import (
+    GRADIENT_METHODS,
+    RETURN_THEIR_INPUT,
+    GradientMethod,
+    guard,
+    stop_gradient,
+    writes_in_place,
+)
 from fxcollab.tracing.callers import calling_lines, user_scopes
 from fxcollab.tracing.errors import FirstCallError, UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
-from fxcollab.tracing.helpers import Helper, record_helpers
+from fxcollab.tracing.helpers import Helper, record_helpers, running_class
 from fxcollab.tracing.interface import Interface, as_call, or_default
 from fxcollab.tracing.patches import RecordFactories, patched_globals, patched_torch
 from fxcollab.tracing.proxy import CaptureProxy, unformat
@@ -105,7 +113,7 @@ class LazyTracer(fx.Tracer):
         with _TRACE_LOCK:
             values = None if self._examples is None else self.values_for(self._examples)
             self.queries = ProxyQueries(self._interface, values, self.tensors, self._record, self.notes)
-            self._thread = threading.get_ident()
+            self._thread, self._generators = threading.get_ident(), ForeignState()
             try:
                 with (
                     torch.enable_grad(),
@@ -147,6 +155,8 @@ class LazyTracer(fx.Tracer):
             node.meta[HELD_BY] = containers
 
     def _record(self, function: Any, args: tuple[Any, ...]) -> Any:
+        if function is guard and (helper := running_class(self._helpers)) is not None:
+            raise UntraceableError(f"{helper.title} asks {args[0]!r}")
         return self.create_proxy("call_function", function, args, {})
 
     def _record_helper(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -166,6 +176,8 @@ class LazyTracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Record an operation, and the lines of user code that led to it."""
+        if self._generators.foreign_numbers_were_drawn():
+            raise UntraceableError("the forward draws random numbers of Python or numpy, anew at every call")
         node = super().create_node(*args, **kwargs)
         if self._lines:
             node.stack_trace = calling_lines(LazyTracer.trace.__code__)
@@ -176,6 +188,9 @@ class LazyTracer(fx.Tracer):
 
         Returns None if the example value is None: ``if mask is None`` is always false for a proxy.
         """
+        if kind == "call_method" and target in GRADIENT_METHODS:
+            kind, target = "call_function", GradientMethod(target, (*args[1:], *kwargs.values()))
+            args, kwargs = args[:1], {}
         value = self._create_proxy(kind, target, args, kwargs, *rest, **more)
         if target is operator.getitem and self.queries.copies(args[1]):
             value.node.meta[COPIES] = True
@@ -183,7 +198,7 @@ class LazyTracer(fx.Tracer):
 
     def _create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         is_call = kind in ("call_function", "call_method", "call_module") and target is not stop_gradient
-        if not is_call or torch.is_grad_enabled():
+        if not is_call or isinstance(target, GradientMethod) or torch.is_grad_enabled():
             return super().create_proxy(kind, target, args, kwargs, *rest, **more)
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         if kind == "call_module" or name in RETURN_THEIR_INPUT:
@@ -225,6 +240,8 @@ class LazyTracer(fx.Tracer):
             self.opened[path] = m
         elif compiler is None and _class_of(m).__call__ is not nn.Module.__call__:
             raise UntraceableError(f"{path} overrides __call__, which would run twice")
+        if compiler is None and not m._forward_pre_hooks:  # which may change the arguments
+            _check_arguments(m.forward, args, kwargs)
         calls = self.num_calls.get(path, 0) + 1
         value = super().call_module(m, forward, args, kwargs)
         if isinstance(value, fx.Proxy):
@@ -396,6 +413,15 @@ def _refuse_parameters_made_at_the_first_call(root: nn.Module) -> None:
 def _class_of(module: nn.Module) -> type[nn.Module]:
     """The class of a module, not that of a single graph module, which only adds to messages of errors."""
     return type(module).__bases__[0] if isinstance(module, fx.GraphModule) else type(module)
+
+
+def _check_arguments(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise the TypeError of a call that doesn't fit the signature: the code around it may catch it."""
+    try:
+        signature = inspect.signature(forward, follow_wrapped=False)
+    except (TypeError, ValueError):  # written in C
+        return
+    signature.bind(*args, **kwargs)
 
 
 def _state_by_name(root: nn.Module) -> Iterator[tuple[str, Tensor]]:

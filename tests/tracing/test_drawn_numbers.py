@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fxcollab
 from tests.speeds import slow_but
-from tests.tracing.question_helpers import NOTES, Net, X, made, proven, refused
+from tests.tracing.question_helpers import NOTES, Net, X, line_at, made, proven, refused
 
 
 class MasksTime(nn.Module):
@@ -170,14 +170,139 @@ def test_numbers_that_are_drawn_for_an_example_are_no_constants() -> None:
 
 class DrawsAndAsks(Net):
     def forward(self, x: Tensor) -> Any:
-        h = self.a(x * np.random.rand())
+        h = self.a(x * (torch.rand(()) + np.random.rand(1)[0] * self.training))
         return self.tail(h if x.sum() > 0 else -h)
 
 
 def test_generators_stay_where_they_are_with_real_examples_and_after_a_refusal() -> None:
     model, without_data = DrawsAndAsks(), DrawsAndAsks().to("meta")
     states = GeneratorStates()
-    assert any("random numbers" in note for note in fxcollab.capture(model, ["b"], (X,)).meta[NOTES])
+    refused(lambda: fxcollab.capture(model, ["b"], (X,)))
     assert states.moved() == []
     refused(lambda: fxcollab.capture(without_data, ["b"], (X.to("meta"),)))
     assert states.moved() == []
+
+
+class DropsAtRandom(Net):
+    def forward(self, x: Tensor) -> Any:
+        h = self.b(self.a(x))
+        return self.d(self.c(h * random.random()))
+
+
+class DropsWithNumpy(Net):
+    def forward(self, x: Tensor) -> Any:
+        h = self.b(self.a(x))
+        return self.d(self.c(h * float(np.random.rand())))
+
+
+class DropsALayer(Net):
+    def forward(self, x: Tensor) -> Any:
+        for layer in (self.a, self.b, self.c):
+            if self.training and random.random() < 0.5:
+                continue
+            x = x + layer(x)
+        return self.d(x)
+
+
+@pytest.mark.parametrize("make", [DropsAtRandom, DropsWithNumpy, DropsALayer])
+def test_an_opened_forward_that_draws_numbers_of_python_or_numpy_is_refused(make: type[Net]) -> None:
+    random.seed(0)
+    error = refused(lambda: fxcollab.capture(make(), ["b"], (X,)))
+    assert "random numbers of Python or numpy" in str(error.why)
+    assert __file__ in str(error.where)
+
+
+class LayerDrop(Net):
+    def layers(self) -> list[nn.Module]:
+        return [self.a, self.b, self.c]
+
+    def forward(self, x: Tensor) -> Any:
+        for layer in self.layers():
+            if self.training and torch.rand(1).item() < 0.1:
+                continue
+            x = x + layer(x)
+        return self.d(x)
+
+
+class LayerDropByAMask(LayerDrop):
+    def forward(self, x: Tensor) -> Any:
+        drop = torch.zeros(3).uniform_(0, 1) < (0.1 if self.training else 0)
+        for layer in [layer for layer, dropped in zip(self.layers(), drop, strict=True) if not dropped]:
+            x = x + layer(x)
+        return self.d(x)
+
+
+class LayerDropInPlace(LayerDrop):
+    def forward(self, x: Tensor) -> Any:
+        drop = torch.zeros(3)
+        drop.bernoulli_(0.1)
+        return self.d(self.c(x if drop.tolist()[0] else self.b(self.a(x))))
+
+
+class AsksADroppedValue(LayerDrop):
+    def forward(self, x: Tensor) -> Any:
+        h = nn.functional.dropout(self.a(x), 0.5, self.training)
+        return self.tail(h if h.abs().sum() > 1 else x)
+
+
+@pytest.mark.parametrize("make", [LayerDrop, LayerDropByAMask, LayerDropInPlace, AsksADroppedValue])
+def test_a_question_whose_answer_is_drawn_is_refused(make: type[Net]) -> None:
+    error = refused(lambda: made(make(), (X,), ["c"]))
+    assert "random numbers that the forward draws" in str(error.why)
+    assert line_at(error.where, __name__)
+
+
+def _drops(x: Tensor, layer: Tensor) -> Tensor:
+    if torch.rand(1).item() < 0.5 or random.random() < 0.1:
+        return x
+    return x + layer
+
+
+class DropsInAFunction(Net):
+    def forward(self, x: Tensor) -> Any:
+        return self.d(self.c(_drops(x, self.b(self.a(x)))))
+
+
+def test_a_function_that_drops_at_random_draws_at_every_call() -> None:
+    model = DropsInAFunction()
+    train_model = made(model, (X,))
+    for seed in range(4):
+        results = []
+        for module in (model, lambda x: train_model(x)[0]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            results.append(module(X))
+        assert torch.equal(*results)
+
+
+class Whole(Net):
+    """The way out: the loop in a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = LayerDrop()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.d(self.c(nn.functional.pad(self.loop(x), (0, 4))))
+
+
+def test_the_split_around_a_loop_that_drops_layers_is_named_and_works() -> None:
+    error = refused(lambda: made(Whole(), (X,), ["loop.b"]))
+    assert "'loop'" in str(error.hint)
+    torch.manual_seed(0)
+    proven(Whole(), splits=["loop"])
+
+
+class AsksShapesOfDrawnValues(Net):
+    """Real examples are needed for the first question; the others are no matter of what was drawn."""
+
+    def forward(self, x: Tensor) -> Any:
+        h = nn.functional.dropout(self.a(x), 0.5, self.training) if x.sum() > 0 else x
+        noise = torch.rand(h.shape)
+        if len(noise) > 0 and noise.shape[-1] == 8 and noise.dim() == 2 and h.is_floating_point() and h.numel():
+            h = h + noise
+        return self.tail(h)
+
+
+def test_the_shape_of_a_drawn_value_is_not_drawn() -> None:
+    made(AsksShapesOfDrawnValues(), (X,))

@@ -1,6 +1,5 @@
 """What a capture can't keep is said: in a warning, in the summary and in the report."""
 
-import random
 import threading
 import warnings
 from collections import OrderedDict
@@ -8,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,25 +75,6 @@ def test_what_an_opened_forward_assigns_is_listed(make: type[Net], name: str) ->
 
 def test_a_plain_forward_gives_up_nothing() -> None:
     assert limitations(Net()) == []
-
-
-class DropsAtRandom(Net):
-    def forward(self, x: Tensor) -> Any:
-        h = self.b(self.a(x))
-        return self.d(self.c(h * random.random()))
-
-
-class DropsWithNumpy(Net):
-    def forward(self, x: Tensor) -> Any:
-        h = self.b(self.a(x))
-        return self.d(self.c(h * float(numpy.random.rand())))
-
-
-@pytest.mark.parametrize("make", [DropsAtRandom, DropsWithNumpy])
-def test_random_numbers_of_python_and_numpy_are_listed_and_captured_alike(make: type[Net]) -> None:
-    model = make()
-    assert "are constants of the graph" in limitations(model)[0]
-    assert fxcollab.capture(model).code == fxcollab.capture(model).code
 
 
 class Checkpoints(Net):
