@@ -57,7 +57,7 @@ def deep_copy_into(memo: Memo, value: T, tensor: Callable[[Tensor], Tensor]) -> 
 
     Args:
         memo: known copies by the id of their original, as for ``copy.deepcopy``; gets the new ones.
-        value: a module or a tuple of modules.
+        value: a module, a tuple of modules, or any other value.
         tensor: makes the copy of a tensor that the memo doesn't have; called once for each.
 
     Raises:
@@ -75,6 +75,7 @@ def deep_copy_into(memo: Memo, value: T, tensor: Callable[[Tensor], Tensor]) -> 
     modules = [module for module in _modules_of(value) if id(module) not in memo]
     graphs = [_graph_module(module, memo) for module in modules if _is_plain_graph(module)]
     functions = [fill for module in modules for fill in _functions_of(module, memo, copied)]
+    functions += [] if isinstance(value, nn.Module) else _held_functions(value, memo, copied)
     with _StrayTensors(copied):
         for fill in graphs:  # first: copies of others around them generate their code again, and that of these
             fill()

@@ -42,6 +42,29 @@ def test_operators() -> None:
     assert written[0].is_write and written[1] is None
 
 
+def test_conversions() -> None:
+    seen = []
+
+    class Mode(_torch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        torch.ones(2).double()
+        assert _torch.CONVERSION in seen
+        seen.clear()
+        torch.ones(2).float()
+        assert _torch.CONVERSION not in seen
+
+
+def test_parameters_of_other_classes() -> None:
+    with _torch.FakeTensorMode() as mode:
+        fake = mode.from_tensor(torch.ones(2))
+    assert not isinstance(fake, nn.Parameter)
+    assert isinstance(_torch.as_parameter(fake), nn.Parameter)
+
+
 def test_type_refinement() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.jit, _torch.JIT_ISINSTANCE, lambda value, types: (value, types))

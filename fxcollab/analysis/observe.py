@@ -28,6 +28,7 @@ from fxcollab.rng import ForeignState
 from fxcollab.runtime.operators import GradientMethod, guard
 from fxcollab.tracing.capture import CAPTURE_KEY, CaptureOptions
 from fxcollab.tracing.examples import example_tensors, guesses
+from fxcollab.tracing.helpers import is_helper
 from fxcollab.tracing.interface import Interface
 from fxcollab.tracing.twin import Attributes, FakeTensors, Twin, clone_of, same_members, twin_of
 
@@ -254,6 +255,8 @@ class _Observer(Interpreter):
     def _reads(self, node: fx.Node) -> Iterator[tuple[str, bool]]:
         read = self._operations.read
         yield from ((self._names_of_originals[key], False) for key in read & self._names_of_originals.keys())
+        if node.op != "call_module" and not is_helper(node.target):
+            return  # torch's own, such as ``autograd.grad``, read what autograd's graph has saved
         values = [self.env[source] for source in node.all_input_nodes]
         modules = [value for value in values if isinstance(value, nn.Module)]
         if node.op == "call_module":

@@ -7,7 +7,7 @@ real ones if data do. Sizes stay symbolic in the graph; what was decided by the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,17 +77,6 @@ class ExampleValues:
         values = {other: self._values[other] for other in node.all_input_nodes}
         return not _is_known_without_data(lambda inputs: self._evaluate(node, inputs), values)
 
-    def containers_of(self, node: fx.Node) -> tuple[str, ...] | None:
-        """The nodes so far whose values have the list or dict of ``node`` in them; None for a tensor."""
-        container = self.value(node)
-        if not isinstance(container, list | dict):
-            return None
-        return tuple(
-            other.name
-            for other, value in self._values.items()
-            if any(inner is container for inner in _containers(value))
-        )
-
     def _evaluate(self, node: fx.Node, values: Mapping[fx.Node, Any] | None = None) -> Any:
         values = self._values if values is None else values
         args = mutable(map_inputs(node.args, values.__getitem__))
@@ -126,11 +115,3 @@ def _is_known_without_data(function: Callable[[Any], Any], value: Any) -> bool:
     except Exception:  # user code may raise anything on them
         return False
     return True
-
-
-def _containers(value: Any) -> Iterator[Any]:
-    """The lists and dicts in ``value``."""
-    if isinstance(value, tuple | list | dict):
-        yield from () if isinstance(value, tuple) else (value,)
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _containers(inner)

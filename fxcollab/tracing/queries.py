@@ -153,24 +153,6 @@ class ProxyQueries:
         value = self._example_value(owner, f"{owner.node.name}.{name}")
         return not isinstance(value, Tensor) and hasattr(value, name) and getattr(value, name) is None
 
-    def containers_of(self, proxy: fx.Proxy) -> tuple[str, ...] | None:
-        """The nodes whose values contain the proxy's list or dict; None for a tensor, or if not known."""
-        if self._example_values is None or self._computing:
-            return None
-        with self.not_recording():
-            return self._example_values.containers_of(proxy.node)
-
-    def copies(self, index: Any) -> bool:
-        """Whether ``x[index]`` is known to be a copy: the index has a list in it, or a mask or tensor of indices."""
-        parts = index if isinstance(index, tuple) else (index,)
-        if any(isinstance(part, list) for part in parts):
-            return True
-        if self._unavailable:
-            return False
-        proxies = [part for part in parts if isinstance(part, fx.Proxy)]
-        values = [self._example_value(proxy, proxy.node.name) for proxy in proxies]
-        return any(isinstance(value, Tensor) and (value.ndim or value.dtype == torch.bool) for value in values)
-
     def _is_of_a_structured_input(self, node: fx.Node) -> bool:
         """Whether the node is a structured input, or a part of one."""
         while node.op != "placeholder" and (node.target in _PARTS or node.op == "call_method"):

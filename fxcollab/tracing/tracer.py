@@ -38,12 +38,6 @@ from fxcollab.tracing.twin import Twin
 RETURNED_BY = "fxcollab_returned_by"
 """Meta key: the calls (``path`` or ``path@k``) of opened modules that return this node's value."""
 
-HELD_BY = "fxcollab_held_by"
-"""Meta key of an assignment to an item of a list or dict: the nodes whose values contain that list or dict."""
-
-COPIES = "fxcollab_copies"
-"""Meta key of an item that is not a view: ``x[mask]``."""
-
 _TRACE_LOCK = threading.RLock()  # since tracing patches torch
 _SET_ON_THE_ROOT = (torch.Generator, torch.ScriptObject)  # torch.fx would set these on the user's model
 
@@ -148,11 +142,8 @@ class LazyTracer(fx.Tracer):
         return super().keys(obj) if keys is None else keys
 
     def set_item(self, target: fx.Proxy, key: Any, value: Any) -> None:
-        """Record ``target[key] = value``, and for a list or dict the nodes whose values contain it."""
-        containers = self.queries.containers_of(target)
-        node = self._record(operator.setitem, (target, key, value)).node
-        if containers is not None:
-            node.meta[HELD_BY] = containers
+        """Record ``target[key] = value``."""
+        self._record(operator.setitem, (target, key, value))
 
     def _record(self, function: Any, args: tuple[Any, ...]) -> Any:
         if function is guard and (helper := running_class(self._helpers)) is not None:
@@ -189,11 +180,10 @@ class LazyTracer(fx.Tracer):
         Returns None if the example value is None: ``if mask is None`` is always false for a proxy.
         """
         if kind == "call_method" and target in GRADIENT_METHODS:
-            kind, target = "call_function", GradientMethod(target, (*args[1:], *kwargs.values()))
+            arguments = self._twin.of_original((*args[1:], *kwargs.values()))
+            kind, target = "call_function", GradientMethod(target, arguments)
             args, kwargs = args[:1], {}
         value = self._create_proxy(kind, target, args, kwargs, *rest, **more)
-        if target is operator.getitem and self.queries.copies(args[1]):
-            value.node.meta[COPIES] = True
         return None if self.queries.is_none(value) else value
 
     def _create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:

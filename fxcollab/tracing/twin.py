@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from types import BuiltinMethodType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from fxcollab._torch import FakeTensor, FakeTensorMode, as_parameter, storage_id
 from fxcollab.codegen.modes import set_mode
-from fxcollab.deep_copy import deep_copy
+from fxcollab.deep_copy import deep_copy, deep_copy_into, parts_of_value
 from fxcollab.rng import preserve_rng_state
 
 _CONTAINERS = (list, dict, set, deque)
@@ -59,6 +60,20 @@ class Twin:
         """A context in which to call the copy."""
         with preserve_rng_state(), preserved_classes(self.original), without_tracebacks(), self.mode or nullcontext():
             yield
+
+    def of_original(self, value: Any) -> Any:
+        """A copy of a function, or of a value with functions in it, that refers to the model itself."""
+        memo: dict[int, Any] = {id(stand_in): tensor for tensor, stand_in in self.tensors}
+        originals = dict(self.original.named_modules())
+        for path, module in self.model.named_modules():
+            if original := originals.get(path):
+                held = {key: vars(original).get(key) for key in vars(module)}
+                memo |= {id(vars(module)[key]): one for key, one in held.items() if isinstance(one, _CONTAINERS)}
+                memo[id(module)] = original
+        for part in parts_of_value(value):
+            if isinstance(part, BuiltinMethodType) and id(part.__self__) in memo:  # ``self.seen.append``
+                memo[id(part)] = getattr(memo[id(part.__self__)], part.__name__)
+        return deep_copy_into(memo, value, lambda tensor: tensor)[0]
 
     def forget(self) -> None:
         """Empty the copy's modules: what a trace leaves in them is needed no longer."""

@@ -1,1 +1,0 @@
-"""The values that modules keep from call to call besides parameters: found, compared and restored."""
