@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import fx, nn
 
+from fxcollab.analysis.levels import module_of
 from fxcollab.analysis.observe import Observation
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.deep_copy import parts_of_value
@@ -73,6 +74,29 @@ def _refusal(node: fx.Node, name: str, level: int, first: int, deepest: int) -> 
         why=why,
         hint="register what a module uses on it, as in self.w = w (ties are kept), or put the splits behind both",
     )
+
+
+def refuse_modules_on_both_sides(root: nn.Module, nodes: Iterable[Levels], state: Mapping[str, int]) -> None:
+    """Raise for a module that is handed to calls of several levels: its gradients could not be rescaled.
+
+    Raises:
+        SplitError: with the module and the call.
+    """
+    for levels in nodes:
+        for node, level in levels.items():
+            module = module_of(node, root) if node.op == "get_attr" else None
+            if module is None:
+                continue
+            own = (state[f"{node.target}.{name}"] for name, _ in module.named_parameters())
+            deeper = next((user for user in node.users if levels[user] != level), None)
+            if any(deeper is not None or found != level for found in own):
+                raise SplitError(
+                    f"Module {str(node.target)!r} is handed to calls before and behind a split.",
+                    where=place(deeper or node),
+                    why="the branches would share its parameters, and their gradient could not be rescaled",
+                    hint="put the splits behind all of these calls, or before them; or register the module in each "
+                    "module that calls it",
+                )
 
 
 def refuse_frozen_attributes(captured: CollabGraphModule, observation: Observation) -> None:

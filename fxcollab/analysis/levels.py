@@ -262,11 +262,18 @@ def _add_dependences(
     return added
 
 
+def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
+    """The module that a node calls, or that it hands to calls; None for other nodes."""
+    if node.op == "call_module":
+        return root.get_submodule(str(node.target))
+    value = attribute(root, str(node.target)) if node.op == "get_attr" else None
+    return value if isinstance(value, nn.Module) else None
+
+
 def state_tensors(node: fx.Node, root: nn.Module) -> dict[str, Tensor]:
     """The state that a node reads, by qualified name: of a parameter's node, or of a whole module."""
-    if node.op == "get_attr":
-        value = attribute(root, str(node.target))
-        return {str(node.target): value} if isinstance(value, Tensor) else {}
-    if node.op == "call_module":
-        return tensors_of(root.get_submodule(str(node.target)), f"{node.target}.")
-    return {}
+    module = module_of(node, root)
+    if module is not None:
+        return tensors_of(module, f"{node.target}.")
+    value = attribute(root, str(node.target)) if node.op == "get_attr" else None
+    return {str(node.target): value} if isinstance(value, Tensor) else {}

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from fxcollab.analysis.foreign import refuse_foreign_state, refuse_frozen_attributes
+from fxcollab.analysis.foreign import (
+    refuse_foreign_state,
+    refuse_frozen_attributes,
+    refuse_modules_on_both_sides,
+)
 from fxcollab.analysis.inner_gradients import refuse_gradients_across_splits
 from fxcollab.analysis.levels import (
     Cuts,
     GraphLevels,
     check_reaches_output,
     dependence_levels,
+    module_of,
     state_tensors,
 )
 from fxcollab.analysis.observe import Observation, observe
@@ -83,6 +88,7 @@ def partition(captured: CollabGraphModule, tree: HeadTree, observation: Observat
         observation,
     )
     _refuse_split_without_effect(captured, result)
+    refuse_modules_on_both_sides(captured, result.nodes.values(), result.state)
     refuse_foreign_state(captured.root, result.nodes.values(), result.state, observation)
     for levels in nodes.values():
         refuse_gradients_across_splits(levels, tree.splits)
@@ -172,8 +178,8 @@ class _Uses:
         )
 
     def _use(self, node: fx.Node, level: int) -> None:
-        if node.op == "call_module":
-            module = self._captured.get_submodule(str(node.target))
+        module = module_of(node, self._captured)
+        if module is not None:
             for alias in self._paths[module]:
                 self.modules[alias] = min(level, self.modules.get(alias, level))
         for tensor in state_tensors(node, self._captured).values():

@@ -194,7 +194,7 @@ class _Writer:
 
     def _target(self, node: fx.Node, path: Path) -> Any:
         name = str(node.target)
-        if node.op == "call_module":
+        if node.op in ("call_module", "get_attr") and name in self._partition.modules:
             return self._instance_name(name, path[: self._partition.modules[name]])
         if node.op == "get_attr" and name in self._partition.state:
             return self._instance_name(name, path)

@@ -86,7 +86,8 @@ class ExampleValues:
             case "placeholder":
                 return self._inputs.pop(0)
             case "get_attr":
-                return self._twin.stand_in(self._tensors[str(target)])
+                tensor = self._tensors.get(str(target))  # or a module that is handed to a call
+                return self._twin.model.get_submodule(target) if tensor is None else self._twin.stand_in(tensor)
             case "call_function":
                 return target(*args, **kwargs)
             case "call_method":

@@ -136,11 +136,14 @@ def run_on_fakes(
     """
     twin = twin_of(model, training)
     inputs = tuple(map(twin.stand_in, example_tensors(model, interface)))
-    with twin.running(), observer or nullcontext():
-        if run is not None:
-            return run(twin.model, *inputs)
-        args, kwargs = interface.call(twin.model, inputs)
-        return twin.model(*args, **kwargs)
+    try:
+        with twin.running(), observer or nullcontext():
+            if run is not None:
+                return run(twin.model, *inputs)
+            args, kwargs = interface.call(twin.model, inputs)
+            return twin.model(*args, **kwargs)
+    finally:
+        twin.forget()
 
 
 def _candidates(model: nn.Module, name: str, images: Sequence[int]) -> Iterator[InputSpec]:

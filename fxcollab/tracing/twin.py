@@ -76,7 +76,7 @@ class Twin:
         return deep_copy_into(memo, value, lambda tensor: tensor)[0]
 
     def forget(self) -> None:
-        """Empty the copy's modules: what a trace leaves in them is needed no longer."""
+        """Empty the copy's modules, which are in cycles of references, and what a run has left in them."""
         kept = set(self.original.modules())
         for module in list(self.model.modules()):
             if module not in kept:
