@@ -8,6 +8,7 @@ can't be copied may be shared.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from functools import partial
@@ -118,7 +119,9 @@ def _functions_of(
         if tensor is not None:
             copied(tensor)
     for name, held in vars(module).items():
-        if name not in _REGISTRIES and not isinstance(held, _PLAIN):
+        if type(held) in (dict, OrderedDict) and not held:  # most attributes of modules, which torch copies slowly
+            memo[id(held)] = type(held)()
+        elif name not in _REGISTRIES and not isinstance(held, _PLAIN):
             yield from _held_functions(held, memo, copied)
 
 
@@ -175,8 +178,6 @@ def _held_by(function: FunctionType) -> list[Any]:
 
 def parts_of_value(value: Any) -> Iterator[Any]:
     """``value``, and what lies in it: members, attributes, and the function of a method."""
-    if isinstance(value, dict) and not value:  # most attributes of modules
-        return
     pending, seen = [value], set[int]()
     while pending:
         part = pending.pop()

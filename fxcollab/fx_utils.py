@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import keyword
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -201,3 +203,15 @@ class Interpreter(fx.Interpreter):
         """The arguments of a node; fx's own are immutable."""
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         return tuple(map(mutable, args)), {key: mutable(value) for key, value in kwargs.items()}
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Without garbage collection: a graph is thousands of objects that live on, in which it would look for cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -19,6 +19,7 @@ from torch import fx, nn
 from fxcollab.analysis.partition import Partition, partition
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, PatternError
+from fxcollab.fx_utils import collector_paused
 from fxcollab.plan import PLAN_KEY, RewriteOptions
 from fxcollab.rewriting.initialise import Factory
 from fxcollab.rewriting.rewrite import duplicated, plan_for
@@ -162,7 +163,8 @@ def run_passes(passes: Iterable[Pass], model: nn.Module, after_pass: AfterPass |
     """
     stage = Stage(model)
     for each in passes:
-        stage = each(stage)
+        with collector_paused():
+            stage = each(stage)
         for graph in stage.captured.modes:
             graph.lint()
         if after_pass is not None:

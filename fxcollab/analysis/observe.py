@@ -161,7 +161,8 @@ class _Run:
         graph, twin = self._captured.modes.of(training), self._twin
         with twin.running(), torch.set_grad_enabled(training):
             set_mode(twin.model, training)
-            before = Attributes(twin.model if _reads_attributes(graph, self._captured) else nn.Module())
+            paths = dict(twin.model.named_modules()) if _reads_attributes(graph, self._captured) else ()
+            before = Attributes(twin.model, paths)
             inputs = pytree.tree_map_only(Tensor, twin.stand_in, list(values))
             inputs = inputs or [_Unknown() for _ in graph.find_nodes(op="placeholder")]
             observer = _Observer(self._captured, graph, twin, self._state, self._names)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import keyword
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +12,7 @@ from fxcollab.analysis.partition import Partition
 from fxcollab.codegen.branches import check_recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import PatternError, StateError
-from fxcollab.fx_utils import place
+from fxcollab.fx_utils import collector_paused, place
 from fxcollab.plan import PLAN_KEY, Plan, RewriteOptions
 from fxcollab.rewriting.duplicate import Duplicated, duplicate
 from fxcollab.rewriting.initialise import Factory, check_init, initialise
@@ -76,7 +73,7 @@ def duplicated(
     branches = build_peers(state, partition.tree)
     initialise(branches, state, partition.tree, options.init, options.seed, factory)
     peers = nest(branches)
-    with _collector_paused():
+    with collector_paused():
         graphs = {graph: duplicate(graph, captured, partition, options) for graph in captured.modes}
         for result in graphs.values():
             _add_functional_calls(peers, options.peers, captured, result)
@@ -140,18 +137,6 @@ def _check_partition(captured: CollabGraphModule, partition: Partition) -> None:
                 why="nodes were added or removed, so the levels are those of another graph",
                 hint="partition it again, for a pass: replace(stage, partition=partition(stage.captured, tree))",
             )
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Without garbage collection: a graph is thousands of objects that live on, in which it would look for cycles."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def is_stochastic(partition: Partition) -> bool:

@@ -108,6 +108,10 @@ class _Request:
     operators: bool
     example_inputs: ExampleInputs | None
 
+    def traced(self) -> Iterable[str]:
+        """The paths of the modules that may be traced into."""
+        return (path for path, _ in self.model.named_modules()) if self.operators else self.opened
+
     def examples(self) -> Iterator[Examples]:
         """Examples to try in turn: those given, or random ones of shapes that are known or guessed.
 
@@ -168,7 +172,7 @@ def _trace_mode(
                 proxies=proxies,
             )
             with preserve_rng_state(), preserved_classes(model):
-                before = Attributes(twin.model)
+                before = Attributes(twin.model, request.traced())
                 graph = tracer.trace(twin.model)
                 changed = before.changed()
         except FirstCallError:

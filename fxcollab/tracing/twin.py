@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -133,10 +133,10 @@ def clone_of(tensor: Tensor) -> Tensor:
 
 
 class Attributes:
-    """The attributes of a model's modules as they are now, to be compared later."""
+    """The attributes of some of a model's modules as they are now, to be compared later."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._modules = dict(model.named_modules())
+    def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
+        self._modules = {path: model.get_submodule(path) for path in paths}
         self._before = {path: _held(module) for path, module in self._modules.items()}
 
     def changed(self) -> list[str]:
