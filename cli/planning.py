@@ -169,7 +169,7 @@ class Options:
         with working(f"loading {self.source}"):
             import fxcollab
 
-            train_model = fxcollab.load(self.source, example_inputs=parsing.example_inputs(self.input))
+            train_model = fxcollab.load(self.source)  # as it was made; inputs are for what is computed on it
             self._refuse_failing_inputs(train_model)
             return train_model
 

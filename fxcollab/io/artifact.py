@@ -106,7 +106,8 @@ def load(
     if fingerprint(train_model) != data["fingerprint"]:
         versions = f"saved with torch {data.get('torch')}, this is {torch.__version__}"
         guarded = any(node.target is guard for graph in train_model.modes for node in graph.nodes)
-        raise _changed(where, f"the graphs' fingerprints differ ({versions})", examples=guarded)
+        unseen = example_inputs is None and not plan.interface.known
+        raise _changed(where, f"the graphs' fingerprints differ ({versions})", examples=guarded or unseen)
     _load_state(train_model, Path(weights) if weights else folder / WEIGHTS)
     return train_model
 
