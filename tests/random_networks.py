@@ -32,6 +32,12 @@ EXPRESSIONS = {
         "self.table[{i}] + {a}", "F.one_hot({i}, 4).to({a}.dtype)", "{c}.real", "{c}.abs()", "{a}.unbind(0)[0] + {b}",
         "{a}[:, [1, 0, 3, 2]]", "{a}.expand_as({b})", "{a}.contiguous()", "{a}.sum(1, keepdim=True) * {b}",
         "torch.stack([{a}, {b}]).mean(0)", "Doubled.apply({a})", "swapped({a}, {b})[0]", "dict(h={a})['h'] * 2.0",
+        "{a} / (1 + sum(p.pow(2).sum() for p in self.parameters()))", "{a} * self._parameters['scale']",
+        "{a} - sum(p.detach().norm() for p in self.parameters()) * 0.1", "{a} + self.state_dict()['mean']",
+        "{a} @ dict(self.named_parameters())['table'].data", "1 - list(self.parameters())[0].mean() * {a}",
+        "{a}.to(next(self.parameters()).dtype)", "{a} + dict(self.named_buffers())['mean']",
+        "{a} + torch.ones(4, dtype=next(self.parameters()).dtype, device=next(self.parameters()).device)",
+        "{a} * next(self.parameters()).numel() * 0.1", "{a} + self.held[0] * self.held[1].sum()",
     ),
     "mask": ("{a} > 0", "{a} > {b}", "{m} & ({a} < 1)", "~{m}"),
     "index": ("{a}.argmax(1)", "({i} + 1) % 4"),
@@ -44,12 +50,29 @@ STATEMENTS = (
     "with torch.no_grad(): {a}.clamp_(-1, 1)", "with torch.no_grad(): {a}[:, 0] = {b}[:, 1]",
 )  # fmt: skip
 MODULES = (
-    "nn.Linear(4, 4)", "nn.BatchNorm1d(4)", "nn.LayerNorm(4)", "nn.ReLU(inplace=True)", "nn.Dropout(0.3)",
-    "nn.LeakyReLU(0.1, inplace=True)", "nn.Identity()", "nn.Linear(4, 4).requires_grad_(False)",
-    "nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))", "nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4))",
-    "Residual(4)", "ScalesInPlace(4)", "parametrizations.weight_norm(nn.Linear(4, 4))", "nn.Hardtanh(inplace=True)",
-    "spectral_norm(nn.Linear(4, 4))", "Forked(4)",
-)  # fmt: skip
+    "nn.Linear(4, 4)",
+    "nn.BatchNorm1d(4)",
+    "nn.LayerNorm(4)",
+    "nn.ReLU(inplace=True)",
+    "nn.Dropout(0.3)",
+    "nn.LeakyReLU(0.1, inplace=True)",
+    "nn.Identity()",
+    "nn.Linear(4, 4).requires_grad_(False)",
+    "nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))",
+    "nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4))",
+    "Residual(4)",
+    "ScalesInPlace(4)",
+    "parametrizations.weight_norm(nn.Linear(4, 4))",
+    "nn.Hardtanh(inplace=True)",
+    "spectral_norm(nn.Linear(4, 4))",
+    "Forked(4)",
+    "FoldsInEval(4)",
+    "Chain(nn.Linear(4, 4), nn.Tanh())",
+    "Applies()",
+    "nn.TransformerEncoder(AddsInPlace(4, 1, 8), 1, enable_nested_tensor=False)",
+)
+# fmt: skip
+CLASHES = ("graph", "code", "meta", "root", "modes", "constants", "recompute", "heads", "plan", "recompile")
 RETURNS = (
     "{a}",
     "({a}, {b})",
@@ -107,6 +130,62 @@ class Forked(nn.Module):
         return y + self.other(x) if self.training else y
 
 
+class FoldsInEval(nn.Module):
+    """Its ``train()`` writes weights."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(width, width), nn.Linear(width, width)
+        self.folded = False
+
+    def train(self, mode: bool = True) -> FoldsInEval:
+        if mode == self.folded:
+            sign = -1 if mode else 1
+            self.one.weight.data += sign * self.other.weight.data
+            self.one.bias.data += sign * self.other.bias.data
+            self.folded = not mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) if self.folded else self.one(x) + self.other(x)
+
+
+class Chain(nn.Sequential):
+    """A container of torch's with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += 0.1
+        return super().forward(x)
+
+
+class AddsInPlace(nn.TransformerEncoderLayer):
+    """A part of a container of torch's that writes into its input."""
+
+    def forward(self, src: Tensor, *_: Any, **__: Any) -> Tensor:
+        src += self.linear2(torch.relu(self.linear1(src)))
+        return self.norm1(src)
+
+
+class Applies(nn.Module):
+    """Calls a module that it is handed."""
+
+    def forward(self, x: Tensor, module: nn.Module) -> Tensor:
+        return module(x).tanh()
+
+
+class Refers(nn.Module):
+    """A hook with a closure over the module writes an attribute, which the forward reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.seen = nn.Linear(4, 4), []
+        self.inner.register_forward_hook(lambda module, args, output: self.seen.append(output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner(x)
+        return torch.relu(self.seen.pop())
+
+
 def swapped(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return b, a
 
@@ -126,6 +205,7 @@ class Program:
         ties: pairs of members that share their weight.
         lines: the forward's.
         inputs: how many it takes.
+        clash: the name of the first member, one of the library's own; None for ``m0``.
     """
 
     name: str
@@ -133,6 +213,7 @@ class Program:
     ties: tuple[tuple[int, int], ...]
     lines: tuple[str, ...]
     inputs: int
+    clash: str | None = None
 
     @property
     def code(self) -> str:
@@ -144,9 +225,10 @@ class Program:
             "self.register_buffer('calls', torch.zeros((), dtype=torch.long), persistent=False)",
             *(f"self.m{i} = {member}" for i, member in enumerate(self.members)),
             *(f"self.m{i}.weight = self.m{j}.weight" for i, j in self.ties),
+            "self.held = [torch.full((4,), 0.5), self.scale]",
         ]
         arguments = ", ".join(f"x{i}" for i in range(self.inputs))
-        return "\n".join(
+        text = "\n".join(
             [
                 f"class {self.name}(nn.Module):",
                 "    def __init__(self):",
@@ -155,6 +237,7 @@ class Program:
                 *(f"        {line}" for line in self.lines),
             ]
         )
+        return text if self.clash is None else text.replace("self.m0", f"self.{self.clash}")
 
 
 @dataclass(frozen=True)
@@ -192,7 +275,8 @@ _MODULE = "a_random_network"
 _SCOPE = {
     "torch": torch, "nn": nn, "F": F, "Doubled": Doubled, "Residual": Residual, "ScalesInPlace": ScalesInPlace,
     "Forked": Forked, "swapped": swapped, "parametrizations": nn.utils.parametrizations,
-    "spectral_norm": nn.utils.spectral_norm, "asks": asks,
+    "spectral_norm": nn.utils.spectral_norm, "asks": asks, "FoldsInEval": FoldsInEval, "Chain": Chain,
+    "AddsInPlace": AddsInPlace, "Applies": Applies, "Refers": Refers,
 }  # fmt: skip
 
 
@@ -215,7 +299,8 @@ def programs_of(draw: st.DrawFn, name: str, inputs: int, inner: tuple[str, ...])
     for _ in range(draw(st.integers(1 if inner else 0, 3))):
         writer.line()
     writer.finish("{a}" if name == "Inner" else draw(st.sampled_from(RETURNS)))
-    return Program(name, tuple(writer.members), tuple(writer.ties), tuple(writer.lines), inputs)
+    clash = draw(st.sampled_from((None,) * 10 + CLASHES))
+    return Program(name, tuple(writer.members), tuple(writer.ties), tuple(writer.lines), inputs, clash)
 
 
 class _Writer:
@@ -246,6 +331,8 @@ class _Writer:
 
     def call(self, member: str) -> None:
         """A line that calls a new member, which may share an earlier one's weight."""
+        if member == "Applies()" and "nn.Linear(4, 4)" not in self.members:
+            member = "nn.Linear(4, 4)"  # to be handed to a later one
         linear = [i for i, other in enumerate(self.members) if other == member == "nn.Linear(4, 4)"]
         self.members.append(member)
         if linear and self._draw(st.booleans()):
@@ -258,7 +345,11 @@ class _Writer:
         self.lines.append("return " + self._filled(returns.replace("{a}", latest)))
 
     def _call(self, index: int) -> None:
-        self._assign("float", f"self.m{index}({{a}})")
+        more = ""
+        if self.members[index] == "Applies()":
+            handed = [i for i, member in enumerate(self.members) if member == "nn.Linear(4, 4)"]
+            more = f", self.m{self._draw(st.sampled_from(handed))}"
+        self._assign("float", f"self.m{index}({{a}}{more})")
 
     def _assign(self, kind: str, expression: str, *, no_grad: bool = False) -> None:
         text, name = self._filled(expression), f"v{self._count}"

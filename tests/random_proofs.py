@@ -28,9 +28,13 @@ def proof_of(network: Network, data: st.DataObject) -> str:
     if not _trains(model, _inputs(network, 3)):
         reject()
     granularity: Any = data.draw(st.sampled_from(["auto", "op"]), label="granularity")
-    splits = _drawn_splits(model, granularity, data)
-    fanouts = data.draw(st.lists(st.integers(2, 3), min_size=len(splits), max_size=len(splits)), label="fan-outs")
     untouched = Untouched(model)
+    try:
+        splits = _drawn_splits(model, granularity, data)
+    except CaptureError as error:
+        assert untouched.differences() == []
+        return f"refused: {type(error).__name__}: {error.what}"
+    fanouts = data.draw(st.lists(st.integers(2, 3), min_size=len(splits), max_size=len(splits)), label="fan-outs")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -34,7 +34,7 @@ def refuse_storage_that_crosses_twice(
     entries = _entries(graph, levels, observation)
     hit = {write.node: write.roots for write in seen.writes}
     for write in writes:
-        for node in _nodes_behind(graph, write) if write.certain else ():
+        for node in _nodes_behind(graph, write):
             if levels[node] < levels[write.node]:
                 continue
             for source in node.all_input_nodes:
@@ -42,13 +42,18 @@ def refuse_storage_that_crosses_twice(
                 views = source not in write.roots and possible.roots.get(source, frozenset()) & write.roots
                 views = views or seen.roots.get(source, frozenset()) & hit.get(write.node, frozenset())
                 if crosses and source not in entries[write.node] and views:
+                    verb, hint = _OBSERVED if write.certain else _UNOBSERVED
                     written = ", ".join(sorted(root.name for root in entries[write.node]))
                     raise SplitError(
-                        f"{write.node.name!r} writes in place into storage that crosses the split twice.",
+                        f"{write.node.name!r} {verb} in place into storage that crosses the split twice.",
                         where=place(write.node),
                         why=f"{source.name!r} may share the storage of {written} and is read after the write",
-                        hint="make the operation out-of-place, or clone the value before the split",
+                        hint=hint,
                     )
+
+
+_OBSERVED = "writes", "make the operation out-of-place, or clone the value before the split"
+_UNOBSERVED = "may write", "give example_inputs that the model takes, with which it is seen what it writes"
 
 
 def refuse_writes_that_copies_miss(

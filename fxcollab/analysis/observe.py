@@ -71,10 +71,12 @@ class Observation:
     Attributes:
         effects: by node.
         changed: names of attributes that a call of the model changes, such as ``features``.
+        written_by_modes: names of state that the model's ``train()`` and ``eval()`` write.
     """
 
     effects: Mapping[fx.Node, Effects]
     changed: frozenset[str] = frozenset()
+    written_by_modes: frozenset[str] = frozenset()
 
     def of(self, node: fx.Node) -> Effects:
         """What ``node`` does."""
@@ -88,7 +90,7 @@ def observe(captured: CollabGraphModule) -> Observation:
     if found.depends_on_data and not any(tensor.is_meta for _, tensor in named_tensors(captured)):
         found = _observe(captured, examples, real=True)
     effects = {node: found.effects.get(node) or _everything(node) for graph in captured.modes for node in graph.nodes}
-    return Observation(effects, frozenset(found.changed))
+    return Observation(effects, frozenset(found.changed), frozenset(found.written_by_modes))
 
 
 def _everything(node: fx.Node) -> Effects:
@@ -147,6 +149,7 @@ class _Run:
         self._captured, self._twin = captured, twin
         self.effects: dict[fx.Node, Effects] = {}
         self.changed: set[str] = set()
+        self.written_by_modes: set[str] = set()
         self.error: Exception | None = None
         self._state: dict[Hashable, int] = {key_of(stand_in): id(tensor) for tensor, stand_in in twin.tensors}
         self._names = {id(tensor): name for name, tensor in reversed(list(named_tensors(captured.root)))}
@@ -160,7 +163,11 @@ class _Run:
         """Run the graph of one mode. Returns whether all nodes ran."""
         graph, twin = self._captured.modes.of(training), self._twin
         with twin.running(), torch.set_grad_enabled(training):
-            set_mode(twin.model, training)
+            operations = Operations()
+            with operations.watched():
+                set_mode(twin.model, training)
+            written = (self._state[key] for key in operations.written & self._state.keys())
+            self.written_by_modes.update(self._names[tensor] for tensor in written if tensor in self._names)
             paths = dict(twin.model.named_modules()) if _reads_attributes(graph, self._captured) else ()
             before = Attributes(twin.model, paths)
             inputs = pytree.tree_map_only(Tensor, twin.stand_in, list(values))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from fxcollab.analysis.partition import partition
+from fxcollab.errors import SplitError
 from fxcollab.functional import tensors_of
 from fxcollab.plan import plan_of, training_model
 from fxcollab.proof.gradients import check_gradients
@@ -66,7 +67,10 @@ def verify(
     intact = check_provenance(trained)
     if not intact.ok:  # without provenance nothing else can be checked
         return Report((intact,), limitations)
-    cut = partition(captured, plan.tree)
+    try:
+        cut = partition(captured, plan.tree)
+    except SplitError as error:  # these inputs show what the transform's couldn't
+        return Report((intact, Check("the model can be split so", False, f"{error.what} {error.why}")), limitations)
     structure = (intact, *check_graphs(captured, trained), *check_state(model, cut, trained))
     return Report((*structure, *_check_values(trial, cut.straddling)), limitations)
 

@@ -51,10 +51,10 @@ def guess_inputs(
 
 
 def guesses(model: nn.Module, interface: Interface, images: Sequence[int] = SMALL_IMAGES) -> Iterator[Interface]:
-    """Usual input shapes for a model with one input, those that its first layer suggests."""
-    if len(interface.inputs) == 1:
-        for spec in _candidates(model, interface.inputs[0].name, images):
-            yield replace(interface, inputs=(spec,))
+    """Usual input shapes, those that the model's first layer suggests; the same for all of its inputs."""
+    if interface.inputs and not interface.structured:
+        for found in _candidates(model, interface.inputs[0].name, images):
+            yield replace(interface, inputs=tuple(replace(found, name=spec.name) for spec in interface.inputs))
 
 
 def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> Interface:

@@ -196,7 +196,7 @@ class LazyTracer(fx.Tracer):
             given = tuple(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy))
             return self._record(stop_gradient, (value, given))
         written = args[0] if writes_in_place(target, kwargs) else None
-        args, kwargs = pytree.tree_map_only(fx.Proxy, self._detach, (args, kwargs))
+        args, kwargs = pytree.tree_map_only(fx.Proxy, self._detach, self._with_proxies((args, kwargs)))
         value = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         self._detached[value.node] = value
         return value if written is None else written
@@ -281,14 +281,19 @@ class LazyTracer(fx.Tracer):
         """Record what is computed from the model's tensors; erased afterwards if nothing uses it."""
         before = next(iter(reversed(self.graph.nodes)), None)
 
-        def proxy(leaf: Any) -> Any:
-            return self._proxy_of(self._name_of(leaf)) if self.is_state(leaf) else leaf
-
-        args, kwargs = pytree.tree_map_only(Tensor, proxy, (args, kwargs))
+        args, kwargs = self._with_proxies((args, kwargs))
         value = function(*args, **kwargs)
         nodes = itertools.takewhile(lambda node: node is not before, reversed(self.graph.nodes))
         self._from_state += reversed(list(nodes))
         return value
+
+    def _with_proxies(self, values: Any) -> Any:
+        """Nested values with proxies for the model's tensors."""
+
+        def proxy(leaf: Any) -> Any:
+            return self._proxy_of(self._name_of(leaf)) if self.is_state(leaf) else leaf
+
+        return pytree.tree_map_only(Tensor, proxy, values)
 
     def _erase_unused(self) -> None:
         """Erase what was recorded from state in passing, as by ``state_dict()``."""
