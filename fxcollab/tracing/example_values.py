@@ -21,6 +21,9 @@ from fxcollab.runtime.operators import writes_in_place
 from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.twin import twin_of
 
+DRAWS, FEW_DRAWS = 64, 8
+"""How often random numbers are drawn again to see whether an answer depends on them, without and with modules."""
+
 
 @dataclass(frozen=True, eq=False)
 class Examples:
@@ -66,8 +69,27 @@ class ExampleValues:
         return self._values[node]
 
     def drawn(self, node: fx.Node, question: Callable[[Any], Any]) -> bool:
-        """Whether the answer to a question about a computed value depends on random numbers of the forward."""
-        return node in self._drawn and not _is_known_without_data(question, self._values[node])
+        """Whether the answer to a question about a computed value differs with the forward's random numbers."""
+        if node not in self._drawn or _is_known_without_data(question, self._values[node]):
+            return False
+        answer, needed = question(self._values[node]), {node}
+        for other in (*reversed(node.graph.nodes), *reversed(node.graph.nodes)):  # twice: writes come after the value
+            writes = writes_in_place(other.target, other.kwargs) and other.all_input_nodes[0] in needed
+            if other in needed or writes:
+                needed.update({other}, (source for source in other.all_input_nodes if source in self._drawn))
+        order = [other for other in node.graph.nodes if other in needed and other.op.startswith("call")]
+        draws = FEW_DRAWS if any(other.op == "call_module" for other in order) else DRAWS
+        with self._twin.running(), torch.enable_grad():
+            return any(self._drawn_again(node, order, question) != answer for _ in range(draws))
+
+    def _drawn_again(self, asked: fx.Node, order: Sequence[fx.Node], question: Callable[[Any], Any]) -> Any:
+        values = dict(self._values)
+        try:
+            for node in order:
+                values[node] = self._evaluate(node, values)
+            return question(values[asked])
+        except Exception as error:  # of user code, for what was drawn
+            return error
 
     def _reads_drawn(self, node: fx.Node) -> bool:
         """Whether the value depends on random numbers by those of other nodes, and not on their shapes alone."""

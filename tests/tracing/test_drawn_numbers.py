@@ -242,7 +242,18 @@ class LayerDropInPlace(LayerDrop):
 class AsksADroppedValue(LayerDrop):
     def forward(self, x: Tensor) -> Any:
         h = nn.functional.dropout(self.a(x), 0.5, self.training)
-        return self.tail(h if h.abs().sum() > 1 else x)
+        return self.tail(h if h.flatten()[0] != 0 else x)
+
+
+class AsksWhatNoDrawChanges(LayerDrop):
+    def forward(self, x: Tensor) -> Any:
+        h = nn.functional.dropout(self.a(x), 0.5, self.training)
+        return self.tail(x if h.isnan().any() else h)
+
+
+def test_a_question_about_drawn_values_that_no_draw_changes_is_an_ordinary_one() -> None:
+    train_model = made(AsksWhatNoDrawChanges(), (X,), ["c"])
+    assert len(train_model(X)) == 2
 
 
 @pytest.mark.parametrize("make", [LayerDrop, LayerDropByAMask, LayerDropInPlace, AsksADroppedValue])
