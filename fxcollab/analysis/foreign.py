@@ -48,9 +48,6 @@ def refuse_foreign_state(
     for node, _ in levels:
         for name, copied in sorted(observation.of(node).reads):
             low, high = first[_called(node)], deepest[_called(node)]
-            own = node.op == "call_module" and name.startswith(f"{node.target}.")
-            if own and low == 0:
-                continue  # a call replaces the module's own parameters, whichever way they are reached
             has_gradient = isinstance(tensors[name], nn.Parameter) or tensors[name].requires_grad
             reaches_its_own = state[name] <= low and (copied or state[name] == 0)
             if not reaches_its_own or (has_gradient and state[name] != high):
@@ -68,11 +65,14 @@ def _refusal(node: fx.Node, name: str, level: int, first: int, deepest: int) -> 
         why = f"globals, weak references and opened modules aren't copied: every head would use head 0's {name!r}"
     else:
         why = f"the branches would share {name!r}, and its gradient could not be rescaled to their mean"
+    reader = str(node.target) if node.op == "call_module" else node.name
+    how = "elsewhere than where it is registered" if name.startswith(f"{reader}.") else "without registering it"
     return SplitError(
-        f"{str(node.target) if node.op == 'call_module' else node.name!r} reads {name!r} without registering it.",
+        f"{reader!r} reads {name!r} {how}.",
         where=place(node),
         why=why,
-        hint="register what a module uses on it, as in self.w = w (ties are kept), or put the splits behind both",
+        hint="register what a module uses on it, as in self.w = w (ties are kept), and read it there; "
+        "or put the splits behind both",
     )
 
 
