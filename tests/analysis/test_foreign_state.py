@@ -379,7 +379,7 @@ def test_independent_instances_have_what_they_reach() -> None:
     for hold in (lambda model: [model.a], lambda model: [closing_over(model.a)]):
         proven(Holding(hold, lambda held, x: held[0](x)), pattern="multi-instance")
     model = Holding(lambda model: weakref.ref(model.a), lambda held, x: held()(x))
-    with pytest.raises(SplitError, match="'holder' reads 'a.bias' without registering it") as caught:
+    with pytest.raises(SplitError, match=r"'holder' reads 'a\.bias' without registering it") as caught:
         fxcollab.transform(model, "multi-instance", init="copy-anyway")
     assert caught.value.why == OF_HEAD_0.format("a.bias")
 

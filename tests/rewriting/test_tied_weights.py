@@ -157,7 +157,7 @@ def test_what_a_module_reaches_of_its_branch_unregistered_is_its_branchs() -> No
     model.d = Reaches(lambda own: [model.c])
     train_model = proven(model, ["a"])
     assert train_model.peers.b1.d.reached[0] is train_model.peers.b1.c
-    with pytest.raises(fxcollab.SplitError, match="'d' reads 'c.bias' without registering it"):
+    with pytest.raises(fxcollab.SplitError, match=r"'d' reads 'c\.bias' without registering it"):
         fxcollab.transform(model, splits=["a", "c"])
 
 
@@ -220,7 +220,7 @@ def test_what_a_head_reaches_of_the_trunk_unregistered_is_refused_unless_both_li
 def test_a_forward_that_was_replaced_is_the_peers_own_unless_it_reaches_it_through_the_model() -> None:
     model = Stem(Reaches())
     model.behind.forward = lambda x: model.behind.inner(x) * 2  # type: ignore[method-assign]
-    with pytest.raises(fxcollab.SplitError, match="'behind' reads 'behind.inner.bias' elsewhere"):
+    with pytest.raises(fxcollab.SplitError, match=r"'behind' reads 'behind\.inner\.bias' elsewhere"):
         fxcollab.transform(model, splits=["stem"])
     behind: Any = model.behind
     behind.forward = lambda x: behind.inner(x) * 2
