@@ -46,6 +46,7 @@ class Effects:
             called, each with whether a copy of that module reads a copy of it. Those registered there are among them
             if a copy wouldn't, or if other nodes read them too and the module would not read another tensor that
             was registered in the place of it.
+        changes: names of the model's tensors that are written, however they are reached.
         random: whether random numbers are drawn.
         certain: False where the node could not be run.
     """
@@ -53,6 +54,7 @@ class Effects:
     writes: frozenset[fx.Node] = frozenset()
     shares: frozenset[fx.Node] = frozenset()
     reads: frozenset[tuple[str, bool]] = frozenset()
+    changes: frozenset[str] = frozenset()
     random: bool = False
     certain: bool = True
 
@@ -62,6 +64,7 @@ class Effects:
             self.writes | other.writes,
             self.shares | other.shares,
             self.reads | other.reads,
+            self.changes | other.changes,
             self.random or other.random,
             self.certain and other.certain,
         )
@@ -151,7 +154,6 @@ class _Run:
         self.effects: dict[fx.Node, Effects] = {}
         self.changed: set[str] = set()
         self.error: Exception | None = None
-        self._state: dict[Hashable, int] = {key_of(stand_in): id(tensor) for tensor, stand_in in twin.tensors}
         self._names = {id(tensor): name for name, tensor in reversed(list(named_tensors(captured.root)))}
 
     @property
@@ -167,7 +169,7 @@ class _Run:
             before = Attributes(twin.model if _reads_attributes(graph, self._captured) else nn.Module())
             inputs = pytree.tree_map_only(Tensor, twin.stand_in, list(values))
             inputs = inputs or [_Unknown() for _ in graph.find_nodes(op="placeholder")]
-            observer = _Observer(self._captured, graph, twin, self._state, self._names)
+            observer = _Observer(self._captured, graph, twin, self._names)
             observer.run(*inputs, enable_io_processing=False)
             if not self.effects:
                 self.error = observer.error
@@ -190,18 +192,12 @@ class _Unknown:
 class _Observer(Interpreter):
     """Runs a graph on a twin as far as it can be run, and notes the effects of every node that was."""
 
-    def __init__(
-        self,
-        captured: CollabGraphModule,
-        graph: fx.Graph,
-        twin: Twin,
-        state: Mapping[Hashable, int],
-        names: Mapping[int, str],
-    ) -> None:
+    def __init__(self, captured: CollabGraphModule, graph: fx.Graph, twin: Twin, names: Mapping[int, str]) -> None:
         super().__init__(twin.model, graph)
         self._captured, self._twin, self._operations = captured, twin, Operations()
-        self._names = {key: names[tensor] for key, tensor in state.items() if tensor in names}
-        self._names_of_originals = {key_of(t): names[id(t)] for t, _ in twin.tensors if id(t) in names}
+        named = [(tensor, new, names[id(tensor)]) for tensor, new in twin.tensors if id(tensor) in names]
+        self._names: dict[Hashable, str] = {key_of(new): name for _, new, name in named}
+        self._names_of_originals = {key_of(tensor): name for tensor, _, name in named}
         self._keys: dict[fx.Node, set[Hashable]] = {}
         self.effects: dict[fx.Node, Effects] = {}
         self.error: Exception | None = None
@@ -252,6 +248,7 @@ class _Observer(Interpreter):
             frozenset(source for source, keys in of_inputs.items() if keys & (written | changed)),
             frozenset(source for source, keys in of_inputs.items() if keys & returned),
             frozenset(self._reads(node)),
+            frozenset(self._names[key] for key in seen.written & self._names.keys()),
             seen.random or drew,
         )
 

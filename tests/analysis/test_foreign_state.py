@@ -384,6 +384,82 @@ def test_independent_instances_have_what_they_reach() -> None:
     assert caught.value.why == OF_HEAD_0.format("a.bias")
 
 
+class Averages(nn.Module):
+    """A moving average that is updated in the forward, by ``write`` or, where there is none, by ``behind``."""
+
+    def __init__(self, write: Callable[[Any, Tensor], None] | None) -> None:
+        super().__init__()
+        self.first, self.before, self.behind = nn.Linear(4, 4), nn.Linear(4, 4), Slow()
+        self.last, self.write = nn.Linear(4, 4), write
+        self.behind.held = [self.before] if write is None else []
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.behind(self.before(self.first(x)))
+        if self.write is not None:
+            self.write(self, x)
+        return self.last(x)
+
+
+class Slow(nn.Linear):
+    """Kept whole; moves what it holds or is given towards its own weight."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.held: list[nn.Linear] = []
+
+    def forward(self, x: Tensor, *given: Tensor) -> Tensor:
+        for target in (*given, *(one.weight for one in self.held)):
+            target.data.mul_(0.9).add_(0.1 * self.weight.data)
+        return super().forward(x)
+
+
+def by_operations(model: Any, x: Tensor) -> None:
+    with torch.no_grad():
+        model.before.weight.data.mul_(0.9).add_(0.1 * model.behind.weight.data)
+
+
+def by_assignment(model: Any, x: Tensor) -> None:
+    model.before.weight.data = model.before.weight.data * 0.9 + model.behind.weight.data * 0.1
+
+
+def from_values(model: Any, x: Tensor) -> None:
+    with torch.no_grad():
+        model.before.bias.add_(0.1 * x.mean(0))
+
+
+def by_a_module_that_is_given_it(model: Any, x: Tensor) -> None:
+    model.behind(x.detach(), model.before.weight)
+
+
+@pytest.mark.parametrize("write", [by_operations, by_assignment, from_values, by_a_module_that_is_given_it, None])
+def test_a_branch_that_writes_into_a_parameter_of_the_trunk_is_refused(write: Any) -> None:
+    error = unregistered(Averages(write), "before", how="which the heads behind it share")
+    assert " writes into 'before." in error.what
+    assert "where the model writes once" in str(error.why) and "put the splits behind the write" in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    ("write", "split"),
+    [(by_operations, "behind"), (by_operations, "first"), (by_a_module_that_is_given_it, "first"), (None, "first")],
+)
+def test_a_parameter_may_be_written_at_its_own_level(write: Any, split: str) -> None:
+    """As the hint says."""
+    proven(Averages(write), split)
+
+
+def test_a_buffer_of_the_trunk_that_a_module_behind_writes_is_given_up_aloud() -> None:
+    class Counts(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.held.add_(1)
+            return super().forward(x)
+
+    model = Holding()
+    model.holder.inner = Counts(4, 4)
+    model.holder.inner.held = model.table
+    with pytest.warns(UserWarning, match="limitation: buffers table are used before and behind a split"):
+        fxcollab.transform(model, splits=["a"], init="copy-anyway")
+
+
 def ringed(model: nn.Module) -> list[Any]:
     ring: list[Any] = [model.holder.inner]
     ring.append(ring)
