@@ -8,8 +8,8 @@ can't be copied may be shared.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections import ChainMap, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -20,7 +20,6 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 T = TypeVar("T")
-Memo = MutableMapping[int, Any]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, ModuleType, torch.dtype, torch.device, torch.Size)
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -41,6 +40,24 @@ class Copied(Generic[T]):
     shared: tuple[str, ...] = ()
 
 
+class Memo(dict[int, Any]):
+    """The memo of a deep copy, which also has what is ``known``; a dict, since scripted modules take no other."""
+
+    def __init__(self, known: Mapping[int, Any]) -> None:
+        super().__init__()
+        self._known = known
+
+    def __missing__(self, key: int) -> Any:
+        return self._known[key]
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or key in self._known
+
+    def get(self, key: int, default: Any = None) -> Any:
+        """The copy, or what is known."""
+        return super().get(key, self._known.get(key, default))
+
+
 def deep_copy(value: T, tensor: Callable[[Tensor], Tensor]) -> Copied[T]:
     """A copy of ``value``, a module or a tuple of modules, with ``tensor`` of each tensor; see `deep_copy_into`.
 
@@ -49,17 +66,22 @@ def deep_copy(value: T, tensor: Callable[[Tensor], Tensor]) -> Copied[T]:
     try:
         return Copied(*deep_copy_into({}, value, tensor))
     except Exception:  # whatever its parts raise
-        shared, paths = _uncopyable(value)
-        return Copied(*deep_copy_into(shared, value, tensor), paths)
+        roots: Any = value if isinstance(value, tuple) else (value,)
+        shared = uncopyable((pair for root in roots for pair in root.named_modules()), {})
+        return Copied(*deep_copy_into({id(part): part for part in shared.values()}, value, tensor), tuple(shared))
 
 
-def deep_copy_into(memo: Memo, value: T, tensor: Callable[[Tensor], Tensor]) -> tuple[T, list[tuple[Tensor, Tensor]]]:
+def deep_copy_into(
+    memo: dict[int, Any], value: T, tensor: Callable[[Tensor], Tensor], *, share_functions: bool = False
+) -> tuple[T, list[tuple[Tensor, Tensor]]]:
     """A copy of ``value``, and the tensors that were copied with their copies.
 
     Args:
         memo: known copies by the id of their original, as for ``copy.deepcopy``; gets the new ones.
         value: a module, a tuple of modules, or any other value.
         tensor: makes the copy of a tensor that the memo doesn't have; called once for each.
+        share_functions: whether functions that hold nothing of ``value``'s modules, and nothing that the memo has
+            another copy of, stay what they are, and so do the lists and dicts that they hold.
 
     Raises:
         Exception: whatever a part raises that can't be copied.
@@ -73,14 +95,28 @@ def deep_copy_into(memo: Memo, value: T, tensor: Callable[[Tensor], Tensor]) -> 
         found: Tensor = memo[id(original)]
         return found
 
-    modules = [module for module in _modules_of(value) if id(module) not in memo]
+    modules = {module: None for module in _modules_of(value) if id(module) not in memo}
+
+    def changes(part: Any) -> bool:
+        if not share_functions:
+            return True
+        if id(part) in memo:
+            return memo[id(part)] is not part
+        return isinstance(part, nn.Module) and (part in modules or any(map(changes, _tensors_in(part.modules()))))
+
     graphs = [_graph_module(module, memo) for module in modules if _is_plain_graph(module)]
-    functions = [fill for module in modules for fill in _functions_of(module, memo, copied)]
-    functions += [] if isinstance(value, nn.Module) else _held_functions(value, memo, copied)
+    for own in _tensors_in(modules):
+        copied(own)
+    attributes = (one for module in modules for one in vars(module).values())
+    memo.update(
+        (id(one), type(one)()) for one in attributes if type(one) in (dict, OrderedDict) and not one
+    )  # quicker
+    held = [value, *(held for module in modules for key, held in vars(module).items() if key not in _REGISTRIES)]
+    functions = [fill for one in held for fill in _held_functions(one, memo, copied, changes)]
     with _StrayTensors(copied):
         for fill in graphs:  # first: copies of others around them generate their code again, and that of these
             fill()
-        made = copy.deepcopy(value, memo)  # type: ignore[arg-type]
+        made = copy.deepcopy(value, memo)
         for fill in functions:
             fill()
     return made, tensors
@@ -108,50 +144,55 @@ def _is_plain_graph(module: nn.Module) -> bool:
     return getattr(type(module), "__deepcopy__", None) is fx.GraphModule.__deepcopy__
 
 
-def _functions_of(
-    module: nn.Module, memo: Memo, copied: Callable[[Tensor], Tensor]
-) -> Iterator[Callable[[], object]]:
-    """Enter the module's tensors and functions, which ``copy.deepcopy`` would copy wrongly.
-
-    What is returned fills the functions afterwards.
-    """
-    for tensor in (*module._parameters.values(), *module._buffers.values()):
-        if tensor is not None:
-            copied(tensor)
-    for name, held in vars(module).items():
-        if type(held) in (dict, OrderedDict) and not held:  # most attributes of modules, which torch copies slowly
-            memo[id(held)] = type(held)()
-        elif name not in _REGISTRIES and not isinstance(held, _PLAIN):
-            yield from _held_functions(held, memo, copied)
+def _tensors_in(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    for module in modules:
+        yield from (held for held in (*module._parameters.values(), *module._buffers.values()) if held is not None)
 
 
-def _graph_module(module: Any, memo: Memo) -> Callable[[], object]:
+def _graph_module(module: Any, memo: dict[int, Any]) -> Callable[[], object]:
     """``fx.GraphModule.__deepcopy__`` drops the attributes of subclasses."""
     cls: Any = type(module)  # every one has a class of its own
     memo[id(module)] = new = cls.__new__(cls)
     type(new).forward = type(module).forward
 
     def fill() -> None:
-        new.__dict__.update(copy.deepcopy(module.__dict__, memo))  # type: ignore[arg-type]
+        new.__dict__.update(copy.deepcopy(module.__dict__, memo))
         new.__dict__["_graph"].owning_module = new
 
     return fill
 
 
-def _held_functions(value: Any, memo: Memo, copied: Callable[[Tensor], Tensor]) -> Iterator[Callable[[], object]]:
-    """Enter copies of the functions in ``value`` that refer to anything which is copied, and others."""
+def _held_functions(
+    value: Any, memo: dict[int, Any], copied: Callable[[Tensor], Tensor], changes: Callable[[Any], bool]
+) -> Iterator[Callable[[], object]]:
+    """Enter copies of the functions in ``value`` that hold anything which ``changes``, and of others.
+
+    What is returned fills them afterwards.
+    """
+    methods = []
     for part in parts_of_value(value):
         if isinstance(part, nn.Parameter):  # whose class makes copies without ``__torch_function__``
             copied(part)
+        elif id(part) in memo:
+            continue
         elif isinstance(part, torch.Generator):  # which would copy its state as a tensor
             memo[id(part)] = part.clone_state()
-        elif isinstance(part, FunctionType) and id(part) not in memo and (held := _held_by(part)):
+        elif isinstance(part, MethodType):
+            methods.append(part)
+        elif isinstance(part, FunctionType) and any(
+            changes(inner) for held in _held_by(part) for inner in parts_of_value(held)
+        ):
             cells = tuple(CellType() for _ in part.__closure__ or ())
-            new = FunctionType(part.__code__, part.__globals__, part.__name__, None, cells)
-            memo[id(part)] = new
+            memo[id(part)] = new = FunctionType(part.__code__, part.__globals__, part.__name__, None, cells)
             yield partial(_fill, part, new, memo)
-            for inner in held:
-                yield from _held_functions(inner, memo, copied)
+    for method in methods:
+        if id(method.__func__) in memo:  # whose copy ``copy.deepcopy`` wouldn't use; a method can't be filled later
+            memo[id(method)] = bound = partial(method.__func__)
+            yield partial(_bind, method, bound, memo)
+
+
+def _bind(method: MethodType, bound: Any, memo: Any) -> None:
+    bound.__setstate__((memo[id(method.__func__)], (copy.deepcopy(method.__self__, memo),), {}, {}))
 
 
 def _fill(function: FunctionType, new: FunctionType, memo: Any) -> None:
@@ -177,50 +218,57 @@ def _held_by(function: FunctionType) -> list[Any]:
 
 
 def parts_of_value(value: Any) -> Iterator[Any]:
-    """``value``, and what lies in it: members, attributes, and the function of a method."""
+    """``value``, and what lies in it: members, attributes, what functions hold; but not what lies in modules."""
+    if isinstance(value, dict) and not value:  # most attributes of modules
+        return
     pending, seen = [value], set[int]()
     while pending:
         part = pending.pop()
-        if id(part) in seen or isinstance(part, (*_PLAIN, nn.Module)):
+        if id(part) in seen or isinstance(part, _PLAIN):
             continue
         seen.add(id(part))
         yield part
         if isinstance(part, dict):
-            pending += part.values()
-        elif isinstance(part, list | tuple | set | frozenset):
+            pending += (*part, *part.values())
+        elif isinstance(part, list | tuple | set | frozenset | deque):
             pending += part
         elif isinstance(part, partial):
             pending += (part.func, part.args, part.keywords)
         elif isinstance(part, MethodType):
-            pending.append(part.__func__)
-        elif not isinstance(part, Tensor | FunctionType):
+            pending += (part.__func__, part.__self__)
+        elif isinstance(part, FunctionType):
+            pending += _held_by(part)
+        elif not isinstance(part, Tensor | nn.Module):
             pending += getattr(part, "__dict__", {}).values()
 
 
-def _uncopyable(value: Any) -> tuple[dict[int, Any], tuple[str, ...]]:
-    """Attributes that can't be copied, or modules where no attribute is why: by their ids, and their paths."""
-    roots = value if isinstance(value, tuple) else (value,)
-    modules = {module: path for root in roots for path, module in root.named_modules()}
-    kept: dict[int, Any] = {id(module): module for module in modules}
+def uncopyable(modules: Iterable[tuple[str, nn.Module]], memo: MutableMapping[int, Any]) -> dict[str, Any]:
+    """What can't be copied, by path: attributes of ``modules``, or modules where no attribute is why.
+
+    ``modules`` have their paths; ``memo`` has known copies.
+    """
+    paths = {module: path for path, module in modules}
+    kept: dict[int, Any] = {id(module): module for module in paths}
     shared: dict[int, Any] = {}
-    paths: list[str] = []
-    for module, path in modules.items():
+    found: dict[str, Any] = {}
+
+    def check(path: str, part: Any, *known: dict[int, Any]) -> None:
+        try:
+            deep_copy_into(Memo(ChainMap(shared, *known, memo)), part, lambda tensor: tensor)
+        except Exception:  # whatever its parts raise
+            found[path] = shared[id(part)] = part
+
+    for module, path in paths.items():
         for name, part in vars(module).items():
-            if not is_copyable(part, {**kept, **shared}):
-                shared[id(part)] = part
-                paths.append(f"{path}.{name}".lstrip("."))
-    for module, path in modules.items():
-        others = {key: other for key, other in kept.items() if other is not module}
-        if not is_copyable(module, {**others, **shared}):
-            shared[id(module)] = module
-            paths.append(path)
-    return shared, tuple(paths)
+            check(f"{path}.{name}".lstrip("."), part, kept)
+    for module, path in paths.items():
+        check(path, module, {key: other for key, other in kept.items() if other is not module})
+    return found
 
 
-def is_copyable(value: Any, memo: Memo) -> bool:
-    """Whether ``value`` can be copied; ``memo`` has known copies, and gets others."""
-    try:
-        deep_copy_into(memo, value, lambda tensor: tensor)
-    except Exception:  # whatever its parts raise
-        return False
-    return True
+def clone_of(tensor: Tensor) -> Tensor:
+    """A tensor like ``tensor`` with storage of its own, a parameter for a parameter; also of meta and fake ones."""
+    made = tensor.detach().clone()
+    made = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+    made.__dict__.update(tensor.__dict__)
+    return made.requires_grad_(tensor.requires_grad)

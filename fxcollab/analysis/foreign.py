@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import accumulate, takewhile
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxcollab.analysis.levels import module_of
 from fxcollab.analysis.observe import Observation
@@ -46,16 +46,31 @@ def refuse_foreign_state(
         first[_called(node)] = min(level, first.get(_called(node), level))
         deepest[_called(node)] = max(level, deepest.get(_called(node), level))
     tensors = tensors_of(root)
+    for node, level in levels:
+        for name in sorted(observation.of(node).changes):
+            if state[name] < level and _is_trained(tensors[name]):
+                raise SplitError(
+                    f"{_reader(node)!r} writes into {name!r}, which the heads behind it share.",
+                    where=place(node),
+                    why=f"every head would write into {name!r} at every call, where the model writes once",
+                    hint="put the splits behind the write, or before the first use of what it writes into; or write "
+                    "outside of the forward, once a step",
+                )
     for node, _ in levels:
         for name, copied in sorted(observation.of(node).reads):
             low, high = first[_called(node)], deepest[_called(node)]
-            own = node.op == "call_module" and name.startswith(f"{node.target}.")
-            if own and low == 0:
-                continue  # a call replaces the module's own parameters, whichever way they are reached
-            has_gradient = isinstance(tensors[name], nn.Parameter) or tensors[name].requires_grad
+            has_gradient = _is_trained(tensors[name])
             reaches_its_own = state[name] <= low and (copied or state[name] == 0)
             if not reaches_its_own or (has_gradient and state[name] != high):
                 raise _refusal(node, name, state[name], low, high)
+
+
+def _is_trained(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) or tensor.requires_grad
+
+
+def _reader(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
 
 
 def _called(node: fx.Node) -> object:
@@ -69,11 +84,14 @@ def _refusal(node: fx.Node, name: str, level: int, first: int, deepest: int) -> 
         why = f"globals, weak references and opened modules aren't copied: every head would use head 0's {name!r}"
     else:
         why = f"the branches would share {name!r}, and its gradient could not be rescaled to their mean"
+    reader = _reader(node)
+    how = "elsewhere than where it is registered" if name.startswith(f"{reader}.") else "without registering it"
     return SplitError(
-        f"{str(node.target) if node.op == 'call_module' else node.name!r} reads {name!r} without registering it.",
+        f"{reader!r} reads {name!r} {how}.",
         where=place(node),
         why=why,
-        hint="register what a module uses on it, as in self.w = w (ties are kept), or put the splits behind both",
+        hint="register what a module uses on it, as in self.w = w (ties are kept), and read it there; "
+        "or put the splits behind both",
     )
 
 

@@ -9,8 +9,10 @@ can't be run is taken to do all of it.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Hashable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
+from functools import cached_property
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -21,8 +23,8 @@ from fxcollab._torch import DATA_DEPENDENT_ERRORS, pytree
 from fxcollab.analysis.operations import Operations, key_of
 from fxcollab.codegen.modes import set_mode
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.deep_copy import deep_copy_into
-from fxcollab.functional import named_tensors
+from fxcollab.deep_copy import clone_of, deep_copy_into, parts_of_value
+from fxcollab.functional import call_with, named_tensors
 from fxcollab.fx_utils import Interpreter, attribute, opened_around
 from fxcollab.rng import ForeignState
 from fxcollab.runtime.operators import GradientMethod, guard
@@ -30,7 +32,7 @@ from fxcollab.tracing.capture import CAPTURE_KEY, CaptureOptions
 from fxcollab.tracing.examples import example_tensors, guesses
 from fxcollab.tracing.helpers import is_helper
 from fxcollab.tracing.interface import Interface
-from fxcollab.tracing.twin import Attributes, FakeTensors, Twin, clone_of, same_members, twin_of
+from fxcollab.tracing.twin import Attributes, Twin, same_members, twin_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Effects:
         shares: inputs whose storage the result may share.
         reads: names of the model's tensors that are read without being inputs or registered in the module that is
             called, each with whether a copy of that module reads a copy of it. Those registered there are among them
-            if a copy wouldn't.
+            if a copy wouldn't, or if other nodes read them too and the module would not read another tensor that
+            was registered in the place of it.
+        changes: names of the model's tensors that are written, however they are reached.
         random: whether random numbers are drawn.
         certain: False where the node could not be run.
     """
@@ -50,6 +54,7 @@ class Effects:
     writes: frozenset[fx.Node] = frozenset()
     shares: frozenset[fx.Node] = frozenset()
     reads: frozenset[tuple[str, bool]] = frozenset()
+    changes: frozenset[str] = frozenset()
     random: bool = False
     certain: bool = True
 
@@ -59,6 +64,7 @@ class Effects:
             self.writes | other.writes,
             self.shares | other.shares,
             self.reads | other.reads,
+            self.changes | other.changes,
             self.random or other.random,
             self.certain and other.certain,
         )
@@ -151,7 +157,6 @@ class _Run:
         self.changed: set[str] = set()
         self.written_by_modes: set[str] = set()
         self.error: Exception | None = None
-        self._state: dict[Hashable, int] = {key_of(stand_in): id(tensor) for tensor, stand_in in twin.tensors}
         self._names = {id(tensor): name for name, tensor in reversed(list(named_tensors(captured.root)))}
 
     @property
@@ -172,7 +177,7 @@ class _Run:
             before = Attributes(twin.model, paths)
             inputs = pytree.tree_map_only(Tensor, twin.stand_in, list(values))
             inputs = inputs or [_Unknown() for _ in graph.find_nodes(op="placeholder")]
-            observer = _Observer(self._captured, graph, twin, self._state, self._names)
+            observer = _Observer(self._captured, graph, twin, self._names)
             observer.run(*inputs, enable_io_processing=False)
             if not self.effects:
                 self.error = observer.error
@@ -195,18 +200,12 @@ class _Unknown:
 class _Observer(Interpreter):
     """Runs a graph on a twin as far as it can be run, and notes the effects of every node that was."""
 
-    def __init__(
-        self,
-        captured: CollabGraphModule,
-        graph: fx.Graph,
-        twin: Twin,
-        state: Mapping[Hashable, int],
-        names: Mapping[int, str],
-    ) -> None:
+    def __init__(self, captured: CollabGraphModule, graph: fx.Graph, twin: Twin, names: Mapping[int, str]) -> None:
         super().__init__(twin.model, graph)
         self._captured, self._twin, self._operations = captured, twin, Operations()
-        self._names = {key: names[tensor] for key, tensor in state.items() if tensor in names}
-        self._names_of_originals = {key_of(t): names[id(t)] for t, _ in twin.tensors if id(t) in names}
+        named = [(tensor, new, names[id(tensor)]) for tensor, new in twin.tensors if id(tensor) in names]
+        self._names: dict[Hashable, str] = {key_of(new): name for _, new, name in named}
+        self._names_of_originals = {key_of(tensor): name for tensor, _, name in named}
         self._keys: dict[fx.Node, set[Hashable]] = {}
         self.effects: dict[fx.Node, Effects] = {}
         self.error: Exception | None = None
@@ -257,6 +256,7 @@ class _Observer(Interpreter):
             frozenset(source for source, keys in of_inputs.items() if keys & (written | changed)),
             frozenset(source for source, keys in of_inputs.items() if keys & returned),
             frozenset(self._reads(node)),
+            frozenset(self._names[key] for key in seen.written & self._names.keys()),
             seen.random or drew,
         )
 
@@ -272,22 +272,49 @@ class _Observer(Interpreter):
         own = {key_of(tensor) for module in modules for _, tensor in named_tensors(module)}
         given = set().union(*(self._keys[source] for source in node.all_input_nodes))
         foreign = (read & self._names.keys()) - own - given
-        if foreign:
-            uncopied = self._read_by_copy(node) if node.op == "call_module" else foreign
-            yield from ((self._names[key], key not in uncopied) for key in foreign)
+        check = foreign or own & read & self._used_twice or any(map(self._refers_around, modules))
+        if check and node.op == "call_module":
+            copied, itself = self._read_by_copy(node)
+            found = foreign | (own & (itself | (copied & self._used_twice)))
+            yield from ((self._names[key], key not in itself) for key in found & self._names.keys())
+        else:
+            yield from ((self._names[key], False) for key in foreign)
 
-    def _read_by_copy(self, node: fx.Node) -> set[Hashable]:
-        """What a copy of the called module reads, made as those for peers are."""
-        modules = dict(self._twin.model.named_modules(remove_duplicate=False))
+    @cached_property
+    def _used_twice(self) -> set[Hashable]:
+        """What several nodes read: a call may be given another tensor in the place of such a parameter."""
+        count = Counter[Hashable]()
+        for node in self.graph.nodes:
+            if node.op == "call_module":
+                module = self._twin.model.get_submodule(str(node.target))
+                count.update({key_of(parameter) for parameter in module.parameters()})
+            elif node.op == "get_attr" and isinstance(value := attribute(self._captured, str(node.target)), Tensor):
+                count[key_of(self._twin.stand_in(value))] += 1
+        return {key for key in count.keys() & self._names.keys() if count[key] > 1}
+
+    @cached_property
+    def _opened(self) -> dict[int, nn.Module]:
+        """The modules that are opened, by id; peers have no copies of them."""
         called = (str(node.target) for node in self.graph.nodes if node.op == "call_module")
-        kept: dict[int, Any] = {id(modules[path]): modules[path] for path in ("", *opened_around(called))}
-        stand_in = clone_of if self._twin.mode is None else FakeTensors(self._twin.mode)
-        made, _ = deep_copy_into(kept, modules[str(node.target)], stand_in)
+        modules = dict(self._twin.model.named_modules(remove_duplicate=False))
+        return {id(modules[path]): modules[path] for path in ("", *opened_around(called))}
+
+    def _refers_around(self, module: nn.Module) -> bool:
+        held = (value for part in module.modules() for value in vars(part).values())
+        return any(id(part) in self._opened for value in held for part in parts_of_value(value))
+
+    def _read_by_copy(self, node: fx.Node) -> tuple[set[Hashable], set[Hashable]]:
+        """What a copy of the called module reads, made as those for peers are, with others as its parameters.
+
+        Returns keys of those of which it reads its copy, and of those that it reads themselves.
+        """
+        made, tensors = deep_copy_into(dict(self._opened), self._twin.model.get_submodule(str(node.target)), clone_of)
+        others = {name: clone_of(parameter) for name, parameter in made.named_parameters()}
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         operations = Operations()
         with operations.watched():
-            made(*args, **kwargs)
-        return operations.read
+            call_with(made, others, args, kwargs)
+        return {key_of(tensor) for tensor, new in tensors if key_of(new) in operations.read}, operations.read
 
 
 def _parts(value: Any) -> Iterator[Any]:

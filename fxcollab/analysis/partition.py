@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -85,7 +85,7 @@ def partition(captured: CollabGraphModule, tree: HeadTree, observation: Observat
         {graph: ordered_pairs(graph, levels, observation, captured) for graph, levels in nodes.items()},
         uses.modules,
         uses.state_by_name(),
-        uses.straddling(),
+        uses.straddling(nodes.values(), observation),
         observation,
     )
     _refuse_split_without_effect(captured, result)
@@ -153,8 +153,6 @@ class _Uses:
         for levels in found.values():
             for node in levels.floating:
                 self._use(node, self._level_of_owner(node))
-            for write in levels.writes:
-                self._write(write, levels.nodes[write.node])
 
     def settle(self, graph: fx.Graph) -> dict[fx.Node, int]:
         """Node levels, those of state being the least of its uses, and those of unused nodes that of their state."""
@@ -173,8 +171,11 @@ class _Uses:
         """The level of every tensor under every name; what no node uses stays in the trunk."""
         return {name: self._levels.get(id(tensor), 0) for name, tensor in self._names.items()}
 
-    def straddling(self) -> frozenset[str]:
-        """Names of tensors that are used at more than one level."""
+    def straddling(self, nodes: Iterable[Mapping[fx.Node, int]], observation: Observation) -> frozenset[str]:
+        """Names of tensors that are used at more than one level, or written at a deeper one than their own."""
+        for node, level in (pair for levels in nodes for pair in levels.items()):
+            for tensor in (self._names[name] for name in observation.of(node).changes):
+                self._deepest[id(tensor)] = max(level, self._deepest.get(id(tensor), 0))
         return frozenset(
             name for name, t in self._names.items() if self._levels.get(id(t)) != self._deepest.get(id(t))
         )
@@ -187,13 +188,6 @@ class _Uses:
         for tensor in state_tensors(node, self._captured).values():
             self._levels[id(tensor)] = min(level, self._levels.get(id(tensor), level))
             self._deepest[id(tensor)] = max(level, self._deepest.get(id(tensor), level))
-
-    def _write(self, write: Write, level: int) -> None:
-        """State that is read as a value, and written behind a split."""
-        for root in write.roots:
-            if root.op == "get_attr":
-                for tensor in state_tensors(root, self._captured).values():
-                    self._deepest[id(tensor)] = max(level, self._deepest[id(tensor)])
 
     def _level_of_owner(self, node: fx.Node) -> int:
         """The level of the nearest other state: counters that nothing reads live with their module."""

@@ -14,14 +14,13 @@ from torch import Tensor, fx
 
 from fxcollab._torch import pytree, version_of
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.deep_copy import deep_copy
+from fxcollab.deep_copy import clone_of, deep_copy
 from fxcollab.errors import StateError
 from fxcollab.fx_utils import Interpreter
 from fxcollab.plan import plan_of
 from fxcollab.provenance import provenance_of
 from fxcollab.rewriting.prune import prune
 from fxcollab.rng import GeneratorState, preserve_rng_state
-from fxcollab.tracing.twin import clone_of
 
 
 class Lockstep(Interpreter):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxcollab._torch import pytree
 from fxcollab.codegen.modes import set_mode
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.deep_copy import deep_copy
+from fxcollab.deep_copy import clone_of, deep_copy
 from fxcollab.errors import one_line
 from fxcollab.functional import once_each, tensors_of
 from fxcollab.plan import plan_of
@@ -22,7 +22,6 @@ from fxcollab.proof.attributes import attributes_set
 from fxcollab.proof.lockstep import Lockstep, cloned
 from fxcollab.rng import seeded
 from fxcollab.tracing.interface import Interface
-from fxcollab.tracing.twin import clone_of
 from fxcollab.tree import HeadTree, branch_name
 
 T = TypeVar("T")

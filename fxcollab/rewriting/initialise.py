@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fxcollab._torch import FakeTensor
+from fxcollab.deep_copy import clone_of
 from fxcollab.errors import PatternError, StateError, warn_caller
 from fxcollab.functional import tensors_of
-from fxcollab.rewriting.peers import Branch, State, clone_tensor
+from fxcollab.rewriting.peers import Branch, State
 from fxcollab.rng import seeded
 from fxcollab.tree import HeadTree, Path, branch_name
 
@@ -207,7 +208,7 @@ def _copies_of_shared(branch: nn.Module, foreign: Container[int]) -> Iterator[No
     copies: dict[int, Tensor] = {}
     try:
         for registry, key, tensor in replaced:
-            registry[key] = copies.setdefault(id(tensor), clone_tensor(tensor))
+            registry[key] = copies.setdefault(id(tensor), clone_of(tensor))
         yield
     finally:
         for registry, key, tensor in replaced:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
+from fxcollab.deep_copy import Memo, clone_of, deep_copy_into, uncopyable
 from fxcollab.errors import StateError
 from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import opened_around
@@ -65,28 +66,28 @@ def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
     # A module that refers to one around it must not copy that one.
     around = (state.root.get_submodule(name) for name in {"", *opened_around(state.modules)})
     kept = {id(module): module for module in around}
-    instances: dict[Path, Mapping[int, Any]] = {(): _originals(state, tensors, 0) | kept}
+    instances: dict[Path, ChainMap[int, Any]] = {(): ChainMap(_originals(state, tensors, 0) | kept)}
     branches: dict[Path, Branch] = {}
     for level in range(1, tree.depth + 1):
         originals = _originals(state, tensors, level)
         for path in tree.paths(level):
-            instances[path] = originals if not any(path) else {key: clone_tensor(t) for key, t in originals.items()}
+            own = {key: clone_of(tensor) for key, tensor in originals.items()} if any(path) else originals
+            # one after the other: merged they would be the whole model in every branch
+            instances[path] = instances[path[:-1]].new_child(own)
             if any(path):
-                ancestry = [instances[path[:shallow]] for shallow in range(level, -1, -1)]
-                branches[path] = _build(state, tensors, path, ancestry)
+                branches[path] = _build(state, tensors, path, instances[path])
     return branches
 
 
-def _build(state: State, tensors: Mapping[str, Tensor], path: Path, ancestry: Sequence[Mapping[int, Any]]) -> Branch:
-    """The peers of one branch: its own instances of tensors come first in ``ancestry``, then those around it."""
+def _build(state: State, tensors: Mapping[str, Tensor], path: Path, instances: ChainMap[int, Any]) -> Branch:
+    """The peers of one branch; ``instances`` are its own of the tensors, and those of the branches around it."""
     branch = Branch()
-    modules = {name: state.root.get_submodule(name) for name in state.modules_of(len(path))}
-    memo = Memo([*ancestry, _derived(modules.values())])
-    for name, module in modules.items():
+    names = state.modules_of(len(path))
+    for name, module in zip(names, _copied(state.root, names, instances), strict=True):
         owner, _, leaf = name.rpartition(".")
-        _container(branch, owner).add_module(leaf, _copied(module, name, memo))
+        _container(branch, owner).add_module(leaf, module)
     for name in state.tensors_of(len(path)):
-        _attach_tensor(branch, name, ancestry[0][id(tensors[name])], state.root)
+        _attach_tensor(branch, name, instances[id(tensors[name])], state.root)
     for part in branch.modules():
         if isinstance(part, Branch):  # copied modules have the modes of their originals
             part.training = state.root.training
@@ -97,82 +98,21 @@ def _originals(state: State, tensors: Mapping[str, Tensor], level: int) -> dict[
     return {id(tensors[name]): tensors[name] for name in state.tensors_of(level)}
 
 
-class Memo(dict[int, Any]):
-    """The memo of a deep copy, which also has the instances that the branches around have of an object.
-
-    They are looked up one after the other, since merged they would be the whole model in every branch.
-    """
-
-    def __init__(self, ancestry: Sequence[Mapping[int, Any]]) -> None:
-        super().__init__()
-        self._ancestry = ancestry
-
-    def fresh(self) -> Memo:
-        """A memo without copies."""
-        return Memo(self._ancestry)
-
-    def __missing__(self, key: int) -> Any:
-        for instances in self._ancestry:
-            if key in instances:
-                return instances[key]
-        raise KeyError(key)
-
-    def __contains__(self, key: object) -> bool:
-        return super().__contains__(key) or any(key in instances for instances in self._ancestry)
-
-    def get(self, key: int, default: Any = None) -> Any:
-        """The copy, or the instance in a branch around."""
-        try:
-            return self[key]
-        except KeyError:
-            return default
-
-
-def _derived(modules: Iterable[nn.Module]) -> dict[int, Any]:
-    """Copies of tensors computed from state, such as old weight_norm's: torch only copies leaves."""
-    values = (value for module in modules for part in module.modules() for value in part.__dict__.values())
-    return {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}
-
-
-def _copied(module: nn.Module, name: str, memo: Memo) -> nn.Module:
+def _copied(root: nn.Module, names: Sequence[str], instances: ChainMap[int, Any]) -> tuple[nn.Module, ...]:
+    modules = tuple(root.get_submodule(name) for name in names)
     try:
-        return copy.deepcopy(module, memo)
+        return deep_copy_into(Memo(instances), modules, clone_of, share_functions=True)[0]
     except Exception as error:  # whatever its parts raise
+        inside = (pair for name in names for pair in root.get_submodule(name).named_modules(prefix=name))
+        where, part = next(iter(uncopyable(inside, instances).items()), (names[0], modules[0]))
+        name = next(name for name in names if f"{where}.".startswith(f"{name}."))
         raise StateError(
             f"Module {name!r} lies behind a split, and can't be copied for the other heads.",
-            where=_uncopyable(module, name, memo),
+            where=where if isinstance(part, nn.Module) else f"{where} ({type(part).__name__})",
             why=f"{type(error).__name__}: {error}",
             hint="remove the attribute before the transform and set it again afterwards, "
             "or give the module a __deepcopy__",
         ) from error
-
-
-def _uncopyable(module: nn.Module, name: str, memo: Memo) -> str:
-    """The innermost part of a module that can't be copied, and its attribute where that is why."""
-    for path, part in reversed(list(module.named_modules(prefix=name))):
-        if not _is_copyable(part, memo):
-            names = [key for key, value in part.__dict__.items() if not _is_copyable(value, memo)]
-            return f"{path}.{names[0]} ({type(part.__dict__[names[0]]).__name__})" if names else path
-    return name
-
-
-def _is_copyable(value: Any, memo: Memo) -> bool:
-    try:
-        copy.deepcopy(value, memo.fresh())
-    except Exception:  # whatever its parts raise
-        return False
-    return True
-
-
-def clone_tensor(tensor: Tensor) -> Tensor:
-    """A tensor like ``tensor`` with storage of its own; works for real, meta and fake ones."""
-    values = tensor.detach().clone()
-    if isinstance(tensor, nn.Parameter):
-        clone: Tensor = nn.Parameter(values, requires_grad=tensor.requires_grad)
-    else:
-        clone = values
-    clone.__dict__.update(tensor.__dict__)
-    return clone
 
 
 def _attach_tensor(branch: Branch, name: str, tensor: Tensor, root: nn.Module) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fxcollab._torch import FakeTensor, FakeTensorMode, as_parameter, storage_id
 from fxcollab.codegen.modes import set_mode
-from fxcollab.deep_copy import deep_copy, deep_copy_into, parts_of_value
+from fxcollab.deep_copy import clone_of, deep_copy, deep_copy_into, parts_of_value
 from fxcollab.rng import preserve_rng_state
 
 _CONTAINERS = (list, dict, set, deque)
@@ -122,14 +122,6 @@ class FakeTensors:
             self._storages[key] = torch.empty(size, dtype=torch.uint8, device="meta").untyped_storage()
         made = torch.empty(0, dtype=tensor.dtype, device="meta")
         return made.set_(self._storages[key], tensor.storage_offset(), tensor.shape, tensor.stride())
-
-
-def clone_of(tensor: Tensor) -> Tensor:
-    """A tensor like ``tensor`` with storage of its own; a parameter for a parameter."""
-    made = tensor.detach().clone()
-    made = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
-    made.__dict__.update(tensor.__dict__)
-    return made.requires_grad_(tensor.requires_grad)
 
 
 class Attributes:

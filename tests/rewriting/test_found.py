@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn.utils import spectral_norm
 
 import fxcollab
 from fxcollab.errors import SplitError
-from tests.rewriting.hazard_helpers import X, proven
+from tests.rewriting.hazard_helpers import X, copies, proven
 from tests.untouched import Untouched
 
 
@@ -286,12 +287,11 @@ def _asks(x: Tensor) -> Tensor:
 
 
 class WrittenBesideACopy(nn.Module):
-    """The split's value is the input itself, of which branches keep copies; then the input is written."""
+    """The split's value is the input itself; the branches call ``hooked`` on it, and then the input is written."""
 
-    def __init__(self, first: nn.Module) -> None:
+    def __init__(self, first: nn.Module, hooked: nn.Module, relu: nn.Module) -> None:
         super().__init__()
-        self.first, self.hooked = first, spectral_norm(nn.Linear(4, 4))
-        self.relu: nn.Module = nn.ReLU(inplace=True)
+        self.first, self.hooked, self.relu = first, hooked, relu
         self.last = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -302,8 +302,8 @@ class WrittenBesideACopy(nn.Module):
         return result
 
 
-class Unseen(nn.Module):
-    """Its hook keeps what it does from being seen."""
+class Hooked(nn.Module):
+    """Has a hook, and writes in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -314,17 +314,38 @@ class Unseen(nn.Module):
         return result
 
 
-def test_a_module_that_may_write_there_is_refused_as_well() -> None:
-    model = WrittenBesideACopy(nn.Dropout(0.3))
-    model.relu = Unseen()
-    with pytest.raises(fxcollab.SplitError, match="'relu' may write in place"):
-        fxcollab.transform(model, "simple", ["first"])
+class Unseen(nn.Module):
+    """Asks for values that a model on meta doesn't have, so that what it does can't be seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.inner(x) if float(x.sum()) > 0 else x
+        return result
 
 
-@pytest.mark.parametrize("first", [nn.Dropout(0.3), nn.Identity()], ids=["dropout", "identity"])
-def test_a_write_beside_a_value_that_branches_copy_is_refused(first: nn.Module) -> None:
-    with pytest.raises(fxcollab.SplitError, match="of which every branch has a private copy"):
-        fxcollab.transform(WrittenBesideACopy(first), "simple", ["first"])
+FIRST = pytest.mark.parametrize("first", [nn.Dropout(0.3), nn.Identity()], ids=["dropout", "identity"])
+
+
+@FIRST
+@pytest.mark.parametrize("relu", [nn.ReLU(inplace=True), Hooked()], ids=["relu", "hooked"])
+def test_modules_with_hooks_write_only_what_they_are_seen_to_write(first: nn.Module, relu: nn.Module) -> None:
+    model = WrittenBesideACopy(first, spectral_norm(nn.Linear(4, 4)), copy.deepcopy(relu))
+    assert copies(proven(model, ["first"], pattern="simple")) == 0
+
+
+@FIRST
+@pytest.mark.parametrize(
+    ("relu", "how"), [(nn.ReLU(inplace=True), "writes"), (Unseen(), "may write")], ids=["relu", "unseen"]
+)
+def test_a_write_beside_a_value_that_branches_may_write_is_refused(
+    first: nn.Module, relu: nn.Module, how: str
+) -> None:
+    model = WrittenBesideACopy(first, Unseen(), relu).to("meta")
+    with pytest.raises(fxcollab.SplitError, match=f"'relu' {how} in place into a value of which every branch has"):
+        fxcollab.transform(model, "simple", ["first"], example_inputs=(X.to("meta"),))
 
 
 class WrittenBetween(nn.Module):
@@ -390,11 +411,11 @@ def test_a_branchs_copy_is_laid_out_like_the_value() -> None:
 def test_a_copy_keeps_strides_and_gradients(make: Any) -> None:
     x = torch.randn(6, 8, requires_grad=True)
     value = make(x)
-    copy = fxcollab.private_copy(value)
-    assert torch.equal(copy, value) and copy.stride() == value.stride()
-    assert copy.untyped_storage()._cdata != value.untyped_storage()._cdata
+    made = fxcollab.private_copy(value)
+    assert torch.equal(made, value) and made.stride() == value.stride()
+    assert made.untyped_storage()._cdata != value.untyped_storage()._cdata
     weights = torch.randn_like(value)
-    (found,) = torch.autograd.grad((copy * weights).sum(), x)
+    (found,) = torch.autograd.grad((made * weights).sum(), x)
     (expected,) = torch.autograd.grad((value * weights).sum(), x)
     assert torch.equal(found, expected)
 

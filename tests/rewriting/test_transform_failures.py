@@ -112,10 +112,9 @@ def holding(value: Callable[[nn.Module], Any]) -> nn.Module:
     ("hold", "where", "why"),
     [
         (lambda model: threading.Lock(), "second.1.held (lock)", "cannot pickle '_thread.lock' object"),
-        (lambda model: [model(torch.ones(1, 4))], "second.1.held (list)", "graph leaves"),
         (lambda model: {"key": iter(())}.values(), "second.1.held (dict_values)", "dict_values"),
     ],
-    ids=["lock", "last output", "view"],
+    ids=["lock", "view"],
 )
 def test_a_module_with_something_that_cant_be_copied_is_named(hold: Any, where: str, why: str) -> None:
     model = holding(hold)
@@ -133,6 +132,13 @@ def test_a_module_that_refuses_to_be_copied_is_named() -> None:
     with pytest.raises(StateError, match="can't be copied") as caught:
         fxcollab.transform(model, "simple", ["first"], seed=0)
     assert caught.value.where == "second.1" and caught.value.why == "NotImplementedError: one of a kind"
+
+
+def test_what_an_earlier_call_has_left_is_copied_without_its_graph() -> None:
+    model = holding(lambda model: [model(torch.ones(1, 4))])
+    train_model = fxcollab.transform(model, "simple", ["first"], seed=0)
+    [left], [own] = train_model.get_submodule("peers.b1.second.1").held, model.second[1].held
+    assert left.grad_fn is None and torch.equal(left, own) and left is not own
 
 
 def test_what_cant_be_copied_may_lie_before_the_split() -> None:
