@@ -71,7 +71,6 @@ MODULES = (
     "Applies()",
     "nn.TransformerEncoder(AddsInPlace(4, 1, 8), 1, enable_nested_tensor=False)",
 )
-# fmt: skip
 CLASHES = ("graph", "code", "meta", "root", "modes", "constants", "recompute", "heads", "plan", "recompile")
 RETURNS = (
     "{a}",

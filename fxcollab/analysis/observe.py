@@ -171,8 +171,8 @@ class _Run:
             operations = Operations()
             with operations.watched():
                 set_mode(twin.model, training)
-            written = (self._state[key] for key in operations.written & self._state.keys())
-            self.written_by_modes.update(self._names[tensor] for tensor in written if tensor in self._names)
+            keys = {key_of(new): self._names.get(id(tensor)) for tensor, new in twin.tensors}
+            self.written_by_modes.update(filter(None, (keys.get(key) for key in operations.written)))
             paths = dict(twin.model.named_modules()) if _reads_attributes(graph, self._captured) else ()
             before = Attributes(twin.model, paths)
             inputs = pytree.tree_map_only(Tensor, twin.stand_in, list(values))
