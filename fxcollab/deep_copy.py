@@ -8,7 +8,8 @@ can't be copied may be shared.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections import deque
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -22,7 +23,6 @@ T = TypeVar("T")
 Memo = MutableMapping[int, Any]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, ModuleType, torch.dtype, torch.device, torch.Size)
-_REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +72,16 @@ def deep_copy_into(memo: Memo, value: T, tensor: Callable[[Tensor], Tensor]) -> 
         found: Tensor = memo[id(original)]
         return found
 
-    modules = [module for module in _modules_of(value) if id(module) not in memo]
-    graphs = [_graph_module(module, memo) for module in modules if _is_plain_graph(module)]
-    functions = [fill for module in modules for fill in _functions_of(module, memo, copied)]
-    functions += [] if isinstance(value, nn.Module) else _held_functions(value, memo, copied)
+    graphs, functions = list[Callable[[], object]](), list[Callable[[], object]]()
+    for part in list(_reached(value, memo)):
+        if isinstance(part, Tensor):  # the class of parameters makes copies without ``__torch_function__``
+            copied(part)
+        elif isinstance(part, torch.Generator):  # which would copy its state as a tensor
+            memo[id(part)] = part.clone_state()
+        elif isinstance(part, FunctionType) and _held_by(part):
+            functions.append(_function(part, memo))
+        elif isinstance(part, nn.Module) and _is_plain_graph(part):
+            graphs.append(_graph_module(part, memo))
     with _StrayTensors(copied):
         for fill in graphs:  # first: copies of others around them generate their code again, and that of these
             fill()
@@ -85,9 +91,14 @@ def deep_copy_into(memo: Memo, value: T, tensor: Callable[[Tensor], Tensor]) -> 
     return made, tensors
 
 
-def _modules_of(value: Any) -> Iterable[nn.Module]:
-    roots = value if isinstance(value, tuple) else (value,)
-    return dict.fromkeys(part for root in roots if isinstance(root, nn.Module) for part in root.modules())
+def _reached(value: Any, memo: Memo) -> Iterator[Any]:
+    """What lies in ``value`` and in the modules there, also those that aren't registered, and has no copy yet."""
+    pending, seen = [value], set(memo)
+    while pending:
+        for part in parts_of_value(pending.pop(), seen):
+            yield part
+            if isinstance(part, nn.Module):
+                pending.append(vars(part))
 
 
 class _StrayTensors(TorchFunctionMode):
@@ -107,21 +118,6 @@ def _is_plain_graph(module: nn.Module) -> bool:
     return getattr(type(module), "__deepcopy__", None) is fx.GraphModule.__deepcopy__
 
 
-def _functions_of(
-    module: nn.Module, memo: Memo, copied: Callable[[Tensor], Tensor]
-) -> Iterator[Callable[[], object]]:
-    """Enter the module's tensors and functions, which ``copy.deepcopy`` would copy wrongly.
-
-    What is returned fills the functions afterwards.
-    """
-    for tensor in (*module._parameters.values(), *module._buffers.values()):
-        if tensor is not None:
-            copied(tensor)
-    for name, held in vars(module).items():
-        if name not in _REGISTRIES and not isinstance(held, _PLAIN):
-            yield from _held_functions(held, memo, copied)
-
-
 def _graph_module(module: Any, memo: Memo) -> Callable[[], object]:
     """``fx.GraphModule.__deepcopy__`` drops the attributes of subclasses."""
     cls: Any = type(module)  # every one has a class of its own
@@ -135,20 +131,12 @@ def _graph_module(module: Any, memo: Memo) -> Callable[[], object]:
     return fill
 
 
-def _held_functions(value: Any, memo: Memo, copied: Callable[[Tensor], Tensor]) -> Iterator[Callable[[], object]]:
-    """Enter copies of the functions in ``value`` that refer to anything which is copied, and others."""
-    for part in parts_of_value(value):
-        if isinstance(part, nn.Parameter):  # whose class makes copies without ``__torch_function__``
-            copied(part)
-        elif isinstance(part, torch.Generator):  # which would copy its state as a tensor
-            memo[id(part)] = part.clone_state()
-        elif isinstance(part, FunctionType) and id(part) not in memo and (held := _held_by(part)):
-            cells = tuple(CellType() for _ in part.__closure__ or ())
-            new = FunctionType(part.__code__, part.__globals__, part.__name__, None, cells)
-            memo[id(part)] = new
-            yield partial(_fill, part, new, memo)
-            for inner in held:
-                yield from _held_functions(inner, memo, copied)
+def _function(function: FunctionType, memo: Memo) -> Callable[[], object]:
+    """Functions aren't copied by ``copy.deepcopy``."""
+    cells = tuple(CellType() for _ in function.__closure__ or ())
+    new = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
+    memo[id(function)] = new
+    return partial(_fill, function, new, memo)
 
 
 def _fill(function: FunctionType, new: FunctionType, memo: Any) -> None:
@@ -173,33 +161,37 @@ def _held_by(function: FunctionType) -> list[Any]:
     return [one for one in held if not isinstance(one, _PLAIN)]
 
 
-def parts_of_value(value: Any) -> Iterator[Any]:
-    """``value``, and what lies in it: members, attributes, and the function of a method."""
-    if isinstance(value, dict) and not value:  # most attributes of modules
-        return
-    pending, seen = [value], set[int]()
+def parts_of_value(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """``value``, and what lies in it: members, attributes, and what functions hold; but not in modules.
+
+    What is in ``seen`` is passed over; ids of the parts are added.
+    """
+    pending, seen = [value], set[int]() if seen is None else seen
     while pending:
         part = pending.pop()
-        if id(part) in seen or isinstance(part, (*_PLAIN, nn.Module)):
+        if isinstance(part, _PLAIN) or id(part) in seen:
             continue
         seen.add(id(part))
         yield part
         if isinstance(part, dict):
             pending += part.values()
-        elif isinstance(part, list | tuple | set | frozenset):
+        elif isinstance(part, list | tuple | set | frozenset | deque):
             pending += part
         elif isinstance(part, partial):
             pending += (part.func, part.args, part.keywords)
         elif isinstance(part, MethodType):
-            pending.append(part.__func__)
-        elif not isinstance(part, Tensor | FunctionType):
+            pending += (part.__func__, part.__self__)
+        elif isinstance(part, FunctionType):
+            pending += _held_by(part)
+        elif not isinstance(part, Tensor | nn.Module):
             pending += getattr(part, "__dict__", {}).values()
 
 
 def _uncopyable(value: Any) -> tuple[dict[int, Any], tuple[str, ...]]:
     """Attributes that can't be copied, or modules where no attribute is why: by their ids, and their paths."""
     roots = value if isinstance(value, tuple) else (value,)
-    modules = {module: path for root in roots for path, module in root.named_modules()}
+    held = {part: type(part).__qualname__ for part in _reached(value, {}) if isinstance(part, nn.Module)}
+    modules = held | {module: path for root in roots for path, module in root.named_modules()}
     kept: dict[int, Any] = {id(module): module for module in modules}
     shared: dict[int, Any] = {}
     paths: list[str] = []

@@ -148,7 +148,6 @@ class _Run:
         self.effects: dict[fx.Node, Effects] = {}
         self.changed: set[str] = set()
         self.error: Exception | None = None
-        self._state: dict[Hashable, int] = {key_of(stand_in): id(tensor) for tensor, stand_in in twin.tensors}
         self._names = {id(tensor): name for name, tensor in reversed(list(named_tensors(captured.root)))}
 
     @property
@@ -164,7 +163,7 @@ class _Run:
             before = Attributes(twin.model if _reads_attributes(graph, self._captured) else nn.Module())
             inputs = pytree.tree_map_only(Tensor, twin.stand_in, list(values))
             inputs = inputs or [_Unknown() for _ in graph.find_nodes(op="placeholder")]
-            observer = _Observer(self._captured, graph, twin, self._state, self._names)
+            observer = _Observer(self._captured, graph, twin, self._names)
             observer.run(*inputs, enable_io_processing=False)
             if not self.effects:
                 self.error = observer.error
@@ -192,12 +191,12 @@ class _Observer(Interpreter):
         captured: CollabGraphModule,
         graph: fx.Graph,
         twin: Twin,
-        state: Mapping[Hashable, int],
         names: Mapping[int, str],
     ) -> None:
         super().__init__(twin.model, graph)
         self._captured, self._twin, self._operations = captured, twin, Operations()
-        self._names = {key: names[tensor] for key, tensor in state.items() if tensor in names}
+        self._names = {key_of(stand_in): names[id(t)] for t, stand_in in twin.tensors if id(t) in names}
+        self._storages = [stand_in.detach() for _, stand_in in twin.tensors]  # which ``.data = `` would free
         self._names_of_originals = {key_of(t): names[id(t)] for t, _ in twin.tensors if id(t) in names}
         self._keys: dict[fx.Node, set[Hashable]] = {}
         self.effects: dict[fx.Node, Effects] = {}

@@ -17,6 +17,7 @@ from fxcollab.proof.steps import STEPS, check_steps
 from fxcollab.proof.structure import check_graphs, check_provenance, check_state
 from fxcollab.tracing.capture import LIMITATIONS_KEY, capture
 from fxcollab.tracing.examples import example_tensors, guess_inputs
+from fxcollab.tracing.twin import preserved_classes
 from fxcollab.tracing.interface import ExampleInputs
 
 
@@ -68,7 +69,8 @@ def verify(
         return Report((intact,), limitations)
     cut = partition(captured, plan.tree)
     structure = (intact, *check_graphs(captured, trained), *check_state(model, cut, trained))
-    return Report((*structure, *_check_values(trial, cut.straddling)), limitations)
+    with preserved_classes(model):  # which copies share
+        return Report((*structure, *_check_values(trial, cut.straddling)), limitations)
 
 
 def _check_values(trial: Trial, straddling: frozenset[str]) -> Iterator[Check]:
