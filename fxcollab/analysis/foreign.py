@@ -99,6 +99,23 @@ def refuse_modules_on_both_sides(root: nn.Module, nodes: Iterable[Levels], state
                 )
 
 
+def refuse_state_written_by_modes(state: Mapping[str, int], observation: Observation) -> None:
+    """Raise for state behind a split that ``train()`` of an opened module writes: it would write head 0's only.
+
+    Raises:
+        SplitError: with the state.
+    """
+    written = [name for name in sorted(observation.written_by_modes) if state.get(name)]
+    if written:
+        raise SplitError(
+            "train() of a module that is opened writes state behind a split.",
+            where=", ".join(written[:4]),
+            why="of the heads, only head 0 would change with the mode",
+            hint="do it in the train() of a module that lies behind the split as a whole, of which every head has a "
+            "copy, or put the splits behind it",
+        )
+
+
 def refuse_frozen_attributes(captured: CollabGraphModule, observation: Observation) -> None:
     """Raise for tensors that the graph reads from attributes which a call of the model changes, as hooks do.
 

@@ -71,10 +71,12 @@ class Observation:
     Attributes:
         effects: by node.
         changed: names of attributes that a call of the model changes, such as ``features``.
+        written_by_modes: names of state that ``train()`` of opened modules writes.
     """
 
     effects: Mapping[fx.Node, Effects]
     changed: frozenset[str] = frozenset()
+    written_by_modes: frozenset[str] = frozenset()
 
     def of(self, node: fx.Node) -> Effects:
         """What ``node`` does."""
@@ -88,7 +90,25 @@ def observe(captured: CollabGraphModule) -> Observation:
     if found.depends_on_data and not any(tensor.is_meta for _, tensor in named_tensors(captured)):
         found = _observe(captured, examples, real=True)
     effects = {node: found.effects.get(node) or _everything(node) for graph in captured.modes for node in graph.nodes}
-    return Observation(effects, frozenset(found.changed))
+    return Observation(effects, frozenset(found.changed), frozenset(_written_by_modes(captured)))
+
+
+def _written_by_modes(captured: CollabGraphModule) -> Iterator[str]:
+    """State that ``train()`` of opened modules writes; that of others is called in each branch."""
+    nodes = [node for graph in captured.modes for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    whole = {str(n.target) for n in nodes if isinstance(attribute(captured, str(n.target)), nn.Module)}
+    opened = map(captured.root.get_submodule, ["", *opened_around(whole)])
+    if all(getattr(module.train, "__func__", None) is nn.Module.train for module in opened):
+        return
+    twin, operations = twin_of(captured.root), Operations()
+    for path in whole:
+        vars(twin.model.get_submodule(path))["train"] = lambda mode=True: None
+    before = {name: (tensor, key_of(tensor)) for name, tensor in named_tensors(twin.model)}
+    with twin.running(), operations.watched():
+        for training in (True, False, True):
+            set_mode(twin.model, training)
+    now = dict(named_tensors(twin.model))
+    yield from (name for name, (t, key) in before.items() if now.get(name) is not t or key in operations.written)
 
 
 def _everything(node: fx.Node) -> Effects:
