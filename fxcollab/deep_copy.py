@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Container, Iterator, MutableMapping
 from dataclasses import dataclass
 from functools import partial
-from types import CellType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -52,13 +52,17 @@ def deep_copy(value: T, tensor: Callable[[Tensor], Tensor]) -> Copied[T]:
         return Copied(*deep_copy_into(shared, value, tensor), paths)
 
 
-def deep_copy_into(memo: Memo, value: T, tensor: Callable[[Tensor], Tensor]) -> tuple[T, list[tuple[Tensor, Tensor]]]:
+def deep_copy_into(
+    memo: Memo, value: T, tensor: Callable[[Tensor], Tensor], *, all_functions: bool = True
+) -> tuple[T, list[tuple[Tensor, Tensor]]]:
     """A copy of ``value``, and the tensors that were copied with their copies.
 
     Args:
         memo: known copies by the id of their original, as for ``copy.deepcopy``; gets the new ones.
         value: a module, a tuple of modules, or any other value.
         tensor: makes the copy of a tensor that the memo doesn't have; called once for each.
+        all_functions: whether functions are copied that hold anything at all; else only those that hold what is
+            copied anyway, or has a copy, so that a hook may fill a list of the caller's for several copies.
 
     Raises:
         Exception: whatever a part raises that can't be copied.
@@ -72,30 +76,40 @@ def deep_copy_into(memo: Memo, value: T, tensor: Callable[[Tensor], Tensor]) -> 
         found: Tensor = memo[id(original)]
         return found
 
-    graphs, functions = list[Callable[[], object]](), list[Callable[[], object]]()
-    for part in list(_reached(value, memo)):
+    parts = list(_reached(value, memo))
+    functions = [part for part in parts if isinstance(part, FunctionType) and _held_by(part)]
+    if functions and not all_functions:
+        anyway = {id(part) for part in _reached(value, memo, functions=False) if not isinstance(part, _FIXED)}
+        functions = [
+            one
+            for one in functions
+            if any(id(part) in anyway or memo.get(id(part), part) is not part for part in parts_of_value(one))
+        ]
+    graphs = [part for part in parts if isinstance(part, nn.Module) and _is_plain_graph(part)]
+    fills = [_function(function, memo) for function in functions]
+    for part in parts:
         if isinstance(part, Tensor):  # the class of parameters makes copies without ``__torch_function__``
             copied(part)
         elif isinstance(part, torch.Generator):  # which would copy its state as a tensor
             memo[id(part)] = part.clone_state()
-        elif isinstance(part, FunctionType) and _held_by(part):
-            functions.append(_function(part, memo))
-        elif isinstance(part, nn.Module) and _is_plain_graph(part):
-            graphs.append(_graph_module(part, memo))
     with _StrayTensors(copied):
-        for fill in graphs:  # first: copies of others around them generate their code again, and that of these
+        # Graphs first: copies of others around them generate their code again, and that of these.
+        for fill in [_graph_module(graph, memo) for graph in graphs]:
             fill()
         made = copy.deepcopy(value, memo)  # type: ignore[arg-type]
-        for fill in functions:
+        for fill in fills:
             fill()
     return made, tensors
 
 
-def _reached(value: Any, memo: Memo) -> Iterator[Any]:
+_FIXED = (tuple, frozenset, FunctionType, BuiltinFunctionType)
+
+
+def _reached(value: Any, memo: Memo, *, functions: bool = True) -> Iterator[Any]:
     """What lies in ``value`` and in the modules there, also those that aren't registered, and has no copy yet."""
-    pending, seen = [value], set(memo)
+    pending, seen = [value], set[int]()
     while pending:
-        for part in parts_of_value(pending.pop(), seen):
+        for part in parts_of_value(pending.pop(), seen, memo, functions=functions):
             yield part
             if isinstance(part, nn.Module):
                 pending.append(vars(part))
@@ -161,15 +175,17 @@ def _held_by(function: FunctionType) -> list[Any]:
     return [one for one in held if not isinstance(one, _PLAIN)]
 
 
-def parts_of_value(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
-    """``value``, and what lies in it: members, attributes, and what functions hold; but not in modules.
+def parts_of_value(
+    value: Any, seen: set[int] | None = None, known: Container[int] = (), *, functions: bool = True
+) -> Iterator[Any]:
+    """``value``, and what lies in it: members, attributes and what ``functions`` hold; but not in modules.
 
-    What is in ``seen`` is passed over; ids of the parts are added.
+    What is in ``seen`` or ``known`` is passed over; ids of the parts are added to ``seen``.
     """
     pending, seen = [value], set[int]() if seen is None else seen
     while pending:
         part = pending.pop()
-        if isinstance(part, _PLAIN) or id(part) in seen:
+        if isinstance(part, _PLAIN) or id(part) in seen or id(part) in known:
             continue
         seen.add(id(part))
         yield part
@@ -182,7 +198,7 @@ def parts_of_value(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
         elif isinstance(part, MethodType):
             pending += (part.__func__, part.__self__)
         elif isinstance(part, FunctionType):
-            pending += _held_by(part)
+            pending += _held_by(part) if functions else ()
         elif not isinstance(part, Tensor | nn.Module):
             pending += getattr(part, "__dict__", {}).values()
 

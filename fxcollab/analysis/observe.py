@@ -30,7 +30,7 @@ from fxcollab.tracing.capture import CAPTURE_KEY, CaptureOptions
 from fxcollab.tracing.examples import example_tensors, guesses
 from fxcollab.tracing.helpers import is_helper
 from fxcollab.tracing.interface import Interface
-from fxcollab.tracing.twin import Attributes, FakeTensors, Twin, clone_of, same_members, twin_of
+from fxcollab.tracing.twin import Attributes, Twin, clone_of, same_members, twin_of
 
 
 @dataclass(frozen=True)
@@ -292,8 +292,7 @@ class _Observer(Interpreter):
         modules = dict(self._twin.model.named_modules(remove_duplicate=False))
         called = (str(node.target) for node in self.graph.nodes if node.op == "call_module")
         kept: dict[int, Any] = {id(modules[path]): modules[path] for path in ("", *opened_around(called))}
-        stand_in = clone_of if self._twin.mode is None else FakeTensors(self._twin.mode)
-        made, _ = deep_copy_into(kept, modules[str(node.target)], stand_in)
+        made, _ = deep_copy_into(kept, modules[str(node.target)], clone_of, all_functions=False)
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         operations = Operations()
         with operations.watched():

@@ -17,8 +17,8 @@ from fxcollab.proof.steps import STEPS, check_steps
 from fxcollab.proof.structure import check_graphs, check_provenance, check_state
 from fxcollab.tracing.capture import LIMITATIONS_KEY, capture
 from fxcollab.tracing.examples import example_tensors, guess_inputs
-from fxcollab.tracing.twin import preserved_classes
 from fxcollab.tracing.interface import ExampleInputs
+from fxcollab.tracing.twin import preserved_classes
 
 
 def verify(

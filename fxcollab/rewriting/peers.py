@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
+from fxcollab.deep_copy import deep_copy_into, is_copyable
 from fxcollab.errors import StateError
 from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import opened_around
@@ -81,7 +81,7 @@ def _build(state: State, tensors: Mapping[str, Tensor], path: Path, ancestry: Se
     """The peers of one branch: its own instances of tensors come first in ``ancestry``, then those around it."""
     branch = Branch()
     modules = {name: state.root.get_submodule(name) for name in state.modules_of(len(path))}
-    memo = Memo([*ancestry, _derived(modules.values())])
+    memo = Memo(ancestry)
     for name, module in modules.items():
         owner, _, leaf = name.rpartition(".")
         _container(branch, owner).add_module(leaf, _copied(module, name, memo))
@@ -128,15 +128,9 @@ class Memo(dict[int, Any]):
             return default
 
 
-def _derived(modules: Iterable[nn.Module]) -> dict[int, Any]:
-    """Copies of tensors computed from state, such as old weight_norm's: torch only copies leaves."""
-    values = (value for module in modules for part in module.modules() for value in part.__dict__.values())
-    return {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}
-
-
 def _copied(module: nn.Module, name: str, memo: Memo) -> nn.Module:
     try:
-        return copy.deepcopy(module, memo)
+        return deep_copy_into(memo, module, clone_tensor, all_functions=False)[0]
     except Exception as error:  # whatever its parts raise
         raise StateError(
             f"Module {name!r} lies behind a split, and can't be copied for the other heads.",
@@ -150,18 +144,10 @@ def _copied(module: nn.Module, name: str, memo: Memo) -> nn.Module:
 def _uncopyable(module: nn.Module, name: str, memo: Memo) -> str:
     """The innermost part of a module that can't be copied, and its attribute where that is why."""
     for path, part in reversed(list(module.named_modules(prefix=name))):
-        if not _is_copyable(part, memo):
-            names = [key for key, value in part.__dict__.items() if not _is_copyable(value, memo)]
+        if not is_copyable(part, memo.fresh()):
+            names = [key for key, value in part.__dict__.items() if not is_copyable(value, memo.fresh())]
             return f"{path}.{names[0]} ({type(part.__dict__[names[0]]).__name__})" if names else path
     return name
-
-
-def _is_copyable(value: Any, memo: Memo) -> bool:
-    try:
-        copy.deepcopy(value, memo.fresh())
-    except Exception:  # whatever its parts raise
-        return False
-    return True
 
 
 def clone_tensor(tensor: Tensor) -> Tensor:

@@ -315,7 +315,6 @@ def test_attributes_of_a_name_that_also_is_a_global_reach_nothing() -> None:
 
 def test_hooks_may_watch_what_they_like() -> None:
     model, seen = Holding(), []
-    seen.append(model.holder)
     model.holder.register_forward_hook(lambda module, inputs, output: seen.append((module, model.a)))
     train_model = proven(model, "a")
     seen.clear()
