@@ -8,7 +8,7 @@ can't be copied may be shared.
 from __future__ import annotations
 
 import copy
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterator, MutableMapping
 from dataclasses import dataclass
 from functools import partial
@@ -92,6 +92,8 @@ def deep_copy_into(
             copied(part)
         elif isinstance(part, torch.Generator):  # which would copy its state as a tensor
             memo[id(part)] = part.clone_state()
+        elif type(part) in (dict, OrderedDict) and not part:  # most attributes of modules, which torch copies slowly
+            memo[id(part)] = type(part)()
     with _StrayTensors(copied):
         # Graphs first: copies of others around them generate their code again, and that of these.
         for fill in [_graph_module(graph, memo) for graph in graphs]:
