@@ -15,7 +15,6 @@ with that of head 0. It depends on levels and on how peers are copied whether th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import accumulate, takewhile
 
 from torch import Tensor, fx, nn
 
@@ -118,27 +117,21 @@ def refuse_modules_on_both_sides(root: nn.Module, nodes: Iterable[Levels], state
                 )
 
 
-def refuse_written_by_modes(
-    root: nn.Module, nodes: Iterable[Levels], state: Mapping[str, int], observation: Observation
-) -> None:
-    """Raise for state behind a split that the ``train()`` of an opened module writes: peers have no such module.
+def refuse_state_written_by_modes(state: Mapping[str, int], observation: Observation) -> None:
+    """Raise for state behind a split that ``train()`` of an opened module writes: it would write head 0's only.
 
     Raises:
-        SplitError: with the state and the module.
+        SplitError: with the state.
     """
-    called = {str(node.target) for levels in nodes for node in levels if node.op == "call_module"}
-    overriding = {path for path, part in root.named_modules() if type(part).train is not nn.Module.train}
-    for name in sorted(observation.written_by_modes):
-        around = list(accumulate(name.split(".")[:-1], "{}.{}".format))
-        opened = ["", *takewhile(lambda path: path not in called, around)]
-        by = next((path for path in reversed(opened) if path in overriding), None)
-        if state[name] and by is not None:
-            raise SplitError(
-                f"train() or eval() of {by or 'the model'!r} writes {name!r}, which lies behind a split.",
-                where=f"{type(root.get_submodule(by)).__qualname__}.train",
-                why="the module is opened, and the other heads have copies of its weights, not of it",
-                hint="keep it whole: put the splits outside of it, and use granularity 'auto' (--granularity auto)",
-            )
+    written = [name for name in sorted(observation.written_by_modes) if state.get(name)]
+    if written:
+        raise SplitError(
+            "train() of a module that is opened writes state behind a split.",
+            where=", ".join(written[:4]),
+            why="of the heads, only head 0 would change with the mode",
+            hint="do it in the train() of a module that lies behind the split as a whole, of which every head has a "
+            "copy, or put the splits behind it",
+        )
 
 
 def refuse_frozen_attributes(captured: CollabGraphModule, observation: Observation) -> None:

@@ -77,7 +77,7 @@ class Observation:
     Attributes:
         effects: by node.
         changed: names of attributes that a call of the model changes, such as ``features``.
-        written_by_modes: names of state that the model's ``train()`` and ``eval()`` write.
+        written_by_modes: names of state that ``train()`` of opened modules writes.
     """
 
     effects: Mapping[fx.Node, Effects]
@@ -96,7 +96,25 @@ def observe(captured: CollabGraphModule) -> Observation:
     if found.depends_on_data and not any(tensor.is_meta for _, tensor in named_tensors(captured)):
         found = _observe(captured, examples, real=True)
     effects = {node: found.effects.get(node) or _everything(node) for graph in captured.modes for node in graph.nodes}
-    return Observation(effects, frozenset(found.changed), frozenset(found.written_by_modes))
+    return Observation(effects, frozenset(found.changed), frozenset(_written_by_modes(captured)))
+
+
+def _written_by_modes(captured: CollabGraphModule) -> Iterator[str]:
+    """State that ``train()`` of opened modules writes; that of others is called in each branch."""
+    nodes = [node for graph in captured.modes for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    whole = {str(n.target) for n in nodes if isinstance(attribute(captured, str(n.target)), nn.Module)}
+    opened = map(captured.root.get_submodule, ["", *opened_around(whole)])
+    if all(getattr(module.train, "__func__", None) is nn.Module.train for module in opened):
+        return
+    twin, operations = twin_of(captured.root), Operations()
+    for path in whole:
+        vars(twin.model.get_submodule(path))["train"] = lambda mode=True: None
+    before = {name: (tensor, key_of(tensor)) for name, tensor in named_tensors(twin.model)}
+    with twin.running(), operations.watched():
+        for training in (True, False, True):
+            set_mode(twin.model, training)
+    now = dict(named_tensors(twin.model))
+    yield from (name for name, (t, key) in before.items() if now.get(name) is not t or key in operations.written)
 
 
 def _everything(node: fx.Node) -> Effects:
@@ -155,7 +173,6 @@ class _Run:
         self._captured, self._twin = captured, twin
         self.effects: dict[fx.Node, Effects] = {}
         self.changed: set[str] = set()
-        self.written_by_modes: set[str] = set()
         self.error: Exception | None = None
         self._names = {id(tensor): name for name, tensor in reversed(list(named_tensors(captured.root)))}
 
@@ -168,11 +185,7 @@ class _Run:
         """Run the graph of one mode. Returns whether all nodes ran."""
         graph, twin = self._captured.modes.of(training), self._twin
         with twin.running(), torch.set_grad_enabled(training):
-            operations = Operations()
-            with operations.watched():
-                set_mode(twin.model, training)
-            keys = {key_of(new): self._names.get(id(tensor)) for tensor, new in twin.tensors}
-            self.written_by_modes.update(filter(None, (keys.get(key) for key in operations.written)))
+            set_mode(twin.model, training)
             paths = dict(twin.model.named_modules()) if _reads_attributes(graph, self._captured) else ()
             before = Attributes(twin.model, paths)
             inputs = pytree.tree_map_only(Tensor, twin.stand_in, list(values))
@@ -205,6 +218,7 @@ class _Observer(Interpreter):
         self._captured, self._twin, self._operations = captured, twin, Operations()
         named = [(tensor, new, names[id(tensor)]) for tensor, new in twin.tensors if id(tensor) in names]
         self._names: dict[Hashable, str] = {key_of(new): name for _, new, name in named}
+        self._storages = [new.detach() for _, new in twin.tensors]  # which ``.data = `` would free
         self._names_of_originals = {key_of(tensor): name for tensor, _, name in named}
         self._keys: dict[fx.Node, set[Hashable]] = {}
         self.effects: dict[fx.Node, Effects] = {}

@@ -11,7 +11,7 @@ from fxcollab.analysis.foreign import (
     refuse_foreign_state,
     refuse_frozen_attributes,
     refuse_modules_on_both_sides,
-    refuse_written_by_modes,
+    refuse_state_written_by_modes,
 )
 from fxcollab.analysis.inner_gradients import refuse_gradients_across_splits
 from fxcollab.analysis.levels import (
@@ -90,7 +90,7 @@ def partition(captured: CollabGraphModule, tree: HeadTree, observation: Observat
     )
     _refuse_split_without_effect(captured, result)
     refuse_modules_on_both_sides(captured, result.nodes.values(), result.state)
-    refuse_written_by_modes(captured.root, result.nodes.values(), result.state, observation)
+    refuse_state_written_by_modes(result.state, observation)
     refuse_foreign_state(captured.root, result.nodes.values(), result.state, observation)
     for levels in nodes.values():
         refuse_gradients_across_splits(levels, tree.splits)

@@ -19,6 +19,7 @@ from fxcollab.proof.structure import check_graphs, check_provenance, check_state
 from fxcollab.tracing.capture import LIMITATIONS_KEY, capture
 from fxcollab.tracing.examples import example_tensors, guess_inputs
 from fxcollab.tracing.interface import ExampleInputs
+from fxcollab.tracing.twin import preserved_classes
 
 
 def verify(
@@ -72,7 +73,8 @@ def verify(
     except SplitError as error:  # these inputs show what the transform's couldn't
         return Report((intact, Check("the model can be split so", False, f"{error.what} {error.why}")), limitations)
     structure = (intact, *check_graphs(captured, trained), *check_state(model, cut, trained))
-    return Report((*structure, *_check_values(trial, cut.straddling)), limitations)
+    with preserved_classes(model):  # which copies share
+        return Report((*structure, *_check_values(trial, cut.straddling)), limitations)
 
 
 def _check_values(trial: Trial, straddling: frozenset[str]) -> Iterator[Check]:

@@ -23,7 +23,7 @@ from fxcollab.tracing.examples import example_tensors, guess_inputs
 from fxcollab.tracing.helpers import Helper, innermost_helper, is_helper
 from fxcollab.tracing.interface import ExampleInputs, Interface, forward_of, interface_of
 from fxcollab.tracing.leaks import purge_caches, purge_leaked_proxies
-from fxcollab.tracing.limitations import limitations
+from fxcollab.tracing.limitations import hooked_modules, limitations
 from fxcollab.tracing.proxy import readable
 from fxcollab.tracing.queries import may_be_none
 from fxcollab.tracing.tracer import LazyTracer
@@ -184,7 +184,7 @@ def _trace_mode(
             elif helper is not None:
                 helpers.append(helper)
             else:
-                examples = _next_examples(candidates, error, model)
+                examples = _next_examples(candidates, error, request)
         else:
             twin.forget()
             needed = _examples_with_none(graph, tracer, candidates) if examples is None else None
@@ -201,7 +201,7 @@ def _first(candidates: Iterator[Examples]) -> Examples | None:
         return None
 
 
-def _next_examples(candidates: Iterator[Examples], error: BaseException, model: nn.Module) -> Examples:
+def _next_examples(candidates: Iterator[Examples], error: BaseException, request: _Request) -> Examples:
     """The next examples; where there are none left, ``error`` is reported."""
     hint = (
         "put the splits at modules further out, so that this code stays inside a leaf module; or move the code that "
@@ -213,10 +213,16 @@ def _next_examples(candidates: Iterator[Examples], error: BaseException, model: 
         pass
     except CaptureError as missing:
         hint = f"{missing.hint}; or {hint}"
+    why = readable(f"{type(error).__name__}: {error}")
+    hooked = [path for path in hooked_modules(request.model) if path not in request.opened]
+    if isinstance(error, LookupError | AttributeError | TypeError) and hooked:  # it reads what they should have left
+        why += (
+            f" (hooks of {', '.join(hooked[:4])} don't run while the forward is traced: their modules are one node)"
+        )
     raise ForwardError(
-        f"The forward of {type(model).__qualname__} can't be captured.",
+        f"The forward of {type(request.model).__qualname__} can't be captured.",
         where=_user_line(error),
-        why=readable(f"{type(error).__name__}: {error}"),
+        why=why,
         hint=hint,
     ) from error
 

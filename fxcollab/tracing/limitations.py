@@ -47,11 +47,20 @@ def _hooks(path: str, module: nn.Module) -> Iterator[str]:
             f"{' and '.join(found)} of {path or 'the root'} don't run: the module was opened "
             "(hooks of leaf modules do run)"
         )
-    if path and any(not _is_of_torch(hook) for name in _FORWARD_HOOKS for hook in getattr(module, name).values()):
+    if path and _has_forward_hooks(module):
         yield (
             f"forward hooks of {path} ran once, while it was captured: what they compute is in the graph, what "
             "else they do (store, print) is not"
         )
+
+
+def hooked_modules(model: nn.Module) -> Iterator[str]:
+    """The paths of the modules with forward hooks."""
+    return (path for path, module in model.named_modules() if _has_forward_hooks(module))
+
+
+def _has_forward_hooks(module: nn.Module) -> bool:
+    return any(not _is_of_torch(hook) for name in _FORWARD_HOOKS for hook in getattr(module, name).values())
 
 
 def _is_of_torch(hook: Any) -> bool:

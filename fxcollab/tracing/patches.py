@@ -14,8 +14,8 @@ from types import ModuleType
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, fx
-from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint as original_checkpoint
 
 from fxcollab._torch import DATA_DEPENDENT_ERRORS, JIT_ISINSTANCE, FakeTensor, pytree, storage_id
@@ -148,9 +148,9 @@ def _on_proxies(func: Any) -> Callable[..., Any]:
         return lambda value: getattr(value, func.__self__.__name__)
     if name.startswith("__"):
         return lambda value, *others: getattr(value, name)(*others)
-    if is_tensor_method_or_property(func):
+    if getattr(Tensor, name, None) is func:
         return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
-    return func  # type: ignore[no-any-return]
+    return lambda *args, **kwargs: fx.Proxy.__torch_function__(func, (), args, kwargs)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -168,6 +168,7 @@ def patched_torch(tracer: Recorder) -> Iterator[None]:
         (torch.autograd.Function, "apply", classmethod(_recording_apply(tracer, apply))),
         (FakeTensor, "device", _recording_device(tracer)),
         (torch.jit, JIT_ISINSTANCE, lambda value, types: is_instance(tracer.queries.values_of_types(value), types)),
+        *((nn.Module, name, _recording_get(getattr(nn.Module, name))) for name in ("get_parameter", "get_buffer")),
         (torch.autocast, "__enter__", _noticed(tracer, torch.autocast.__enter__, _refuse_autocast)),
         (torch.enable_grad, "__enter__", _noticed(tracer, torch.enable_grad.__enter__, partial(_note_grad, tracer))),
         (
@@ -316,6 +317,17 @@ def _recording_device(tracer: Recorder) -> property:
         return tracer.record_of_state(lambda tensor: tensor.device, (self,), {}) if asked else original.fget(self)
 
     return property(device, original.fset)
+
+
+def _recording_get(original: Any) -> Callable[..., Any]:
+    """A method that finds a proxy by its path, of which the original says that it is no parameter or buffer."""
+
+    def get(module: nn.Module, target: str) -> Any:
+        owner, _, name = target.rpartition(".")
+        value = getattr(module.get_submodule(owner), name, None)
+        return value if isinstance(value, fx.Proxy) else original(module, target)
+
+    return get
 
 
 def _noticed(tracer: Recorder, original: Callable[..., Any], notice: Callable[..., None]) -> Callable[..., Any]:
