@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import ChainMap, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -95,7 +95,7 @@ def deep_copy_into(
         found: Tensor = memo[id(original)]
         return found
 
-    modules = {module: None for module in _modules_of(value) if id(module) not in memo}
+    modules = dict.fromkeys(_modules_of(value, memo))
 
     def changes(part: Any) -> bool:
         if not share_functions:
@@ -122,9 +122,18 @@ def deep_copy_into(
     return made, tensors
 
 
-def _modules_of(value: Any) -> Iterable[nn.Module]:
-    roots = value if isinstance(value, tuple) else (value,)
-    return dict.fromkeys(part for root in roots if isinstance(root, nn.Module) for part in root.modules())
+def _modules_of(value: Any, known: Container[int]) -> list[nn.Module]:
+    """The modules in ``value``, and those that they hold unregistered, without ``known`` ones."""
+    found: dict[nn.Module, None] = {}
+    pending = [value]
+    while pending:
+        for part in parts_of_value(pending.pop()):
+            if isinstance(part, nn.Module):
+                for module in part.modules():
+                    if module not in found and id(module) not in known:
+                        found[module] = None
+                        pending += (held for key, held in vars(module).items() if key not in _REGISTRIES)
+    return list(found)
 
 
 class _StrayTensors(TorchFunctionMode):
