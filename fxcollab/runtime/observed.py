@@ -1,33 +1,27 @@
 """What a branch writes beside buffers, observed: what its modules hold is compared before and after its first call.
 
-Attributes of modules and of their classes are compared with all that can be reached from them, as pickle does, which
-knows the state of any object. Tensors are compared by identity and version; functions, the branch's own modules and
-what can't be pickled by identity. Closures and globals are not looked into.
+Attributes of modules and of their classes are compared with all that can be reached from them; see `Contents`.
+Closures and globals are not looked into.
 """
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
-from types import BuiltinFunctionType, FunctionType, SimpleNamespace
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from fxcollab._torch import version_of
+from fxcollab.contents import Contents
 from fxcollab.errors import StateError
 from fxcollab.runtime.functional_call import parts_of
 
 Stateful: TypeAlias = nn.Module | tuple[nn.Module, str]
 """A module with all its state, or one tensor by its name in a module."""
 
-_CODE = (type, FunctionType, BuiltinFunctionType)
-_RESULT = b"a result with a graph, as hooks of torch leave for the forward; set again for the second pass"
+_RESULT = "a result with a graph, as hooks of torch leave for the forward; set again for the second pass"
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _OBSERVED: WeakKeyDictionary[nn.Module, set[Any]] = WeakKeyDictionary()
 
@@ -54,12 +48,12 @@ def observed(branch: Callable[..., Any], stateful: Sequence[Stateful], parts: Se
     if not parts or key in _OBSERVED.setdefault(parts[0], set()):
         yield
         return
-    kept: list[Any] = []  # or ids would be given again
-    before = _contents(stateful, parts, kept)
+    contents = Contents({id(part) for part in parts})
+    before = _contents(stateful, contents)
     yield
-    after = _contents(stateful, parts, kept)
+    after = _contents(stateful, contents)
     for owner, name in {**before, **after}:
-        found, then = before.get((owner, name), b""), after.get((owner, name), b"")
+        found, then = before.get((owner, name), ""), after.get((owner, name), "")
         if found is None or found != then != _RESULT:
             raise StateError(
                 "A branch can't be computed again: its forward keeps something beside buffers.",
@@ -73,18 +67,13 @@ def observed(branch: Callable[..., Any], stateful: Sequence[Stateful], parts: Se
     _OBSERVED[parts[0]].add(key)
 
 
-def _contents(
-    stateful: Sequence[Stateful], parts: Sequence[nn.Module], kept: list[Any]
-) -> dict[tuple[Any, str], bytes | None]:
-    """A digest of each attribute, by its owner and name; None where it holds an iterator that can't be read."""
-    found: dict[tuple[Any, str], bytes | None] = {}
-    known = {id(part) for part in parts}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some iterators will be pickled no longer
-        for owner, name, value in _attributes(stateful):
-            if (owner, name) not in found:
-                is_result = isinstance(value, Tensor) and value.grad_fn is not None
-                found[owner, name] = _RESULT if is_result else _Digest(known, kept).of(value)
+def _contents(stateful: Sequence[Stateful], contents: Contents) -> dict[tuple[Any, str], Any]:
+    """What each attribute holds, by its owner and name; None where it has an iterator that can't be read."""
+    found: dict[tuple[Any, str], Any] = {}
+    for owner, name, value in _attributes(stateful):
+        if (owner, name) not in found:
+            is_result = isinstance(value, Tensor) and value.grad_fn is not None
+            found[owner, name] = _RESULT if is_result else contents.of(value)
     return found
 
 
@@ -100,52 +89,3 @@ def _attributes(stateful: Sequence[Stateful]) -> Iterator[tuple[Any, str, Any]]:
             for cls in type(part).__mro__:
                 if cls.__module__.partition(".")[0] not in ("torch", "builtins", "fxcollab"):
                     yield from ((cls, name, value) for name, value in vars(cls).items() if not name.startswith("__"))
-
-
-class _Digest(pickle.Pickler):
-    """What pickle would write of a value, as a digest."""
-
-    def __init__(self, known: set[int], kept: list[Any]) -> None:
-        self._known, self._kept = known, kept
-        self._digest, self._is_complete = blake2b(), True
-        super().__init__(SimpleNamespace(write=self._digest.update), protocol=4)
-
-    def of(self, value: Any) -> bytes | None:
-        try:
-            self.dump(value)
-        except Exception:  # whatever its parts raise
-            self.dump(self._identity(value))
-        return self._digest.digest() if self._is_complete else None
-
-    def persistent_id(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self._identity(value), version(value)
-        if (
-            id(value) in self._known
-            or isinstance(value, type | FunctionType | BuiltinFunctionType)
-            or _is_torchs(value)
-        ):
-            return self._identity(value)
-        return None
-
-    def reducer_override(self, value: Any) -> Any:
-        """What pickle asks for how to reduce an object."""
-        if isinstance(value, torch.Generator):
-            return bytes, (bytes(value.get_state().tolist()),)
-        try:
-            reduced = value.__reduce_ex__(4)
-            if isinstance(reduced, tuple):  # a string is the name of a constant
-                return reduced
-        except Exception:  # whatever says that it can't be pickled
-            self._is_complete = self._is_complete and not isinstance(value, Iterator)
-        return id, (self._identity(value),)
-
-    def _identity(self, value: Any) -> int:
-        self._kept.append(value)
-        return id(value)
-
-
-def _is_torchs(value: Any) -> bool:
-    """Whether it is an object with which torch does its own work: of FSDP, of a compiler."""
-    inside = type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "__dict__")
-    return inside and not isinstance(value, nn.Module | Iterator)
