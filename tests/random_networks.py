@@ -70,6 +70,7 @@ MODULES = (
     "Chain(nn.Linear(4, 4), nn.Tanh())",
     "Applies()",
     "nn.TransformerEncoder(AddsInPlace(4, 1, 8), 1, enable_nested_tensor=False)",
+    "Refers()",
 )
 CLASHES = ("graph", "code", "meta", "root", "modes", "constants", "recompute", "heads", "plan", "recompile")
 RETURNS = (
