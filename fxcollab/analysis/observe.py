@@ -174,6 +174,9 @@ class _Run:
         self.effects: dict[fx.Node, Effects] = {}
         self.changed: set[str] = set()
         self.error: Exception | None = None
+        self._copies: dict[
+            str, tuple[set[Hashable], set[Hashable]]
+        ] = {}  # what copies of modules read, once for each
         self._names = {id(tensor): name for name, tensor in reversed(list(named_tensors(captured.root)))}
 
     @property
@@ -190,7 +193,7 @@ class _Run:
             before = Attributes(twin.model, paths)
             inputs = pytree.tree_map_only(Tensor, twin.stand_in, list(values))
             inputs = inputs or [_Unknown() for _ in graph.find_nodes(op="placeholder")]
-            observer = _Observer(self._captured, graph, twin, self._names)
+            observer = _Observer(self._captured, graph, twin, self._names, self._copies)
             observer.run(*inputs, enable_io_processing=False)
             if not self.effects:
                 self.error = observer.error
@@ -213,8 +216,16 @@ class _Unknown:
 class _Observer(Interpreter):
     """Runs a graph on a twin as far as it can be run, and notes the effects of every node that was."""
 
-    def __init__(self, captured: CollabGraphModule, graph: fx.Graph, twin: Twin, names: Mapping[int, str]) -> None:
+    def __init__(
+        self,
+        captured: CollabGraphModule,
+        graph: fx.Graph,
+        twin: Twin,
+        names: Mapping[int, str],
+        copies: dict[str, tuple[set[Hashable], set[Hashable]]],
+    ) -> None:
         super().__init__(twin.model, graph)
+        self._copies = copies
         self._captured, self._twin, self._operations = captured, twin, Operations()
         named = [(tensor, new, names[id(tensor)]) for tensor, new in twin.tensors if id(tensor) in names]
         self._names: dict[Hashable, str] = {key_of(new): name for _, new, name in named}
@@ -288,7 +299,9 @@ class _Observer(Interpreter):
         foreign = (read & self._names.keys()) - own - given
         check = foreign or own & read & self._used_twice or any(map(self._refers_around, modules))
         if check and node.op == "call_module":
-            copied, itself = self._read_by_copy(node)
+            if node.target not in self._copies:
+                self._copies[str(node.target)] = self._read_by_copy(node)
+            copied, itself = self._copies[str(node.target)]
             found = foreign | (own & (itself | (copied & self._used_twice)))
             yield from ((self._names[key], key not in itself) for key in found & self._names.keys())
         else:

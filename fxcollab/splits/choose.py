@@ -9,7 +9,9 @@ from operator import add
 
 from torch import nn
 
+from fxcollab.analysis.observe import Observation
 from fxcollab.analysis.partition import partition
+from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, costs_of, ratio, state_bytes, trained_bytes
 from fxcollab.costs.profile import profile
 from fxcollab.errors import PatternError, SplitError
@@ -97,6 +99,7 @@ class _Search:
     ) -> None:
         self._found, self._tree, self._limits = found, tree, limits
         self._objective, self._optimizer = objective, optimizer
+        self._observed: dict[CollabGraphModule, Observation] = {}
         self._places = {candidate: place for place, candidate in found.candidates.items()}
         chain = found.chain
         state = chain.before(state_bytes(chain.captured, optimizer))
@@ -158,7 +161,9 @@ class _Search:
         if not searched.is_open:
             captured = searched.capture(option.splits)
             profiled = profile(captured, searched.interface)
-        cut = partition(captured, HeadTree(option.splits, option.fanouts))
+        cut = partition(captured, HeadTree(option.splits, option.fanouts), self._observed.get(captured))
+        if searched.is_open:  # the next option is cut in the same graph
+            self._observed[captured] = cut.observation
         costs = costs_of(captured, profiled, cut, self._optimizer)
         if costs.training.flops != self._over_levels(option.cuts, self._flops):
             raise SplitError(
