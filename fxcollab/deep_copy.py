@@ -67,7 +67,8 @@ def deep_copy(value: T, tensor: Callable[[Tensor], Tensor]) -> Copied[T]:
         return Copied(*deep_copy_into({}, value, tensor))
     except Exception:  # whatever its parts raise
         roots: Any = value if isinstance(value, tuple) else (value,)
-        shared = uncopyable((pair for root in roots for pair in root.named_modules()), {})
+        names = {module: path for root in roots for path, module in reversed(list(root.named_modules()))}
+        shared = uncopyable(((names.get(m, type(m).__qualname__), m) for m in _modules_of(value, ())), {})
         return Copied(*deep_copy_into({id(part): part for part in shared.values()}, value, tensor), tuple(shared))
 
 

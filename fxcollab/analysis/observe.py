@@ -32,6 +32,7 @@ from fxcollab.tracing.capture import CAPTURE_KEY, CaptureOptions
 from fxcollab.tracing.examples import example_tensors, guesses
 from fxcollab.tracing.helpers import is_helper
 from fxcollab.tracing.interface import Interface
+from fxcollab.tracing.leaks import purge_leaked_tensors
 from fxcollab.tracing.twin import Attributes, Twin, same_members, twin_of
 
 
@@ -89,6 +90,7 @@ class Observation:
         return self.effects[node]
 
 
+@purge_leaked_tensors()
 def observe(captured: CollabGraphModule) -> Observation:
     """Run the graphs of a captured model, and note what their nodes do; the model is not touched."""
     examples = list(_examples(captured))

@@ -22,7 +22,7 @@ from fxcollab.tracing.example_values import Examples
 from fxcollab.tracing.examples import example_tensors, guess_inputs
 from fxcollab.tracing.helpers import Helper, innermost_helper, is_helper
 from fxcollab.tracing.interface import ExampleInputs, Interface, forward_of, interface_of
-from fxcollab.tracing.leaks import purge_caches, purge_leaked_proxies
+from fxcollab.tracing.leaks import purge_caches, purge_leaked_proxies, purge_leaked_tensors
 from fxcollab.tracing.limitations import hooked_modules, limitations
 from fxcollab.tracing.proxy import readable
 from fxcollab.tracing.queries import may_be_none
@@ -43,6 +43,7 @@ class CaptureOptions:
     example_inputs: ExampleInputs | None = None
 
 
+@purge_leaked_tensors()
 def capture(
     model: nn.Module,
     splits: Sequence[str] = (),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fxcollab._torch import DATA_DEPENDENT_ERRORS
 from fxcollab.errors import CaptureError, one_line
 from fxcollab.tracing.interface import ExampleInputs, InputSpec, Interface, forward_of, interface_of
+from fxcollab.tracing.leaks import purge_leaked_tensors
 from fxcollab.tracing.twin import twin_of
 
 SMALL_IMAGES = (64, 224, 32, 299, 128, 256, 384, 28)
@@ -121,6 +122,7 @@ def example_tensors(model: nn.Module, interface: Interface, seed: int = 0) -> li
     return [spec.make(generator).to(device) for spec in interface.inputs]
 
 
+@purge_leaked_tensors()
 def run_on_fakes(
     model: nn.Module,
     interface: Interface,

@@ -1,6 +1,6 @@
-"""Proxies that traced code has put into caches outside the model are removed.
+"""Proxies and fake tensors that the user's code has put into caches outside the model are removed.
 
-A function under ``lru_cache``, or one with a dictionary of its own, would return the proxies of a trace later.
+A function under ``lru_cache``, or one with a dictionary of its own, would return them later.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import fx
 
+from fxcollab._torch import FakeTensor, FakeTensorMode
+
 
 @contextmanager
 def purge_leaked_proxies() -> Iterator[list[weakref.ref[fx.Proxy]]]:
@@ -26,14 +28,39 @@ def purge_leaked_proxies() -> Iterator[list[weakref.ref[fx.Proxy]]]:
         purge_caches(proxies)
 
 
-def purge_caches(proxies: Iterable[weakref.ref[fx.Proxy]]) -> None:
-    """Remove proxies that are still alive from dictionaries, lists, sets and caches of functions.
+_MODES: list[weakref.ref[FakeTensorMode]] = []
+
+
+def watch_for_leaks(mode: FakeTensorMode) -> None:
+    """Have the fake tensors of a mode removed from caches by `purge_leaked_tensors`."""
+    _MODES.append(weakref.ref(mode))
+
+
+@contextmanager
+def purge_leaked_tensors() -> Iterator[None]:
+    """On leaving, remove fake tensors that were made meanwhile from caches; a decorator of what makes twins.
+
+    A mode that isn't freed with its twin has tensors somewhere.
+    """
+    before = len(_MODES)
+    try:
+        yield
+    finally:
+        alive = {id(mode) for reference in _MODES[before:] if (mode := reference()) is not None}
+        del _MODES[before:]
+        if alive:
+            found = [one for one in gc.get_objects() if type(one) is FakeTensor and id(one.fake_mode) in alive]
+            purge_caches([weakref.ref(one) for one in found])
+
+
+def purge_caches(values: Iterable[weakref.ref[Any]]) -> None:
+    """Remove values that are still alive from dictionaries, lists, sets and caches of functions.
 
     If there are any, all live objects are searched. An error must be released before: its frames keep proxies alive.
     """
-    if any(reference() is not None for reference in proxies):
+    if any(reference() is not None for reference in values):
         gc.collect(1)  # frames that torch.fx inspects are in reference cycles
-    alive = [proxy for reference in proxies if (proxy := reference()) is not None]
+    alive = [value for reference in values if (value := reference()) is not None]
     if not alive:
         return
     referrers = tuple(gc.get_referrers(*alive))  # not a list, which would refer to the tuples too, and be changed

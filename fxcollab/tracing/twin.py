@@ -19,6 +19,7 @@ from fxcollab._torch import FakeTensor, FakeTensorMode, as_parameter, storage_id
 from fxcollab.codegen.modes import set_mode
 from fxcollab.deep_copy import clone_of, deep_copy, deep_copy_into, parts_of_value
 from fxcollab.rng import preserve_rng_state
+from fxcollab.tracing.leaks import watch_for_leaks
 
 _CONTAINERS = (list, dict, set, deque)
 _ORDINARY = (Tensor, nn.Parameter, nn.Buffer)
@@ -89,6 +90,8 @@ def twin_of(model: nn.Module, training: bool | None = None, *, real: bool = Fals
     With ``real`` its tensors are copies with the same values, not fake ones.
     """
     mode = None if real else FakeTensorMode(allow_non_fake_inputs=True)
+    if mode is not None:
+        watch_for_leaks(mode)
     copied = deep_copy(model, clone_of if mode is None else FakeTensors(mode))
     twin = Twin(copied.value, model, training, copied.tensors, copied.shared, mode)
     if training is not None:
@@ -145,6 +148,8 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def _held(module: nn.Module) -> dict[str, Any]:
+    if isinstance(module, torch.jit.ScriptModule):  # which makes its attributes when they are read
+        return {}
     attributes = vars(module)
     own = {name: value for name, value in attributes.items() if name not in _REGISTRIES}
     held = {**own, **{k: v for name in _REGISTRIES for k, v in attributes[name].items()}}
