@@ -19,7 +19,7 @@ STRUCTURE = [
 VALUES = [
     "timm:test_resnet", "timm:test_vit", "timm:test_efficientnet", "torchvision:squeezenet1_1",
     "transformers:BertForSequenceClassification", "transformers:BloomForTokenClassification",
-    "transformers:Wav2Vec2ForSequenceClassification", "transformers:Zamba2ForSequenceClassification",
+    "transformers:ASTForAudioClassification", "transformers:Zamba2ForSequenceClassification",
     "transformers:T5ForSequenceClassification",
 ]  # fmt: skip
 
@@ -49,6 +49,13 @@ def test_the_whole_proof_holds_on_real_weights(name: str) -> None:
     row = try_values(_known(name))
     assert row["result"] == "ok", row
     assert row["checks"] > 15
+
+
+@pytest.mark.slow
+def test_layers_that_are_dropped_at_random_are_refused_with_the_split_that_keeps_them_whole() -> None:
+    row = try_structure(_known("transformers:Wav2Vec2ForSequenceClassification"))
+    assert row["result"] == "refused" and "random numbers that the forward draws" in row["error"]["why"]
+    assert "that works is 'wav2vec2.encoder', which stays whole" in row["error"]["hint"]
 
 
 @pytest.mark.slow

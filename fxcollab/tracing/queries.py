@@ -58,7 +58,9 @@ class ProxyQueries:
         except (RuntimeError, TypeError) as error:
             raise UntraceableError(f"{call} depends on the data: {error}") from error
         by_data = self._example_values is not None and self._example_values.real
-        if self._example_values is not None and self._example_values.drawn(proxy.node, QUESTIONS[question]):
+        with self.not_recording():
+            drawn = self._example_values is not None and self._example_values.drawn(proxy.node, QUESTIONS[question])
+        if drawn:
             raise UntraceableError(f"{call} depends on random numbers that the forward draws, anew at every call")
         if by_data and isinstance(answer, float):
             raise UntraceableError(f"{call} depends on the data, and differs for every input")
