@@ -150,6 +150,7 @@ def _observe(captured: CollabGraphModule, examples: Sequence[Sequence[Any]], *, 
         run = max(tried, key=lambda run: len(run.effects))
     if not run.run(False, _other_batch(values)):
         run.run(False, values)
+    run.twin.forget()
     return run
 
 
@@ -172,7 +173,7 @@ class _Run:
     """
 
     def __init__(self, captured: CollabGraphModule, twin: Twin) -> None:
-        self._captured, self._twin = captured, twin
+        self._captured, self.twin = captured, twin
         self.effects: dict[fx.Node, Effects] = {}
         self.changed: set[str] = set()
         self.error: Exception | None = None
@@ -188,7 +189,7 @@ class _Run:
 
     def run(self, training: bool, values: Sequence[Any]) -> bool:
         """Run the graph of one mode. Returns whether all nodes ran."""
-        graph, twin = self._captured.modes.of(training), self._twin
+        graph, twin = self._captured.modes.of(training), self.twin
         with twin.running(), torch.set_grad_enabled(training):
             set_mode(twin.model, training)
             paths = dict(twin.model.named_modules()) if _reads_attributes(graph, self._captured) else ()

@@ -22,6 +22,7 @@ from fxcollab.errors import CaptureError
 from fxcollab.fx_utils import Interpreter
 from fxcollab.tracing.examples import run_on_fakes, why_not
 from fxcollab.tracing.interface import Interface
+from fxcollab.tracing.leaks import purge_leaked_tensors
 
 Moment: TypeAlias = tuple[Literal["forward", "backward"], fx.Node]
 
@@ -97,6 +98,7 @@ class Profile:
         return kept
 
 
+@purge_leaked_tensors()
 def profile(captured: CollabGraphModule, interface: Interface) -> Profile:
     """Profile a forward and a backward from the sum of the outputs, in train mode; the model stays as it is.
 

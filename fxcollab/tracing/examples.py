@@ -71,11 +71,13 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
     return interface if interface.known else guess_inputs(model, USUAL_IMAGES, known=interface)
 
 
+@purge_leaked_tensors()
 def accepts(model: nn.Module, interface: Interface) -> bool:
     """Whether ``model`` runs on such inputs in both modes, tried on fake tensors."""
     return _error_in_either_mode(lambda training: run_on_fakes(model, interface, training=training)) is None
 
 
+@purge_leaked_tensors()
 def why_not(model: nn.Module, interface: Interface, *, training: bool | None = None) -> str | None:
     """The error, in a line, that ``model`` raises on such inputs; None if there is none, or if it depends on data.
 
@@ -122,7 +124,6 @@ def example_tensors(model: nn.Module, interface: Interface, seed: int = 0) -> li
     return [spec.make(generator).to(device) for spec in interface.inputs]
 
 
-@purge_leaked_tensors()
 def run_on_fakes(
     model: nn.Module,
     interface: Interface,

@@ -46,8 +46,11 @@ def purge_leaked_tensors() -> Iterator[None]:
     try:
         yield
     finally:
-        alive = {id(mode) for reference in _MODES[before:] if (mode := reference()) is not None}
+        modes = _MODES[before:]
         del _MODES[before:]
+        if any(mode() is not None for mode in modes):
+            gc.collect(1)  # tracers and modules are in cycles of references
+        alive = {id(mode) for reference in modes if (mode := reference()) is not None}
         if alive:
             found = [one for one in gc.get_objects() if type(one) is FakeTensor and id(one.fake_mode) in alive]
             purge_caches([weakref.ref(one) for one in found])
