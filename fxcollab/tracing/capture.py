@@ -191,7 +191,9 @@ def _trace_mode(
             needed = _examples_with_none(graph, tracer, candidates) if examples is None else None
             if needed is None:
                 opened = {path: model.get_submodule(path) for path in tracer.opened}
-                return _Traced(graph, tracer.constants, opened, helpers, twin.shared, tracer.notes, changed)
+                traced = _Traced(graph, tracer.constants, opened, helpers, twin.shared, tracer.notes, changed)
+                vars(tracer).clear()  # it is in cycles of references, with the twin
+                return traced
             examples = needed
 
 
