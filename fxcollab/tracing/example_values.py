@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcollab._torch import pytree
+from fxcollab.errors import one_line
 from fxcollab.fx_utils import map_inputs, mutable
 from fxcollab.rng import GeneratorState
 from fxcollab.runtime.operators import writes_in_place
@@ -88,8 +89,8 @@ class ExampleValues:
             for node in order:
                 values[node] = self._evaluate(node, values)
             return question(values[asked])
-        except Exception as error:  # of user code, for what was drawn
-            return error
+        except Exception as error:  # user code may raise anything, for what was drawn
+            raise UntraceableError(f"with other random numbers {node.name!r} raises {one_line(error)}") from error
 
     def _reads_drawn(self, node: fx.Node) -> bool:
         """Whether the value depends on random numbers by those of other nodes, and not on their shapes alone."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import threading
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
@@ -28,12 +29,19 @@ def purge_leaked_proxies() -> Iterator[list[weakref.ref[fx.Proxy]]]:
         purge_caches(proxies)
 
 
-_MODES: list[weakref.ref[FakeTensorMode]] = []
+class _Made(threading.local):
+    """The modes that this thread has made: those of others are in use."""
+
+    def __init__(self) -> None:
+        self.modes: list[weakref.ref[FakeTensorMode]] = []
+
+
+_MADE = _Made()
 
 
 def watch_for_leaks(mode: FakeTensorMode) -> None:
     """Have the fake tensors of a mode removed from caches by `purge_leaked_tensors`."""
-    _MODES.append(weakref.ref(mode))
+    _MADE.modes.append(weakref.ref(mode))
 
 
 @contextmanager
@@ -42,12 +50,12 @@ def purge_leaked_tensors() -> Iterator[None]:
 
     A mode that isn't freed with its twin has tensors somewhere.
     """
-    before = len(_MODES)
+    before = len(_MADE.modes)
     try:
         yield
     finally:
-        modes = _MODES[before:]
-        del _MODES[before:]
+        modes = _MADE.modes[before:]
+        del _MADE.modes[before:]
         if any(mode() is not None for mode in modes):
             gc.collect(1)  # tracers and modules are in cycles of references
         alive = {id(mode) for reference in modes if (mode := reference()) is not None}

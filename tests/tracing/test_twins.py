@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 
 import fxcollab
 from fxcollab.deep_copy import deep_copy
-from fxcollab.tracing.twin import clone_of
+from fxcollab.tracing.leaks import purge_leaked_tensors
+from fxcollab.tracing.twin import clone_of, twin_of
 from tests.speeds import slow_but
 
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
@@ -478,3 +479,20 @@ def test_generators_are_copied_with_their_state() -> None:
     model = made(OwnGenerator)
     copy = copied(model)
     assert torch.equal(copy(X), model(X)) and torch.equal(copy(X), model(X))
+
+
+def test_leaks_are_looked_for_among_what_the_own_thread_has_made() -> None:
+    entered, made, kept = threading.Event(), threading.Event(), list[Any]()
+
+    def other() -> None:
+        entered.wait()
+        kept.append(twin_of(nn.Linear(4, 4)))
+        made.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with purge_leaked_tensors():
+        entered.set()
+        made.wait()
+    thread.join()
+    assert [name for name, _ in kept[0].model.named_parameters()] == ["weight", "bias"]
