@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
-from torch.fx.node import Argument, map_arg
+from torch.fx.node import Argument, map_aggregate, map_arg
 
 from fxcollab._torch import codegen_of
 
@@ -58,8 +58,14 @@ def copy_graph(graph: fx.Graph, order: Iterable[fx.Node] | None = None) -> fx.Gr
 
 def describe_node(node: fx.Node) -> tuple[str, str, Any, Any, Any, Any]:
     """Name, op, target, arguments (inputs by name), keyword arguments and type of a node."""
-    args, kwargs = (map_arg(value, lambda n: _InputName(n.name)) for value in (node.args, node.kwargs))
+    args, kwargs = (map_aggregate(value, _comparable) for value in (node.args, node.kwargs))
     return node.name, node.op, node.target, args, kwargs, node.type
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return _InputName(value.name)
+    return "nan" if value != value else value  # which equals nothing
 
 
 class _InputName(str):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxcollab._torch import DATA_DEPENDENT_ERRORS, pytree
+from fxcollab._torch import DATA_DEPENDENT_ERRORS, PyTreeCodeGen, codegen_of, pytree
 from fxcollab.analysis.operations import Operations, key_of
 from fxcollab.codegen.modes import set_mode
 from fxcollab.codegen.module import CollabGraphModule
@@ -94,8 +94,9 @@ class Observation:
 def observe(captured: CollabGraphModule) -> Observation:
     """Run the graphs of a captured model, and note what their nodes do; the model is not touched."""
     examples = list(_examples(captured))
-    found = _observe(captured, examples, real=False)
-    if found.depends_on_data and not any(tensor.is_meta for _, tensor in named_tensors(captured)):
+    only_real = any(_has_no_strides(leaf) for leaf in pytree.tree_leaves(examples) if isinstance(leaf, Tensor))
+    found = _observe(captured, examples, real=only_real)
+    if found.depends_on_data and not only_real and not any(tensor.is_meta for _, tensor in named_tensors(captured)):
         found = _observe(captured, examples, real=True)
     effects = {node: found.effects.get(node) or _everything(node) for graph in captured.modes for node in graph.nodes}
     return Observation(effects, frozenset(found.changed), frozenset(_written_by_modes(captured)))
@@ -154,13 +155,18 @@ def _observe(captured: CollabGraphModule, examples: Sequence[Sequence[Any]], *, 
     return run
 
 
+def _has_no_strides(tensor: Tensor) -> bool:
+    """Whether it is sparse or nested, of which there are no fake ones."""
+    return tensor.is_nested or tensor.layout is not torch.strided
+
+
 def _other_batch(values: Sequence[Any]) -> Sequence[Any]:
     """The values with one sample more."""
     tensors = [leaf for leaf in pytree.tree_leaves(list(values)) if isinstance(leaf, Tensor) and leaf.ndim]
-    size = tensors[0].shape[0] if tensors else 0
+    size = 0 if any(map(_has_no_strides, tensors)) or not tensors else tensors[0].shape[0]
 
     def longer(tensor: Tensor) -> Tensor:
-        return torch.cat([tensor, tensor[:1]]) if tensor.ndim and 0 < tensor.shape[0] == size else tensor
+        return torch.cat([tensor, tensor[:1]]) if tensor.ndim and 0 < size == tensor.shape[0] else tensor
 
     found: list[Any] = pytree.tree_map_only(Tensor, longer, list(values))
     return found
@@ -181,6 +187,7 @@ class _Run:
             str, tuple[set[Hashable], set[Hashable]]
         ] = {}  # what copies of modules read, once for each
         self._names = {id(tensor): name for name, tensor in reversed(list(named_tensors(captured.root)))}
+        self._interface: Interface = captured.meta[CAPTURE_KEY].interface
 
     @property
     def depends_on_data(self) -> bool:
@@ -194,8 +201,9 @@ class _Run:
             set_mode(twin.model, training)
             paths = dict(twin.model.named_modules()) if _reads_attributes(graph, self._captured) else ()
             before = Attributes(twin.model, paths)
-            inputs = pytree.tree_map_only(Tensor, twin.stand_in, list(values))
-            inputs = inputs or [_Unknown() for _ in graph.find_nodes(op="placeholder")]
+            inputs = _placeholder_values(
+                graph, self._interface, pytree.tree_map_only(Tensor, twin.stand_in, list(values))
+            )
             observer = _Observer(self._captured, graph, twin, self._names, self._copies)
             observer.run(*inputs, enable_io_processing=False)
             if not self.effects:
@@ -204,6 +212,15 @@ class _Run:
         for node, effects in observer.effects.items():
             self.effects[node] = self.effects[node] | effects if node in self.effects else effects
         return observer.error is None
+
+
+def _placeholder_values(graph: fx.Graph, interface: Interface, values: Sequence[Any]) -> Sequence[Any]:
+    """The values of a graph's placeholders: the leaves of structured inputs, fixed ones, and defaults."""
+    if isinstance(codegen := codegen_of(graph), PyTreeCodeGen) and values:
+        return list(codegen.process_inputs(*values))
+    named = dict(zip((spec.name for spec in interface.inputs), values, strict=False)) | dict(interface.fixed)
+    placeholders = graph.find_nodes(op="placeholder")
+    return [named.get(str(node.target), node.args[0] if node.args else _Unknown()) for node in placeholders]
 
 
 def _reads_attributes(graph: fx.Graph, captured: CollabGraphModule) -> bool:
@@ -232,7 +249,10 @@ class _Observer(Interpreter):
         self._captured, self._twin, self._operations = captured, twin, Operations()
         named = [(tensor, new, names[id(tensor)]) for tensor, new in twin.tensors if id(tensor) in names]
         self._names: dict[Hashable, str] = {key_of(new): name for _, new, name in named}
-        self._storages = [new.detach() for _, new in twin.tensors]  # which ``.data = `` would free
+        # ``.data = `` would free them.
+        self._storages = [
+            new.untyped_storage() if new.layout is torch.strided else new.detach() for _, new in twin.tensors
+        ]
         self._names_of_originals = {key_of(tensor): name for tensor, _, name in named}
         self._keys: dict[fx.Node, set[Hashable]] = {}
         self.effects: dict[fx.Node, Effects] = {}
@@ -243,8 +263,8 @@ class _Observer(Interpreter):
         value: Any = None
         if n.op == "get_attr":
             value = attribute(self._captured, str(n.target))
-            is_module = isinstance(value, nn.Module)
-            value = self._twin.model.get_submodule(str(n.target)) if is_module else self._twin.stand_in(value)
+            is_tensor = isinstance(value, Tensor)
+            value = self._twin.stand_in(value) if is_tensor else attribute(self._twin.model, str(n.target))
         elif n.op == "placeholder":
             value = super().run_node(n)
         elif n.op != "output" and n.target is not guard:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -73,29 +74,58 @@ class Operations:
         if not isinstance(function, OpOverload):
             self.opaque = True
             return
-        arguments = schema_of(function).arguments
-        for position, argument in enumerate(arguments):
-            value = _given(position, argument, args, kwargs)
+        operator = _operator(function)
+        for position, argument in enumerate(operator.arguments):
+            value = argument.given(position, args, kwargs)
             for tensor in (value,) if isinstance(value, Tensor) else value if isinstance(value, list | tuple) else ():
                 if isinstance(tensor, Tensor):
                     key = key_of(tensor)
                     self.read.add(key)
-                    if argument.alias_info is not None and argument.alias_info.is_write:
+                    if argument.written or (argument.name in _STATISTICS and operator.is_training(args, kwargs)):
                         self.written.add(key)
         if function is CONVERSION:
             self.join(args[0], result)
-        if torch.Tag.nondeterministic_seeded in function.tags:
-            rates = [_given(i, one, args, kwargs) for i, one in enumerate(arguments) if one.name in _RATES]
-            self.random |= not rates or any(rate != 0 for rate in rates)
+        if operator.random and not self.random:
+            rates = [one.given(i, args, kwargs) for i, one in enumerate(operator.arguments) if one.name in _RATES]
+            self.random = not rates or any(rate != 0 for rate in rates)
 
 
 _RATES = {"dropout_p", "p"}
 """Arguments of random operators that draw nothing if these are 0."""
+_STATISTICS = {"running_mean", "running_var"}
+"""Arguments that batch norm writes in training, which its schema doesn't say."""
 
 
-def _given(position: int, argument: Any, args: Any, kwargs: Any) -> Any:
-    """The value of an argument of a schema in a call."""
-    return args[position] if position < len(args) else kwargs.get(argument.name, argument.default_value)
+@dataclass(frozen=True)
+class _Argument:
+    name: str
+    default: Any
+    written: bool
+
+    def given(self, position: int, args: Any, kwargs: Any) -> Any:
+        """Its value in a call."""
+        return args[position] if position < len(args) else kwargs.get(self.name, self.default)
+
+
+@dataclass(frozen=True)
+class _Operator:
+    arguments: tuple[_Argument, ...]
+    random: bool
+
+    def is_training(self, args: Any, kwargs: Any) -> bool:
+        """Whether an argument ``training`` is true in a call."""
+        return any(one.name == "training" and one.given(i, args, kwargs) for i, one in enumerate(self.arguments))
+
+
+@cache
+def _operator(function: OpOverload) -> _Operator:
+    """What the schema of an operator says, which takes long to ask."""
+    declared = schema_of(function).arguments
+    arguments = (
+        _Argument(one.name, one.default_value, one.alias_info is not None and one.alias_info.is_write)
+        for one in declared
+    )
+    return _Operator(tuple(arguments), torch.Tag.nondeterministic_seeded in function.tags)
 
 
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]

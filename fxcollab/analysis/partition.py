@@ -46,7 +46,7 @@ class Partition:
         ordered: for each graph, pairs of nodes of different levels that have to run in this order.
         modules: the level of each module that is called as one node: the least of its calls.
         state: the level of each parameter and buffer, under every name it has: the least of its uses.
-        straddling: names of state that is also used at deeper levels than its own.
+        straddling: names of state that is written, and also used at deeper levels than its own.
         observation: what the nodes do.
     """
 
@@ -172,12 +172,18 @@ class _Uses:
         return {name: self._levels.get(id(tensor), 0) for name, tensor in self._names.items()}
 
     def straddling(self, nodes: Iterable[Mapping[fx.Node, int]], observation: Observation) -> frozenset[str]:
-        """Names of tensors that are used at more than one level, or written at a deeper one than their own."""
+        """Names of tensors that are written, and used at more than one level or at a deeper one than their own."""
+        written = set[int]()
         for node, level in (pair for levels in nodes for pair in levels.items()):
-            for tensor in (self._names[name] for name in observation.of(node).changes):
+            effects = observation.of(node)
+            changes = [self._names[name] for name in effects.changes]
+            for tensor in changes if effects.certain else state_tensors(node, self._captured).values():
                 self._deepest[id(tensor)] = max(level, self._deepest.get(id(tensor), 0))
+                written.add(id(tensor))
         return frozenset(
-            name for name, t in self._names.items() if self._levels.get(id(t)) != self._deepest.get(id(t))
+            name
+            for name, t in self._names.items()
+            if id(t) in written and self._levels.get(id(t)) != self._deepest[id(t)]
         )
 
     def _use(self, node: fx.Node, level: int) -> None:

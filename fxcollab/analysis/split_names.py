@@ -126,4 +126,5 @@ def _way_out(path: str, graph: fx.Graph, nodes: list[str]) -> tuple[str, str]:
             "the forward calls the modules in it, but not the module itself",
             f"split at the last of them: {last!r}",
         )
-    return "the forward never calls it", "split at a module that the forward calls: " + ", ".join(nodes[:8])
+    called = list(dict.fromkeys(targets))
+    return "the forward never calls it", "split at a module that the forward calls: " + ", ".join(called[:8])

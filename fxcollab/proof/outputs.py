@@ -18,7 +18,7 @@ from fxcollab.proof.runs import (
     run_train_model,
     tensors_in,
     undisturbed,
-    without_dataclasses,
+    without_objects,
 )
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
@@ -79,7 +79,7 @@ def _check_generated_code(trial: Trial, found: Run, training: bool, name: str) -
 
 def _bits_differ(one: Any, other: Any) -> str | None:
     """How two output structures differ, as text; None where they are equal bit for bit."""
-    one, other = without_dataclasses(one), without_dataclasses(other)
+    one, other = without_objects(one), without_objects(other)
     left, right = pytree.tree_flatten(one), pytree.tree_flatten(other)
     if type(one) is not type(other) or left[1] != right[1]:
         return f"{type(one).__qualname__} and {type(other).__qualname__} have different structures"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -164,19 +164,23 @@ def widened(tensor: Tensor, double: bool) -> Tensor:
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
     """The tensors of an output structure."""
-    return (leaf for leaf in pytree.tree_leaves(without_dataclasses(output)) if isinstance(leaf, Tensor))
+    return (leaf for leaf in pytree.tree_leaves(without_objects(output)) if isinstance(leaf, Tensor))
 
 
-def without_dataclasses(output: Any) -> Any:
-    """The output with dataclasses, which are leaves to pytree, as dicts of their fields."""
+def without_objects(output: Any, seen: Set[int] = frozenset()) -> Any:
+    """The output with objects, which are leaves to pytree, as dicts of their members and attributes."""
 
-    def fields(value: Any) -> Any:
-        if not dataclasses.is_dataclass(value) or isinstance(value, type | dict):
+    def held(value: Any) -> Any:
+        if isinstance(value, Tensor | type | FunctionType | nn.Module):
             return value
-        named = {field.name: without_dataclasses(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {type(value).__qualname__: named}
+        slots = (name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ()))
+        attributes = {**getattr(value, "__dict__", {}), **{k: getattr(value, k) for k in slots if hasattr(value, k)}}
+        members = dict(value) if isinstance(value, dict) else {}
+        if id(value) in seen or not (attributes or members):
+            return type(value).__qualname__ if id(value) in seen else value
+        return {type(value).__qualname__: without_objects([attributes, members], {id(value), *seen})}
 
-    return pytree.tree_map(fields, output)
+    return pytree.tree_map(held, output)
 
 
 @contextmanager

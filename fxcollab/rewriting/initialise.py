@@ -193,10 +193,14 @@ def _reset(branch: nn.Module, own: Mapping[str, Tensor], library: Callable[[nn.M
     tensors = tensors_of(branch)
     likes = {id(tensors[name]): original for name, original in own.items()}
     redrawn: list[str] = []
+    modules = list(branch.named_modules())
+    copied = {id(p) for _, part in modules if type(part) is not Branch for p in part.parameters(recurse=False)}
     with torch.no_grad(), _copies_of_shared(branch, {id(tensor) for tensor in tensors.values()} - likes.keys()):
-        for path, module in reversed(list(branch.named_modules())):
+        for path, module in reversed(modules):
             prefix = f"{path}." if path else ""
-            redrawn += [prefix + name for name in _reset_module(module, likes, library)]
+            # a container only has the other names of what a copied module has and initialises
+            left = {key: like for key, like in likes.items() if type(module) is not Branch or key not in copied}
+            redrawn += [prefix + name for name in _reset_module(module, left, library)]
     return redrawn
 
 

@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from fxcollab._torch import is_batched, pytree
+from fxcollab._torch import is_batched
+from fxcollab.runtime.tensors import map_tensors
 
 
 def private_copy(value: Any) -> Any:
     """A copy of ``value`` that shares no storage with it, laid out alike; gradients pass through unchanged.
 
     Args:
-        value: a tensor of any shape, or any pytree; other leaves are returned unchanged.
+        value: a tensor of any shape, any pytree, or an object, of which a deep copy is made.
     """
     if has_torch_function_unary(value):
         return handle_torch_function(private_copy, (value,), value)
     if isinstance(value, Tensor):
         return _copy(value)
-    return pytree.tree_map(lambda leaf: _copy(leaf) if isinstance(leaf, Tensor) else leaf, value)
+    return map_tensors(_copy, value, copy_objects=True)
 
 
 private_copy.__module__ = "fxcollab"

@@ -16,21 +16,14 @@ may be trained later on.
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from fxcollab._torch import computes_forward_derivatives, is_traced, is_transformed, pytree
-
-CARRIES_NO_GRADIENT = (
-    type(None), bool, int, float, complex, str, bytes, slice, type(...),
-    torch.dtype, torch.device, torch.layout, torch.memory_format,
-    torch.SymInt, torch.SymFloat, torch.SymBool,
-    types.FunctionType, type,
-)  # fmt: skip
+from fxcollab._torch import computes_forward_derivatives, is_traced, is_transformed
+from fxcollab.runtime.tensors import CARRIES_NO_GRADIENT, map_tensors
 
 
 class _Rescale(torch.autograd.Function):
@@ -53,15 +46,15 @@ def rescale(value: Any, factor: float) -> Any:
     """``value`` itself, bit for bit; the gradient that comes back through it is multiplied by ``factor``.
 
     Args:
-        value: a tensor of any shape, or any pytree of tensors. Integers, booleans and other values without
-            a gradient are returned unchanged.
+        value: a tensor of any shape, any pytree of tensors, or an object that holds tensors, of which a copy is
+            returned. Integers, booleans and other values without a gradient are returned unchanged.
         factor: the gradient's factor, 1/H at a split with H branches (equation 5).
 
     Returns:
         The same value. A tensor may share the storage of ``value``; don't write into it.
 
     Raises:
-        TypeError: ``value`` contains an object that may contain tensors and is not a registered pytree.
+        TypeError: ``value`` contains an object that holds modules, or that holds tensors and can't be copied.
     """
     if has_torch_function_unary(value):
         return handle_torch_function(rescale, (value,), value, factor)
@@ -69,23 +62,11 @@ def rescale(value: Any, factor: float) -> Any:
         return _rescale_tensor(value, factor)
     if isinstance(value, CARRIES_NO_GRADIENT):
         return value
-    return pytree.tree_map(lambda leaf: _rescale_leaf(leaf, factor), value)
+    return map_tensors(lambda leaf: rescale(leaf, factor), value)
 
 
 # Generated code and re-traced graphs refer to it by this, its public name: ``fxcollab_rescale(x, 0.5)``.
 rescale.__module__ = "fxcollab"
-
-
-def _rescale_leaf(leaf: Any, factor: float) -> Any:
-    if isinstance(leaf, Tensor) or has_torch_function_unary(leaf):
-        return rescale(leaf, factor)
-    if isinstance(leaf, CARRIES_NO_GRADIENT):
-        return leaf
-    raise TypeError(
-        f"rescale can't look into a value of type {type(leaf).__qualname__}: its gradient would stay unscaled\n"
-        "  hint: register the type with torch.utils._pytree.register_pytree_node or register_dataclass, "
-        "or put the split where a tensor crosses"
-    )
 
 
 def _rescale_tensor(value: Tensor, factor: float) -> Tensor:

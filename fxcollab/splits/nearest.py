@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fxcollab.errors import ForwardError, FxCollabError
+from fxcollab.tracing.errors import DrawnError
 
 
 def with_nearest_splits(error: ForwardError, splits: Sequence[str], attempt: Callable[..., object]) -> ForwardError:
@@ -17,9 +18,11 @@ def with_nearest_splits(error: ForwardError, splits: Sequence[str], attempt: Cal
             model's own forward can't be captured.
     """
     if not _works(attempt):
+        drawn = isinstance(error.__cause__, DrawnError)
+        examples = "" if drawn else "give example_inputs that it takes in train and in eval mode, or "
         error.hint = (
-            "no split helps, because the model's own forward can't be traced: give example_inputs that it takes in "
-            "train and in eval mode, or move the code that depends on values into a module of its own"
+            f"no split helps, because the model's own forward can't be traced: {examples}move the code that depends "
+            f"on {'random numbers' if drawn else 'values'} into a module of its own"
         )
         return error
     nearest: dict[str | None, list[str]] = {}

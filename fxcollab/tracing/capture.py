@@ -5,16 +5,21 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxcollab._torch import codegen_of, is_compiled
 from fxcollab.codegen.modes import Modes
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError
+from fxcollab.fx_utils import attribute
+from fxcollab.rewriting.outputs import check_codegen
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.callers import is_internal_file
 from fxcollab.tracing.errors import FirstCallError, NoExampleError, UntraceableError
@@ -24,6 +29,7 @@ from fxcollab.tracing.helpers import Helper, innermost_helper, is_helper
 from fxcollab.tracing.interface import ExampleInputs, Interface, forward_of, interface_of
 from fxcollab.tracing.leaks import purge_caches, purge_leaked_proxies, purge_leaked_tensors
 from fxcollab.tracing.limitations import hooked_modules, limitations
+from fxcollab.tracing.patches import overrides_call
 from fxcollab.tracing.proxy import readable
 from fxcollab.tracing.queries import may_be_none
 from fxcollab.tracing.tracer import LazyTracer
@@ -75,6 +81,7 @@ def capture(
     """
     if granularity not in ("auto", "op"):
         raise CaptureError(f"There is no granularity {granularity!r}.", hint="use 'auto' or 'op'")
+    _check_call(model)
     interface = interface or interface_of(model, example_inputs)
     options = CaptureOptions(granularity, interface, example_inputs)
     if isinstance(model, fx.GraphModule):
@@ -88,8 +95,7 @@ def capture(
         )
     request = _Request(model, opened_paths(model, splits), interface, granularity == "op", example_inputs)
     with purge_leaked_proxies() as proxies:
-        train = _trace_mode(request, True, {}, proxies)
-        evaluation = _trace_mode(request, False, train.constants, proxies)
+        train, evaluation = _trace_modes(request, proxies)
     captured = CollabGraphModule(model, Modes.merged(train.graph, evaluation.graph), constants=evaluation.constants)
     captured.meta[CAPTURE_KEY] = options
     captured.meta[LIMITATIONS_KEY] = (
@@ -144,6 +150,28 @@ class _Traced:
     shared: Sequence[str]
     notes: Iterable[str]
     assigned: Sequence[str]
+
+
+def _trace_modes(request: _Request, proxies: list[weakref.ref[fx.Proxy]]) -> tuple[_Traced, _Traced]:
+    """Trace both modes.
+
+    Modules to which others are handed are opened, if they can be: calls of those are nodes then.
+    """
+    train = _trace_mode(request, True, {}, proxies)
+    traced = train, _trace_mode(request, False, train.constants, proxies)
+    receivers = {path for mode in traced for path in _receivers(mode.graph, request.model)}
+    if receivers:
+        with suppress(ForwardError):
+            return _trace_modes(replace(request, opened=request.opened | receivers), proxies)
+    return traced
+
+
+def _receivers(graph: fx.Graph, root: nn.Module) -> Iterator[str]:
+    """The paths of modules that are called with other modules as arguments."""
+    for node in graph.find_nodes(op="call_module"):
+        given = (source for source in node.all_input_nodes if source.op == "get_attr")
+        if any(isinstance(attribute(root, str(source.target)), nn.Module) for source in given):
+            yield str(node.target)
 
 
 def _trace_mode(
@@ -217,11 +245,12 @@ def _next_examples(candidates: Iterator[Examples], error: BaseException, request
     except CaptureError as missing:
         hint = f"{missing.hint}; or {hint}"
     why = readable(f"{type(error).__name__}: {error}")
+    own = request.model._forward_pre_hooks or request.model._forward_hooks
     hooked = [path for path in hooked_modules(request.model) if path not in request.opened]
+    hooked = ["the root", *hooked] if own else hooked
     if isinstance(error, LookupError | AttributeError | TypeError) and hooked:  # it reads what they should have left
-        why += (
-            f" (hooks of {', '.join(hooked[:4])} don't run while the forward is traced: their modules are one node)"
-        )
+        why += f" (hooks of {', '.join(hooked[:4])} don't run while the forward is traced: "
+        why += "if they make at the first call what is missing, call the model once before)"
     raise ForwardError(
         f"The forward of {type(request.model).__qualname__} can't be captured.",
         where=_user_line(error),
@@ -299,21 +328,34 @@ def opened_paths(model: nn.Module, splits: Iterable[str]) -> frozenset[str]:
     """The paths of the root and of every module that contains a split; names of other nodes add none."""
     modules = dict(model.named_modules(remove_duplicate=False))
     canonical = {module: path for path, module in reversed(modules.items())}  # the graph uses the first path
-    opened = {""}
-    for split in splits:
-        for part in split.split("+"):
-            path = part.strip().partition("@")[0]
-            if path in modules:
-                atoms = path.split(".")[:-1]
-                opened |= {canonical[modules[".".join(atoms[: i + 1])]] for i in range(len(atoms))}
-    return frozenset(opened)
+    named = {part.strip().partition("@")[0] for split in splits for part in split.split("+")}
+    cut = {modules[path] for path in named if path in modules}
+    paths = (path for path, module in modules.items() if module in cut)  # all names of each
+    around = (list(accumulate(path.split(".")[:-1], "{}.{}".format)) for path in paths)
+    return frozenset({"", *(canonical[modules[outer]] for outers in around for outer in outers)})
 
 
 def _adopt(model: fx.GraphModule, options: CaptureOptions) -> CollabGraphModule:
-    captured = CollabGraphModule(model, Modes.of_graph_module(model))
+    modes = Modes.of_graph_module(model)
+    for graph in modes:
+        check_codegen(codegen_of(graph))
+    captured = CollabGraphModule(model, modes)
     captured.meta[CAPTURE_KEY] = options
     captured.meta[LIMITATIONS_KEY] = getattr(model, "meta", {}).get(LIMITATIONS_KEY, ())
     return captured
+
+
+def _check_call(model: nn.Module) -> None:
+    if overrides_call(model):
+        compiled = is_compiled(model)
+        raise CaptureError(
+            f"{type(model).__qualname__} {'is compiled' if compiled else 'overrides __call__'}.",
+            where=f"{type(model).__qualname__}.__call__",
+            why="a graph has what the forward does, and nothing of what is around it",
+            hint="give the model that was compiled, and compile the training model"
+            if compiled
+            else "put the model into a module whose forward calls it, as in nn.Sequential(model), and transform that",
+        )
 
 
 def _check_initialized(model: nn.Module) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fxcollab.errors import CaptureError
 
 
@@ -14,6 +16,25 @@ class UntraceableError(BaseException):
 
 class NoExampleError(UntraceableError):
     """The forward needs something, such as a type, that any example input has, and there is no example yet."""
+
+
+class DrawnError(UntraceableError):
+    """The forward takes a branch by random numbers, so that no example helps."""
+
+
+class ArgumentError(UntraceableError):
+    """An object that the graph can't refer to is an argument of a node.
+
+    Attributes:
+        kind: its class; where calls of that are nodes, so is the object.
+    """
+
+    def __init__(self, value: Any) -> None:
+        super().__init__(
+            f"an object of type {type(value).__qualname__} can't be an argument of a node: it is neither an "
+            "attribute of a module nor made in the forward by a class that can be imported"
+        )
+        self.kind = type(value)
 
 
 class FirstCallError(CaptureError):

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from fxcollab._torch import pytree
 from fxcollab.errors import one_line
-from fxcollab.fx_utils import map_inputs, mutable
+from fxcollab.fx_utils import attribute, map_inputs, mutable
 from fxcollab.rng import GeneratorState
 from fxcollab.runtime.operators import writes_in_place
 from fxcollab.tracing.errors import UntraceableError
@@ -109,8 +109,8 @@ class ExampleValues:
             case "placeholder":
                 return self._inputs.pop(0)
             case "get_attr":
-                tensor = self._tensors.get(str(target))  # or a module that is handed to a call
-                return self._twin.model.get_submodule(target) if tensor is None else self._twin.stand_in(tensor)
+                tensor = self._tensors.get(str(target))  # or a module or an object that is handed to a call
+                return attribute(self._twin.model, target) if tensor is None else self._twin.stand_in(tensor)
             case "call_function":
                 return target(*args, **kwargs)
             case "call_method":

@@ -10,10 +10,12 @@ import functools
 import operator
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import FrameType, FunctionType, TracebackType
+from inspect import CO_VARARGS, CO_VARKEYWORDS
+from itertools import takewhile
+from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import Any
 
 import torch
@@ -21,13 +23,17 @@ from torch import Tensor, fx, nn
 
 from fxcollab._torch import pytree
 from fxcollab.tracing.callers import is_library_frame, loaded_scopes
+from fxcollab.tracing.errors import ArgumentError, UntraceableError
 
 
 @dataclass(frozen=True)
 class Helper:
-    """A module-level function, or a class of torch such as ``Normal``, whose calls become one node."""
+    """A module-level function, or a class such as ``Normal``, whose calls become one node.
 
-    function: FunctionType | type
+    Functions may be those of ``functools.lru_cache``.
+    """
+
+    function: Any
 
     @property
     def title(self) -> str:
@@ -35,13 +41,35 @@ class Helper:
         return f"{self.function.__module__}.{self.function.__qualname__}"
 
 
+_Cached = functools._lru_cache_wrapper
+
+
 def is_helper(function: Any) -> bool:
     """Whether it is a Python function of the user's or of a third library."""
-    return isinstance(function, FunctionType) and _package(function) not in ("torch", "fxcollab")
+    return isinstance(function, FunctionType | _Cached) and _package(function) not in ("torch", "fxcollab")
+
+
+class AskedError(UntraceableError):
+    """A helper asks for what a proxy doesn't have.
+
+    Attributes:
+        helper: the helper.
+    """
+
+    def __init__(self, helper: Helper, question: str) -> None:
+        super().__init__(f"{helper.title} asks {question!r}")
+        self.helper = helper
 
 
 def innermost_helper(error: BaseException, known: Iterable[Helper]) -> Helper | None:
-    """The innermost helper in which ``error`` was raised and that is not yet ``known``."""
+    """The innermost helper in which ``error`` was raised and that is not yet ``known``.
+
+    For an `ArgumentError` it is the class of the object.
+    """
+    if isinstance(error, AskedError):
+        return error.helper
+    if isinstance(error, ArgumentError) and _is_python_class(error.kind) and Helper(error.kind) not in known:
+        return Helper(error.kind)
     found = None
     caller: TracebackType | None = None
     trace = error.__traceback__
@@ -52,13 +80,34 @@ def innermost_helper(error: BaseException, known: Iterable[Helper]) -> Helper | 
     return found
 
 
-def running_class(known: Iterable[Helper]) -> Helper | None:
-    """The innermost class of torch, not yet ``known``, of which a method runs now: a node needs no answers."""
-    for frame, _ in traceback.walk_stack(None):
+def asking_helper(known: Collection[Helper], outermost: CodeType) -> Helper | None:
+    """The innermost helper, not yet ``known``, that runs now and could be one node, which needs no answers.
+
+    Only calls inside of that of ``outermost`` are looked at.
+    """
+    for frame, _ in takewhile(lambda step: step[0].f_code is not outermost, traceback.walk_stack(None)):
         helper = _called_helper(frame.f_back, frame) if frame.f_back is not None else None
-        if helper is not None and isinstance(helper.function, type) and helper not in known:
+        if helper is None or helper in known:
+            continue
+        if isinstance(helper.function, type) or _has_recordable_arguments(frame):
             return helper
     return None
+
+
+def cached_helper(known: Collection[Helper]) -> Helper | None:
+    """A function under ``lru_cache``, not yet ``known``, to which the user code refers that runs now."""
+    frame = next((frame for frame, _ in traceback.walk_stack(None) if not is_library_frame(frame)), None)
+    named = (frame.f_globals.get(name) for name in frame.f_code.co_names) if frame is not None else ()
+    found = (Helper(value) for value in named if isinstance(value, _Cached) and _is_importable(value))
+    return next((helper for helper in found if helper not in known), None)
+
+
+def _has_recordable_arguments(frame: FrameType) -> bool:
+    code = frame.f_code
+    rest = bool(code.co_flags & CO_VARARGS) + bool(code.co_flags & CO_VARKEYWORDS)
+    count = code.co_argcount + code.co_kwonlyargcount + rest
+    given = [frame.f_locals.get(name) for name in code.co_varnames[:count]]
+    return all(isinstance(leaf, _ARGUMENTS) for leaf in pytree.tree_leaves(given))
 
 
 def _called_helper(caller: FrameType, callee: FrameType) -> Helper | None:
@@ -70,9 +119,20 @@ def _called_helper(caller: FrameType, callee: FrameType) -> Helper | None:
         never_nodes = (nn.Module, Tensor, fx.Proxy)
         if function is None or issubclass(function, never_nodes) or hasattr(function, "__enter__"):
             return None
-    importable = getattr(sys.modules.get(function.__module__), function.__name__, None) is function
     of_torch = _package(function) == "torch" and (isinstance(function, type) or not is_library_frame(caller))
-    return Helper(function) if importable and (of_torch or is_helper(function)) else None
+    return Helper(function) if _is_importable(function) and (of_torch or is_helper(function)) else None
+
+
+def _is_importable(function: Any) -> bool:
+    return getattr(sys.modules.get(function.__module__), function.__name__, None) is function
+
+
+def _is_python_class(kind: type) -> bool:
+    """Whether it can be imported and was made by a class statement, not in C."""
+    return bool(kind.__flags__ & _HEAP_TYPE) and type(kind).__module__ != "pybind11_builtins" and _is_importable(kind)
+
+
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
 
 def _package(function: Any) -> str:
@@ -106,6 +166,8 @@ def _recorded(function: Callable[..., Any], record: Callable[[Any, Any, Any], An
     def recorded(*args: Any, **kwargs: Any) -> Any:
         leaves = pytree.tree_leaves((args, kwargs))
         proxies = any(isinstance(leaf, fx.Proxy) for leaf in leaves)
+        if isinstance(function, type):  # its objects can be changed, and are made at every call
+            return record(function, args, kwargs)
         if not proxies or not all(isinstance(leaf, _ARGUMENTS) for leaf in leaves):
             return function(*args, **kwargs)
         return record(function, args, kwargs)

@@ -10,7 +10,7 @@ from itertools import count, takewhile
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.fx.node import base_types
 
 from fxcollab._torch import pytree
@@ -112,6 +112,7 @@ def interface_of(model: nn.Module, example_inputs: ExampleInputs | None = None) 
         name: value
         for name, value in given.items()
         if all(isinstance(leaf, _FIXABLE) for leaf in pytree.tree_leaves(value))
+        and not isinstance(model, fx.GraphModule)  # whose graph has an input for each
     }
     required = {
         name for name in named if name in given or signature.parameters[name].default is inspect.Parameter.empty

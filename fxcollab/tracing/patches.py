@@ -56,6 +56,9 @@ class Recorder(Protocol):
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """Record an operation."""
 
+    def call_whole(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record a call of a leaf module; of any other run it."""
+
     def is_state(self, tensor: Tensor) -> bool:
         """Whether it is a tensor of the model, or stands for one."""
 
@@ -192,21 +195,60 @@ def patched_torch(tracer: Recorder) -> Iterator[None]:
             scope["checkpoint"] = original_checkpoint
 
 
+def overrides_call(module: nn.Module) -> bool:
+    """Whether the module's class has a ``__call__`` of its own."""
+    # The class of a single graph module only adds to messages of errors.
+    cls = type(module).__bases__[0] if isinstance(module, fx.GraphModule) else type(module)
+    return cls.__call__ is not nn.Module.__call__
+
+
+@contextmanager
+def recorded_overrides(tracer: Recorder, root: nn.Module) -> Iterator[None]:
+    """Record calls of modules with a ``__call__`` of their own as a whole, where they are leaf modules."""
+    classes = {type(module) for module in root.modules() if overrides_call(module)}
+    owners = {next(base for base in cls.__mro__ if "__call__" in vars(base)) for cls in classes}
+    saved: list[tuple[Any, Any]] = [(owner, vars(owner)["__call__"]) for owner in owners]
+
+    def recording(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            whole = partial(original, module)
+            return (
+                tracer.call_whole(module, whole, args, kwargs)
+                if _has_proxies(args, kwargs)
+                else whole(*args, **kwargs)
+            )
+
+        return call
+
+    for owner, original in saved:
+        owner.__call__ = recording(original)
+    try:
+        yield
+    finally:
+        for owner, original in saved:
+            owner.__call__ = original
+
+
 @contextmanager
 def patched_globals(tracer: Recorder, scopes: Iterable[dict[str, Any]]) -> Iterator[None]:
     """Shadow ``torch`` and builtins in ``scopes``, to record or answer what neither dispatches to proxies.
 
-    ``isinstance``, ``type``, ``callable``, ``getattr`` and ``hasattr`` of a proxy are those of its example value.
+    ``isinstance``, ``type``, ``callable``, ``getattr`` and ``hasattr`` of a proxy are those of its example value;
+    ``len`` of a tensor is a node, whose value may differ from call to call.
     """
     builtins = _builtins(tracer)
-    facade = _TorchFacade(tracer, builtins["isinstance"])
+    stand_ins: dict[str, tuple[Any, Any]] = {
+        "torch": (torch, _TorchFacade(tracer, builtins["isinstance"])),
+        **{name: (getattr(torch.overrides, name), partial(_has_overrides, tracer)) for name in _ABOUT_OVERRIDES},
+    }
     patched: list[dict[str, Any]] = []
     loaded = loaded_scopes()
     try:
         for scope in scopes:
             patched.append(scope)
-            if scope.get("torch") is torch:
-                scope["torch"] = facade
+            for name, (original, stand_in) in stand_ins.items():
+                if scope.get(name) is original:
+                    scope[name] = stand_in
             for name, function in builtins.items():
                 scope.setdefault(name, function)
         yield
@@ -214,11 +256,21 @@ def patched_globals(tracer: Recorder, scopes: Iterable[dict[str, Any]]) -> Itera
         now = loaded_scopes()
         loaded_since = now.all if now is not loaded else ()
         for scope in (*patched, *loaded_since):  # a module loaded meanwhile may have imported the names
-            if scope.get("torch") is facade:
-                scope["torch"] = torch
+            for name, (original, stand_in) in stand_ins.items():
+                if scope.get(name) is stand_in:
+                    scope[name] = original
             for name, function in builtins.items():
                 if scope.get(name) is function:
                     del scope[name]
+
+
+_ABOUT_OVERRIDES = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+
+def _has_overrides(tracer: Recorder, *values: Any) -> bool:
+    """Whether any of the values for which the proxies stand overrides ``__torch_function__``, as proxies do."""
+    types = {type(leaf) for leaf in pytree.tree_leaves(tracer.queries.values_of_types(values))}
+    return any(hasattr(cls, "__torch_function__") for cls in types - {Tensor, nn.Parameter, FakeTensor})
 
 
 def _builtins(tracer: Recorder) -> dict[str, Callable[..., Any]]:
@@ -243,6 +295,11 @@ def _builtins(tracer: Recorder) -> dict[str, Callable[..., Any]]:
             return default[0]
         return getattr(value, name, *default)
 
+    def length(value: Any) -> Any:
+        if is_traced(value) and tracer.queries.is_instance(value, Tensor):
+            return tracer.create_proxy("call_function", len, (value,), {})
+        return len(value)
+
     class TypeMeta(type):
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:
             if cls is not Type:
@@ -260,6 +317,7 @@ def _builtins(tracer: Recorder) -> dict[str, Callable[..., Any]]:
         "hasattr": has_attribute,
         "getattr": get_attribute,
         "callable": is_callable,
+        "len": length,
         "type": Type,
     }
 

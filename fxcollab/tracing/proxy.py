@@ -75,9 +75,8 @@ class CaptureProxy(fx.Proxy):
 
     def __hash__(self) -> int:
         """In user code the hash of the value, unless it is a tensor: ``x.shape[-1] in {8, 16}``."""
-        queries = _queries(self)
-        in_user_code = called_from_user_code() and not queries.computing
-        value = queries.plain_value(self, "a hash") if in_user_code else None
+        in_user_code = called_from_user_code() and not _queries(self).computing  # none are left after the trace
+        value = _queries(self).plain_value(self, "a hash") if in_user_code else None
         return object.__hash__(self) if value is None else hash(value)
 
     def __str__(self) -> str:

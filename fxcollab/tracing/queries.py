@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from fxcollab._torch import FakeTensor, pytree
 from fxcollab.runtime.operators import QUESTIONS, guard
 from fxcollab.tracing.callers import calling_line
-from fxcollab.tracing.errors import NoExampleError, UntraceableError
+from fxcollab.tracing.errors import DrawnError, NoExampleError, UntraceableError
 from fxcollab.tracing.example_values import ExampleValues
 from fxcollab.tracing.helpers import is_helper
 from fxcollab.tracing.interface import Interface
@@ -61,7 +61,7 @@ class ProxyQueries:
         with self.not_recording():
             drawn = self._example_values is not None and self._example_values.drawn(proxy.node, QUESTIONS[question])
         if drawn:
-            raise UntraceableError(f"{call} depends on random numbers that the forward draws, anew at every call")
+            raise DrawnError(f"{call} depends on random numbers that the forward draws, anew at every call")
         if by_data and isinstance(answer, float):
             raise UntraceableError(f"{call} depends on the data, and differs for every input")
         if (
@@ -107,7 +107,7 @@ class ProxyQueries:
         """A value of the proxy's type, and ``with_dtype`` also of its dtype."""
         if not with_dtype and self._is_unstructured_input(proxy.node):
             return _A_TENSOR
-        if proxy.node.op == "get_attr":
+        if proxy.node.target in self._tensors:
             return self._tensors[str(proxy.node.target)]
         return self._example_value(proxy, f"the type of {proxy.node.name!r}")
 

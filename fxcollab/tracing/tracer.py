@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict
 
 from fxcollab._torch import FakeTensor, is_compiled, pytree
+from fxcollab.functional import named_tensors
 from fxcollab.rng import ForeignState
 from fxcollab.runtime.operators import (
     GRADIENT_METHODS,
@@ -26,11 +28,17 @@ from fxcollab.runtime.operators import (
     writes_in_place,
 )
 from fxcollab.tracing.callers import calling_lines, user_scopes
-from fxcollab.tracing.errors import FirstCallError, UntraceableError
+from fxcollab.tracing.errors import ArgumentError, DrawnError, FirstCallError, UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
-from fxcollab.tracing.helpers import Helper, record_helpers, running_class
+from fxcollab.tracing.helpers import AskedError, Helper, asking_helper, cached_helper, record_helpers
 from fxcollab.tracing.interface import Interface, as_call, or_default
-from fxcollab.tracing.patches import RecordFactories, patched_globals, patched_torch
+from fxcollab.tracing.patches import (
+    RecordFactories,
+    overrides_call,
+    patched_globals,
+    patched_torch,
+    recorded_overrides,
+)
 from fxcollab.tracing.proxy import CaptureProxy, unformat
 from fxcollab.tracing.queries import ProxyQueries
 from fxcollab.tracing.twin import Twin
@@ -39,7 +47,6 @@ RETURNED_BY = "fxcollab_returned_by"
 """Meta key: the calls (``path`` or ``path@k``) of opened modules that return this node's value."""
 
 _TRACE_LOCK = threading.RLock()  # since tracing patches torch
-_SET_ON_THE_ROOT = (torch.Generator, torch.ScriptObject)  # torch.fx would set these on the user's model
 
 
 def call_name(path: str, number: int) -> str:
@@ -112,6 +119,7 @@ class LazyTracer(fx.Tracer):
                 with (
                     torch.enable_grad(),
                     patched_torch(self),
+                    recorded_overrides(self, root),
                     patched_globals(self, user_scopes(root)),
                     RecordFactories(self),
                     record_helpers(self._helpers, self._record_helper),
@@ -146,12 +154,16 @@ class LazyTracer(fx.Tracer):
         self._record(operator.setitem, (target, key, value))
 
     def _record(self, function: Any, args: tuple[Any, ...]) -> Any:
-        if function is guard and (helper := running_class(self._helpers)) is not None:
-            raise UntraceableError(f"{helper.title} asks {args[0]!r}")
+        if function is guard:
+            helper = asking_helper(self._helpers, LazyTracer.trace.__code__)
+            if helper is None and args[0] == "value":
+                helper = cached_helper(self._helpers)
+            if helper is not None:
+                raise AskedError(helper, args[0])
         return self.create_proxy("call_function", function, args, {})
 
     def _record_helper(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self.queries.computing:
+        if not self._is_recording:
             return function(*args, **kwargs)
         return self.create_proxy("call_function", function, args, kwargs)
 
@@ -168,7 +180,7 @@ class LazyTracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Record an operation, and the lines of user code that led to it."""
         if self._generators.foreign_numbers_were_drawn():
-            raise UntraceableError("the forward draws random numbers of Python or numpy, anew at every call")
+            raise DrawnError("the forward draws random numbers of Python or numpy, anew at every call")
         node = super().create_node(*args, **kwargs)
         if self._lines:
             node.stack_trace = calling_lines(LazyTracer.trace.__code__)
@@ -228,9 +240,7 @@ class LazyTracer(fx.Tracer):
             if compiler is not None:
                 raise UntraceableError(f"{path} is compiled by {compiler}, and can only be a leaf module")
             self.opened[path] = m
-        elif compiler is None and _class_of(m).__call__ is not nn.Module.__call__:
-            raise UntraceableError(f"{path} overrides __call__, which would run twice")
-        if compiler is None and not m._forward_pre_hooks:  # which may change the arguments
+        if compiler is None and not m._forward_pre_hooks and not overrides_call(m):  # which may change the arguments
             _check_arguments(m.forward, args, kwargs)
         calls = self.num_calls.get(path, 0) + 1
         value = super().call_module(m, forward, args, kwargs)
@@ -238,20 +248,28 @@ class LazyTracer(fx.Tracer):
             value.node.meta.setdefault(RETURNED_BY, []).append(call_name(path, calls))
         return value
 
+    def call_whole(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record a call of a leaf module; of any other run it."""
+        path = self._path_of(module) if self._is_recording else None
+        if path is None or not self.is_leaf_module(module, path):
+            return call(*args, **kwargs)
+        return self.call_module(module, call, args, kwargs)
+
     @property
     def _is_recording(self) -> bool:
         """Whether the traced forward is running, not one of another thread or for example values."""
         return not self.queries.computing and threading.get_ident() == self._thread
 
     def _path_of(self, module: nn.Module) -> str | None:
-        """The path of a module; None for one without state that the forward has just created."""
+        """The path of a module; None for one without state of its own that the forward has just created."""
         path = self._paths.get(id(module))  # reached through a global or a weak reference
         if path is not None:
             return path
         try:
             return str(self.path_of_module(module))
         except NameError:
-            state = next((name for name, _ in [*module.named_parameters(), *module.named_buffers()]), None)
+            # A slice of a Sequential only has what the model has, too.
+            state = next((name for name, tensor in named_tensors(module) if not self.is_state(tensor)), None)
             if state is None:
                 return None
             name = type(module).__qualname__
@@ -331,14 +349,30 @@ class LazyTracer(fx.Tracer):
             if hasattr(type(a), "__dataclass_fields__"):
                 return self.create_node("call_function", type(a), (), entries)
             return self.create_node("call_function", type(a), (entries,), {})
-        if not isinstance(a, Tensor):
-            try:
-                if not isinstance(a, _SET_ON_THE_ROOT):
-                    return super().create_arg(a)
-            except NotImplementedError:
-                pass
-            raise UntraceableError(f"an object of type {type(a).__qualname__} can't be an argument of a node")
-        return self.create_node("get_attr", self._name_of(a), (), {})
+        if isinstance(a, Tensor):
+            return self.create_node("get_attr", self._name_of(a), (), {})
+        if isinstance(a, tuple) and hasattr(a, "_fields"):
+            return self.create_node("call_function", type(a), tuple(map(self.create_arg, a)), {})
+        if is_dataclass(a) and (name := self._name_of_object(a)) is not None:
+            return self.create_node("get_attr", name, (), {})
+        try:
+            return super(fx.Tracer, self).create_arg(a)  # ``fx.Tracer`` itself would set objects on the model
+        except NotImplementedError:
+            name = self._name_of_object(a)
+        if name is None:
+            raise ArgumentError(a)
+        return self.create_node("get_attr", name, (), {})
+
+    def _name_of_object(self, value: Any) -> str | None:
+        """The name of a module, or of an attribute of a module or its class, such as a configuration."""
+        if isinstance(value, nn.Module) and (path := self._path_of(value)) is not None:
+            return path
+        for path, module in self.root.named_modules():
+            for owner in (module, *type(module).__mro__):
+                name = next((name for name, held in vars(owner).items() if held is value), None)
+                if name is not None:
+                    return f"{path}.{name}".lstrip(".")
+        return None
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -403,11 +437,6 @@ def _refuse_parameters_made_at_the_first_call(root: nn.Module) -> None:
                 why="the graph would draw them again at every call, and they would not be trained",
                 hint="call the model once on an example, then transform it",
             )
-
-
-def _class_of(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, not that of a single graph module, which only adds to messages of errors."""
-    return type(module).__bases__[0] if isinstance(module, fx.GraphModule) else type(module)
 
 
 def _check_arguments(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

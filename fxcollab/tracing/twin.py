@@ -22,7 +22,6 @@ from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.leaks import watch_for_leaks
 
 _CONTAINERS = (list, dict, set, deque)
-_ORDINARY = (Tensor, nn.Parameter, nn.Buffer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +108,8 @@ class FakeTensors:
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """A fake tensor for a tensor, a parameter for a parameter."""
-        if type(tensor) not in _ORDINARY or tensor.layout is not torch.strided or tensor.is_quantized:
+        ordinary = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+        if not ordinary or tensor.layout is not torch.strided or tensor.is_quantized:
             return self._mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
         made = FakeTensor(self._mode, self._meta(tensor), tensor.device)
         made.requires_grad_(tensor.requires_grad)

@@ -292,8 +292,13 @@ def test_a_module_that_is_handed_on_is_cloned(cls: Any) -> None:
     assert model.norm.num_batches_tracked == peer.num_batches_tracked == 1
 
 
-@pytest.mark.parametrize("cls", HANDED)
-def test_a_module_that_is_handed_on_on_both_sides_of_a_split_is_refused(cls: Any) -> None:
+def test_modules_that_are_handed_a_module_are_opened_so_that_it_may_be_used_on_both_sides_of_a_split() -> None:
+    train_model = proven(HandedToModules(both=True), ["mix"])
+    assert "peers.b1.norm.weight" not in train_model.state_dict()
+
+
+@pytest.mark.parametrize("cls", [cls for cls in HANDED if cls is not HandedToModules])
+def test_a_module_that_is_handed_to_functions_on_both_sides_of_a_split_is_refused(cls: Any) -> None:
     with pytest.raises(
         fxcollab.SplitError, match="Module 'norm' is handed to calls before and behind a split"
     ) as error:

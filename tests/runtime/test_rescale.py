@@ -306,12 +306,23 @@ def test_structures_are_rescaled_leaf_by_leaf() -> None:
         assert_close(leaf.grad, torch.full_like(leaf, 1 / 3))
 
 
-def test_unknown_objects_are_refused_with_a_way_out() -> None:
-    class Hidden:
-        value = torch.ones(2, requires_grad=True)
+class Holds:
+    def __init__(self, value: Any) -> None:
+        self.value = [value]
 
-    for value in (Hidden(), [Hidden()]):
-        with pytest.raises(TypeError, match=r"(?s)type .*Hidden.*hint: register the type"):
+
+def test_gradients_of_what_an_object_holds_are_scaled_in_a_copy() -> None:
+    tensor = torch.ones(2, requires_grad=True)
+    for value in (Holds(tensor), [Holds(tensor)]):
+        result = rescale(value, 0.5)
+        held = (result[0] if isinstance(result, list) else result).value[0]
+        (gradient,) = torch.autograd.grad(held.sum(), tensor)
+        assert torch.equal(held, tensor) and gradient.tolist() == [0.5, 0.5]
+
+
+def test_objects_with_modules_are_refused_with_a_way_out() -> None:
+    for value in (Holds(nn.Linear(2, 2)), [Holds(nn.Linear(2, 2))]):
+        with pytest.raises(TypeError, match=r"(?s)type .*Holds.*hint: register the type"):
             rescale(value, 0.5)
 
 

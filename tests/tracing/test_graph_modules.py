@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -183,8 +184,64 @@ class OwnCall(fx.GraphModule):
         return super().__call__(x) + 1
 
 
-def test_a_graph_module_with_a_call_of_its_own_would_run_it_twice() -> None:
-    model = WithGraph()
+def test_a_graph_module_with_a_call_of_its_own_is_called_once() -> None:
+    model, x = WithGraph(), torch.randn(3, 4)
     model.body = OwnCall(nn.Module(), fx.symbolic_trace(nn.Identity()).graph)
-    with pytest.raises(fxcollab.CaptureError, match="body overrides __call__"):
-        fxcollab.transform(model, splits=["stem"])
+    train_model = fxcollab.transform(model, splits=["stem"], seed=0)
+    fxcollab.verify(model, train_model, (x,)).raise_if_failed()
+    with pytest.raises(fxcollab.CaptureError, match="overrides __call__"):
+        fxcollab.capture(model.body)
+
+
+class Structured(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: dict[str, Tensor], scale: Any) -> Any:
+        return self.b(self.a(x["left"]) + x["right"]) * scale
+
+
+def test_inputs_in_a_dict_of_an_exported_graph_are_its_placeholders() -> None:
+    x = {"left": torch.randn(3, 4), "right": torch.randn(3, 4)}
+    exported = torch.export.export(Structured(), (x, torch.ones(2))).module()
+    train_model = fxcollab.transform(exported, splits=["linear"], example_inputs=(x, torch.ones(2)), seed=0)
+    fxcollab.verify(exported, train_model, (x, torch.ones(2))).raise_if_failed()
+
+
+def test_inputs_in_a_dict_of_a_traced_graph_are_its_placeholders() -> None:
+    x = {"left": torch.randn(3, 4), "right": torch.randn(3, 4)}
+    traced = fx.symbolic_trace(Structured(), concrete_args={"x": {"left": fx.PH, "right": fx.PH}, "scale": fx.PH})
+    for scale in (torch.tensor(2.0), 2.0):
+        train_model = fxcollab.transform(traced, splits=["a"], example_inputs=(x, scale), seed=0)
+        fxcollab.verify(traced, train_model, (x, scale)).raise_if_failed()
+
+
+def test_a_number_may_be_an_input_of_a_graph(traced: fx.GraphModule) -> None:
+    class Scaled(Structured):
+        def forward(self, x: Tensor, scale: float) -> Any:
+            return self.b(self.a(x) * scale)
+
+    traced = fx.symbolic_trace(Scaled())
+    train_model = fxcollab.transform(traced, splits=["a"], example_inputs=(torch.randn(3, 4), 2.5), seed=0)
+    fxcollab.verify(traced, train_model, (torch.randn(3, 4), 1.5)).raise_if_failed()
+
+
+class Printed(fx.graph.CodeGen):
+    """A code generation of a user's own."""
+
+
+def test_a_graph_with_code_generation_of_its_own_is_refused(traced: fx.GraphModule) -> None:
+    traced.graph.set_codegen(Printed())
+    with pytest.raises(fxcollab.CaptureError, match="generates its code with Printed"):
+        fxcollab.capture(traced)
+
+
+def test_nan_among_the_arguments_of_a_node_equals_itself() -> None:
+    class Fills(Structured):
+        def forward(self, x: Tensor) -> Any:
+            return self.b(self.a(x).clamp(min=float("nan")).nan_to_num(0.5))
+
+    model = Fills()
+    train_model = fxcollab.transform(model, splits=["a"], seed=0)
+    fxcollab.verify(model, train_model, (torch.randn(3, 4),)).raise_if_failed()
