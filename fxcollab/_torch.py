@@ -86,8 +86,14 @@ def version_of(tensor: Tensor) -> int:
 
 
 def storage_id(tensor: Tensor) -> int:
-    """The identity of a tensor's storage; ``data_ptr()`` is 0 where there are no values, and for no elements."""
-    identity: int = tensor.untyped_storage()._cdata
+    """The identity of a tensor's storage; ``data_ptr()`` is 0 where there are no values, and for no elements.
+
+    Of a tensor without storage, such as a sparse one, it is that of the tensor.
+    """
+    try:
+        identity: int = tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        identity = id(tensor)
     return identity
 
 

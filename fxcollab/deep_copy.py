@@ -9,7 +9,17 @@ from __future__ import annotations
 
 import copy
 from collections import ChainMap, OrderedDict, deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import (
+    Callable,
+    Container,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    MutableMapping,
+    ValuesView,
+)
 from dataclasses import dataclass
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -112,7 +122,7 @@ def deep_copy_into(
     memo.update(
         (id(one), type(one)()) for one in attributes if type(one) in (dict, OrderedDict) and not one
     )  # quicker
-    held = [value, *(held for module in modules for key, held in vars(module).items() if key not in _REGISTRIES)]
+    held = [value, *(held for module in modules for held in _attributes(module))]
     functions = [fill for one in held for fill in _held_functions(one, memo, copied, changes)]
     with _StrayTensors(copied):
         for fill in graphs:  # first: copies of others around them generate their code again, and that of these
@@ -133,8 +143,15 @@ def _modules_of(value: Any, known: Container[int]) -> list[nn.Module]:
                 for module in part.modules():
                     if module not in found and id(module) not in known:
                         found[module] = None
-                        pending += (held for key, held in vars(module).items() if key not in _REGISTRIES)
+                        pending += _attributes(module)
     return list(found)
+
+
+def _attributes(module: nn.Module) -> Iterator[Any]:
+    """The values of a module's attributes, without empty dicts, which most are."""
+    for key, held in vars(module).items():
+        if key not in _REGISTRIES and not (isinstance(held, dict) and not held):
+            yield held
 
 
 class _StrayTensors(TorchFunctionMode):
@@ -229,8 +246,6 @@ def _held_by(function: FunctionType) -> list[Any]:
 
 def parts_of_value(value: Any) -> Iterator[Any]:
     """``value``, and what lies in it: members, attributes, what functions hold; but not what lies in modules."""
-    if isinstance(value, dict) and not value:  # most attributes of modules
-        return
     pending, seen = [value], set[int]()
     while pending:
         part = pending.pop()
@@ -240,7 +255,7 @@ def parts_of_value(value: Any) -> Iterator[Any]:
         yield part
         if isinstance(part, dict):
             pending += (*part, *part.values())
-        elif isinstance(part, list | tuple | set | frozenset | deque):
+        elif isinstance(part, list | tuple | set | frozenset | deque | KeysView | ValuesView | ItemsView):
             pending += part
         elif isinstance(part, partial):
             pending += (part.func, part.args, part.keywords)
@@ -249,7 +264,7 @@ def parts_of_value(value: Any) -> Iterator[Any]:
         elif isinstance(part, FunctionType):
             pending += _held_by(part)
         elif not isinstance(part, Tensor | nn.Module):
-            pending += getattr(part, "__dict__", {}).values()
+            pending.append(getattr(part, "__dict__", None))
 
 
 def uncopyable(modules: Iterable[tuple[str, nn.Module]], memo: MutableMapping[int, Any]) -> dict[str, Any]:

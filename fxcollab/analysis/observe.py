@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Hashable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxcollab._torch import DATA_DEPENDENT_ERRORS, PyTreeCodeGen, codegen_of, pytree
-from fxcollab.analysis.operations import Operations, key_of
+from fxcollab._torch import DATA_DEPENDENT_ERRORS, PyTreeCodeGen, codegen_of, pytree, storage_id
+from fxcollab.analysis.operations import Operations
 from fxcollab.codegen.modes import set_mode
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.deep_copy import clone_of, deep_copy_into, parts_of_value
@@ -112,7 +111,7 @@ def _written_by_modes(captured: CollabGraphModule) -> Iterator[str]:
     twin, operations = twin_of(captured.root), Operations()
     for path in whole:
         vars(twin.model.get_submodule(path))["train"] = lambda mode=True: None
-    before = {name: (tensor, key_of(tensor)) for name, tensor in named_tensors(twin.model)}
+    before = {name: (tensor, storage_id(tensor)) for name, tensor in named_tensors(twin.model)}
     with twin.running(), operations.watched():
         for training in (True, False, True):
             set_mode(twin.model, training)
@@ -183,9 +182,7 @@ class _Run:
         self.effects: dict[fx.Node, Effects] = {}
         self.changed: set[str] = set()
         self.error: Exception | None = None
-        self._copies: dict[
-            str, tuple[set[Hashable], set[Hashable]]
-        ] = {}  # what copies of modules read, once for each
+        self._copies: dict[str, tuple[set[int], set[int]]] = {}  # what copies of modules read, once for each
         self._names = {id(tensor): name for name, tensor in reversed(list(named_tensors(captured.root)))}
         self._interface: Interface = captured.meta[CAPTURE_KEY].interface
 
@@ -242,19 +239,19 @@ class _Observer(Interpreter):
         graph: fx.Graph,
         twin: Twin,
         names: Mapping[int, str],
-        copies: dict[str, tuple[set[Hashable], set[Hashable]]],
+        copies: dict[str, tuple[set[int], set[int]]],
     ) -> None:
         super().__init__(twin.model, graph)
         self._copies = copies
         self._captured, self._twin, self._operations = captured, twin, Operations()
         named = [(tensor, new, names[id(tensor)]) for tensor, new in twin.tensors if id(tensor) in names]
-        self._names: dict[Hashable, str] = {key_of(new): name for _, new, name in named}
+        self._names: dict[int, str] = {storage_id(new): name for _, new, name in named}
         # ``.data = `` would free them.
         self._storages = [
             new.untyped_storage() if new.layout is torch.strided else new.detach() for _, new in twin.tensors
         ]
-        self._names_of_originals = {key_of(tensor): name for tensor, _, name in named}
-        self._keys: dict[fx.Node, set[Hashable]] = {}
+        self._names_of_originals = {storage_id(tensor): name for tensor, _, name in named}
+        self._keys: dict[fx.Node, set[int]] = {}
         self.effects: dict[fx.Node, Effects] = {}
         self.error: Exception | None = None
 
@@ -271,7 +268,7 @@ class _Observer(Interpreter):
             value = self._run_call(n)
         if not isinstance(value, _Unknown):
             self.effects.setdefault(n, Effects())
-        self._keys[n] = {key_of(part) if isinstance(part, Tensor) else id(part) for part in _parts(value)}
+        self._keys[n] = {storage_id(part) if isinstance(part, Tensor) else id(part) for part in _parts(value)}
         return value
 
     def _run_call(self, node: fx.Node) -> Any:
@@ -298,7 +295,7 @@ class _Observer(Interpreter):
         written = seen.classes(seen.written)
         if isinstance(node.target, GradientMethod):  # it changes how a tensor's gradient is computed
             written |= seen.classes(self._keys[node.all_input_nodes[0]])
-        returned = seen.classes(key_of(part) if isinstance(part, Tensor) else id(part) for part in _parts(value))
+        returned = seen.classes(storage_id(part) if isinstance(part, Tensor) else id(part) for part in _parts(value))
         of_inputs = {source: seen.classes(self._keys[source]) for source in node.all_input_nodes}
         return Effects(
             frozenset(source for source, keys in of_inputs.items() if keys & (written | changed)),
@@ -317,7 +314,7 @@ class _Observer(Interpreter):
         modules = [value for value in values if isinstance(value, nn.Module)]
         if node.op == "call_module":
             modules.append(self._twin.model.get_submodule(str(node.target)))
-        own = {key_of(tensor) for module in modules for _, tensor in named_tensors(module)}
+        own = {storage_id(tensor) for module in modules for _, tensor in named_tensors(module)}
         given = set().union(*(self._keys[source] for source in node.all_input_nodes))
         foreign = (read & self._names.keys()) - own - given
         check = foreign or own & read & self._used_twice or any(map(self._refers_around, modules))
@@ -331,15 +328,15 @@ class _Observer(Interpreter):
             yield from ((self._names[key], False) for key in foreign)
 
     @cached_property
-    def _used_twice(self) -> set[Hashable]:
+    def _used_twice(self) -> set[int]:
         """What several nodes read: a call may be given another tensor in the place of such a parameter."""
-        count = Counter[Hashable]()
+        count = Counter[int]()
         for node in self.graph.nodes:
             if node.op == "call_module":
                 module = self._twin.model.get_submodule(str(node.target))
-                count.update({key_of(parameter) for parameter in module.parameters()})
+                count.update({storage_id(parameter) for parameter in module.parameters()})
             elif node.op == "get_attr" and isinstance(value := attribute(self._captured, str(node.target)), Tensor):
-                count[key_of(self._twin.stand_in(value))] += 1
+                count[storage_id(self._twin.stand_in(value))] += 1
         return {key for key in count.keys() & self._names.keys() if count[key] > 1}
 
     @cached_property
@@ -353,7 +350,7 @@ class _Observer(Interpreter):
         held = (value for part in module.modules() for value in vars(part).values())
         return any(id(part) in self._opened for value in held for part in parts_of_value(value))
 
-    def _read_by_copy(self, node: fx.Node) -> tuple[set[Hashable], set[Hashable]]:
+    def _read_by_copy(self, node: fx.Node) -> tuple[set[int], set[int]]:
         """What a copy of the called module reads, made as those for peers are, with others as its parameters.
 
         Returns keys of those of which it reads its copy, and of those that it reads themselves.
@@ -364,29 +361,9 @@ class _Observer(Interpreter):
         operations = Operations()
         with operations.watched():
             call_with(made, others, args, kwargs)
-        return {key_of(tensor) for tensor, new in tensors if key_of(new) in operations.read}, operations.read
+        return {storage_id(tensor) for tensor, new in tensors if storage_id(new) in operations.read}, operations.read
 
 
 def _parts(value: Any) -> Iterator[Any]:
     """The tensors in a value, and the lists, dicts and attributes of objects that can be changed."""
-    pending, seen = [value], set[int]()
-    while pending:
-        part = pending.pop()
-        if isinstance(part, _PLAIN) or id(part) in seen:
-            continue
-        seen.add(id(part))
-        if isinstance(part, Tensor):
-            yield part
-        elif isinstance(part, list | dict | set):
-            yield part
-            pending += part.values() if isinstance(part, dict) else part
-        elif isinstance(part, tuple | KeysView | ValuesView | ItemsView):
-            pending += part
-        if isinstance(attributes := getattr(part, "__dict__", None), dict) and not isinstance(part, Tensor):
-            pending.append(attributes)
-
-
-_PLAIN = (
-    type(None), bool, int, float, complex, str, bytes, type, FunctionType, ModuleType, nn.Module,
-    torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, _Unknown,
-)  # fmt: skip
+    return (part for part in parts_of_value(value) if isinstance(part, Tensor | list | dict | set))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -13,14 +13,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fxcollab._torch import CONVERSION, OpOverload, TorchDispatchMode, schema_of, storage_id
-
-
-def key_of(tensor: Tensor) -> Hashable:
-    """What identifies a tensor's storage; the tensor itself where it has none."""
-    try:
-        return storage_id(tensor)
-    except (NotImplementedError, RuntimeError):  # sparse and nested tensors
-        return "tensor", id(tensor)
 
 
 class Operations:
@@ -37,14 +29,14 @@ class Operations:
     """
 
     def __init__(self) -> None:
-        self._same: dict[Hashable, Hashable] = {}
+        self._same: dict[int, int] = {}
         self._alive: list[Any] = []  # so that no two storages have the same key
         self.start()
 
     def start(self) -> None:
         """Forget what was seen before, but not which storages count as one."""
-        self.read: set[Hashable] = set()
-        self.written: set[Hashable] = set()
+        self.read: set[int] = set()
+        self.written: set[int] = set()
         self.random = self.opaque = False
 
     @contextmanager
@@ -53,18 +45,18 @@ class Operations:
         with _Functions(self), _Dispatch(self):
             yield
 
-    def classes(self, keys: Iterable[Hashable]) -> set[Hashable]:
+    def classes(self, keys: Iterable[int]) -> set[int]:
         """One key for each group of storages that count as one."""
         return {self._root(key) for key in keys}
 
-    def _root(self, key: Hashable) -> Hashable:
+    def _root(self, key: int) -> int:
         while key in self._same:
             key = self._same[key]
         return key
 
     def join(self, one: Tensor, other: Tensor) -> None:
         """Count the storages of two tensors as one."""
-        first, second = self._root(key_of(one)), self._root(key_of(other))
+        first, second = self._root(storage_id(one)), self._root(storage_id(other))
         if first != second:
             self._same[second] = first
 
@@ -79,7 +71,7 @@ class Operations:
             value = argument.given(position, args, kwargs)
             for tensor in (value,) if isinstance(value, Tensor) else value if isinstance(value, list | tuple) else ():
                 if isinstance(tensor, Tensor):
-                    key = key_of(tensor)
+                    key = storage_id(tensor)
                     self.read.add(key)
                     if argument.written or (argument.name in _STATISTICS and operator.is_training(args, kwargs)):
                         self.written.add(key)
@@ -148,7 +140,7 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") == "__set__":  # x.data = y is no operator
-            self._operations.written.add(key_of(args[0]))
+            self._operations.written.add(storage_id(args[0]))
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             for position in _viewed(getattr(func, "__name__", "")):

@@ -20,7 +20,7 @@ from functools import cache, wraps
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fxcollab._torch import dynamo_is_loaded, graph_break, is_traced, is_transformed, never_compile, storage_id
@@ -139,16 +139,12 @@ class _Again(AbstractContextManager[None]):
 def _cloned(registries: Sequence[Registry]) -> list[Registry]:
     """The same buffers cloned, except those with gradients; clones share memory where the buffers do."""
     tensors = {id(tensor): tensor for registry in registries for tensor in registry.values() if tensor is not None}
-    storages = {key: _storage(tensor) for key, tensor in tensors.items() if not tensor.requires_grad}
+    storages = {key: storage_id(tensor) for key, tensor in tensors.items() if not tensor.requires_grad}
     uses, memo = Counter(storages.values()), dict[int, Any]()
     with torch.no_grad():
         for key, storage in storages.items():  # a deep copy is slower, and knows what shares memory
             tensors[key] = copy.deepcopy(tensors[key], memo) if uses[storage] > 1 else tensors[key].clone()
     return [{name: tensors.get(id(tensor)) for name, tensor in registry.items()} for registry in registries]
-
-
-def _storage(tensor: Tensor) -> int:
-    return storage_id(tensor) if type(tensor) is Tensor and tensor.layout is torch.strided else id(tensor)
 
 
 def _write(registries: Sequence[Registry], contents: Sequence[Registry]) -> None:

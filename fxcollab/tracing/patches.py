@@ -103,10 +103,10 @@ class RecordFactories(TorchFunctionMode):
         ):
             return self._read(func, args, kwargs)
         result = func(*args, **kwargs)
-        given = {_storage(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {storage_id(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, Tensor) and _storage(leaf) not in given:
-                self._created[_storage(leaf)] = leaf
+            if isinstance(leaf, Tensor) and storage_id(leaf) not in given:
+                self._created[storage_id(leaf)] = leaf
         return result
 
     def _read(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -124,7 +124,7 @@ class RecordFactories(TorchFunctionMode):
         proxy = self._tracer.proxy_of_state(target)
         if proxy is not None and (func.__name__ != "__set__" or func == _SET_DATA):
             return self._record(func, proxy, args, kwargs)
-        if func != _DATA and isinstance(target, Tensor) and _storage(target) not in self._created:
+        if func != _DATA and isinstance(target, Tensor) and storage_id(target) not in self._created:
             raise UntraceableError(
                 f"{func.__name__} writes into a tensor of shape {tuple(target.shape)} that is not a parameter, a "
                 "buffer or an attribute of a module, so that the graph can't refer to it"
@@ -154,10 +154,6 @@ def _on_proxies(func: Any) -> Callable[..., Any]:
     if getattr(Tensor, name, None) is func:
         return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
     return lambda *args, **kwargs: fx.Proxy.__torch_function__(func, (), args, kwargs)
-
-
-def _storage(tensor: Tensor) -> int:
-    return storage_id(tensor) if tensor.layout == torch.strided else id(tensor)
 
 
 @contextmanager

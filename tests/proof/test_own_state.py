@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -105,7 +106,21 @@ def test_an_attribute_of_a_peer_that_is_no_state_is_compared() -> None:
     )
 
 
-def test_other_threads_may_use_the_models_meanwhile() -> None:
+def serves(model: nn.Module, train_model: nn.Module) -> None:
+    model(X)
+    train_model(X)
+
+
+def saves(model: nn.Module, train_model: nn.Module) -> None:
+    copy.deepcopy(train_model).load_state_dict(train_model.state_dict())
+
+
+def verifies(model: nn.Module, train_model: nn.Module) -> None:
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+
+
+@pytest.mark.parametrize("use", [serves, saves, verifies])
+def test_other_threads_may_use_the_models_meanwhile(use: Callable[[nn.Module, nn.Module], None]) -> None:
     model = around(nn.BatchNorm1d(4)).eval()
     train_model = fxcollab.transform(model, splits=["0"], seed=0)
     stop, errors = threading.Event(), list[Exception]()
@@ -113,8 +128,7 @@ def test_other_threads_may_use_the_models_meanwhile() -> None:
     def serve() -> None:
         while not stop.is_set():
             try:
-                model(X)
-                train_model(X)
+                use(model, train_model)
             except Exception as error:
                 errors.append(error)
 
@@ -222,31 +236,60 @@ def test_a_fault_is_found_although_some_gradients_are_nan() -> None:
 # ---------------------------------------------------------------------------------------------- kinds of models
 
 
-def test_branches_of_an_exported_model_are_followed() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+class OneWay(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.a(x)
-            x = torch.cond(x.sum() > 0, lambda t: self.b(t), lambda t: self.b(t) * 2, (x,))
-            return self.c(x)
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        return self.c(torch.cond(x.sum() > 0, lambda t: self.b(t), lambda t: self.b(t) * 2, (x,)))
 
-    model = torch.export.export(Net(), (X,)).module()
+
+class Nested(OneWay):
+    def forward(self, x: Tensor) -> Any:
+        def inner(t: Tensor) -> Any:
+            return torch.cond(t.max() > 1, lambda u: self.b(u).tanh(), lambda u: u - 1, (t,))
+
+        x = self.a(x)
+        return self.c(torch.cond(x.sum() > 0, inner, lambda t: self.b(t), (x,)))
+
+
+class TwoValues(OneWay):
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        y, z = torch.cond(x.mean() > 0, lambda t: (self.b(t), t * 2), lambda t: (t + 1, self.b(t)), (x,))
+        return self.c(y * z)
+
+
+@pytest.mark.parametrize("net", [OneWay, Nested, TwoValues])
+def test_branches_of_an_exported_model_are_followed(net: type[nn.Module]) -> None:
+    model = torch.export.export(net(), (X,)).module()
     train_model = fxcollab.transform(model, splits=["linear"], init="copy-anyway", example_inputs=(X,))
     fxcollab.verify(model, train_model, (X,)).raise_if_failed()
 
 
-def test_a_model_without_parameters_has_no_heads_to_prove() -> None:
-    model = Does(lambda module, x: torch.relu(x + 3.0))
+class OnlyABuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(4, 4), persistent=False)
+
+    def forward(self, x: Tensor) -> Any:
+        return x @ self.table
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Does(lambda module, x: torch.relu(x + 3.0)), OnlyABuffer, lambda: nn.Sequential(nn.Dropout())]
+)
+def test_a_model_without_parameters_has_no_heads_to_prove(make: Callable[[], nn.Module]) -> None:
     with pytest.raises(fxcollab.SplitError, match="Several instances have no effect"):
-        fxcollab.transform(model, pattern="multi-instance", heads=3)
+        fxcollab.transform(make(), pattern="multi-instance", heads=3)
 
 
-def test_a_model_on_meta_is_proved_but_for_its_values() -> None:
+@pytest.mark.parametrize("layer", [nn.Tanh, lambda: nn.BatchNorm1d(4), lambda: nn.Sequential(nn.Linear(4, 4))])
+def test_a_model_on_meta_is_proved_but_for_its_values(layer: Callable[[], nn.Module]) -> None:
     with torch.device("meta"):
-        model = around(nn.Tanh())
+        model = around(layer())
     report = verified(model, (X.to("meta"),), example_inputs=(X.to("meta"),))
     assert report and len(report.not_checked) == 3
     assert all("no values" in check.detail for check in report.not_checked)
