@@ -129,7 +129,6 @@ MONAI = [
         """),
     table("monai.networks.nets", Inputs((1, 32, 32, 32)), """
         UNet(3, 1, 2, (4, 8, 8), (2, 2))
-        DAF3D(1, 2)
         HighResNet(3, 1, 2, layer_params=({'name': 'conv_0', 'n_features': 2, 'kernel_size': 3}, {'name': 'res_1', 'n_features': 2, 'kernels': (3, 3), 'repeat': 2}, {'name': 'conv_1', 'n_features': 4, 'kernel_size': 1}, {'name': 'conv_2', 'kernel_size': 1}))
         DiNTS(TopologySearch(channel_mul=0.1, num_blocks=2, num_depths=2), 1, 2)
         """),

@@ -111,7 +111,7 @@ DECODERS = """
     attn_flash=True|rotary_pos_emb=True alibi_pos_bias=True|alibi_num_heads=1 rel_pos_bias=True dynamic_pos_bias=True use_rmsnorm=True
     use_simple_rmsnorm=True use_scalenorm=True ff_glu=True ff_swish=True|ff_glu=True ff_relu_squared=True attn_qk_norm=True attn_pre_talking_heads=True
     attn_one_kv_head=True attn_kv_heads=1 residual_attn=True macaron=True sandwich_norm=True pre_norm=False shift_tokens=1
-    gate_residual=True scale_residual=True attn_gate_values=True attn_sparse_topk=2 attn_num_mem_kv=2 attn_on_attn=True weight_tie_layers=True
+    gate_residual=True scale_residual=True attn_gate_values=True attn_sparse_topk=2 attn_num_mem_kv=2 attn_on_attn=True
     sandwich_coef=1 layer_dropout=0.1 ff_post_act_ln=True add_value_residual=True num_residual_streams=2 rotary_xpos=True use_dynamic_tanh=True
     attn_dropout=0.1|ff_dropout=0.1 unet_skips=True softclamp_output=True attn_laser=True attn_data_dependent_alibi=True integrate_layers=True
     """.split()  # fmt: skip
@@ -125,6 +125,7 @@ X_TRANSFORMERS = [
         TransformerWrapper(num_tokens=32, max_seq_len=16, attn_layers=Decoder(dim=16, depth=4, heads=2, attn_dim_head=8), scaled_sinu_pos_emb=True, num_output_heads=2)
         AutoregressiveWrapper(TransformerWrapper(num_tokens=32, max_seq_len=16, attn_layers=Decoder(dim=16, depth=4, heads=2, attn_dim_head=8)))
         """),
+    table("x_transformers", Inputs(ids(32, 12)), "TransformerWrapper(num_tokens=32, max_seq_len=16, attn_layers=Decoder(dim=16, depth=4, heads=2, attn_dim_head=8, weight_tie_layers=True))", ("attn_layers.layers.0.2", "attn_layers.layers.1.2", "attn_layers.layers.1.2@2", "attn_layers.layers.1.2@3")),
     table("x_transformers", Inputs((3, 32, 32)), "ViTransformerWrapper(image_size=32, patch_size=8, num_classes=5, attn_layers=Encoder(dim=16, depth=4, heads=2, attn_dim_head=8))\nViTransformerWrapper(image_size=32, patch_size=8, num_classes=5, num_register_tokens=2, attn_layers=Encoder(dim=16, depth=4, heads=2, attn_dim_head=8, ff_glu=True))"),
     table("x_transformers", Inputs((12, 8)), "ContinuousTransformerWrapper(dim_in=8, dim_out=4, max_seq_len=16, attn_layers=Encoder(dim=16, depth=4, heads=2, attn_dim_head=8))"),
     table("x_transformers", Inputs(ids(32, 12), ids(32, 10)), "XTransformer(dim=16, enc_num_tokens=32, enc_depth=2, enc_heads=2, enc_max_seq_len=16, dec_num_tokens=32, dec_depth=4, dec_heads=2, dec_max_seq_len=16)"),
