@@ -2,7 +2,8 @@
 
 Each model is captured, transformed (hierarchical, two splits at its own stages) and pruned, on meta tensors. With
 ``--values N`` the whole proof of `fxcollab.verify` runs on real weights instead: the smallest model of every module
-of each library, then the next smallest, N in all for each.
+of each library, then the next smallest, N in all for each. ``--others`` does that for all models of further libraries
+(``other_libraries.py``), into ``zoo2_values.jsonl``.
 
 One JSON line a model goes to ``zoo.jsonl`` (or ``zoo_values.jsonl``) in ``--results``; models that stand there are
 skipped, so that an interrupted run goes on. ``--summary`` writes ``zoo.md`` beside them.
@@ -22,11 +23,12 @@ from pathlib import Path
 from rich.progress import track
 
 from tests.benchmarks.zoo.models import entries
+from tests.benchmarks.zoo.other_libraries import other_entries
 from tests.benchmarks.zoo.summary import Row, library_of, summary
-from tests.benchmarks.zoo.trial import try_structure, try_values
+from tests.benchmarks.zoo.trial import try_structure, try_values, try_values_in_time
 
 RESULTS = Path(__file__).parents[1] / "results"
-STRUCTURE, VALUES = "zoo.jsonl", "zoo_values.jsonl"
+STRUCTURE, VALUES, OTHER_VALUES = "zoo.jsonl", "zoo_values.jsonl", "zoo2_values.jsonl"
 
 
 def main() -> None:
@@ -35,27 +37,31 @@ def main() -> None:
     parser.add_argument("--libraries", nargs="*", default=["timm", "torchvision", "transformers"])
     parser.add_argument("--only", nargs="*", default=[""], metavar="PART", help="parts of names")
     parser.add_argument("--values", type=int, metavar="N", help="the proof on real weights, for N models a library")
+    parser.add_argument("--others", action="store_true", help="the proof on real weights, for further libraries")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--summary", action="store_true", help="only write the summary of what is there")
     arguments = parser.parse_args()
     if not arguments.summary:
         _run(arguments)
-    text = "\n".join(summary(_rows(arguments.results / STRUCTURE), _rows(arguments.results / VALUES)))
+    values = [row for name in (VALUES, OTHER_VALUES) for row in _rows(arguments.results / name)]
+    text = "\n".join(summary(_rows(arguments.results / STRUCTURE), values))
     (arguments.results / "zoo.md").write_text(text + "\n")
     print(text)
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    file = arguments.results / (STRUCTURE if arguments.values is None else VALUES)
+    file, attempt = arguments.results / STRUCTURE, try_structure
+    if arguments.others:
+        file, attempt = arguments.results / OTHER_VALUES, try_values_in_time
+        names = list(other_entries())
+    else:
+        structure = _rows(file)
+        if arguments.values is not None:
+            file, attempt = arguments.results / VALUES, try_values
+        names = [name for library in arguments.libraries for name in _chosen(library, arguments.values, structure)]
     done = {row["name"] for row in _rows(file)}
-    chosen = [
-        name
-        for library in arguments.libraries
-        for name in _chosen(library, arguments.values, _rows(arguments.results / STRUCTURE))
-        if name not in done and any(part in name for part in arguments.only)
-    ]
-    attempt = try_structure if arguments.values is None else try_values
+    chosen = [name for name in names if name not in done and any(part in name for part in arguments.only)]
     with file.open("a") as output:
         for row in track(_results(attempt, chosen, arguments.processes), total=len(chosen)):
             output.write(json.dumps(row) + "\n")

@@ -34,6 +34,8 @@ class Entry:
     inputs: Callable[[nn.Module], Mapping[str, Any] | None] = _no_inputs
     family: str = ""
     real: bool = False
+    larger: Callable[[nn.Module], Mapping[str, Any] | None] = _no_inputs
+    stages: tuple[str, ...] = ()
 
     @property
     def library(self) -> str:
@@ -42,7 +44,7 @@ class Entry:
 
     def splits(self, model: nn.Module, *, late: bool = False) -> tuple[str, str]:
         """Two splits, at about a third and two thirds of the model's stages; ``late``: before the last two."""
-        stages = stages_of(model)
+        stages = list(self.stages) or stages_of(model)
         if late and len(stages) > 3:
             return stages[-3], stages[-2]
         first = (len(stages) - 1) // 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import time
 import traceback
 import warnings
@@ -24,6 +25,7 @@ from fxcollab.tracing.capture import LIMITATIONS_KEY
 from fxcollab.tracing.examples import accepts, example_tensors, guess_inputs
 from fxcollab.tracing.interface import Interface
 from tests.benchmarks.zoo.models import Entry, entries
+from tests.benchmarks.zoo.other_libraries import other_entries
 from tests.untouched import Untouched
 
 Row = dict[str, Any]
@@ -45,11 +47,34 @@ def try_values(name: str) -> Row:
     return _timed(name, "cpu", _values)
 
 
+def try_values_in_time(name: str) -> Row:
+    """The same; after some time it is given up."""
+
+    def stop(*_: object) -> None:
+        raise _TooLongError
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT, 5)  # again, should one be caught
+    try:
+        return try_values(name)
+    except _TooLongError:
+        return {"name": name, "family": other_entries()[name].family, "result": "timeout", "seconds": LIMIT}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+LIMIT = 120.0
+
+
+class _TooLongError(BaseException):
+    """No exception that a capture may take for the model's own."""
+
+
 def _timed(name: str, device: str, attempt: Callable[[Entry, nn.Module, Row], list[str]]) -> Row:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    entry = entries()[name]
+    entry = other_entries().get(name) or entries()[name]
     row: Row = {"name": name, "family": entry.family}
     start = time.perf_counter()
     try:
@@ -114,8 +139,10 @@ def _values(entry: Entry, model: nn.Module, row: Row) -> list[str]:
     inputs = entry.inputs(model)
     train_model = fxcollab.transform(model, splits=row["splits"], example_inputs=inputs, seed=0)
     row |= {"limitations": _limitations(train_model)}
-    report = fxcollab.verify(model, train_model, _one_more(inputs or _guessed(model)))
+    report = fxcollab.verify(model, train_model, entry.larger(model) or _one_more(inputs or _guessed(model)))
     row |= {"checks": len(report.checks)}
+    if report.not_checked:
+        row |= {"not_checked": [_portable(f"{check.name}: {check.detail}") for check in report.not_checked]}
     return _failed(report)
 
 
