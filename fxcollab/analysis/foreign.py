@@ -134,6 +134,23 @@ def refuse_state_written_by_modes(state: Mapping[str, int], observation: Observa
         )
 
 
+def refuse_written_literals(observation: Observation) -> None:
+    """Raise for calls that change a list or dict of the forward: the graph makes it anew for every call.
+
+    Raises:
+        CaptureError: with the call.
+    """
+    for node, effects in observation.effects.items():
+        if effects.literals:
+            raise CaptureError(
+                f"{_reader(node)!r} changes a list or dict that the forward hands to it.",
+                where=place(node),
+                why="the graph makes that list anew for every call, so that others would not see the change",
+                hint="keep all calls that share the list in one module, with the splits outside of it; or put the "
+                "list into an object of a class of its own, which is made in the forward",
+            )
+
+
 def refuse_frozen_attributes(captured: CollabGraphModule, observation: Observation) -> None:
     """Raise for tensors that the graph reads from attributes which a call of the model changes, as hooks do.
 

@@ -48,6 +48,7 @@ class Effects:
             was registered in the place of it.
         changes: names of the model's tensors that are written, however they are reached.
         random: whether random numbers are drawn.
+        literals: whether a list or dict is changed that stands in the graph, and is made anew for every call.
         certain: False where the node could not be run.
     """
 
@@ -56,6 +57,7 @@ class Effects:
     reads: frozenset[tuple[str, bool]] = frozenset()
     changes: frozenset[str] = frozenset()
     random: bool = False
+    literals: bool = False
     certain: bool = True
 
     def __or__(self, other: Effects) -> Effects:
@@ -66,6 +68,7 @@ class Effects:
             self.reads | other.reads,
             self.changes | other.changes,
             self.random or other.random,
+            self.literals or other.literals,
             self.certain and other.certain,
         )
 
@@ -271,12 +274,17 @@ class _Observer(Interpreter):
         self._keys[n] = {storage_id(part) if isinstance(part, Tensor) else id(part) for part in _parts(value)}
         return value
 
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        """The arguments of a node; what lists and dicts in them hold is noted."""
+        given = super().fetch_args_kwargs_from_env(n)
+        self._given = [(part, copy.copy(part)) for part in _parts(given) if not isinstance(part, Tensor)]
+        return given
+
     def _run_call(self, node: fx.Node) -> Any:
         inputs = node.all_input_nodes
         if any(isinstance(self.env[source], _Unknown) for source in inputs):
             return _Unknown()
-        containers = [part for source in inputs for part in _parts(self.env[source]) if not isinstance(part, Tensor)]
-        before, generators = [copy.copy(part) for part in containers], ForeignState()
+        generators = ForeignState()
         self._operations.start()
         try:
             with self._operations.watched():
@@ -286,7 +294,7 @@ class _Observer(Interpreter):
             return _Unknown()
         if self._operations.opaque:
             return value
-        changed = {id(part) for part, old in zip(containers, before, strict=True) if not same_members(part, old)}
+        changed = {id(part) for part, old in self._given if not same_members(part, old)}
         self.effects[node] = self._effects(node, value, changed, generators.foreign_numbers_were_drawn())
         return value
 
@@ -303,6 +311,7 @@ class _Observer(Interpreter):
             frozenset(self._reads(node)),
             frozenset(self._names[key] for key in seen.written & self._names.keys()),
             seen.random or drew,
+            bool(changed.difference(*of_inputs.values())),
         )
 
     def _reads(self, node: fx.Node) -> Iterator[tuple[str, bool]]:

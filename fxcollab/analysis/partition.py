@@ -12,6 +12,7 @@ from fxcollab.analysis.foreign import (
     refuse_frozen_attributes,
     refuse_modules_on_both_sides,
     refuse_state_written_by_modes,
+    refuse_written_literals,
 )
 from fxcollab.analysis.inner_gradients import refuse_gradients_across_splits
 from fxcollab.analysis.levels import (
@@ -75,6 +76,7 @@ def partition(captured: CollabGraphModule, tree: HeadTree, observation: Observat
     tree = HeadTree.from_heads(tree.splits, list(tree.paths(tree.depth)))
     observation = observe(captured) if observation is None else observation
     refuse_frozen_attributes(captured, observation)
+    refuse_written_literals(observation)
     found = {graph: _cut_graph(graph, captured, tree, observation) for graph in captured.modes}
     uses = _Uses(captured, found)
     nodes = {graph: uses.settle(graph) for graph in found}

@@ -127,4 +127,7 @@ def _way_out(path: str, graph: fx.Graph, nodes: list[str]) -> tuple[str, str]:
             f"split at the last of them: {last!r}",
         )
     called = list(dict.fromkeys(targets))
-    return "the forward never calls it", "split at a module that the forward calls: " + ", ".join(called[:8])
+    if called:
+        return "the forward never calls it", "split at a module that the forward calls: " + ", ".join(called[:8])
+    values = [node.name for node in graph.nodes if node.op.startswith("call") and node.users and node.name in nodes]
+    return "the forward calls no module", "split at a value: " + ", ".join(values[-8:])

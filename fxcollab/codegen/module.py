@@ -34,10 +34,6 @@ _STATE_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
-_INSTEAD = {
-    "state_dict": "register_state_dict_post_hook",
-    "load_state_dict": "register_load_state_dict_pre_hook",
-}
 _REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
@@ -277,19 +273,18 @@ def _adopt_state_methods(module: CollabGraphModule) -> None:
 
 
 def _check_state_dict(root: nn.Module) -> None:
-    """Raise for a root with a ``state_dict`` or ``load_state_dict`` of its own, which knows no peers.
+    """Raise for a root with a ``state_dict`` of its own, which knows no peers.
 
     Raises:
-        StateError: with the hooks that can be used instead.
+        StateError: with the hook that can be used instead.
     """
-    for name, hook in _INSTEAD.items():
-        if getattr(getattr(root, name), "__func__", None) is not getattr(nn.Module, name):
-            raise StateError(
-                f"{type(root).__qualname__} has a {name} of its own.",
-                where=f"{type(root).__qualname__}.{name}",
-                why="it would not be called for the training model, whose state dict would have other keys",
-                hint=f"do the same in a hook, which is kept: {hook}",
-            )
+    if getattr(root.state_dict, "__func__", None) is not nn.Module.state_dict:
+        raise StateError(
+            f"{type(root).__qualname__} has a state_dict of its own.",
+            where=f"{type(root).__qualname__}.state_dict",
+            why="it would not be called for the training model, whose state dict would have other keys",
+            hint="do the same in a hook, which is kept: register_state_dict_post_hook",
+        )
 
 
 def _plain_attributes(root: nn.Module, modes: Modes) -> Iterator[tuple[str, Any]]:

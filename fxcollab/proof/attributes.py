@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxcollab.contents import Contents
@@ -28,6 +29,8 @@ def attributes_set(model: nn.Module) -> Iterator[Attributes]:
 
 def _held(model: nn.Module, contents: Contents) -> Iterator[tuple[tuple[str, str], Any]]:
     for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # which makes its attributes when they are read
+            continue
         for name, value in vars(module).items():
             if name not in _REGISTRIES and not (isinstance(value, dict) and not value):
                 yield (path, name), contents.of(value)

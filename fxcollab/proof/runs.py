@@ -55,6 +55,8 @@ class Trial:
     def copied(self) -> Trial:
         """The same with copies of both models, which share what these share."""
         model, train_model = deep_copy((self.model, self.train_model), self._copy).value
+        self._write_scripted(model, tensors_of(self.model))
+        self._write_scripted(train_model, tensors_of(self.train_model))
         copied: Any = type(train_model)  # each has a class of its own
         copied.forward = type(self.train_model).forward  # the very code, not that of the graph as it is now
         return replace(self, model=model, train_model=train_model)
@@ -81,7 +83,10 @@ class Trial:
             for path, name in attributes:
                 if path.startswith(f"{branch}."):
                     inner = path.removeprefix(f"{branch}.")
-                    vars(model.get_submodule(inner))[name] = vars(own.get_submodule(inner)).get(name)
+                    mine, theirs_now = vars(model.get_submodule(inner)), vars(own.get_submodule(inner))
+                    mine.pop(name, None)
+                    mine.update({name: theirs_now[name]} if name in theirs_now else {})
+        self._write_scripted(model, {name: theirs[key] for name, key in keys.items()})
         set_mode(model, training)
         return model
 
@@ -99,6 +104,14 @@ class Trial:
         prefixes = [path[:level] for level in range(1, len(path) + 1)]
         known = dict(self.train_model.named_modules(remove_duplicate=False))
         return [name for prefix in prefixes if any(prefix) and (name := f"{peers}.{branch_name(prefix)}") in known]
+
+    def _write_scripted(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Write the state of scripted modules, which make copies of their own tensors whatever is asked."""
+        for path, part in model.named_modules():
+            if isinstance(part, torch.jit.ScriptModule):
+                part = part.double() if self.double else part
+                for name, tensor in tensors_of(part, f"{path}.").items():
+                    tensor.detach().copy_(state[name].detach())
 
     def _copy(self, tensor: Tensor) -> Tensor:
         if (wide := widened(tensor.detach(), self.double)).dtype is tensor.dtype:

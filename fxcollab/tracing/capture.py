@@ -18,7 +18,6 @@ from fxcollab._torch import codegen_of, is_compiled
 from fxcollab.codegen.modes import Modes
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError
-from fxcollab.fx_utils import attribute
 from fxcollab.rewriting.outputs import check_codegen
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.callers import is_internal_file
@@ -168,9 +167,9 @@ def _trace_modes(request: _Request, proxies: list[weakref.ref[fx.Proxy]]) -> tup
 
 def _receivers(graph: fx.Graph, root: nn.Module) -> Iterator[str]:
     """The paths of modules that are called with other modules as arguments."""
+    modules = dict(root.named_modules(remove_duplicate=False))
     for node in graph.find_nodes(op="call_module"):
-        given = (source for source in node.all_input_nodes if source.op == "get_attr")
-        if any(isinstance(attribute(root, str(source.target)), nn.Module) for source in given):
+        if any(source.op == "get_attr" and source.target in modules for source in node.all_input_nodes):
             yield str(node.target)
 
 

@@ -18,6 +18,12 @@ def limitations(opened: Mapping[str, nn.Module], interface: Interface) -> Iterat
     """A sentence for each thing that the graph doesn't do; ``opened`` has the modules traced into, by path."""
     for path, module in sorted(opened.items()):
         yield from _hooks(path, module)
+    root = opened[""]
+    if getattr(root.load_state_dict, "__func__", None) is not nn.Module.load_state_dict:
+        yield (
+            f"load_state_dict of {type(root).__qualname__} is its own: checkpoints that it converts are loaded into "
+            "the model itself, not into the training model"
+        )
     if interface.defaults:
         yield (
             f"optional inputs {', '.join(interface.defaults)} are fixed at their defaults "

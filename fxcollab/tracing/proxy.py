@@ -6,6 +6,8 @@ On plain ``fx.Proxy`` the statement ``x += y`` becomes ``x = x + y``, ``x[i] = y
 
 from __future__ import annotations
 
+import copy
+import operator
 import re
 from collections.abc import Callable
 from types import GetSetDescriptorType
@@ -49,6 +51,15 @@ class CaptureProxy(fx.Proxy):
 
         return np.asarray(_queries(self).numpy_value(self), dtype)
 
+    def __copy__(self) -> Any:
+        return self.tracer.create_proxy("call_function", copy.copy, (self,), {})
+
+    def __round__(self, *digits: Any) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self, *digits), {})
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
     def __len__(self) -> int:
         return int(_queries(self).evaluate(self, "len"))
 
@@ -68,8 +79,7 @@ class CaptureProxy(fx.Proxy):
         return type(self) if queries.computing or not user_code_reads_class() else queries.type_of(self)
 
     def __getattr__(self, k: str) -> Any:
-        of_a_shape = isinstance(self, Attribute) and self.attr == "shape"
-        if k.startswith("__array_") or (of_a_shape and not hasattr(torch.Size, k)):
+        if k.startswith("__array_") or (_is_of_sizes(self) and not hasattr(torch.Size, k)):
             raise AttributeError(f"{self.node.name} has no {k!r}")  # numpy goes on without
         return None if _queries(self).attribute_is_none(self, k) else _CaptureAttribute(self, k)
 
@@ -106,6 +116,16 @@ class _CaptureAttribute(CaptureProxy, Attribute):
         return node
 
     __call__ = Attribute.__call__
+
+
+def _is_of_sizes(proxy: fx.Proxy) -> bool:
+    """Whether it is ``x.shape`` or a slice of it."""
+    if isinstance(proxy, Attribute):
+        return str(proxy.attr) == "shape"
+    node = proxy.node
+    while node.target is operator.getitem and isinstance(node.args[1], slice) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node is not proxy.node and node.target is getattr and str(node.args[1]) == "shape"
 
 
 def _queries(proxy: fx.Proxy) -> ProxyQueries:

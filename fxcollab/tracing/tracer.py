@@ -18,12 +18,14 @@ from torch.fx.immutable_collections import immutable_dict
 
 from fxcollab._torch import FakeTensor, is_compiled, pytree
 from fxcollab.functional import named_tensors
+from fxcollab.fx_utils import get_output
 from fxcollab.rng import ForeignState
 from fxcollab.runtime.operators import (
     GRADIENT_METHODS,
     RETURN_THEIR_INPUT,
     GradientMethod,
     guard,
+    set_data_,
     stop_gradient,
     writes_in_place,
 )
@@ -125,6 +127,7 @@ class LazyTracer(fx.Tracer):
                     record_helpers(self._helpers, self._record_helper),
                 ):
                     graph = super().trace(root, concrete_args)
+                self._record_assigned_buffers(root)
                 self._erase_unused()
                 _refuse_parameters_made_at_the_first_call(root)
                 return graph
@@ -269,7 +272,7 @@ class LazyTracer(fx.Tracer):
             return str(self.path_of_module(module))
         except NameError:
             # A slice of a Sequential only has what the model has, too.
-            state = next((name for name, tensor in named_tensors(module) if not self.is_state(tensor)), None)
+            state = next((name for name, tensor in named_tensors(module) if id(tensor) not in self._state), None)
             if state is None:
                 return None
             name = type(module).__qualname__
@@ -312,6 +315,24 @@ class LazyTracer(fx.Tracer):
             return self._proxy_of(self._name_of(leaf)) if self.is_state(leaf) else leaf
 
         return pytree.tree_map_only(Tensor, proxy, values)
+
+    def _record_assigned_buffers(self, root: nn.Module) -> None:
+        """Write what was assigned to buffers into them at the end; what was read before was another tensor."""
+        for name, buffer in self._twin.original.named_buffers():
+            owner, _, leaf = name.rpartition(".")
+            buffers = root.get_submodule(owner)._buffers
+            value: Any = buffers[leaf] if leaf in buffers else None  # noqa: SIM401  # scripted modules have no dicts
+            if not isinstance(value, fx.Proxy):
+                continue
+            with self.graph.inserting_before(get_output(self.graph)):
+                old = self._proxy_of(name).node
+                readers = list(old.users)
+                with self.graph.inserting_after(old):
+                    clone = self.graph.call_method("clone", (old,))
+                for reader in readers:
+                    reader.replace_input_with(old, clone)
+                self.create_node("call_function", set_data_, (old, value.node), {})
+            buffers[leaf] = self._twin.stand_in(buffer)
 
     def _erase_unused(self) -> None:
         """Erase what was recorded from state in passing, as by ``state_dict()``."""

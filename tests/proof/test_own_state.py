@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -140,6 +141,32 @@ def test_other_threads_may_use_the_models_meanwhile(use: Callable[[nn.Module, nn
         stop.set()
         thread.join()
     assert report.raise_if_failed() and not errors
+
+
+class Cached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    @functools.cached_property
+    def table(self) -> Tensor:
+        return torch.arange(4.0)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x) * self.table
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Cached,
+        lambda: torch.jit.script(nn.Linear(4, 4)),
+        lambda: torch.jit.trace(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), X),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_modules_that_set_attributes_themselves_are_proved_in_every_head(make: Callable[[], nn.Module]) -> None:
+    assert not verified(around(make())).raise_if_failed().not_checked
 
 
 # -------------------------------------------------------------------------------------------- sparse gradients

@@ -72,7 +72,7 @@ class MakesStatistics(Net):
 
 class WrapsItsOwnLayers(Net):
     def forward(self, x: Tensor) -> Any:
-        return self.d(nn.Sequential(self.b, nn.ReLU(), self.c)(self.a(x)))  # wraps
+        return self.d(nn.Sequential(self.b, nn.ReLU(), self.c)(self.a(x)))
 
 
 @pytest.mark.parametrize("inputs", [(X,), pytest.param(None, marks=pytest.mark.slow)], ids=["given", "guessed"])
@@ -81,7 +81,6 @@ class WrapsItsOwnLayers(Net):
     [
         (HidesALayer, "a Linear with state (weight)", "# hides"),
         (MakesStatistics, "a BatchNorm1d with state (", "# makes"),
-        (WrapsItsOwnLayers, "a Sequential with state (0.weight)", "# wraps"),
     ],
 )
 def test_a_module_with_state_that_is_no_submodule_is_refused(
@@ -91,6 +90,10 @@ def test_a_module_with_state_that_is_no_submodule_is_refused(
     assert kind in str(error.why) and "is not a submodule: the forward creates or hides it" in str(error.why)
     assert line_at(error.where, __name__).endswith(comment)
     assert "module" in str(error.hint)
+
+
+def test_a_module_around_the_models_own_layers_is_traced_into() -> None:
+    proven(WrapsItsOwnLayers())
 
 
 class DrawsItsWeights(Net):

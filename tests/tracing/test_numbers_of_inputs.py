@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -107,3 +109,37 @@ def test_a_length_that_is_unrolled_is_pinned_and_said() -> None:
         train_model = fxcollab.transform(Unrolled(), splits=["blocks.0"], example_inputs=(torch.randn(2, 8),), seed=0)
     with pytest.raises(fxcollab.CaptureError, match="is 2; here it is 3"):
         train_model(torch.randn(3, 8))
+
+
+def asked(shape: torch.Size) -> Any:
+    try:
+        return shape.prod()  # type: ignore[attr-defined]
+    except AttributeError:  # a tuple has no such method
+        return shape[0]
+
+
+USES = {
+    "numpy": lambda x: x.reshape(-1, int(np.prod(x.shape[1:]))),
+    "try": lambda x: x.reshape(-1, asked(x.shape[1:])),
+    "round": lambda x: x[: round(x.shape[0] * 0.5)],
+    "divmod": lambda x: x[: divmod(x.shape[0], 2)[0] + 1],
+}
+
+
+class Uses(Net):
+    def __init__(self, use: Any) -> None:
+        super().__init__()
+        self.use = use
+
+    def forward(self, x: Tensor) -> Any:
+        return self.rest(self.use(self.blocks[0](x)))
+
+
+@pytest.mark.parametrize("use", USES)
+def test_numbers_computed_from_sizes_follow_them(use: str) -> None:
+    for size in (2, 3, 5):
+        proved(Uses(USES[use]), (torch.randn(2, 8),), (torch.randn(size, 8),))
+
+
+def test_a_copy_of_a_tensor_is_made_by_the_graph() -> None:
+    proved(Uses(lambda x: copy.copy(x) + x), (torch.randn(2, 8),), (torch.randn(3, 8),))

@@ -1,0 +1,112 @@
+"""Buffers that a forward assigns, and lists that modules change: what they leave is left, or the model is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcollab
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+
+
+class Averages(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.c(self.b(self.a(x)))
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x - self.mean
+
+
+class InTraining(Averages):
+    def forward(self, x: Tensor) -> Any:
+        before = self.mean
+        x = self.c(self.b(self.a(x)))
+        if self.training:
+            self.calls = self.calls + 1
+            self.mean = torch.lerp(self.mean, x.detach().mean(0), 1 / self.calls)
+        return x * (self.mean - before)
+
+
+class InAnOpenedModule(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(4, 4), Averages(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.inner(self.first(x)))
+
+
+class WithoutReading(Averages):
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        self.mean = x.detach().amax(0)
+        return self.c(self.b(x))
+
+
+@pytest.mark.parametrize(
+    ("net", "splits"),
+    [
+        (Averages, ["a", "b"]),
+        (InTraining, ["a"]),
+        (InAnOpenedModule, ["inner.a", "inner.b"]),
+        (WithoutReading, ["a"]),
+        (WithoutReading, ["b"]),
+    ],
+)
+def test_what_is_assigned_to_a_buffer_is_written_into_it_at_every_call(
+    net: type[nn.Module], splits: list[str]
+) -> None:
+    model = net()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    train_model = fxcollab.transform(model, splits=splits, example_inputs=(X,), seed=0)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+    assert not [note for note in train_model.meta["fxcollab_limitations"] if "is not kept" in note]
+
+
+class Writes(nn.Module):
+    """Kept whole; leaves something in a list or dict that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, cache: Any) -> Any:
+        x = self.linear(x)
+        if isinstance(cache, dict):
+            cache["last"] = x
+        else:
+            cache[0] = x
+        return x
+
+
+class HandsOut(nn.Module):
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.make, self.stem, self.a, self.b = make, nn.Linear(4, 4), Writes(), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        cache = self.make()
+        x = self.a(self.stem(x), cache)
+        last = cache["last"] if isinstance(cache, dict) else cache[0]
+        return self.b(x if last is None else x + last)
+
+
+@pytest.mark.parametrize("make", [lambda: [None], lambda: {"last": None}, lambda: [torch.zeros(4)]])
+def test_a_module_that_changes_a_list_of_the_forward_is_refused(make: Any) -> None:
+    with pytest.raises(
+        fxcollab.CaptureError, match="'a' changes a list or dict that the forward hands to it"
+    ) as error:
+        fxcollab.transform(HandsOut(make), splits=["stem"], example_inputs=(X,))
+    assert "node 'a'" in str(error.value.where)
+    inside = nn.Sequential(nn.Linear(4, 4), HandsOut(make))  # as the hint says
+    fxcollab.verify(inside, fxcollab.transform(inside, splits=["0"], seed=0), (X,)).raise_if_failed()
