@@ -25,6 +25,7 @@ from fxcollab.deep_copy import parts_of_value
 from fxcollab.errors import CaptureError, SplitError
 from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import attribute, place
+from fxcollab.tracing.tracer import SHARES_LISTS
 
 Levels = Mapping[fx.Node, int]
 
@@ -134,6 +135,27 @@ def refuse_state_written_by_modes(state: Mapping[str, int], observation: Observa
         )
 
 
+def refuse_objects_with_state(captured: CollabGraphModule) -> None:
+    """Raise for objects that are handed to modules and hold tensors of the model: all heads would use the same.
+
+    Raises:
+        CaptureError: with the object.
+    """
+    names = {id(tensor): name for name, tensor in tensors_of(captured).items()}
+    for node in (node for graph in captured.modes for node in graph.find_nodes(op="get_attr")):
+        value = attribute(captured, str(node.target))
+        if isinstance(value, Tensor | nn.Module):
+            continue
+        held = next((names[id(part)] for part in parts_of_value(value) if id(part) in names), None)
+        if held is not None:
+            raise CaptureError(
+                f"{str(node.target)!r}, which the forward hands on, holds {held!r}.",
+                where=place(node),
+                why="of the heads, each has another, and would use that of head 0",
+                hint="hand the tensor on by itself, or let the module that needs it register it",
+            )
+
+
 def refuse_written_literals(observation: Observation) -> None:
     """Raise for calls that change a list or dict of the forward: the graph makes it anew for every call.
 
@@ -141,9 +163,9 @@ def refuse_written_literals(observation: Observation) -> None:
         CaptureError: with the call.
     """
     for node, effects in observation.effects.items():
-        if effects.literals:
+        if effects.literals and node.meta.get(SHARES_LISTS):
             raise CaptureError(
-                f"{_reader(node)!r} changes a list or dict that the forward hands to it.",
+                f"{_reader(node)!r} changes a list or dict that the forward hands to other calls, too.",
                 where=place(node),
                 why="the graph makes that list anew for every call, so that others would not see the change",
                 hint="keep all calls that share the list in one module, with the splits outside of it; or put the "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -295,7 +295,11 @@ class _Observer(Interpreter):
         if self._operations.opaque:
             return value
         changed = {id(part) for part, old in self._given if not same_members(part, old)}
-        self.effects[node] = self._effects(node, value, changed, generators.foreign_numbers_were_drawn())
+        effects = self._effects(node, value, changed, generators.foreign_numbers_were_drawn())
+        if is_helper(node.target):  # which may do otherwise for other sizes, as it asks about them
+            values = frozenset(source for source in inputs if self._keys[source])
+            effects = replace(effects, writes=values, shares=values, certain=False)
+        self.effects[node] = effects
         return value
 
     def _effects(self, node: fx.Node, value: Any, changed: set[int], drew: bool) -> Effects:

@@ -11,6 +11,7 @@ from fxcollab.analysis.foreign import (
     refuse_foreign_state,
     refuse_frozen_attributes,
     refuse_modules_on_both_sides,
+    refuse_objects_with_state,
     refuse_state_written_by_modes,
     refuse_written_literals,
 )
@@ -76,6 +77,7 @@ def partition(captured: CollabGraphModule, tree: HeadTree, observation: Observat
     tree = HeadTree.from_heads(tree.splits, list(tree.paths(tree.depth)))
     observation = observe(captured) if observation is None else observation
     refuse_frozen_attributes(captured, observation)
+    refuse_objects_with_state(captured)
     refuse_written_literals(observation)
     found = {graph: _cut_graph(graph, captured, tree, observation) for graph in captured.modes}
     uses = _Uses(captured, found)

@@ -104,10 +104,20 @@ def cached_helper(known: Collection[Helper]) -> Helper | None:
 
 def _has_recordable_arguments(frame: FrameType) -> bool:
     code = frame.f_code
-    rest = bool(code.co_flags & CO_VARARGS) + bool(code.co_flags & CO_VARKEYWORDS)
-    count = code.co_argcount + code.co_kwonlyargcount + rest
+    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & CO_VARARGS)
     given = [frame.f_locals.get(name) for name in code.co_varnames[:count]]
-    return all(isinstance(leaf, _ARGUMENTS) for leaf in pytree.tree_leaves(given))
+    if code.co_flags & CO_VARKEYWORDS:
+        given += frame.f_locals.get(code.co_varnames[count], {}).values()
+    return _are_recordable(tuple(given))
+
+
+def _are_recordable(given: tuple[Any, ...]) -> bool:
+    """Whether these can be arguments of a node; not lists and dicts, which the function might change."""
+    return all(isinstance(leaf, _ARGUMENTS) for leaf in pytree.tree_leaves(given, is_leaf=_can_be_changed))
+
+
+def _can_be_changed(value: Any) -> bool:
+    return isinstance(value, list | dict)
 
 
 def _called_helper(caller: FrameType, callee: FrameType) -> Helper | None:
@@ -168,7 +178,7 @@ def _recorded(function: Callable[..., Any], record: Callable[[Any, Any, Any], An
         proxies = any(isinstance(leaf, fx.Proxy) for leaf in leaves)
         if isinstance(function, type):  # its objects can be changed, and are made at every call
             return record(function, args, kwargs)
-        if not proxies or not all(isinstance(leaf, _ARGUMENTS) for leaf in leaves):
+        if not proxies or not _are_recordable((*args, *kwargs.values())):
             return function(*args, **kwargs)
         return record(function, args, kwargs)
 

@@ -59,6 +59,9 @@ class Recorder(Protocol):
     def call_whole(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record a call of a leaf module; of any other run it."""
 
+    def assign_buffer(self, module: nn.Module, name: str, value: Any) -> None:
+        """Record an assignment to a buffer."""
+
     def is_state(self, tensor: Tensor) -> bool:
         """Whether it is a tensor of the model, or stands for one."""
 
@@ -167,6 +170,7 @@ def patched_torch(tracer: Recorder) -> Iterator[None]:
         (torch.autograd.Function, "apply", classmethod(_recording_apply(tracer, apply))),
         (FakeTensor, "device", _recording_device(tracer)),
         (torch.jit, JIT_ISINSTANCE, lambda value, types: is_instance(tracer.queries.values_of_types(value), types)),
+        (nn.Module, "register_buffer", _recording_register(tracer)),
         *((nn.Module, name, _recording_get(getattr(nn.Module, name))) for name in ("get_parameter", "get_buffer")),
         (torch.autocast, "__enter__", _noticed(tracer, torch.autocast.__enter__, _refuse_autocast)),
         (torch.enable_grad, "__enter__", _noticed(tracer, torch.enable_grad.__enter__, partial(_note_grad, tracer))),
@@ -371,6 +375,18 @@ def _recording_device(tracer: Recorder) -> property:
         return tracer.record_of_state(lambda tensor: tensor.device, (self,), {}) if asked else original.fget(self)
 
     return property(device, original.fset)
+
+
+def _recording_register(tracer: Recorder) -> Callable[..., None]:
+    """``register_buffer``, by which modules assign buffers too."""
+    original = nn.Module.register_buffer
+
+    def register(module: nn.Module, name: str, tensor: Any, persistent: bool = True) -> None:
+        original(module, name, tensor, persistent)
+        if isinstance(tensor, fx.Proxy):
+            tracer.assign_buffer(module, name, tensor)
+
+    return register
 
 
 def _recording_get(original: Any) -> Callable[..., Any]:

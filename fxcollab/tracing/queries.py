@@ -186,6 +186,13 @@ class ProxyQueries:
             self._computing = False
 
 
+def comes_from_helper(node: fx.Node) -> bool:
+    """Whether a node is what a helper returns, or a part of it."""
+    while node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node.op == "call_function" and is_helper(node.target)
+
+
 def may_be_none(node: fx.Node) -> bool:
     """Whether a node can be None, unlike tensor operations: a part of a value, or what a helper returns."""
     if node.op == "call_method":

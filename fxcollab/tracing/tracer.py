@@ -10,6 +10,7 @@ import weakref
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from torch.fx.immutable_collections import immutable_dict
 
 from fxcollab._torch import FakeTensor, is_compiled, pytree
 from fxcollab.functional import named_tensors
-from fxcollab.fx_utils import get_output
 from fxcollab.rng import ForeignState
 from fxcollab.runtime.operators import (
     GRADIENT_METHODS,
@@ -29,7 +29,7 @@ from fxcollab.runtime.operators import (
     stop_gradient,
     writes_in_place,
 )
-from fxcollab.tracing.callers import calling_lines, user_scopes
+from fxcollab.tracing.callers import calling_line, calling_lines, user_scopes
 from fxcollab.tracing.errors import ArgumentError, DrawnError, FirstCallError, UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
 from fxcollab.tracing.helpers import AskedError, Helper, asking_helper, cached_helper, record_helpers
@@ -42,11 +42,14 @@ from fxcollab.tracing.patches import (
     recorded_overrides,
 )
 from fxcollab.tracing.proxy import CaptureProxy, unformat
-from fxcollab.tracing.queries import ProxyQueries
-from fxcollab.tracing.twin import Twin
+from fxcollab.tracing.queries import ProxyQueries, comes_from_helper
+from fxcollab.tracing.twin import Twin, same_members
 
 RETURNED_BY = "fxcollab_returned_by"
 """Meta key: the calls (``path`` or ``path@k``) of opened modules that return this node's value."""
+
+SHARES_LISTS = "fxcollab_shares_lists"
+"""Meta key: whether the call is handed a list or dict that other calls are handed, too."""
 
 _TRACE_LOCK = threading.RLock()  # since tracing patches torch
 
@@ -113,6 +116,12 @@ class LazyTracer(fx.Tracer):
         self._constant_names: dict[int, str] = {}
         self._detached: dict[fx.Node, fx.Proxy] = {}
         self._state_proxies: dict[str, fx.Proxy] = {}
+        self._assigned: dict[str, fx.Node] = {}
+        self._buffers = dict(_buffers_by_place(self._twin.original))
+        self._held: dict[int, tuple[str | None, dict[str, Any] | None]] = dict(
+            reversed(list(_attributes_by_id(root)))
+        )  # each by its first name
+        self._handed: dict[int, tuple[Any, list[fx.Node]]] = {}
         with _TRACE_LOCK:
             values = None if self._examples is None else self.values_for(self._examples)
             self.queries = ProxyQueries(self._interface, values, self.tensors, self._record, self.notes)
@@ -127,13 +136,14 @@ class LazyTracer(fx.Tracer):
                     record_helpers(self._helpers, self._record_helper),
                 ):
                     graph = super().trace(root, concrete_args)
-                self._record_assigned_buffers(root)
+                self._keep_values_before(root)
                 self._erase_unused()
                 _refuse_parameters_made_at_the_first_call(root)
                 return graph
             finally:
                 self._detached.clear()
                 self._state_proxies.clear()
+                self._handed.clear()
 
     def values_for(self, examples: Examples) -> ExampleValues:
         """Example values of the graph's nodes."""
@@ -199,7 +209,10 @@ class LazyTracer(fx.Tracer):
             kind, target = "call_function", GradientMethod(target, arguments)
             args, kwargs = args[:1], {}
         value = self._create_proxy(kind, target, args, kwargs, *rest, **more)
-        return None if self.queries.is_none(value) else value
+        none = self.queries.is_none(value)
+        if self._examples is not None and comes_from_helper(value.node):  # which may return None for other inputs
+            self._record(guard, ("is None", value, none, "{}:{}".format(*calling_line()[1:])))
+        return None if none else value
 
     def _create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         is_call = kind in ("call_function", "call_method", "call_module") and target is not stop_gradient
@@ -249,7 +262,19 @@ class LazyTracer(fx.Tracer):
         value = super().call_module(m, forward, args, kwargs)
         if isinstance(value, fx.Proxy):
             value.node.meta.setdefault(RETURNED_BY, []).append(call_name(path, calls))
+            self._note_lists(value.node, (*args, *kwargs.values()))
         return value
+
+    def _note_lists(self, node: fx.Node, given: Any) -> None:
+        """Mark calls that are handed the same list or dict as others: they see what these write into it."""
+        if isinstance(given, list | dict):
+            _, calls = self._handed.setdefault(id(given), (given, []))
+            calls.append(node)
+            for call in calls if len(calls) > 1 else ():
+                call.meta[SHARES_LISTS] = True
+        if isinstance(given, list | dict | tuple):
+            for part in given.values() if isinstance(given, dict) else given:
+                self._note_lists(node, part)
 
     def call_whole(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record a call of a leaf module; of any other run it."""
@@ -316,23 +341,35 @@ class LazyTracer(fx.Tracer):
 
         return pytree.tree_map_only(Tensor, proxy, values)
 
-    def _record_assigned_buffers(self, root: nn.Module) -> None:
-        """Write what was assigned to buffers into them at the end; what was read before was another tensor."""
-        for name, buffer in self._twin.original.named_buffers():
+    def assign_buffer(self, module: nn.Module, name: str, value: fx.Proxy) -> None:
+        """Record an assignment to a buffer: it is written into the tensor that is there."""
+        path = next((path for path, part in self.root.named_modules() if part is module), None)
+        full = f"{path}.{name}".lstrip(".")
+        if path is None or full not in self._buffers or not self._is_recording:
+            return
+        if list(self._buffers.values()).count(self._buffers[full]) > 1:
+            raise UntraceableError(f"buffer {full} is assigned, and has other names that keep the old tensor")
+        self._assigned[full] = self._record(set_data_, (self._proxy_of(full), value)).node
+
+    def _keep_values_before(self, root: nn.Module) -> None:
+        """What was read from a buffer before it was assigned is another tensor, which isn't written."""
+        for name in self._buffers:
             owner, _, leaf = name.rpartition(".")
-            buffers = root.get_submodule(owner)._buffers
-            value: Any = buffers[leaf] if leaf in buffers else None  # noqa: SIM401  # scripted modules have no dicts
-            if not isinstance(value, fx.Proxy):
-                continue
-            with self.graph.inserting_before(get_output(self.graph)):
-                old = self._proxy_of(name).node
-                readers = list(old.users)
-                with self.graph.inserting_after(old):
-                    clone = self.graph.call_method("clone", (old,))
-                for reader in readers:
-                    reader.replace_input_with(old, clone)
-                self.create_node("call_function", set_data_, (old, value.node), {})
-            buffers[leaf] = self._twin.stand_in(buffer)
+            module = root.get_submodule(owner)
+            if not isinstance(module, torch.jit.ScriptModule) and module._buffers.get(leaf) is None:
+                raise UntraceableError(f"the forward removes buffer {name}, which a graph can't record")
+        for name, write in self._assigned.items():
+            owner, _, leaf = name.rpartition(".")
+            root.get_submodule(owner)._buffers[leaf] = self._twin.stand_in(self.tensors[name])
+            old = self._proxy_of(name).node
+            readers = [user for user in old.users if user.target is not set_data_ or user.args[0] is not old]
+            rewritten = [user for user in old.users if user is write or user not in readers]
+            with self.graph.inserting_after(old):
+                clone = self.graph.call_method("clone", (old,))
+            for reader in readers:
+                reader.replace_input_with(old, clone)
+            for user in rewritten:
+                user.args = (old, clone if user.args[1] is old else user.args[1])
 
     def _erase_unused(self) -> None:
         """Erase what was recorded from state in passing, as by ``state_dict()``."""
@@ -388,12 +425,10 @@ class LazyTracer(fx.Tracer):
         """The name of a module, or of an attribute of a module or its class, such as a configuration."""
         if isinstance(value, nn.Module) and (path := self._path_of(value)) is not None:
             return path
-        for path, module in self.root.named_modules():
-            for owner in (module, *type(module).__mro__):
-                name = next((name for name, held in vars(owner).items() if held is value), None)
-                if name is not None:
-                    return f"{path}.{name}".lstrip(".")
-        return None
+        name, before = self._held.get(id(value), (None, None))
+        if name is not None and before is not None and not same_members(before, vars(value)):
+            raise UntraceableError(f"the forward changes {name}, which it hands on, and a graph can't record that")
+        return name
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -467,6 +502,34 @@ def _check_arguments(forward: Callable[..., Any], args: tuple[Any, ...], kwargs:
     except (TypeError, ValueError):  # written in C
         return
     signature.bind(*args, **kwargs)
+
+
+def _attributes_by_id(root: nn.Module) -> Iterator[tuple[int, tuple[str, dict[str, Any] | None]]]:
+    """The names of what modules and their classes hold, by its id, as it is before a forward assigns anything.
+
+    Each with the attributes that it has, if any.
+    """
+    seen = set(nn.Module.__mro__)
+    for path, module in root.named_modules():
+        owners = [module, *(cls for cls in type(module).__mro__ if cls not in seen)]
+        seen.update(type(module).__mro__)
+        for owner in owners:
+            for name, held in vars(owner).items():
+                if not isinstance(held, _NEVER_OBJECTS):
+                    own = getattr(held, "__dict__", None)
+                    yield id(held), (f"{path}.{name}".lstrip("."), None if own is None else dict(own))
+
+
+_NEVER_OBJECTS = (
+    type(None), bool, int, float, str, bytes, tuple, list, dict, set, type, FunctionType, nn.Module, Tensor,
+)  # fmt: skip
+
+
+def _buffers_by_place(root: nn.Module) -> Iterator[tuple[str, int]]:
+    """The id of each buffer by where it is registered."""
+    for path, module in root.named_modules():
+        buffers = module.named_buffers(path, recurse=False, remove_duplicate=False)
+        yield from ((name, id(buffer)) for name, buffer in buffers)
 
 
 def _state_by_name(root: nn.Module) -> Iterator[tuple[str, Tensor]]:

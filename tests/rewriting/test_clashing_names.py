@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 import fxcollab
 from fxcollab.codegen.module import CollabGraphModule
+from tests.speeds import slow_but
 
 NAMES = ("graph", "code", "meta", "root", "class", "_graph")
 MORE = (
@@ -101,14 +102,14 @@ def assert_trains_prunes_and_copies(model: nn.Module, split: str) -> None:
     assert all(p.dtype == torch.float64 for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", slow_but(["graph", "class", "root"], ALL))
 @pytest.mark.parametrize("kind", [Child, OfDict, Parameter, Counter, Plain, Nested])
 @pytest.mark.filterwarnings("ignore:no module initialises", "ignore:.*no module initialises")
 def test_a_name_of_the_library_is_free_for_the_model(kind: type[Child], name: str) -> None:
     assert_trains_prunes_and_copies(kind(name), "first")
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", slow_but(["graph", "class"], ALL))
 def test_a_split_at_a_module_and_inside_one_with_such_a_name(name: str) -> None:
     assert_trains_prunes_and_copies(Child(name), name)
     assert_trains_prunes_and_copies(Nested(name), f"{name}.{name}")

@@ -204,7 +204,9 @@ class DropsALayer(Net):
         return self.d(x)
 
 
-@pytest.mark.parametrize("make", [DropsAtRandom, DropsWithNumpy, DropsALayer])
+@pytest.mark.parametrize(
+    "make", slow_but([DropsWithNumpy, DropsALayer], [DropsAtRandom, DropsWithNumpy, DropsALayer])
+)
 def test_an_opened_forward_that_draws_numbers_of_python_or_numpy_is_refused(make: type[Net]) -> None:
     random.seed(0)
     error = refused(lambda: fxcollab.capture(make(), ["b"], (X,)))
@@ -256,7 +258,10 @@ def test_a_question_about_drawn_values_that_no_draw_changes_is_an_ordinary_one()
     assert len(train_model(X)) == 2
 
 
-@pytest.mark.parametrize("make", [LayerDrop, LayerDropByAMask, LayerDropInPlace, AsksADroppedValue])
+@pytest.mark.parametrize(
+    "make",
+    slow_but([LayerDrop, AsksADroppedValue], [LayerDrop, LayerDropByAMask, LayerDropInPlace, AsksADroppedValue]),
+)
 def test_a_question_whose_answer_is_drawn_is_refused(make: type[Net]) -> None:
     error = refused(lambda: made(make(), (X,), ["c"]))
     assert "random numbers that the forward draws" in str(error.why)

@@ -36,18 +36,6 @@ def limitations(model: nn.Module) -> list[str]:
     return [str(w.message) for w in caught if str(w.message).startswith("limitation")]
 
 
-class RebindsABuffer(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.ema: Tensor
-        self.register_buffer("ema", torch.zeros(8))
-
-    def forward(self, x: Tensor) -> Any:
-        h = self.b(self.a(x))
-        self.ema = self.ema * 0.9 + h.mean(0).detach() * 0.1
-        return self.d(self.c(h + self.ema))
-
-
 class Counts(Net):
     step = 0
 
@@ -64,13 +52,12 @@ class KeepsTheLast(Net):
         return self.d(self.c(self.last))
 
 
-@pytest.mark.parametrize(("make", "name"), [(RebindsABuffer, "ema"), (Counts, "step"), (KeepsTheLast, "last")])
+@pytest.mark.parametrize(("make", "name"), [(Counts, "step"), (KeepsTheLast, "last")])
 def test_what_an_opened_forward_assigns_is_listed(make: type[Net], name: str) -> None:
     model = make()
     [sentence] = limitations(model)
     assert f"assigns to {name} is not kept" in sentence
     assert name not in vars(model)
-    assert name != "ema" or not model.ema.any()  # type: ignore[operator, union-attr]
 
 
 def test_a_plain_forward_gives_up_nothing() -> None:
@@ -212,14 +199,14 @@ def test_transforms_in_several_threads_leave_torch_as_it_is() -> None:
 
     def work() -> None:
         try:
-            for _ in range(3):
+            for _ in range(2):
                 fxcollab.transform(Net(), splits=["b"], seed=0)
                 with torch.autocast("cpu"):
                     pass
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
+    threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -303,7 +303,7 @@ def made(cls: type[nn.Module]) -> nn.Module:
 
 
 @pytest.mark.parametrize("training", slow_but([True], [True, False]))
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", slow_but(MODELS[::2], MODELS))
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_that_was_looked_at_is_bit_for_bit_as_before(cls: type[nn.Module], training: bool) -> None:
     model = made(cls).train(training)
