@@ -264,7 +264,17 @@ def parts_of_value(value: Any) -> Iterator[Any]:
         elif isinstance(part, FunctionType):
             pending += _held_by(part)
         elif not isinstance(part, Tensor | nn.Module):
-            pending.append(getattr(part, "__dict__", None))
+            pending.append(attributes_of(part))
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """The attributes of an object, those in slots too; the dict that the object has where there are no slots."""
+    own: dict[str, Any] = getattr(value, "__dict__", {})
+    if isinstance(value, type | ModuleType):
+        return {}
+    slots = [vars(cls)["__slots__"] for cls in type(value).__mro__ if "__slots__" in vars(cls)]
+    names = [name for some in slots for name in ([some] if isinstance(some, str) else some)]
+    return {**own, **{name: getattr(value, name) for name in names if hasattr(value, name)}} if names else own
 
 
 def uncopyable(modules: Iterable[tuple[str, nn.Module]], memo: MutableMapping[int, Any]) -> dict[str, Any]:

@@ -47,6 +47,14 @@ def refuse_foreign_state(
         deepest[_called(node)] = max(level, deepest.get(_called(node), level))
     tensors = tensors_of(root)
     for node, level in levels:
+        for source in observation.of(node).writes if level else ():
+            if source.op == "get_attr" and not isinstance(attribute(root, str(source.target)), Tensor | nn.Module):
+                raise SplitError(
+                    f"{_reader(node)!r} changes {str(source.target)!r}, an object that the heads behind it share.",
+                    where=place(node),
+                    why="every head would change it at every call, where the model does once",
+                    hint="put the splits behind it, or make the object in the forward",
+                )
         for name in sorted(observation.of(node).changes):
             if state[name] < level and _is_trained(tensors[name]):
                 raise SplitError(

@@ -284,7 +284,7 @@ class _Observer(Interpreter):
         inputs = node.all_input_nodes
         if any(isinstance(self.env[source], _Unknown) for source in inputs):
             return _Unknown()
-        generators = ForeignState()
+        generators, buffers = ForeignState(), dict(self._buffers_of(node))
         self._operations.start()
         try:
             with self._operations.watched():
@@ -296,11 +296,26 @@ class _Observer(Interpreter):
             return value
         changed = {id(part) for part, old in self._given if not same_members(part, old)}
         effects = self._effects(node, value, changed, generators.foreign_numbers_were_drawn())
+        for (module, name), buffer in buffers.items():
+            if module._buffers.get(name) is not buffer:  # assigned, and not written
+                module._buffers[name] = buffer
+                key = storage_id(buffer)
+                effects = replace(
+                    effects, changes=effects.changes | {self._names[key]} if key in self._names else effects.changes
+                )
         if is_helper(node.target):  # which may do otherwise for other sizes, as it asks about them
             values = frozenset(source for source in inputs if self._keys[source])
             effects = replace(effects, writes=values, shares=values, certain=False)
         self.effects[node] = effects
         return value
+
+    def _buffers_of(self, node: fx.Node) -> Iterator[tuple[tuple[nn.Module, str], Tensor]]:
+        if node.op == "call_module":
+            for part in self._twin.model.get_submodule(str(node.target)).modules():
+                if not isinstance(part, torch.jit.ScriptModule):
+                    yield from (
+                        ((part, name), buffer) for name, buffer in part._buffers.items() if buffer is not None
+                    )
 
     def _effects(self, node: fx.Node, value: Any, changed: set[int], drew: bool) -> Effects:
         seen = self._operations

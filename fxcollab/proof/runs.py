@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxcollab._torch import pytree
 from fxcollab.codegen.modes import set_mode
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.deep_copy import clone_of, deep_copy
+from fxcollab.deep_copy import attributes_of, clone_of, deep_copy
 from fxcollab.errors import one_line
 from fxcollab.functional import once_each, tensors_of
 from fxcollab.plan import plan_of
@@ -186,8 +186,7 @@ def without_objects(output: Any, seen: Set[int] = frozenset()) -> Any:
     def held(value: Any) -> Any:
         if isinstance(value, Tensor | type | FunctionType | nn.Module):
             return value
-        slots = (name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ()))
-        attributes = {**getattr(value, "__dict__", {}), **{k: getattr(value, k) for k in slots if hasattr(value, k)}}
+        attributes = attributes_of(value)
         members = dict(value) if isinstance(value, dict) else {}
         if id(value) in seen or not (attributes or members):
             return type(value).__qualname__ if id(value) in seen else value

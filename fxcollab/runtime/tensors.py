@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ CARRIES_NO_GRADIENT = (
     type(None), bool, int, float, complex, str, bytes, slice, type(...),
     torch.dtype, torch.device, torch.layout, torch.memory_format,
     torch.SymInt, torch.SymFloat, torch.SymBool,
-    types.FunctionType, type,
+    type,
 )  # fmt: skip
 
 

@@ -215,6 +215,9 @@ def _trace_mode(
                 examples = _next_examples(candidates, error, request)
         else:
             twin.forget()
+            if tracer.asking:
+                helpers += tracer.asking
+                continue
             needed = _examples_with_none(graph, tracer, candidates) if examples is None else None
             if needed is None:
                 opened = {path: model.get_submodule(path) for path in tracer.opened}

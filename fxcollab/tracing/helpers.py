@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from fxcollab._torch import pytree
 from fxcollab.tracing.callers import is_library_frame, loaded_scopes
-from fxcollab.tracing.errors import ArgumentError, UntraceableError
+from fxcollab.tracing.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,11 @@ def is_helper(function: Any) -> bool:
     return isinstance(function, FunctionType | _Cached) and _package(function) not in ("torch", "fxcollab")
 
 
-class AskedError(UntraceableError):
-    """A helper asks for what a proxy doesn't have.
-
-    Attributes:
-        helper: the helper.
-    """
-
-    def __init__(self, helper: Helper, question: str) -> None:
-        super().__init__(f"{helper.title} asks {question!r}")
-        self.helper = helper
-
-
 def innermost_helper(error: BaseException, known: Iterable[Helper]) -> Helper | None:
     """The innermost helper in which ``error`` was raised and that is not yet ``known``.
 
     For an `ArgumentError` it is the class of the object.
     """
-    if isinstance(error, AskedError):
-        return error.helper
     if isinstance(error, ArgumentError) and _is_python_class(error.kind) and Helper(error.kind) not in known:
         return Helper(error.kind)
     found = None

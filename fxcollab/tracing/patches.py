@@ -211,12 +211,7 @@ def recorded_overrides(tracer: Recorder, root: nn.Module) -> Iterator[None]:
 
     def recording(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            whole = partial(original, module)
-            return (
-                tracer.call_whole(module, whole, args, kwargs)
-                if _has_proxies(args, kwargs)
-                else whole(*args, **kwargs)
-            )
+            return tracer.call_whole(module, partial(original, module), args, kwargs)
 
         return call
 

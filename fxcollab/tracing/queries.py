@@ -69,6 +69,7 @@ class ProxyQueries:
             and isinstance(value, _CONTAINERS)
             and not by_data
             and not self._is_of_a_structured_input(proxy.node)
+            and not comes_from_helper(proxy.node)
         ):
             return answer  # needs no guard: the number of values that a module returns, for example
         file, module, line = calling_line()

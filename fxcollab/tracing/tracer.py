@@ -32,7 +32,7 @@ from fxcollab.runtime.operators import (
 from fxcollab.tracing.callers import calling_line, calling_lines, user_scopes
 from fxcollab.tracing.errors import ArgumentError, DrawnError, FirstCallError, UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
-from fxcollab.tracing.helpers import AskedError, Helper, asking_helper, cached_helper, record_helpers
+from fxcollab.tracing.helpers import Helper, asking_helper, cached_helper, is_helper, record_helpers
 from fxcollab.tracing.interface import Interface, as_call, or_default
 from fxcollab.tracing.patches import (
     RecordFactories,
@@ -72,8 +72,9 @@ class LazyTracer(fx.Tracer):
     name. Without ``examples``, a forward that needs concrete values can't be traced. A reference to every proxy is
     added to ``proxies``. With ``lines``, a node's stack trace has the lines of user code that led to it.
 
-    After a trace, ``opened`` has the modules that were traced into, by path, ``constants`` the tensors that are not
-    state of the model, and ``notes`` sentences about what the graph doesn't preserve.
+    After a trace, ``asking`` has helpers that asked for what a proxy doesn't have: as nodes they need no answers,
+    which differ for other inputs. ``opened`` has the modules that were traced into, by path, ``constants`` the
+    tensors that are not state of the model, and ``notes`` sentences about what the graph doesn't preserve.
     """
 
     proxy_buffer_attributes = True
@@ -100,6 +101,7 @@ class LazyTracer(fx.Tracer):
         self.constants: dict[str, Tensor] = {}
         self.tensors: Mapping[str, Tensor] = {}
         self.notes: dict[str, None] = {}
+        self.asking: list[Helper] = []
         self.opened: dict[str, nn.Module] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -118,9 +120,7 @@ class LazyTracer(fx.Tracer):
         self._state_proxies: dict[str, fx.Proxy] = {}
         self._assigned: dict[str, fx.Node] = {}
         self._buffers = dict(_buffers_by_place(self._twin.original))
-        self._held: dict[int, tuple[str | None, dict[str, Any] | None]] = dict(
-            reversed(list(_attributes_by_id(root)))
-        )  # each by its first name
+        self._held: dict[int, Held] = dict(reversed(list(_attributes_by_id(root))))  # each by its first name
         self._handed: dict[int, tuple[Any, list[fx.Node]]] = {}
         with _TRACE_LOCK:
             values = None if self._examples is None else self.values_for(self._examples)
@@ -137,6 +137,7 @@ class LazyTracer(fx.Tracer):
                 ):
                     graph = super().trace(root, concrete_args)
                 self._keep_values_before(root)
+                self._note_changed_objects()
                 self._erase_unused()
                 _refuse_parameters_made_at_the_first_call(root)
                 return graph
@@ -171,8 +172,8 @@ class LazyTracer(fx.Tracer):
             helper = asking_helper(self._helpers, LazyTracer.trace.__code__)
             if helper is None and args[0] == "value":
                 helper = cached_helper(self._helpers)
-            if helper is not None:
-                raise AskedError(helper, args[0])
+            if helper is not None and helper not in self.asking:
+                self.asking.append(helper)
         return self.create_proxy("call_function", function, args, {})
 
     def _record_helper(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -219,7 +220,7 @@ class LazyTracer(fx.Tracer):
         if not is_call or isinstance(target, GradientMethod) or torch.is_grad_enabled():
             return super().create_proxy(kind, target, args, kwargs, *rest, **more)
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
-        if kind == "call_module" or name in RETURN_THEIR_INPUT:
+        if kind == "call_module" or name in RETURN_THEIR_INPUT or is_helper(target):
             value = super().create_proxy(kind, target, args, kwargs, *rest, **more)
             given = tuple(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy))
             return self._record(stop_gradient, (value, given))
@@ -371,6 +372,14 @@ class LazyTracer(fx.Tracer):
             for user in rewritten:
                 user.args = (old, clone if user.args[1] is old else user.args[1])
 
+    def _note_changed_objects(self) -> None:
+        """Note what the forward has assigned to attributes of objects that modules hold."""
+        for held, name, before in self._held.values():
+            if before is not None and not same_members(before, vars(held)):
+                self.notes[
+                    f"what the forward assigns to attributes of {name} is not kept: the graph reads old values"
+                ] = None
+
     def _erase_unused(self) -> None:
         """Erase what was recorded from state in passing, as by ``state_dict()``."""
         for node in reversed(self._from_state):
@@ -425,8 +434,8 @@ class LazyTracer(fx.Tracer):
         """The name of a module, or of an attribute of a module or its class, such as a configuration."""
         if isinstance(value, nn.Module) and (path := self._path_of(value)) is not None:
             return path
-        name, before = self._held.get(id(value), (None, None))
-        if name is not None and before is not None and not same_members(before, vars(value)):
+        _, name, before = self._held.get(id(value), (None, None, None))
+        if before is not None and not same_members(before, vars(value)):
             raise UntraceableError(f"the forward changes {name}, which it hands on, and a graph can't record that")
         return name
 
@@ -504,11 +513,8 @@ def _check_arguments(forward: Callable[..., Any], args: tuple[Any, ...], kwargs:
     signature.bind(*args, **kwargs)
 
 
-def _attributes_by_id(root: nn.Module) -> Iterator[tuple[int, tuple[str, dict[str, Any] | None]]]:
-    """The names of what modules and their classes hold, by its id, as it is before a forward assigns anything.
-
-    Each with the attributes that it has, if any.
-    """
+def _attributes_by_id(root: nn.Module) -> Iterator[tuple[int, Held]]:
+    """What modules and their classes hold, by its id, as it is before a forward assigns anything."""
     seen = set(nn.Module.__mro__)
     for path, module in root.named_modules():
         owners = [module, *(cls for cls in type(module).__mro__ if cls not in seen)]
@@ -517,9 +523,11 @@ def _attributes_by_id(root: nn.Module) -> Iterator[tuple[int, tuple[str, dict[st
             for name, held in vars(owner).items():
                 if not isinstance(held, _NEVER_OBJECTS):
                     own = getattr(held, "__dict__", None)
-                    yield id(held), (f"{path}.{name}".lstrip("."), None if own is None else dict(own))
+                    yield id(held), (held, f"{path}.{name}".lstrip("."), None if own is None else dict(own))
 
 
+Held = tuple[Any, str | None, dict[str, Any] | None]
+"""An object, its name, and the attributes that it has, if any."""
 _NEVER_OBJECTS = (
     type(None), bool, int, float, str, bytes, tuple, list, dict, set, type, FunctionType, nn.Module, Tensor,
 )  # fmt: skip

@@ -52,9 +52,55 @@ class WithoutReading(Averages):
         return self.c(self.b(x))
 
 
+class Remembers(Averages):
+    """Keeps the value of the call before: what was read is another tensor than what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("before", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.b(self.a(x) + self.before)
+        self.before = self.mean
+        self.mean = x.detach().mean(0)
+        return self.c(x)
+
+
+class Swaps(Remembers):
+    def forward(self, x: Tensor) -> Any:
+        self.before, self.mean = self.mean, self.before
+        return self.c(self.b(self.a(x)) * self.mean)
+
+
+class Divides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("scale", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x) / self.scale
+
+
+class AssignsToAChild(nn.Module):
+    """The child, which is kept whole, reads what was assigned before it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.child, self.b = nn.Linear(4, 4), Divides(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        self.child.scale = x.detach().abs().mean(0) + 1
+        return self.b(self.child(x))
+
+
 @pytest.mark.parametrize(
     ("net", "splits"),
     [
+        (Remembers, ["a"]),
+        (Swaps, ["a"]),
+        (AssignsToAChild, ["a"]),
         (Averages, ["a", "b"]),
         (InTraining, ["a"]),
         (InAnOpenedModule, ["inner.a", "inner.b"]),
@@ -71,6 +117,26 @@ def test_what_is_assigned_to_a_buffer_is_written_into_it_at_every_call(
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     fxcollab.verify(model, train_model, (X,)).raise_if_failed()
     assert not [note for note in train_model.meta["fxcollab_limitations"] if "is not kept" in note]
+
+
+class Removes(Averages):
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x) if self.mean is None else self.a(x) + 1
+        self.mean = None
+        return self.b(x)
+
+
+class HasTwoNames(Averages):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("other", self.mean)
+
+
+@pytest.mark.parametrize(("net", "why"), [(Removes, "removes buffer mean"), (HasTwoNames, "has other names")])
+def test_what_cannot_be_written_into_a_buffer_is_refused(net: type[nn.Module], why: str) -> None:
+    with pytest.raises(fxcollab.CaptureError) as error:
+        fxcollab.transform(net(), splits=["a"], example_inputs=(X,))
+    assert why in str(error.value.why)
 
 
 class Writes(nn.Module):

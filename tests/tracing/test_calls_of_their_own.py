@@ -46,6 +46,32 @@ def test_such_a_module_is_called_once_as_the_model_calls_it(middle: Any, split: 
     assert type(model[1]).__call__ is before
 
 
+class Gives(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def __call__(self) -> Any:
+        return super().__call__() * 2
+
+    def forward(self) -> Tensor:
+        return self.weight.exp()
+
+
+class WithoutInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.gives, self.b = nn.Linear(4, 4), Gives(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.b(self.a(x) * self.gives())
+
+
+def test_one_without_inputs_is_called_once_too() -> None:
+    model = WithoutInputs()
+    fxcollab.verify(model, fxcollab.transform(model, splits=["a"], seed=0), (X,)).raise_if_failed()
+
+
 def test_a_split_inside_of_one_opens_its_call_too() -> None:
     model = nn.Sequential(nn.Linear(4, 4), Pair(), nn.Linear(4, 2))
     train_model = fxcollab.transform(model, splits=["1.first"], seed=0)

@@ -74,6 +74,53 @@ def test_what_a_function_asks_about_sizes_is_asked_at_every_call(net: type[Net])
     proved(net(), (torch.randn(2, 3, 3, 8),), (torch.randn(3, 3, 3, 8),))
 
 
+def written_if_big(x: Tensor) -> Tensor:
+    if x.shape[0] > 2:
+        x.add_(1)
+    return x
+
+
+class WritesIfBig(Net):
+    def forward(self, x: Tensor) -> Any:
+        x = self.blocks[0](x)
+        return self.rest(written_if_big(x) * x)
+
+
+def test_a_function_that_asks_may_write_for_other_sizes_so_that_heads_have_copies() -> None:
+    proved(WritesIfBig(), (torch.randn(2, 8),), (torch.randn(5, 8),), splits=["blocks.0"])
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    return (x[:3], x[3:]) if x.shape[0] > 3 else (x, None)
+
+
+class AsksForHalves(Net):
+    def forward(self, x: Tensor) -> Any:
+        first, second = halves(self.blocks[0](x))
+        return self.rest(first if second is None else second)
+
+
+def noted(x: Tensor, notes: list[Tensor]) -> Tensor:
+    if x.shape[0] > 2:
+        notes.append(x)
+    return x
+
+
+class NotesInAList(Net):
+    def forward(self, x: Tensor) -> Any:
+        notes: list[Tensor] = []
+        x = noted(self.blocks[0](x), notes)
+        return self.rest(sum(notes, x))
+
+
+@pytest.mark.parametrize("net", [AsksForHalves, NotesInAList])
+def test_what_else_a_function_does_for_other_sizes_is_guarded(net: type[Net]) -> None:
+    proved(net(), (torch.randn(2, 8),), (torch.randn(2, 8),), splits=["blocks.0"])
+    train_model = fxcollab.transform(net(), splits=["blocks.0"], example_inputs=(torch.randn(2, 8),), seed=0)
+    with pytest.raises(fxcollab.CaptureError, match="takes a different branch"):
+        train_model(torch.randn(5, 8))
+
+
 class ByLength(Net):
     def forward(self, x: Tensor) -> Any:
         return self.rest(self.blocks[0](x) + torch.arange(len(x)).unsqueeze(1))

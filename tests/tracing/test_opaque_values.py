@@ -75,6 +75,45 @@ def test_an_object_of_an_opened_module_may_be_handed_on() -> None:
     proved(nn.Sequential(Configured(Settings()), nn.Linear(2, 2)), "0.a")
 
 
+class Changed(Configured):
+    def forward(self, x: Tensor) -> Any:
+        self.settings.scale = x.shape[1] / 2
+        return super().forward(x)
+
+
+def test_an_object_that_the_forward_changes_before_it_hands_it_on_is_refused() -> None:
+    with pytest.raises(fxcollab.CaptureError) as error:
+        fxcollab.transform(Changed(Settings()), splits=["a"], example_inputs=(X,))
+    assert "changes settings" in str(error.value.why)
+
+
+def test_an_object_that_holds_a_parameter_of_the_model_is_refused() -> None:
+    model = Configured(Settings())
+    model.settings.scale = model.a.bias
+    with pytest.raises(fxcollab.CaptureError, match=r"'settings', which the forward hands on, holds"):
+        fxcollab.transform(model, splits=["a"], example_inputs=(X,))
+
+
+class CountsInIt(Scaled):
+    def forward(self, x: Tensor, settings: Any) -> Tensor:
+        settings.scale += 1
+        return super().forward(x, settings)
+
+
+def test_an_object_that_every_head_would_change_is_refused() -> None:
+    model = Configured(Settings())
+    model.block = CountsInIt()
+    with pytest.raises(fxcollab.SplitError, match="'block' changes 'settings'"):
+        fxcollab.transform(model, splits=["a"], example_inputs=(X,))
+
+
+class InSlots:
+    __slots__ = ("kept",)
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+
+
 class Unflattened(nn.Module):
     def forward(self, x: Tensor, spec: pytree.TreeSpec) -> Tensor:
         return x * pytree.tree_unflatten([2.0], spec)[0]
@@ -136,31 +175,32 @@ def test_an_object_that_is_made_in_the_forward_is_made_at_every_call(splits: lis
 class Makes(nn.Module):
     """Returns an object that holds tensors."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Any) -> None:
         super().__init__()
-        self.linear = nn.Linear(4, 4)
+        self.kind, self.linear = kind, nn.Linear(4, 4)
 
-    def forward(self, x: Tensor) -> Memory:
-        memory = Memory()
+    def forward(self, x: Tensor) -> Any:
+        memory = self.kind()
         memory.kept.append(self.linear(x))
         return memory
 
 
 class Returned(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, kind: Any) -> None:
         super().__init__()
-        self.make, self.a, self.b, self.c = Makes(), nn.Linear(4, 4), Remembers(), Remembers()
+        self.make, self.a, self.b, self.c = Makes(kind), nn.Linear(4, 4), Remembers(), Remembers()
 
     def forward(self, x: Tensor) -> Any:
         memory = self.make(x)
         return self.c(self.b(self.a(x), memory), memory)
 
 
-@pytest.mark.parametrize("splits", [["make"], ["a"], ["b"], ["a", "b"]])
+@pytest.mark.parametrize("kind", [Memory, InSlots])
+@pytest.mark.parametrize("splits", [["a"], ["a", "b"]])
 def test_gradients_of_an_object_that_crosses_are_rescaled_and_heads_do_not_share_what_they_add(
-    splits: list[str],
+    splits: list[str], kind: Any
 ) -> None:
-    proved(Returned(), *splits)
+    proved(Returned(kind), *splits)
 
 
 class Output:
