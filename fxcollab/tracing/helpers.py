@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from fxcollab._torch import pytree
 from fxcollab.tracing.callers import is_library_frame, loaded_scopes
 from fxcollab.tracing.errors import ArgumentError
+from fxcollab.tracing.example_values import ExampleValues
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def innermost_helper(error: BaseException, known: Iterable[Helper]) -> Helper | 
     found = None
     caller: TracebackType | None = None
     trace = error.__traceback__
-    while trace is not None:
+    while trace is not None and trace.tb_frame.f_code is not ExampleValues.value.__code__:  # no node fails there
         helper = _called_helper(caller.tb_frame, trace.tb_frame) if caller is not None else None
         found = helper if helper is not None and helper not in known else found
         caller, trace = trace, trace.tb_next
