@@ -85,7 +85,7 @@ def _bits_differ(one: Any, other: Any) -> str | None:
         return f"{type(one).__qualname__} and {type(other).__qualname__} have different structures"
     for index, (a, b) in enumerate(zip(left[0], right[0], strict=True)):
         if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-            if a != b:
+            if not _are_equal(a, b):
                 return f"output {index}: {a} and {b}"
         elif a.shape != b.shape or a.dtype != b.dtype:
             return f"output {index}: {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
@@ -93,6 +93,14 @@ def _bits_differ(one: Any, other: Any) -> str | None:
             a, b = (tensor.detach().cpu().to(torch.complex128) for tensor in (a, b))  # booleans can't be subtracted
             return f"output {index} differs by up to {float((a - b).abs().max()):.1e}"
     return None
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Whether values that are no tensors are equal; arrays of numpy by all they have, and nan equals nan."""
+    same = one == other
+    if hasattr(same, "all"):
+        return bool(same.all()) and one.shape == other.shape
+    return bool(same) or bool(one != one and other != other)
 
 
 def _bits(tensor: Tensor) -> Tensor:

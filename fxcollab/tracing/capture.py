@@ -315,7 +315,12 @@ def _is_part_of_a_call(node: fx.Node) -> bool:
 
 def _limitations_of_tracing(*modes: _Traced) -> Iterable[str]:
     assigned = [name for traced in modes for name in traced.assigned]
-    helpers = [helper.title for traced in modes for helper in traced.helpers if is_helper(helper.function)]
+    helpers = [
+        helper.title
+        for traced in modes
+        for helper in traced.helpers
+        if is_helper(helper.function) and any(node.target is helper.function for node in traced.graph.nodes)
+    ]
     shared = dict.fromkeys(path for traced in modes for path in traced.shared)
     sentences = (
         *(f"{path} can't be copied, so that the forward was traced with the model's own" for path in shared),

@@ -243,6 +243,17 @@ def test_outputs_of_plain_classes_are_compared_by_what_they_hold(make: Any) -> N
     assert not gradients.detail.startswith("0 tensors")
 
 
+class Numbers(nn.Linear):
+    def forward(self, x: Tensor) -> Any:
+        x = super().forward(x)
+        return x, x.detach().numpy(), float("nan")
+
+
+def test_arrays_and_nan_among_outputs_are_compared() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Numbers(4, 2))
+    fxcollab.verify(model, fxcollab.transform(model, splits=["0"], seed=0), (X,)).raise_if_failed()
+
+
 def test_an_output_of_a_plain_class_with_another_value_is_a_difference() -> None:
     last = type("Last", (Ends,), {"make": Output})(4, 2)
     model = nn.Sequential(nn.Linear(4, 4), last)
