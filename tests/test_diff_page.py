@@ -496,7 +496,7 @@ def test_a_parameter_that_is_handed_in_is_explained_and_counted_once(show: Show)
     page.evaluate(f"select('{handed}')")
     assert "the module has this parameter itself" in page.inner_text("#details")
     page.evaluate("select('output')")
-    assert "reads, in the inference graph\nbody\n" in page.inner_text("#details") + "\n"
+    assert "reads, in the inference graph\nbody_2\n" in page.inner_text("#details") + "\n"
 
 
 @pytest.mark.slow

@@ -420,6 +420,8 @@ class LazyTracer(fx.Tracer):
             return self.create_node("get_attr", self._name_of(a), (), {})
         if isinstance(a, tuple) and hasattr(a, "_fields"):
             return self.create_node("call_function", type(a), tuple(map(self.create_arg, a)), {})
+        if isinstance(a, torch.Generator):  # of which every branch would draw the next numbers
+            raise ArgumentError(a)
         if is_dataclass(a) and (name := self._name_of_object(a)) is not None:
             return self.create_node("get_attr", name, (), {})
         try:
