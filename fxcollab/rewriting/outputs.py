@@ -9,7 +9,6 @@ from torch import fx
 from torch.fx.graph import CodeGen
 
 from fxcollab._torch import PyTreeCodeGen, codegen_of, pytree
-from fxcollab.errors import CaptureError
 from fxcollab.fx_utils import get_output
 from fxcollab.tree import HeadTree, Path
 
@@ -32,20 +31,6 @@ def is_flat(codegen: CodeGen) -> bool:
 def codegen_for_heads(codegen: CodeGen, heads: int) -> CodeGen:
     """Code generation for a graph that returns one output a head."""
     return _of_outputs(codegen, lambda one: (one,) * heads)
-
-
-def check_codegen(codegen: CodeGen) -> None:
-    """Raise for code generation of a user's own.
-
-    Raises:
-        CaptureError: with the way out.
-    """
-    if type(codegen) not in (CodeGen, PyTreeCodeGen):
-        raise CaptureError(
-            f"The graph generates its code with {type(codegen).__qualname__}.",
-            why="it is not known how such a graph returns several outputs",
-            hint="give the module itself, or torch.export.export(model, inputs).module()",
-        )
 
 
 def codegen_for_one(codegen: CodeGen) -> CodeGen:

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import CodeGen
 
-from fxcollab._torch import codegen_of, is_compiled
+from fxcollab._torch import PyTreeCodeGen, codegen_of, is_compiled
 from fxcollab.codegen.modes import Modes
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError
-from fxcollab.rewriting.outputs import check_codegen
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.callers import is_internal_file
 from fxcollab.tracing.errors import FirstCallError, NoExampleError, UntraceableError
@@ -345,11 +345,20 @@ def opened_paths(model: nn.Module, splits: Iterable[str]) -> frozenset[str]:
 def _adopt(model: fx.GraphModule, options: CaptureOptions) -> CollabGraphModule:
     modes = Modes.of_graph_module(model)
     for graph in modes:
-        check_codegen(codegen_of(graph))
+        _check_codegen(codegen_of(graph))
     captured = CollabGraphModule(model, modes)
     captured.meta[CAPTURE_KEY] = options
     captured.meta[LIMITATIONS_KEY] = getattr(model, "meta", {}).get(LIMITATIONS_KEY, ())
     return captured
+
+
+def _check_codegen(codegen: CodeGen) -> None:
+    if type(codegen) not in (CodeGen, PyTreeCodeGen):
+        raise CaptureError(
+            f"The graph generates its code with {type(codegen).__qualname__}.",
+            why="it is not known how such a graph returns several outputs",
+            hint="give the module itself, or torch.export.export(model, inputs).module()",
+        )
 
 
 def _check_call(model: nn.Module) -> None:

@@ -213,5 +213,5 @@ def _first_line(error: BaseException) -> str:
 
 
 def _portable(text: str) -> str:
-    """Without the folder in which libraries happen to be installed."""
-    return re.sub(r"[^\s\"']*/site-packages/", "", text)
+    """Without the folders in which Python and libraries happen to be installed."""
+    return re.sub(r"[^\s\"']*/site-packages/", "", text).replace(f"{sysconfig.get_path('stdlib')}/", "")
