@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sysconfig
 import signal
 import time
 import traceback
