@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-import sysconfig
 import signal
+import sysconfig
 import time
 import traceback
 import warnings
