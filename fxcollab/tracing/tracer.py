@@ -7,17 +7,15 @@ import itertools
 import operator
 import threading
 import weakref
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict
 
-from fxcollab._torch import FakeTensor, is_compiled, pytree
+from fxcollab._torch import is_compiled, pytree
 from fxcollab.functional import named_tensors
 from fxcollab.rng import ForeignState
 from fxcollab.runtime.operators import (
@@ -29,11 +27,13 @@ from fxcollab.runtime.operators import (
     stop_gradient,
     writes_in_place,
 )
+from fxcollab.tracing.assigned_buffers import AssignedBuffers
 from fxcollab.tracing.callers import calling_line, calling_lines, user_scopes
 from fxcollab.tracing.errors import ArgumentError, DrawnError, FirstCallError, UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
 from fxcollab.tracing.helpers import Helper, asking_helper, cached_helper, is_helper, record_helpers
 from fxcollab.tracing.interface import Interface, as_call, or_default
+from fxcollab.tracing.names import Names
 from fxcollab.tracing.patches import (
     RecordFactories,
     overrides_call,
@@ -43,14 +43,13 @@ from fxcollab.tracing.patches import (
 )
 from fxcollab.tracing.proxy import CaptureProxy, unformat
 from fxcollab.tracing.queries import ProxyQueries, comes_from_helper
-from fxcollab.tracing.twin import Twin, same_members
+from fxcollab.tracing.shared_arguments import SharedArguments
+from fxcollab.tracing.twin import Twin
 
 RETURNED_BY = "fxcollab_returned_by"
 """Meta key: the calls (``path`` or ``path@k``) of opened modules that return this node's value."""
 
-SHARES_LISTS = "fxcollab_shares_lists"
-"""Meta key: whether the call is handed a list or dict that other calls are handed, too."""
-
+_WRITES_OBJECT = "what the forward assigns to attributes of {} is not kept: the graph reads old values"
 _TRACE_LOCK = threading.RLock()  # since tracing patches torch
 
 
@@ -96,35 +95,25 @@ class LazyTracer(fx.Tracer):
         self._twin = twin
         self._opened_paths, self._interface, self._operators = opened, interface, operators
         self._helpers, self._examples, self._lines = tuple(helpers), examples, lines
-        self._given = dict(constants or {})
+        self._known = dict(constants or {})
         self._proxies = proxies if proxies is not None else []
-        self.constants: dict[str, Tensor] = {}
-        self.tensors: Mapping[str, Tensor] = {}
         self.notes: dict[str, None] = {}
         self.asking: list[Helper] = []
         self.opened: dict[str, nn.Module] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root``; see ``fx.Tracer.trace``."""
-        self.constants, self.opened = dict(self._given), {"": root}
-        named = dict(_state_by_name(self._twin.original))
-        names = {id(tensor): name for name, tensor in named.items()}
-        self._originals = {id(stand_in): tensor for tensor, stand_in in self._twin.tensors}
-        self._state = {**names, **{key: names[id(t)] for key, t in self._originals.items() if id(t) in names}}
+        self.opened = {"": root}
         modules = list(self._twin.original.named_modules())
         self._paths: dict[int, str] = {id(module): path for path, module in reversed(modules)}
-        self.tensors = ChainMap(self.constants, named)
+        self._names = Names(self._twin, self._known)
+        self._buffers, self._shared = AssignedBuffers(self._twin), SharedArguments()
         self._from_state: list[fx.Node] = []
-        self._constant_names: dict[int, str] = {}
         self._detached: dict[fx.Node, fx.Proxy] = {}
         self._state_proxies: dict[str, fx.Proxy] = {}
-        self._assigned: dict[str, fx.Node] = {}
-        self._buffers = dict(_buffers_by_place(self._twin.original))
-        self._held: dict[int, Held] = dict(reversed(list(_attributes_by_id(root))))  # each by its first name
-        self._handed: dict[int, tuple[Any, list[fx.Node]]] = {}
         with _TRACE_LOCK:
             values = None if self._examples is None else self.values_for(self._examples)
-            self.queries = ProxyQueries(self._interface, values, self.tensors, self._record, self.notes)
+            self.queries = ProxyQueries(self._interface, values, self._names.tensors, self._record, self.notes)
             self._thread, self._generators = threading.get_ident(), ForeignState()
             try:
                 with (
@@ -136,19 +125,20 @@ class LazyTracer(fx.Tracer):
                     record_helpers(self._helpers, self._record_helper),
                 ):
                     graph = super().trace(root, concrete_args)
-                self._keep_values_before(root)
-                self._note_changed_objects()
+                self._buffers.keep_values_before()
+                self.constants = self._names.constants
+                for name in self._names.of_changed_objects():
+                    self.notes[_WRITES_OBJECT.format(name)] = None
                 self._erase_unused()
                 _refuse_parameters_made_at_the_first_call(root)
                 return graph
             finally:
                 self._detached.clear()
                 self._state_proxies.clear()
-                self._handed.clear()
 
     def values_for(self, examples: Examples) -> ExampleValues:
         """Example values of the graph's nodes."""
-        return ExampleValues(self._twin.original, self._twin.training, examples, self.tensors)
+        return ExampleValues(self._twin.original, self._twin.training, examples, self._names.tensors)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Whether a proxy is true."""
@@ -263,19 +253,8 @@ class LazyTracer(fx.Tracer):
         value = super().call_module(m, forward, args, kwargs)
         if isinstance(value, fx.Proxy):
             value.node.meta.setdefault(RETURNED_BY, []).append(call_name(path, calls))
-            self._note_lists(value.node, (*args, *kwargs.values()))
+            self._shared.note(value.node, (*args, *kwargs.values()))
         return value
-
-    def _note_lists(self, node: fx.Node, given: Any) -> None:
-        """Mark calls that are handed the same list or dict as others: they see what these write into it."""
-        if isinstance(given, list | dict):
-            _, calls = self._handed.setdefault(id(given), (given, []))
-            calls.append(node)
-            for call in calls if len(calls) > 1 else ():
-                call.meta[SHARES_LISTS] = True
-        if isinstance(given, list | dict | tuple):
-            for part in given.values() if isinstance(given, dict) else given:
-                self._note_lists(node, part)
 
     def call_whole(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record a call of a leaf module; of any other run it."""
@@ -298,7 +277,9 @@ class LazyTracer(fx.Tracer):
             return str(self.path_of_module(module))
         except NameError:
             # A slice of a Sequential only has what the model has, too.
-            state = next((name for name, tensor in named_tensors(module) if id(tensor) not in self._state), None)
+            state = next(
+                (name for name, tensor in named_tensors(module) if self._names.of_state(tensor) is None), None
+            )
             if state is None:
                 return None
             name = type(module).__qualname__
@@ -313,11 +294,12 @@ class LazyTracer(fx.Tracer):
 
     def is_state(self, tensor: Tensor) -> bool:
         """Whether it is a tensor of the model, or stands for one."""
-        return id(tensor) in self._state or id(tensor) in self._originals
+        return self._names.is_state(tensor)
 
     def proxy_of_state(self, tensor: Any) -> fx.Proxy | None:
         """The proxy of a parameter, a buffer, or a tensor in an attribute; None for any other value."""
-        return self._proxy_of(self._state[id(tensor)]) if id(tensor) in self._state else None
+        name = self._names.of_state(tensor)
+        return None if name is None else self._proxy_of(name)
 
     def _proxy_of(self, name: str) -> fx.Proxy:
         if name not in self._state_proxies:
@@ -338,69 +320,21 @@ class LazyTracer(fx.Tracer):
         """Nested values with proxies for the model's tensors."""
 
         def proxy(leaf: Any) -> Any:
-            return self._proxy_of(self._name_of(leaf)) if self.is_state(leaf) else leaf
+            return self._proxy_of(self._names.of_tensor(leaf)) if self.is_state(leaf) else leaf
 
         return pytree.tree_map_only(Tensor, proxy, values)
 
     def assign_buffer(self, module: nn.Module, name: str, value: fx.Proxy) -> None:
         """Record an assignment to a buffer: it is written into the tensor that is there."""
-        path = next((path for path, part in self.root.named_modules() if part is module), None)
-        full = f"{path}.{name}".lstrip(".")
-        if path is None or full not in self._buffers or not self._is_recording:
-            return
-        if list(self._buffers.values()).count(self._buffers[full]) > 1:
-            raise UntraceableError(f"buffer {full} is assigned, and has other names that keep the old tensor")
-        self._assigned[full] = self._record(set_data_, (self._proxy_of(full), value)).node
-
-    def _keep_values_before(self, root: nn.Module) -> None:
-        """What was read from a buffer before it was assigned is another tensor, which isn't written."""
-        for name in self._buffers:
-            owner, _, leaf = name.rpartition(".")
-            module = root.get_submodule(owner)
-            if not isinstance(module, torch.jit.ScriptModule) and module._buffers.get(leaf) is None:
-                raise UntraceableError(f"the forward removes buffer {name}, which a graph can't record")
-        for name, write in self._assigned.items():
-            owner, _, leaf = name.rpartition(".")
-            root.get_submodule(owner)._buffers[leaf] = self._twin.stand_in(self.tensors[name])
-            old = self._proxy_of(name).node
-            readers = [user for user in old.users if user.target is not set_data_ or user.args[0] is not old]
-            rewritten = [user for user in old.users if user is write or user not in readers]
-            with self.graph.inserting_after(old):
-                clone = self.graph.call_method("clone", (old,))
-            for reader in readers:
-                reader.replace_input_with(old, clone)
-            for user in rewritten:
-                user.args = (old, clone if user.args[1] is old else user.args[1])
-
-    def _note_changed_objects(self) -> None:
-        """Note what the forward has assigned to attributes of objects that modules hold."""
-        for held, name, before in self._held.values():
-            if before is not None and not same_members(before, vars(held)):
-                self.notes[
-                    f"what the forward assigns to attributes of {name} is not kept: the graph reads old values"
-                ] = None
+        place = self._buffers.place_of(module, name) if self._is_recording else None
+        if place is not None:
+            self._buffers.note(place, self._record(set_data_, (self._proxy_of(place), value)).node)
 
     def _erase_unused(self) -> None:
         """Erase what was recorded from state in passing, as by ``state_dict()``."""
         for node in reversed(self._from_state):
             if not node.users:
                 self.graph.erase_node(node)
-
-    def _name_of(self, tensor: Tensor) -> str:
-        """The name of a node's tensor: of state, or one of the tracer's for a constant."""
-        found = self._state.get(id(tensor))
-        if found is not None:
-            return found
-        constant = self._originals.get(id(tensor), tensor)  # a tensor of the model in a list or a dict
-        if isinstance(constant, FakeTensor):
-            raise UntraceableError(
-                f"a tensor of shape {tuple(tensor.shape)} was computed from the model's state where the graph can't "
-                "see it (in train() or eval(), a hook or another thread), and would be a constant"
-            )
-        if id(constant) not in self._constant_names:
-            self._constant_names[id(constant)] = name = self._name_constant(constant)
-            self.constants[name] = constant
-        return self._constant_names[id(constant)]
 
     def create_arg(self, a: Any) -> Any:
         """Tensors become nodes: state by its name, constants by names that the tracer gives them.
@@ -417,7 +351,7 @@ class LazyTracer(fx.Tracer):
                 return self.create_node("call_function", type(a), (), entries)
             return self.create_node("call_function", type(a), (entries,), {})
         if isinstance(a, Tensor):
-            return self.create_node("get_attr", self._name_of(a), (), {})
+            return self.create_node("get_attr", self._names.of_tensor(a), (), {})
         if isinstance(a, tuple) and hasattr(a, "_fields"):
             return self.create_node("call_function", type(a), tuple(map(self.create_arg, a)), {})
         if isinstance(a, torch.Generator):  # of which every branch would draw the next numbers
@@ -434,12 +368,8 @@ class LazyTracer(fx.Tracer):
 
     def _name_of_object(self, value: Any) -> str | None:
         """The name of a module, or of an attribute of a module or its class, such as a configuration."""
-        if isinstance(value, nn.Module) and (path := self._path_of(value)) is not None:
-            return path
-        _, name, before = self._held.get(id(value), (None, None, None))
-        if before is not None and not same_members(before, vars(value)):
-            raise UntraceableError(f"the forward changes {name}, which it hands on, and a graph can't record that")
-        return name
+        path = self._path_of(value) if isinstance(value, nn.Module) else None
+        return self._names.of_object(value) if path is None else path
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -482,16 +412,6 @@ class LazyTracer(fx.Tracer):
             return "TorchScript"
         return "torch.compile" if is_compiled(module) else None
 
-    def _name_constant(self, constant: Tensor) -> str:
-        used = set(self._constant_names.values())
-        for name, known in self.constants.items():
-            if name not in used and known.dtype == constant.dtype and torch.equal(known, constant):
-                return name
-        count = len(self.constants)
-        while hasattr(self.root, f"_tensor_constant{count}"):
-            count += 1
-        return f"_tensor_constant{count}"
-
 
 def _refuse_parameters_made_at_the_first_call(root: nn.Module) -> None:
     for path, module in root.named_modules():
@@ -513,39 +433,3 @@ def _check_arguments(forward: Callable[..., Any], args: tuple[Any, ...], kwargs:
     except (TypeError, ValueError):  # written in C
         return
     signature.bind(*args, **kwargs)
-
-
-def _attributes_by_id(root: nn.Module) -> Iterator[tuple[int, Held]]:
-    """What modules and their classes hold, by its id, as it is before a forward assigns anything."""
-    seen = set(nn.Module.__mro__)
-    for path, module in root.named_modules():
-        owners = [module, *(cls for cls in type(module).__mro__ if cls not in seen)]
-        seen.update(type(module).__mro__)
-        for owner in owners:
-            for name, held in vars(owner).items():
-                if not isinstance(held, _NEVER_OBJECTS):
-                    own = getattr(held, "__dict__", None)
-                    yield id(held), (held, f"{path}.{name}".lstrip("."), None if own is None else dict(own))
-
-
-Held = tuple[Any, str | None, dict[str, Any] | None]
-"""An object, its name, and the attributes that it has, if any."""
-_NEVER_OBJECTS = (
-    type(None), bool, int, float, str, bytes, tuple, list, dict, set, type, FunctionType, nn.Module, Tensor,
-)  # fmt: skip
-
-
-def _buffers_by_place(root: nn.Module) -> Iterator[tuple[str, int]]:
-    """The id of each buffer by where it is registered."""
-    for path, module in root.named_modules():
-        buffers = module.named_buffers(path, recurse=False, remove_duplicate=False)
-        yield from ((name, id(buffer)) for name, buffer in buffers)
-
-
-def _state_by_name(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All tensors that are attributes; registered state comes last, so that its names win."""
-    for path, module in root.named_modules():
-        prefix = f"{path}." if path else ""
-        yield from ((prefix + k, v) for k, v in module.__dict__.items() if isinstance(v, Tensor))
-    yield from reversed(list(root.named_buffers()))
-    yield from reversed(list(root.named_parameters()))
