@@ -39,11 +39,14 @@ def refuse_storage_that_crosses_twice(
                 continue
             for source in node.all_input_nodes:
                 crosses = levels[source] < levels[write.node] and source.op != "get_attr"
+                others = entries[write.node] - {source}
                 views = source not in write.roots and possible.roots.get(source, frozenset()) & write.roots
                 views = views or seen.roots.get(source, frozenset()) & hit.get(write.node, frozenset())
-                if crosses and source not in entries[write.node] and views:
+                if source in entries[write.node]:  # each entry is copied by itself
+                    views = any(seen.roots[source] & seen.roots.get(other, frozenset()) for other in others)
+                if crosses and views:
                     verb, hint = _OBSERVED if write.certain else _UNOBSERVED
-                    written = ", ".join(sorted(root.name for root in entries[write.node]))
+                    written = ", ".join(sorted(other.name for other in others))
                     raise SplitError(
                         f"{write.node.name!r} {verb} in place into storage that crosses the split twice.",
                         where=place(write.node),

@@ -34,17 +34,13 @@ from fxcollab.tracing.example_values import Examples, ExampleValues
 from fxcollab.tracing.helpers import Helper, asking_helper, cached_helper, is_helper, record_helpers
 from fxcollab.tracing.interface import Interface, as_call, or_default
 from fxcollab.tracing.names import Names
-from fxcollab.tracing.patches import (
-    RecordFactories,
-    overrides_call,
-    patched_globals,
-    patched_torch,
-    recorded_overrides,
-)
+from fxcollab.tracing.patches import overrides_call, patched_torch, recorded_overrides
 from fxcollab.tracing.proxy import CaptureProxy, unformat
 from fxcollab.tracing.queries import ProxyQueries, comes_from_helper
 from fxcollab.tracing.shared_arguments import SharedArguments
+from fxcollab.tracing.tensor_functions import TensorFunctions
 from fxcollab.tracing.twin import Twin
+from fxcollab.tracing.user_globals import patched_globals
 
 RETURNED_BY = "fxcollab_returned_by"
 """Meta key: the calls (``path`` or ``path@k``) of opened modules that return this node's value."""
@@ -121,7 +117,7 @@ class LazyTracer(fx.Tracer):
                     patched_torch(self),
                     recorded_overrides(self, root),
                     patched_globals(self, user_scopes(root)),
-                    RecordFactories(self),
+                    TensorFunctions(self),
                     record_helpers(self._helpers, self._record_helper),
                 ):
                     graph = super().trace(root, concrete_args)

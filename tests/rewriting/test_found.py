@@ -44,10 +44,33 @@ class ReadAgainUnderAnotherName(Chain):
         return self.head(after.mul_(0.5)) + before.detach().sum()
 
 
+class WritesBothNames(Chain):
+    """Behind the split, one operation gets two names of one tensor, and writes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.first(x)
+        after = F.relu(before, inplace=True)
+        before += after
+        return self.head(after)
+
+
+class WritesOutOfTwoViews(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        view, after = h.view(-1), F.relu(h, inplace=True)
+        torch.add(view, after.reshape(-1), out=view)
+        return self.head(after)
+
+
 @pytest.mark.parametrize(
     "model, split",
-    [(WrittenBehindDropout(), "dropout"), (ReadAgainUnderAnotherName(), "relu")],
-    ids=["dropout", "relu"],
+    [
+        (WrittenBehindDropout(), "dropout"),
+        (ReadAgainUnderAnotherName(), "relu"),
+        (WritesBothNames(), "relu"),
+        (WritesOutOfTwoViews().requires_grad_(False), "view+relu"),
+    ],
+    ids=["dropout", "relu", "both names", "out"],
 )
 def test_a_write_behind_a_split_that_another_name_of_the_value_would_miss_is_refused(
     model: nn.Module, split: str
@@ -57,6 +80,16 @@ def test_a_write_behind_a_split_that_another_name_of_the_value_would_miss_is_ref
     assert "storage that crosses the split twice" in caught.value.what
     assert "may share the storage of" in str(caught.value.why)
     assert caught.value.where and caught.value.hint
+
+
+def test_one_operation_may_write_two_crossing_values_that_are_no_aliases() -> None:
+    class WritesTwo(Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            one, two = self.first(x), self.second(x)
+            torch._foreach_mul_([one, two], 0.5)
+            return self.head(one + two)
+
+    proven(WritesTwo(), ["first+second"])
 
 
 def test_the_same_write_in_front_of_the_split_is_no_reason_to_refuse() -> None:
