@@ -200,15 +200,17 @@ class _Uses:
             self._deepest[id(tensor)] = max(level, self._deepest.get(id(tensor), level))
 
     def _level_of_owner(self, node: fx.Node) -> int:
-        """The level of the nearest other state: counters that nothing reads live with their module."""
-        for name in state_tensors(node, self._captured):
+        """The level of other uses, or of the nearest other state: counters that nothing reads live with their module."""
+        for name, tensor in state_tensors(node, self._captured).items():
+            if id(tensor) in self._levels:
+                return self._levels[id(tensor)]
             owner = name
             while owner:
                 owner = owner.rpartition(".")[0]
                 near = [
-                    self._levels[id(tensor)]
-                    for other, tensor in self._names.items()
-                    if other.startswith(f"{owner}." if owner else "") and id(tensor) in self._levels
+                    self._levels[id(neighbour)]
+                    for other, neighbour in self._names.items()
+                    if other.startswith(f"{owner}." if owner else "") and id(neighbour) in self._levels
                 ]
                 if near and owner:
                     return min(near)

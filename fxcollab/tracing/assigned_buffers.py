@@ -55,6 +55,8 @@ def _keep_value_before(write: fx.Node) -> None:
     assert isinstance(old, fx.Node)
     writes = [user for user in old.users if user.target is set_data_ and user.args[0] is old]
     readers = [user for user in old.users if user not in writes]
+    if not readers and all(user.args[1] is not old for user in writes):
+        return
     with write.graph.inserting_after(old):
         clone = write.graph.call_method("clone", (old,))
     for reader in readers:

@@ -54,6 +54,9 @@ class CaptureProxy(fx.Proxy):
     def __copy__(self) -> Any:
         return self.tracer.create_proxy("call_function", copy.copy, (self,), {})
 
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.tracer.create_proxy("call_function", copy.deepcopy, (self,), {})
+
     def __round__(self, *digits: Any) -> Any:
         return self.tracer.create_proxy("call_function", round, (self, *digits), {})
 

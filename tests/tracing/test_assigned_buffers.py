@@ -119,6 +119,36 @@ def test_what_is_assigned_to_a_buffer_is_written_into_it_at_every_call(
     assert not [note for note in train_model.meta["fxcollab_limitations"] if "is not kept" in note]
 
 
+class RemembersInTraining(Remembers):
+    """In train mode no node reads what is written, so that only eval mode tells to which level it belongs."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.c(self.b(self.a(x)))
+        if self.training:
+            self.before = self.mean
+            self.mean = x.detach().mean(0)
+        return x + self.before
+
+
+class CountsInTraining(Averages):
+    def forward(self, x: Tensor) -> Any:
+        x = self.b(self.a(x))
+        if self.training:
+            self.calls += 1
+            return self.c(x)
+        return self.c(x) * self.calls
+
+
+@pytest.mark.parametrize("net", [RemembersInTraining, CountsInTraining])
+def test_a_buffer_that_one_mode_only_writes_has_the_level_of_the_other_ones_reads(net: type[nn.Module]) -> None:
+    model = net()
+    train_model = fxcollab.transform(model, splits=["a"], example_inputs=(X,), seed=0)
+    assert not train_model.meta["fxcollab_limitations"]
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+    written = {"before", "mean"} if net is RemembersInTraining else {"calls"}
+    assert {f"peers.b1.{name}" for name in written} <= train_model.state_dict().keys()
+
+
 class Removes(Averages):
     def forward(self, x: Tensor) -> Any:
         x = self.a(x) if self.mean is None else self.a(x) + 1

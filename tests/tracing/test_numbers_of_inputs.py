@@ -187,3 +187,4 @@ def test_numbers_computed_from_sizes_follow_them(use: str) -> None:
 
 def test_a_copy_of_a_tensor_is_made_by_the_graph() -> None:
     proved(Uses(lambda x: copy.copy(x) + x), (torch.randn(2, 8),), (torch.randn(3, 8),))
+    proved(Uses(lambda x: copy.deepcopy(x.detach()).mul_(2) + x), (torch.randn(2, 8),), (torch.randn(3, 8),))
