@@ -200,7 +200,7 @@ class _Uses:
             self._deepest[id(tensor)] = max(level, self._deepest.get(id(tensor), level))
 
     def _level_of_owner(self, node: fx.Node) -> int:
-        """The level of other uses, or of the nearest other state: counters that nothing reads live with their module."""
+        """The level of other uses, or of the nearest other state: an unread counter lives with its module."""
         for name, tensor in state_tensors(node, self._captured).items():
             if id(tensor) in self._levels:
                 return self._levels[id(tensor)]
