@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import fx
 
-from fxcollab.analysis.observe import Observation
+from fxcollab.analysis.effects import Observation
 from fxcollab.analysis.storages import Storages, Write
 from fxcollab.errors import SplitError
 from fxcollab.fx_utils import place
@@ -40,10 +40,11 @@ def refuse_storage_that_crosses_twice(
             for source in node.all_input_nodes:
                 crosses = levels[source] < levels[write.node] and source.op != "get_attr"
                 others = entries[write.node] - {source}
-                views = source not in write.roots and possible.roots.get(source, frozenset()) & write.roots
-                views = views or seen.roots.get(source, frozenset()) & hit.get(write.node, frozenset())
                 if source in entries[write.node]:  # each entry is copied by itself
-                    views = any(seen.roots[source] & seen.roots.get(other, frozenset()) for other in others)
+                    views = _union(seen, {source}) & _union(seen, others)
+                else:
+                    views = _union(possible, {source} - write.roots) & write.roots
+                    views |= _union(seen, {source}) & hit.get(write.node, frozenset())
                 if crosses and views:
                     verb, hint = _OBSERVED if write.certain else _UNOBSERVED
                     written = ", ".join(sorted(other.name for other in others))
@@ -53,6 +54,11 @@ def refuse_storage_that_crosses_twice(
                         why=f"{source.name!r} may share the storage of {written} and is read after the write",
                         hint=hint,
                     )
+
+
+def _union(storages: Storages, nodes: Iterable[fx.Node]) -> frozenset[fx.Node]:
+    """The tracked values of which ``nodes`` are aliases."""
+    return frozenset().union(*(storages.roots.get(node, frozenset()) for node in nodes))
 
 
 _OBSERVED = "writes", "make the operation out-of-place, or clone the value before the split"

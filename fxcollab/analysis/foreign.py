@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, fx, nn
 
+from fxcollab.analysis.effects import Observation
 from fxcollab.analysis.levels import module_of
-from fxcollab.analysis.observe import Observation
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.deep_copy import parts_of_value
 from fxcollab.errors import CaptureError, SplitError

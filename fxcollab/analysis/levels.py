@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from fxcollab.analysis.aliasing import refuse_storage_that_crosses_twice, refuse_writes_that_copies_miss
-from fxcollab.analysis.observe import Observation
+from fxcollab.analysis.effects import Observation
 from fxcollab.analysis.storages import Storages, Write, track_storages, with_aliases
 from fxcollab.errors import SplitError
 from fxcollab.functional import tensors_of

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxcollab.analysis.observe import Observation
+from fxcollab.analysis.effects import Observation
 from fxcollab.analysis.storages import track_storages, with_aliases
 from fxcollab.fx_utils import attribute
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from fxcollab.analysis.effects import Observation
 from fxcollab.analysis.foreign import (
     refuse_foreign_state,
     refuse_frozen_attributes,
@@ -24,7 +25,7 @@ from fxcollab.analysis.levels import (
     module_of,
     state_tensors,
 )
-from fxcollab.analysis.observe import Observation, observe
+from fxcollab.analysis.observe import observe
 from fxcollab.analysis.order import Pair, ordered_pairs
 from fxcollab.analysis.split_names import find_cut
 from fxcollab.analysis.storages import Write

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxcollab.analysis.observe import Observation
+from fxcollab.analysis.effects import Observation
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from operator import add
 
 from torch import nn
 
-from fxcollab.analysis.observe import Observation
+from fxcollab.analysis.effects import Observation
 from fxcollab.analysis.partition import partition
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, costs_of, ratio, state_bytes, trained_bytes
