@@ -154,6 +154,7 @@ def _candidates(model: nn.Module, name: str, images: Sequence[int]) -> Iterator[
     for shape in (*_declared_shapes(model), *_first_layer_shapes(model, images)):
         yield InputSpec(name, shape, dtype.removeprefix("torch."))
     yield InputSpec(name, (BATCH, 16), "int64")  # tokens
+    yield InputSpec(name, (BATCH, 16), dtype.removeprefix("torch."))  # features
 
 
 def _declared_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 import fxcollab
 from fxcollab import CollabGraphModule, PatternError
+from fxcollab.analysis.observe import observe
 from tests.rewriting.hazard_helpers import SEQUENCE, Stem, X, copies, proven
 from tests.speeds import slow_but
 
@@ -440,3 +441,31 @@ def test_models_of_several_inputs_without_examples_get_copies_where_nothing_is_k
             TwoInputs(behind), splits=["stem"], init="copy-anyway", example_inputs=(X, torch.ones(3, 4))
         )
         assert copies(train_model) == (2 if isinstance(behind, nn.ReLU) else 0)
+
+
+class Elementwise(nn.Module):
+    """No layer says what the inputs look like, and whole numbers can't be what it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.ReLU(), Scaled()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x.view(-1).add_(0.5)
+        return self.second(x)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def test_a_model_without_known_layers_is_observed_on_numbers_of_its_own_kind() -> None:
+    captured = fxcollab.capture(Elementwise(), ["first"])
+    observation = observe(captured)
+    assert all(observation.of(node).certain for node in captured.graph.nodes)
