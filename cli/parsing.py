@@ -80,12 +80,13 @@ def _input_spec(name: str, text: str) -> InputSpec:
 
 def tree_options(plan: Plan) -> list[tuple[str, Any]]:
     """The options that make a plan's head tree; each depends on those before it."""
-    hierarchical = plan.pattern == "hierarchical"
+    made_by_splits = plan.pattern in ("multi-instance", "simple", "ladder")
+    by_heads = plan.pattern in ("multi-instance", "simple")
     return [
-        ("pattern", plan.pattern),
+        ("pattern", plan.pattern if made_by_splits else "hierarchical"),  # whose code may not be here
         ("splits", ",".join(plan.tree.splits)),
-        ("heads", None if hierarchical else plan.tree.heads),
-        ("fanouts", ",".join(map(_fanout_text, plan.tree.fanouts)) if hierarchical else None),
+        ("heads", plan.tree.heads if by_heads else None),
+        ("fanouts", None if made_by_splits else ",".join(map(_fanout_text, plan.tree.fanouts))),
     ]
 
 

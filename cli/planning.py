@@ -38,7 +38,8 @@ def option(help: str, metavar: str | None = None, *flags: str, values: tuple[str
 
 
 _Source = typer.Argument(help=f"{SOURCES}, or {DIRECTORY}.", metavar="SOURCE", show_default=False)
-_Pattern = option("multi-instance, simple or hierarchical.", values=("multi-instance", "simple", "hierarchical"))
+_PATTERNS = ("multi-instance", "simple", "hierarchical", "ladder")
+_Pattern = option(f"{', '.join(_PATTERNS)}, or package.module:NAME.", values=_PATTERNS)
 _Init = option("How peers start: fresh, copy or copy-anyway.", values=("fresh", "copy", "copy-anyway"))
 _Recompute = option("Keep one branch's activations at a time; compute again.", "heads", values=("heads",))
 _Granularity = option("auto opens what the splits need; op down to operations.", values=("auto", "op"))
@@ -127,8 +128,8 @@ class Options:
         """
         with working("choosing splits"):
             from fxcollab.errors import PatternError
+            from fxcollab.patterns import AUTO, fanouts_to_choose, split_names
             from fxcollab.splits.choose import choose_splits, refuse_budget_with_recompute
-            from fxcollab.tree import AUTO, fanouts_to_choose, split_names
 
             arguments = self.arguments(choose_splits)
             if split_names(self.splits) == (AUTO,):

@@ -32,6 +32,7 @@ from fxcollab.objectives.gated import ONELoss
 from fxcollab.objectives.kdcl import KDCLLoss
 from fxcollab.objectives.mutual import MutualLoss
 from fxcollab.objectives.objective import Objective
+from fxcollab.patterns import register_pattern
 from fxcollab.plan import RewriteOptions
 from fxcollab.proof.report import Report
 from fxcollab.proof.verify import verify
@@ -89,6 +90,7 @@ __all__ = [
     "private_copy",
     "prune",
     "prune_state_dict",
+    "register_pattern",
     "rescale",
     "rewrite",
     "save",

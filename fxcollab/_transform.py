@@ -12,6 +12,7 @@ from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError, PatternError, warn_caller
 from fxcollab.passes import AfterPass, CapturePass, PartitionPass, run_passes, training_passes
+from fxcollab.patterns import AUTO, fanouts_to_choose, head_tree, split_names
 from fxcollab.plan import RewriteOptions
 from fxcollab.rewriting.initialise import Init
 from fxcollab.sources.loaded import model_of
@@ -22,12 +23,12 @@ from fxcollab.splits.nearest import with_nearest_splits
 from fxcollab.tracing.capture import LIMITATIONS_KEY, Granularity
 from fxcollab.tracing.examples import why_not_on
 from fxcollab.tracing.interface import ExampleInputs, Interface, interface_of
-from fxcollab.tree import AUTO, Fanout, HeadTree, Pattern, fanouts_to_choose, head_tree, split_names
+from fxcollab.tree import Fanout, HeadTree
 
 
 def transform(
     model: nn.Module | Callable[[], nn.Module],
-    pattern: Pattern = "hierarchical",
+    pattern: str = "hierarchical",
     splits: Sequence[str] | str | Choice = (),
     heads: int | None = None,
     fanouts: Sequence[Fanout] | None = None,
@@ -54,8 +55,9 @@ def transform(
     Args:
         model: any module on any device, meta included; a zero-argument factory of one; or a ``GraphModule``,
             which is not traced again.
-        pattern: ``multi-instance`` (H instances, no split), ``simple`` (one split, H heads) or
-            ``hierarchical`` (K splits, a tree).
+        pattern: ``multi-instance`` (H instances, no split), ``simple`` (one split, H heads), ``hierarchical`` (K
+            splits, a tree), ``ladder`` (K splits, K + 1 heads), or another that is registered; see
+            `register_pattern`.
         splits: names, ordered along the data flow; a string may list them with commas. A module's path
             cuts after its output, ``name@2`` after its second call, ``a+b`` at two values; other names are
             those of nodes. ``auto`` uses `choose_splits`, whose result can also be given. The plan and the summary
@@ -147,7 +149,7 @@ def _with_way_out(error: ForwardError, model: nn.Module, how: CapturePass) -> Fo
 
 def _tree(
     splits: Sequence[str] | str | Choice,
-    pattern: Pattern,
+    pattern: str,
     names: tuple[str, ...],
     heads: int | None,
     fanouts: Sequence[Fanout] | None,

@@ -13,7 +13,7 @@ from fxcollab.rewriting.initialise import Init
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tracing.interface import Interface
-from fxcollab.tree import HeadTree, Pattern
+from fxcollab.tree import HeadTree
 
 PLAN_KEY = "fxcollab"
 
@@ -51,7 +51,7 @@ class Plan:
         chosen: why the splits were chosen; None where they were named.
     """
 
-    pattern: Pattern
+    pattern: str
     tree: HeadTree
     options: RewriteOptions
     granularity: Granularity

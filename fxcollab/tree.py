@@ -20,18 +20,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-from fxcollab.errors import PatternError, closest
+from fxcollab.errors import PatternError
 
 Path = tuple[int, ...]
 Fanout = int | tuple[int, ...]
 """How many branches a split makes: in every branch alike, or one number for each branch, in path order."""
-Pattern = Literal["multi-instance", "simple", "hierarchical"]
 MOST_HEADS = 4096
-AUTO = "auto"
-"""Instead of split names: choose them automatically."""
-PATTERNS: tuple[Pattern, ...] = ("multi-instance", "simple", "hierarchical")
 
 _BRANCH_NAME = re.compile(r"b\d+(_\d+)*")
 
@@ -142,19 +138,9 @@ def parse_branch_name(name: str) -> Path | None:
     return tuple(map(int, name[1:].split("_"))) if _BRANCH_NAME.fullmatch(name) else None
 
 
-def pattern_of(tree: HeadTree) -> Pattern:
-    """The built-in pattern that a tree has."""
-    return "multi-instance" if not tree.splits else "simple" if tree.depth == 1 else "hierarchical"
-
-
 def multi_instance(heads: int = 2) -> HeadTree:
     """Independent instances of the whole network (figure 1 b)."""
     return HeadTree((), (_count(_at_least_two(heads, "heads"), 1),))
-
-
-def simple(split: str, heads: int = 2) -> HeadTree:
-    """One split, one branch a head (figure 1 c)."""
-    return HeadTree((split,), multi_instance(heads).fanouts)
 
 
 def hierarchical(splits: Sequence[str], fanouts: Sequence[Fanout] | None = None) -> HeadTree:
@@ -204,86 +190,9 @@ def _checked_fanout(fanout: Any, branches: int) -> Fanout:
     return each[0] if len(set(each)) == 1 else each
 
 
-def head_tree(
-    pattern: str,
-    splits: Sequence[str] = (),
-    heads: int | None = None,
-    fanouts: Sequence[Fanout] | None = None,
-) -> HeadTree:
-    """The tree of a named pattern.
-
-    Raises:
-        PatternError: the arguments don't fit the pattern.
-    """
-    if isinstance(fanouts, int):
-        raise PatternError(f"Fan-outs are {fanouts}, not a sequence.", hint=f"give one for each split: ({fanouts},)")
-    splits = tuple(splits)
-    repeated = sorted({split for split in splits if splits.count(split) > 1})
-    if repeated:
-        raise PatternError(f"Split {_listed(repeated)} is named twice.", hint="name every split once")
-    if pattern not in PATTERNS:
-        near = closest(pattern, PATTERNS, 1)
-        raise PatternError(
-            f"There is no pattern {pattern!r}.",
-            hint=f"{f'did you mean {near}? ' if near else ''}There are {', '.join(PATTERNS)}.",
-        )
-    if fanouts is not None and pattern != "hierarchical":
-        raise PatternError(
-            f"Pattern {pattern!r} takes no fan-outs.", hint="give heads=... (--heads), or use pattern 'hierarchical'"
-        )
-    if pattern == "multi-instance":
-        if splits:
-            raise PatternError(
-                f"Pattern 'multi-instance' takes no splits, but {_listed(splits)} is given.",
-                why="its heads share nothing but the inputs",
-                hint="use pattern 'simple' or 'hierarchical' to share what lies before a split",
-            )
-        return multi_instance(2 if heads is None else heads)
-    if not splits:
-        raise PatternError(
-            f"Pattern {pattern!r} needs {'one split' if pattern == 'simple' else 'at least one split'}.",
-            hint="name the module after which the heads begin, for example splits=['layer2'] (--splits layer2)",
-        )
-    if pattern == "simple":
-        if len(splits) > 1:
-            raise PatternError(
-                f"Pattern 'simple' takes one split, but {_listed(splits)} is given.",
-                hint="use pattern 'hierarchical' for several, or 'a+b' for one split at two values",
-            )
-        return simple(splits[0], 2 if heads is None else heads)
-    tree = hierarchical(splits, fanouts)
-    if heads is not None and heads != tree.heads:
-        raise PatternError(
-            f"{len(splits)} splits with fan-outs {_listed(tree.fanouts)} make {tree.heads} heads, not {heads}.",
-            hint=f"leave heads out, or give fanouts that make {heads} heads",
-        )
-    return tree
-
-
-def split_names(splits: Sequence[str] | str) -> tuple[str, ...]:
-    """Splits as names; a text lists them with commas."""
-    names = [name.strip() for name in splits.split(",")] if isinstance(splits, str) else list(splits)
-    return tuple(name for name in names if name)
-
-
-def fanouts_to_choose(
-    pattern: str, heads: int | None = None, fanouts: Sequence[Fanout] | None = None
-) -> tuple[Fanout, ...]:
-    """The fan-outs of a head tree whose splits are still to be chosen; two splits by default.
-
-    Raises:
-        PatternError: the arguments don't fit the pattern, or it has no splits to choose.
-    """
-    if pattern == "hierarchical" and heads is not None and fanouts is None and heads & (heads - 1):
-        raise PatternError(
-            f"{heads} heads make no binary tree.",
-            why="splits are to be chosen, and each of them doubles the branches",
-            hint=f"give fan-outs whose product is {heads}: fanouts=({heads},) (--fanouts {heads})",
-        )
-    count = 1 if pattern != "hierarchical" else 2 if heads is None else max(heads, 2).bit_length() - 1
-    if pattern == "hierarchical" and isinstance(fanouts, Sequence):
-        count = len(fanouts)
-    return head_tree(pattern, [AUTO, *(f"{AUTO} {level}" for level in range(2, count + 1))], heads, fanouts).fanouts
+def ladder(splits: Sequence[str]) -> HeadTree:
+    """At every split only head 0's branch splits again, in two: K splits make K + 1 heads."""
+    return hierarchical(splits, [(2, *(1,) * level) if level else 2 for level in range(len(splits))])
 
 
 def _at_least_two(count: Any, what: str) -> int:

@@ -30,11 +30,11 @@ from torch import nn
 import fxcollab
 from fxcollab.costs.summary import Summary
 from fxcollab.io.weights import load_state_dict, write_state_dict
+from fxcollab.patterns import PATTERNS
 from fxcollab.sources.load import load
 from fxcollab.sources.load import load as load_source
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import Granularity
-from fxcollab.tree import PATTERNS
 from tests.fonts import needs_a_font
 from tests.speeds import slow_but
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fxcollab.errors import PatternError
-from fxcollab.tree import HeadTree, branch_name, head_tree, hierarchical, multi_instance, parse_branch_name, simple
+from fxcollab.patterns import head_tree
+from fxcollab.tree import HeadTree, branch_name, hierarchical, ladder, multi_instance, parse_branch_name
 
 # ------------------------------------------------------------------------------------------------ patterns
 
@@ -21,7 +22,7 @@ def test_multi_instance_has_one_level_and_no_split() -> None:
 
 
 def test_simple_has_one_split() -> None:
-    tree = simple("layer2", 4)
+    tree = head_tree("simple", ["layer2"], 4)
     assert tree == HeadTree(("layer2",), (4,))
     assert (tree.depth, tree.heads) == (1, 4)
 
@@ -42,9 +43,11 @@ def test_heads_are_the_product_of_the_fanouts(fanouts: tuple[int, ...], heads: i
     [
         (("multi-instance",), multi_instance(2)),
         (("multi-instance", (), 3), multi_instance(3)),
-        (("simple", ["a"]), simple("a", 2)),
-        (("simple", ["a"], 5), simple("a", 5)),
+        (("simple", ["a"]), HeadTree(("a",), (2,))),
+        (("simple", ["a"], 5), HeadTree(("a",), (5,))),
         (("hierarchical", ["a", "b"]), hierarchical(["a", "b"])),
+        (("ladder", ["a", "b", "c"]), HeadTree(("a", "b", "c"), (2, (2, 1), (2, 1, 1)))),
+        (("ladder", ["a"]), HeadTree(("a",), (2,))),
         (("hierarchical", ["a", "b"], None, (2, 3)), hierarchical(["a", "b"], (2, 3))),
         (("hierarchical", ["a", "b"], 6, (2, 3)), hierarchical(["a", "b"], (2, 3))),
         (("hierarchical", ("a+b",), None, [3]), HeadTree(("a+b",), (3,))),
@@ -122,6 +125,9 @@ def refusal(*arguments: Any, **keywords: Any) -> PatternError:
     return caught.value
 
 
+ALL = "There are multi-instance, simple, hierarchical, ladder; or name a function, as in package.module:NAME."
+
+
 @pytest.mark.parametrize("heads", [1, 0, -3])
 @pytest.mark.parametrize(("pattern", "splits"), [("multi-instance", ()), ("simple", ["a"])])
 def test_fewer_than_two_heads_are_refused(pattern: str, splits: list[str], heads: int) -> None:
@@ -164,11 +170,11 @@ def test_a_split_named_twice_is_refused(pattern: str) -> None:
 def test_an_unknown_pattern_is_answered_with_the_closest(pattern: str, near: str) -> None:
     error = refusal(pattern, ["a"])
     assert error.what == f"There is no pattern {pattern!r}."
-    assert error.hint == f"did you mean {near}? There are multi-instance, simple, hierarchical."
+    assert error.hint == f"did you mean {near}? {ALL}"
 
 
 def test_a_pattern_like_none_is_answered_with_all() -> None:
-    assert refusal("xyz").hint == "There are multi-instance, simple, hierarchical."
+    assert refusal("xyz").hint == ALL
 
 
 @pytest.mark.parametrize(("pattern", "splits"), [("multi-instance", ()), ("simple", ["a"])])
@@ -176,6 +182,16 @@ def test_fanouts_belong_to_hierarchical_alone(pattern: str, splits: list[str]) -
     error = refusal(pattern, splits, fanouts=(2,))
     assert error.what == f"Pattern {pattern!r} takes no fan-outs."
     assert "heads=" in str(error.hint)
+
+
+def test_a_ladder_has_one_head_more_than_splits() -> None:
+    for count in range(1, 6):
+        tree = ladder([f"s{k}" for k in range(count)])
+        assert tree.heads == count + 1
+        assert [tree.branches(level) for level in range(count + 1)] == list(range(1, count + 2))
+        assert all(sum(1 for _ in tree.children(path)) == 1 + (not any(path)) for path in tree.paths(count - 1))
+    assert refusal("ladder", ["a", "b"], heads=4).what == "2 splits with fan-outs 2, (2, 1) make 3 heads, not 4."
+    assert "hierarchical" in str(refusal("ladder", ["a"], fanouts=(2,)).hint)
 
 
 def test_multi_instance_takes_no_splits() -> None:

@@ -18,11 +18,12 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.memory import MemorySimulation
 from fxcollab.costs.profile import Profile, explained, profile
 from fxcollab.errors import PatternError
+from fxcollab.patterns import AUTO, head_tree, split_names
 from fxcollab.sources.loaded import model_of
 from fxcollab.tracing.capture import Granularity, capture
 from fxcollab.tracing.examples import known_interface
 from fxcollab.tracing.interface import ExampleInputs
-from fxcollab.tree import AUTO, Fanout, HeadTree, Pattern, head_tree, split_names
+from fxcollab.tree import Fanout, HeadTree
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Costs:
 
 def training_costs(
     model: nn.Module | Callable[[], nn.Module],
-    pattern: Pattern = "hierarchical",
+    pattern: str = "hierarchical",
     splits: Sequence[str] | str = (),
     heads: int | None = None,
     fanouts: Sequence[Fanout] | None = None,

@@ -18,12 +18,13 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import ArtifactError, FxCollabError
 from fxcollab.fx_utils import describe_node
 from fxcollab.io.folder import PLAN
+from fxcollab.patterns import is_made_by
 from fxcollab.plan import Plan, RewriteOptions, plan_of
 from fxcollab.runtime.operators import guard
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tracing.interface import InputSpec, Interface
-from fxcollab.tree import HeadTree, head_tree
+from fxcollab.tree import HeadTree, hierarchical, multi_instance
 from fxcollab.version import __version__
 
 FORMAT = 1
@@ -132,11 +133,17 @@ def _options_from_json(data: Mapping[str, Any]) -> RewriteOptions:
 
 
 def _tree_from_json(pattern: str, splits: tuple[str, ...], fanouts: tuple[int | list[int], ...]) -> HeadTree:
-    if pattern == "hierarchical":
-        return head_tree(pattern, splits, None, [tuple(f) if isinstance(f, list) else f for f in fanouts])
-    if len(fanouts) != 1 or not isinstance(fanouts[0], int):
-        raise ValueError(f"its 'fanouts' are {list(fanouts)}, but pattern {pattern!r} has one")
-    return head_tree(pattern, splits, fanouts[0])
+    """The tree itself; the pattern that made it is only a name, behind which a file could name any code."""
+    counts = [tuple(each) if isinstance(each, list) else each for each in fanouts]
+    if splits:
+        tree = hierarchical(splits, counts)
+    elif len(counts) == 1 and isinstance(counts[0], int):
+        tree = multi_instance(counts[0])
+    else:
+        raise ValueError(f"its 'fanouts' are {list(fanouts)}, but without splits there is one")
+    if not is_made_by(pattern, tree):
+        raise ValueError(f"its 'fanouts' are {list(fanouts)}, which are not those of pattern {pattern!r}")
+    return tree
 
 
 def _input_from_json(data: Mapping[str, Any]) -> InputSpec:

@@ -13,6 +13,7 @@ from fxcollab.codegen.branches import check_recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import PatternError, StateError
 from fxcollab.fx_utils import collector_paused, place
+from fxcollab.patterns import pattern_of
 from fxcollab.plan import PLAN_KEY, Plan, RewriteOptions
 from fxcollab.rewriting.duplicate import Duplicated, duplicate
 from fxcollab.rewriting.initialise import Factory, check_init, initialise
@@ -22,7 +23,6 @@ from fxcollab.runtime.functional_call import FunctionalCall
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import CAPTURE_KEY, LIMITATIONS_KEY
 from fxcollab.tracing.limitations import shared_statistics
-from fxcollab.tree import Pattern, pattern_of
 
 
 def rewrite(
@@ -30,7 +30,7 @@ def rewrite(
     partition: Partition,
     *,
     factory: Factory | None = None,
-    pattern: Pattern | None = None,
+    pattern: str | None = None,
     source: Source | None = None,
     chosen: str | None = None,
     **options: Any,
@@ -97,7 +97,7 @@ def plan_for(
     captured: CollabGraphModule,
     partition: Partition,
     options: RewriteOptions,
-    pattern: Pattern | None = None,
+    pattern: str | None = None,
     source: Source | None = None,
     chosen: str | None = None,
 ) -> Plan:

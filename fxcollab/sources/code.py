@@ -34,9 +34,18 @@ def load_file(source: Source) -> Loaded:
 
 def load_module(source: Source) -> Loaded:
     """Imports the module."""
-    with user_code(f"`{source.location}` can't be imported", Path.cwd(), source.location):
-        module = _import(source.location)
-    return loaded_from(source, _lookup(source, module), Path.cwd())
+    return loaded_from(source, imported(source.location, str(source.name)), Path.cwd())
+
+
+def imported(location: str, name: str) -> object:
+    """What a module defines under a name; modules in the current folder are found, too.
+
+    Raises:
+        SourceError: it can't be imported, or has no such name.
+    """
+    with user_code(f"`{location}` can't be imported", Path.cwd(), location):
+        module = _import(location)
+    return _lookup(Source("module", location, name), module)
 
 
 def _is_borrowed(value: object, module: ModuleType) -> bool:

@@ -15,6 +15,7 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, costs_of, ratio, state_bytes, trained_bytes
 from fxcollab.costs.profile import profile
 from fxcollab.errors import PatternError, SplitError
+from fxcollab.patterns import fanouts_to_choose
 from fxcollab.sources.loaded import model_of
 from fxcollab.splits.candidates import Candidate, Survey, survey
 from fxcollab.splits.chain import carriers, narrowest
@@ -23,7 +24,7 @@ from fxcollab.splits.opening import returned_by
 from fxcollab.splits.option import Option, OptionScore, evenness, rank, thinned
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tracing.interface import ExampleInputs
-from fxcollab.tree import Fanout, HeadTree, fanouts_to_choose
+from fxcollab.tree import Fanout, HeadTree
 
 NEAR = 1.1
 """By which factor estimates of memory may be off, after correction by the last exact cost."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import fxcollab
-from fxcollab.tree import Pattern
 from samples.paper.networks import Network
 from samples.training.recipe import Recipe
 from samples.training.steps import Loss, alternating, outputs_of, simultaneous
@@ -34,7 +33,7 @@ class Method:
     """
 
     name: str
-    pattern: Pattern | None = None
+    pattern: str | None = None
     heads: int | None = None
     temperature: float = 2.0
     beta: float = 0.5

@@ -9,7 +9,6 @@ from functools import partial
 import torchvision
 from torch import nn
 
-from fxcollab.tree import Pattern
 from samples.networks.densenet_cifar import densenet40_12
 from samples.networks.resnet_cifar import resnet_cifar
 
@@ -24,10 +23,10 @@ class Network:
     """
 
     make: Callable[..., nn.Module]
-    splits: Mapping[Pattern, tuple[str, ...]]
+    splits: Mapping[str, tuple[str, ...]]
 
 
-def _after(simple: str, *hierarchical: str) -> Mapping[Pattern, tuple[str, ...]]:
+def _after(simple: str, *hierarchical: str) -> Mapping[str, tuple[str, ...]]:
     return {"multi-instance": (), "simple": (simple,), "hierarchical": hierarchical}
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxcollab
-from fxcollab.tree import head_tree
+from fxcollab.patterns import head_tree
 
 
 class Chain(nn.Module):

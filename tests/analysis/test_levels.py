@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 import fxcollab
-from fxcollab.tree import head_tree
+from fxcollab.patterns import head_tree
 from tests.analysis.helpers import Chain, Parallel, Reuse, Skips, cut, levels
 
 

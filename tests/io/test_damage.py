@@ -61,7 +61,8 @@ def test_an_option_that_a_plan_of_an_earlier_version_lacks_has_its_default(saved
     ("key", "value"),
     [
         pytest.param("pattern", 3, marks=pytest.mark.slow),
-        ("pattern", "spiral"),
+        ("pattern", "multi-instance"),
+        ("pattern", "ladder"),
         ("pattern", "simple"),
         ("splits", "a,b"),
         ("splits", [1, 2]),

@@ -317,7 +317,15 @@ def test_independent_instances_have_no_splits_to_choose() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "fanouts"),
-    [({}, (2, 2)), ({"heads": 8}, (2, 2, 2)), ({"fanouts": (3,)}, (3,)), ({"heads": 2}, (2,))],
+    [
+        ({}, (2, 2)),
+        ({"heads": 8}, (2, 2, 2)),
+        ({"fanouts": (3,)}, (3,)),
+        ({"heads": 2}, (2,)),
+        ({"pattern": "ladder"}, (2, (2, 1))),
+        ({"pattern": "ladder", "heads": 4}, (2, (2, 1), (2, 1, 1))),
+        ({"pattern": "simple", "heads": 3}, (3,)),
+    ],
 )
 def test_heads_and_fanouts_say_how_many_splits_are_chosen(arguments: Any, fanouts: Any) -> None:
     train_model = fxcollab.transform(stack(8, 8, 8, 8, 8, 8), splits="auto", example_inputs=(X,), **arguments)
@@ -325,7 +333,7 @@ def test_heads_and_fanouts_say_how_many_splits_are_chosen(arguments: Any, fanout
 
 
 def test_heads_that_no_binary_tree_has_are_refused() -> None:
-    with pytest.raises(PatternError, match="3 heads make no binary tree"):
+    with pytest.raises(PatternError, match="make 2 heads, not 3"):
         fxcollab.transform(stack(8, 8, 8, 8), splits="auto", heads=3, example_inputs=(X,))
 
 
