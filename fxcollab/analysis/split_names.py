@@ -1,6 +1,10 @@
-"""Split names become nodes: module paths, calls (``name@2``), node names, and ``a+b``."""
+"""Split names become nodes: module paths, calls (``name@2``), node names, values in a module, and ``a+b``."""
 
 from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
 
 from torch import fx, nn
 
@@ -13,7 +17,8 @@ def find_cut(split: str, graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, ...
     """The nodes whose values ``split`` cuts at; ``root`` is the module that the graph's targets refer to.
 
     A module's name means the value it returns, ``name@2`` that of its second call; a list or dict of modules, which
-    has no forward, the last of them that is called; any other name is that of a node.
+    has no forward, the last of them that is called; ``path.add_1`` the second ``add`` in the forward of the module at
+    ``path`` itself, see `inner_names`; any other name is that of a node.
     Several names are joined by ``+``.
 
     Raises:
@@ -38,9 +43,30 @@ def _find_value(name: str, graph: fx.Graph, root: nn.Module) -> fx.Node:
             raise SplitError(f"There is no call {name!r}.", why=f"{path} is called {times}")
         return returned[number - 1]
     named: dict[str, fx.Node] = {node.name: node for node in graph.nodes if node.op != "output"}
-    if name in named:
-        return named[name]
+    inner = (node for node, inner_name in inner_names(graph) if inner_name == name)
+    found = named.get(name) or next(inner, None)
+    if found is not None:
+        return found
     raise _unknown(name, path, graph, root)
+
+
+def inner_names(graph: fx.Graph) -> Iterator[tuple[fx.Node, str]]:
+    """What modules that were traced into compute themselves, other than by calling modules, with a name for each.
+
+    The name is the module's path and the name that the node would have in a graph of this module alone, so that it
+    doesn't depend on which other modules are opened.
+    """
+    counts = Counter[str]()
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack and node.op in ("call_function", "call_method"):
+            path, *_ = list(stack.values())[-1]
+            name = f"{path}.{_NUMBER.sub('', node.name)}"
+            yield node, f"{name}_{counts[name]}" if counts[name] else name
+            counts[name] += 1
+
+
+_NUMBER = re.compile(r"_\d+$")
 
 
 def _without_gradient(node: fx.Node) -> fx.Node:
@@ -104,7 +130,7 @@ def _unknown(name: str, path: str, graph: fx.Graph, root: nn.Module) -> SplitErr
     if path in modules:
         why, hint = _way_out(path, graph, nodes)
         return SplitError(f"Module {path!r} returns no value of the captured graph.", why=why, hint=hint)
-    near = closest(name, [*(p for p in modules if p), *nodes])
+    near = closest(name, [*(p for p in modules if p), *nodes, *(inner for _, inner in inner_names(graph))])
     return SplitError(
         f"There is no module and no node named {name!r}.",
         where=f"{type(root).__qualname__}",

@@ -100,7 +100,7 @@ def survey(
         captured = opened(searched, depth)
         chain = chain_of(captured, profile(captured, interface))
     names = value_names(captured, searched)
-    return Survey(chain, searched, dict(_with_stages(dict(_candidates(chain, names)))))
+    return Survey(chain, searched, dict(_with_stages(_without_repeats(dict(_candidates(chain, names))))))
 
 
 def _candidates(chain: Chain, names: Mapping[fx.Node, tuple[str, bool]]) -> Iterator[tuple[int, Candidate]]:
@@ -118,6 +118,18 @@ def _candidates(chain: Chain, names: Mapping[fx.Node, tuple[str, bool]]) -> Iter
         if node in names and parameters[index][1]:
             of_value = *names[node], costs[node].shape, costs[node].dtype
             yield index, Candidate(*of_value, flops[index], parameters[index], activations[index])
+
+
+def _without_repeats(found: Mapping[int, Candidate]) -> dict[int, Candidate]:
+    """Without values inside modules that cut where a value of the root or of a module does, or a later one inside."""
+
+    def is_inside(candidate: Candidate) -> bool:
+        return "." in candidate.name and not candidate.is_module
+
+    last = {(each.flops, each.parameters): place for place, each in found.items() if is_inside(each)}
+    taken = {(each.flops, each.parameters) for each in found.values() if not is_inside(each)}
+    kept = {place for key, place in last.items() if key not in taken}
+    return {place: each for place, each in found.items() if place in kept or not is_inside(each)}
 
 
 def _with_stages(found: Mapping[int, Candidate]) -> Iterator[tuple[int, Candidate]]:

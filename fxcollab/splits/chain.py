@@ -60,7 +60,7 @@ def chain_of(captured: CollabGraphModule, costs: Profile) -> Chain:
 def narrowest(chain: Chain) -> tuple[fx.Node, ...]:
     """The fewest values that together cut the model, as near to the middle of the work as possible; () for none."""
     nodes = chain.costs.nodes
-    carries = carriers(chain.captured, chain.costs)
+    carries = carriers(chain.captured, chain.costs) & of_inputs(chain.captured.modes.train)
     sources = [node for node in carries if carries.isdisjoint(node.all_input_nodes)]
     last = {node: max((user for user in node.users if user in carries), default=node) for node in carries}
     total = sum(cost.forward_flops for cost in nodes.values())
@@ -91,12 +91,21 @@ def carriers(captured: CollabGraphModule, costs: Profile) -> set[fx.Node]:
     return {node for node in found if node.op != "get_attr"}
 
 
+def of_inputs(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that depend on an input; what is computed from parameters alone is computed where it is used."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 def _dominators(captured: CollabGraphModule, costs: Profile) -> tuple[fx.Node, ...]:
     """The nodes on every path of gradients from the outputs."""
     import networkx as nx  # takes long to import, and nothing else needs it
 
     start, end = "start", "end"
-    carries = carriers(captured, costs)
+    carries = carriers(captured, costs) & of_inputs(captured.modes.train)
     ends = [node for node in _outputs(captured, costs) if node in carries]
     if not ends:
         return ()
@@ -133,11 +142,9 @@ def _tensors_of(output: fx.Node, costs: Profile) -> Iterator[fx.Node]:
 def _behind(graph: fx.Graph, values: tuple[fx.Node, ...]) -> dict[fx.Node, int]:
     place = {node: index for index, node in enumerate(values, start=1)}
     behind: dict[fx.Node, int] = {}
-    dependent: set[fx.Node] = set()
+    dependent = of_inputs(graph)
     for node in graph.nodes:
         behind[node] = max((place.get(source, behind[source]) for source in node.all_input_nodes), default=0)
-        if node.op == "placeholder" or not dependent.isdisjoint(node.all_input_nodes):
-            dependent.add(node)
     for node in reversed(graph.nodes):
         if node not in dependent and node.users:
             behind[node] = min(behind[user] for user in node.users)

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fxcollab.analysis.split_names import inner_names
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import ForwardError
 from fxcollab.tracing.capture import Granularity, capture
@@ -85,17 +86,20 @@ def value_names(captured: CollabGraphModule, searched: Searched) -> Mapping[fx.N
     """The name under which `transform` finds each value of ``captured``, and whether it is a module's.
 
     A module's value has the outermost module's name. Other nodes have the name that they have in the graph that
-    `capture` makes for the split, which is known of all nodes if every capture gives the same graph, else of those of
-    the root's own forward. A name that is also a module's path means the module. Values that only one mode computes
-    have no name.
+    `capture` makes for the split: that of the node, if every capture gives the same graph; else those in the root's
+    own forward the node's name there, and those in other modules that of `inner_names`. A name that is also a
+    module's path means the module. Values that only one mode computes have no name.
     """
     graph = captured.modes.train
     paths = {path for path, _ in searched.model.named_modules()}
-    names = {node: (name, False) for node, name in _node_names(graph, searched).items() if name not in paths}
+    own = _node_names(graph, searched)
+    named = own if searched.is_open else {**dict(inner_names(graph)), **own}
+    names = {node: (name, False) for node, name in named.items() if name not in paths}
     names |= {node: (name, True) for node, name in returned_by(graph).items()}
     if not captured.modes.differ:
         return names
     common = {node.name for node in captured.modes.eval.nodes} | set(returned_by(captured.modes.eval).values())
+    common |= {name for _, name in inner_names(captured.modes.eval)}
     return {node: name for node, name in names.items() if name[0] in common}
 
 

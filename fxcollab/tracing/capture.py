@@ -111,13 +111,17 @@ def _limitations_of_tracing(*modes: Traced) -> Iterable[str]:
 
 
 def opened_paths(model: nn.Module, splits: Iterable[str]) -> frozenset[str]:
-    """The paths of the root and of every module that contains a split; names of other nodes add none."""
+    """The paths of the root and of every module that contains a split.
+
+    That is the module around the one that is named, or the module itself in the forward of which a value is named.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     canonical = {module: path for path, module in reversed(modules.items())}  # the graph uses the first path
     named = {part.strip().partition("@")[0] for split in splits for part in split.split("+")}
     cut = {modules[path] for path in named if path in modules}
-    paths = (path for path, module in modules.items() if module in cut)  # all names of each
-    around = (list(accumulate(path.split(".")[:-1], "{}.{}".format)) for path in paths)
+    aliases = (path for path, module in modules.items() if module in cut)  # all names of each
+    owners = {path.rpartition(".")[0] for path in (*named, *aliases)} & modules.keys()
+    around = (accumulate(owner.split("."), "{}.{}".format) for owner in owners if owner)
     return frozenset({"", *(canonical[modules[outer]] for outers in around for outer in outers)})
 
 

@@ -8,6 +8,7 @@ import pytest
 from torch import Tensor, fx, nn
 
 import fxcollab
+from fxcollab.errors import SplitError
 from tests.analysis.helpers import Chain, Parallel, Reuse, levels
 
 
@@ -32,6 +33,50 @@ def test_a_call_number_cuts_behind_that_call() -> None:
 def test_a_node_name_cuts_behind_the_node() -> None:
     assert levels_behind(Reuse(), "relu") == {"cell_1", "sin", "cell_2", "fc", "output"}
     assert levels_behind(Reuse(), "cell_1") == levels_behind(Reuse(), "cell@2")
+
+
+class AddsInside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.fc = Adds(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.inner(x) + x)
+
+
+class Adds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.deep = nn.Linear(4, 4), nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x) + x
+        x = self.b(x) + x
+        return self.deep(x) + x
+
+
+@pytest.mark.parametrize("granularity", ["auto", "op"])
+def test_a_value_inside_a_module_is_named_by_the_modules_path(granularity: Any) -> None:
+    first = levels_behind(AddsInside(), "inner.add", granularity)
+    assert {"inner_b", "add_1", "add_2", "add_3", "fc", "output"} <= first and "inner_a" not in first
+    second = levels_behind(AddsInside(), "inner.add_1", granularity)
+    assert first - second == {"inner_b", "add_1"}
+    assert levels_behind(AddsInside(), "inner.add_2", granularity) == {"add_3", "fc", "output"}
+
+
+@pytest.mark.parametrize("splits", [["inner.add", "inner.add_1"], ["inner.add_1", "inner.deep.0"]])
+def test_a_name_inside_a_module_means_the_same_whatever_else_is_opened(splits: list[str]) -> None:
+    model = AddsInside()
+    train_model = fxcollab.transform(model, splits=splits, init="copy-anyway")
+    assert "peers.b1.inner.b.weight" in train_model.state_dict() or splits[0] == "inner.add_1"
+    assert "peers.b1.inner.a.weight" not in train_model.state_dict()
+    fxcollab.verify(model, train_model).raise_if_failed()
+
+
+def test_an_unknown_value_inside_a_module_is_answered_with_those_that_are_there() -> None:
+    with pytest.raises(SplitError, match=r"no module and no node named 'inner\.ad_1'") as caught:
+        fxcollab.transform(AddsInside(), splits=["inner.ad_1"])
+    assert "inner.add_1" in str(caught.value.hint)
 
 
 def test_an_alias_is_the_module_itself() -> None:

@@ -76,6 +76,49 @@ class RootAdds(nn.Module):
         return self.fc(x)
 
 
+class Layers(nn.Module):
+    """Residual blocks whose sums are made around them, the commonest transformer written by hand."""
+
+    def __init__(self, depth: int = 4) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList([Sum(), nn.Linear(8, 8)]) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Any:
+        for first, second in self.layers:
+            x = first(x) + x
+            x = second(torch.tanh(x)) + x
+        return x
+
+
+class InnerAdds(nn.Module):
+    """The sums are made by a module inside, which computes nearly everything."""
+
+    def __init__(self, nested: bool = False) -> None:
+        super().__init__()
+        self.start, self.fc = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.inner = nn.Sequential(Layers(), nn.Sequential(Layers(1), nn.ReLU())) if nested else Layers()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(self.inner(self.start(x) + x))
+
+
+class CalledTwice(InnerAdds):
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(self.inner(torch.sin(self.inner(self.start(x)))))
+
+
+class ParametersAlone(InnerAdds):
+    """Values that are computed from parameters alone, at every depth, hide no cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.inner(self.start(x * torch.exp(self.scale)) * torch.exp(self.scale))
+        return nn.functional.linear(x, self.fc.weight, torch.cat([self.shift[:1], self.fc.bias[1:]]))
+
+
 class Sum(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -93,6 +136,31 @@ def test_every_candidate_is_a_split_under_its_name(granularity: Any) -> None:
         train_model = fxcollab.transform(RootAdds(), "simple", candidate.name, granularity=granularity)
         behind = fxcollab.summarise(train_model).levels[1].parameters
         assert behind == candidate.parameters[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (InnerAdds, {"add", "inner.add", "inner.add_6", "inner"}),
+        (
+            lambda: InnerAdds(nested=True),
+            {"add", "inner.0.add", "inner.0.add_6", "inner.0", "inner.1.0.add", "inner"},
+        ),
+        (CalledTwice, {"start", "inner.add", "sin", "inner.add_8", "inner.add_14"}),
+        (ParametersAlone, {"start", "inner.add", "inner.add_6", "inner"}),
+    ],
+    ids=["inner", "nested", "called twice", "parameters alone"],
+)
+def test_values_of_opened_modules_are_candidates_under_names_that_transform_finds(
+    make: Any, expected: set[str]
+) -> None:
+    model = make()
+    found = {candidate.name: candidate for candidate in find_splits(model, (X,))}
+    assert expected <= found.keys()
+    for name in found:
+        train_model = fxcollab.transform(model, "simple", name, example_inputs=(X,), init="copy-anyway")
+        assert fxcollab.summarise(train_model).levels[1].parameters == found[name].parameters[1]
+    fxcollab.verify(model, train_model).raise_if_failed()
 
 
 @pytest.mark.slow
