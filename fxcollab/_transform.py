@@ -15,6 +15,7 @@ from fxcollab.passes import AfterPass, CapturePass, PartitionPass, run_passes, t
 from fxcollab.patterns import AUTO, fanouts_to_choose, head_tree, split_names
 from fxcollab.plan import RewriteOptions
 from fxcollab.rewriting.initialise import Init
+from fxcollab.rewriting.rewrite import SMALL_LEVELS_KEY
 from fxcollab.sources.loaded import model_of
 from fxcollab.sources.source import Source, source_of
 from fxcollab.splits.choice import Choice
@@ -132,6 +133,8 @@ def transform(
         raise _with_way_out(error, model, how) from error.__cause__
     for sentence in train_model.meta[LIMITATIONS_KEY]:
         warn_caller(f"limitation: {sentence}")
+    for sentence in train_model.meta[SMALL_LEVELS_KEY]:
+        warn_caller(f"{sentence}: the heads hardly gain from that split, and `fxcollab splits` lists others")
     return train_model
 
 

@@ -22,6 +22,7 @@ class Effects:
         changes: names of the model's tensors that are written, however they are reached.
         random: whether random numbers are drawn.
         literals: whether a list or dict is changed that stands in the graph, and is made anew for every call.
+        flops: floating point operations, as ``FlopCounterMode`` computes them; the most of all runs.
         certain: False where the node could not be run.
     """
 
@@ -31,6 +32,7 @@ class Effects:
     changes: frozenset[str] = frozenset()
     random: bool = False
     literals: bool = False
+    flops: int = 0
     certain: bool = True
 
     def __or__(self, other: Effects) -> Effects:
@@ -42,6 +44,7 @@ class Effects:
             self.changes | other.changes,
             self.random or other.random,
             self.literals or other.literals,
+            max(self.flops, other.flops),
             self.certain and other.certain,
         )
 

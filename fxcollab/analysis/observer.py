@@ -127,6 +127,7 @@ class Observer(Interpreter):
             frozenset(self._names[key] for key in seen.written & self._names.keys()),
             seen.random or drew,
             bool(changed.difference(*of_inputs.values())),
+            seen.flops,
         )
 
     def _reads(self, node: fx.Node) -> Iterator[tuple[str, bool]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import flop_registry
 
 from fxcollab._torch import CONVERSION, OpOverload, TorchDispatchMode, schema_of, storage_id
 
@@ -25,6 +26,7 @@ class Operations:
         read: keys of the storages of all arguments.
         written: keys of the storages of arguments that were written.
         random: whether random numbers were drawn.
+        flops: floating point operations.
         opaque: whether an operation was called that has no schema, such as ``torch.cond``.
     """
 
@@ -38,6 +40,7 @@ class Operations:
         self.read: set[int] = set()
         self.written: set[int] = set()
         self.random = self.opaque = False
+        self.flops = 0
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -67,6 +70,8 @@ class Operations:
             self.opaque = True
             return
         operator = _operator(function)
+        if operator.count is not None:
+            self.flops += int(operator.count(*args, **kwargs, out_val=result))
         for position, argument in enumerate(operator.arguments):
             value = argument.given(position, args, kwargs)
             for tensor in (value,) if isinstance(value, Tensor) else value if isinstance(value, list | tuple) else ():
@@ -103,6 +108,7 @@ class _Argument:
 class _Operator:
     arguments: tuple[_Argument, ...]
     random: bool
+    count: Callable[..., int] | None
 
     def is_training(self, args: Any, kwargs: Any) -> bool:
         """Whether an argument ``training`` is true in a call."""
@@ -117,7 +123,8 @@ def _operator(function: OpOverload) -> _Operator:
         _Argument(one.name, one.default_value, one.alias_info is not None and one.alias_info.is_write)
         for one in declared
     )
-    return _Operator(tuple(arguments), torch.Tag.nondeterministic_seeded in function.tags)
+    count = flop_registry.get(function.overloadpacket)
+    return _Operator(tuple(arguments), torch.Tag.nondeterministic_seeded in function.tags, count)
 
 
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]

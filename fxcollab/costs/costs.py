@@ -127,7 +127,7 @@ def training_costs(
     captured = capture(model, tree.splits, example_inputs, granularity, interface=interface)
     cut = partition(captured, tree)
     with explained(model, interface):
-        profiled = profile(captured, interface)
+        profiled = profile(captured, interface, example_inputs)
     return costs_of(captured, profiled, cut, optimizer, recompute)
 
 

@@ -7,9 +7,9 @@ any head tree over it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -20,8 +20,8 @@ from fxcollab._torch import DATA_DEPENDENT_ERRORS, TorchDispatchMode, pytree
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError
 from fxcollab.fx_utils import Interpreter
-from fxcollab.tracing.examples import run_on_fakes, why_not
-from fxcollab.tracing.interface import Interface
+from fxcollab.tracing.examples import real_values, run_on_twin, why_not
+from fxcollab.tracing.interface import ExampleInputs, Interface
 from fxcollab.tracing.leaks import purge_leaked_tensors
 
 Moment: TypeAlias = tuple[Literal["forward", "backward"], fx.Node]
@@ -81,12 +81,14 @@ class Profile:
         allocations: storage that is kept from one node to another, in the order of allocation.
         backward: the nodes in the order in which their backward runs.
         inputs: the bytes of the inputs.
+        on_examples: whether it ran on the example inputs themselves, because the work depends on their values.
     """
 
     nodes: Mapping[fx.Node, NodeCost]
     allocations: tuple[Allocation, ...]
     backward: tuple[fx.Node, ...]
     inputs: int
+    on_examples: bool = False
 
     def kept_bytes(self) -> Mapping[fx.Node, int]:
         """Bytes that each node keeps for the backward."""
@@ -99,16 +101,30 @@ class Profile:
 
 
 @purge_leaked_tensors()
-def profile(captured: CollabGraphModule, interface: Interface) -> Profile:
+def profile(
+    captured: CollabGraphModule, interface: Interface, example_inputs: ExampleInputs | None = None
+) -> Profile:
     """Profile a forward and a backward from the sum of the outputs, in train mode; the model stays as it is.
 
     Args:
         captured: a captured model.
         interface: its inputs, of known shapes.
+        example_inputs: inputs on which a copy of the model really runs if its work depends on their values; by
+            default it can't be profiled then.
 
     Raises:
         Exception: whatever the model raises on these inputs; see `explained`.
     """
+    try:
+        return _profile(captured, interface, None)
+    except DATA_DEPENDENT_ERRORS:
+        values = real_values(captured.root, interface, example_inputs)
+        if values is None:
+            raise
+    return replace(_profile(captured, interface, values), on_examples=True)
+
+
+def _profile(captured: CollabGraphModule, interface: Interface, values: Sequence[Any] | None) -> Profile:
     recorder = _Recorder()
     nodes = {node.name: node for node in captured.modes.train.nodes}  # those of the twin have the same names
 
@@ -124,7 +140,7 @@ def profile(captured: CollabGraphModule, interface: Interface) -> Profile:
             recorder.enter(None)
 
     with torch.inference_mode(False), torch.enable_grad():
-        run_on_fakes(captured, interface, run=step, training=True)
+        run_on_twin(captured, interface, run=step, training=True, values=values)
     return recorder.profile(captured.modes.train)
 
 
@@ -142,7 +158,7 @@ def explained(model: nn.Module, interface: Interface) -> Iterator[None]:
                 f"The costs of {name} can't be computed.",
                 where=f"{name}.forward",
                 why=f"it depends on the values of tensors, and fake tensors have none: {error}",
-                hint="name the splits yourself",
+                hint="give example_inputs with values that the model takes, or name the splits yourself",
             ) from error
         reason = why_not(model, interface, training=True)
         if reason is None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fxcollab.analysis.partition import Partition
+from fxcollab.analysis.small_levels import small_levels
 from fxcollab.codegen.branches import check_recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import PatternError, StateError
@@ -23,6 +24,9 @@ from fxcollab.runtime.functional_call import FunctionalCall
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import CAPTURE_KEY, LIMITATIONS_KEY
 from fxcollab.tracing.limitations import shared_statistics
+
+SMALL_LEVELS_KEY = "fxcollab_small_levels"
+"""Key of a training model's meta: sentences about levels that are hardly levels."""
 
 
 def rewrite(
@@ -89,6 +93,7 @@ def duplicated(
         for graph in train_model.modes:
             refuse_scripted_buffers(graph, train_model)
     shared = shared_statistics(partition.straddling & dict(captured.named_buffers(remove_duplicate=False)).keys())
+    train_model.meta[SMALL_LEVELS_KEY] = tuple(small_levels(captured, partition))
     train_model.meta[LIMITATIONS_KEY] = (*captured.meta[LIMITATIONS_KEY], *shared)
     return train_model
 

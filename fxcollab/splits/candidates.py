@@ -98,7 +98,7 @@ def survey(
     searched = Searched(model, interface, example_inputs, granularity)
     with explained(model, interface):
         captured = opened(searched, depth)
-        chain = chain_of(captured, profile(captured, interface))
+        chain = chain_of(captured, profile(captured, interface, example_inputs))
     names = value_names(captured, searched)
     return Survey(chain, searched, dict(_with_stages(_without_repeats(dict(_candidates(chain, names))))))
 

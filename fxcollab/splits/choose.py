@@ -134,7 +134,10 @@ class _Search:
                 left = {other: value for other, value in ranked.items() if other not in over}
                 best_over = {other: over[other] for other in rank(over, self._objective)}
                 others = runners_up(option, left, best_over, self._objective)
-                return Choice(option, left[option], reason_for(option, left, self._objective), costs, tuple(others))
+                reason = reason_for(option, left, self._objective)
+                if self._found.chain.costs.on_examples:
+                    reason += "; counted on the example inputs, on whose values the work depends"
+                return Choice(option, left[option], reason, costs, tuple(others))
             over[option], correction = " and ".join(exceeded), costs.memory / self._memory(option)
         raise self._none_fits(options)
 
@@ -161,7 +164,7 @@ class _Search:
         searched, captured, profiled = self._found.searched, self._found.chain.captured, self._found.chain.costs
         if not searched.is_open:
             captured = searched.capture(option.splits)
-            profiled = profile(captured, searched.interface)
+            profiled = profile(captured, searched.interface, searched.example_inputs)
         cut = partition(captured, HeadTree(option.splits, option.fanouts), self._observed.get(captured))
         if searched.is_open:  # the next option is cut in the same graph
             self._observed[captured] = cut.observation

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxcollab._torch import DATA_DEPENDENT_ERRORS
+from fxcollab._torch import DATA_DEPENDENT_ERRORS, pytree
 from fxcollab.errors import CaptureError, one_line
+from fxcollab.functional import named_tensors
 from fxcollab.tracing.interface import ExampleInputs, InputSpec, Interface, forward_of, interface_of
 from fxcollab.tracing.leaks import purge_leaked_tensors
 from fxcollab.tracing.twin import twin_of
@@ -74,7 +75,7 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
 @purge_leaked_tensors()
 def accepts(model: nn.Module, interface: Interface) -> bool:
     """Whether ``model`` runs on such inputs in both modes, tried on fake tensors."""
-    return _error_in_either_mode(lambda training: run_on_fakes(model, interface, training=training)) is None
+    return _error_in_either_mode(lambda training: run_on_twin(model, interface, training=training)) is None
 
 
 @purge_leaked_tensors()
@@ -84,7 +85,7 @@ def why_not(model: nn.Module, interface: Interface, *, training: bool | None = N
     ``training`` is the mode, by default the model's own.
     """
     try:
-        run_on_fakes(model, interface, training=training)
+        run_on_twin(model, interface, training=training)
     except DATA_DEPENDENT_ERRORS:
         return None
     except _USER_ERRORS as error:
@@ -124,21 +125,23 @@ def example_tensors(model: nn.Module, interface: Interface, seed: int = 0) -> li
     return [spec.make(generator).to(device) for spec in interface.inputs]
 
 
-def run_on_fakes(
+def run_on_twin(
     model: nn.Module,
     interface: Interface,
     observer: AbstractContextManager[object] | None = None,
     run: Callable[..., object] | None = None,
     *,
     training: bool | None = None,
+    values: Sequence[Any] | None = None,
 ) -> object:
-    """What a twin of ``model`` returns for fake inputs.
+    """What a twin of ``model`` returns for fake inputs; with ``values``, one with real tensors for copies of these.
 
     A dispatch mode ``observer`` sees the operations. ``run`` is called on the twin and the inputs, instead of the
     twin. ``training`` is the mode, by default the model's own.
     """
-    twin = twin_of(model, training)
-    inputs = tuple(map(twin.stand_in, example_tensors(model, interface)))
+    twin = twin_of(model, training, real=values is not None)
+    given = example_tensors(model, interface) if values is None else copy.deepcopy(list(values))
+    inputs = tuple(pytree.tree_map_only(Tensor, twin.stand_in, given))
     try:
         with twin.running(), observer or nullcontext():
             if run is not None:
@@ -147,6 +150,13 @@ def run_on_fakes(
             return twin.model(*args, **kwargs)
     finally:
         twin.forget()
+
+
+def real_values(model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None) -> Sequence[Any] | None:
+    """What a copy of ``model`` can really run on; None where no examples are given, or on meta."""
+    if example_inputs is None or any(tensor.is_meta for _, tensor in named_tensors(model)):
+        return None
+    return interface.values_of(model, example_inputs)
 
 
 def _candidates(model: nn.Module, name: str, images: Sequence[int]) -> Iterator[InputSpec]:

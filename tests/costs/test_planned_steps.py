@@ -21,7 +21,7 @@ import fxcollab
 from fxcollab.costs.costs import StepCost, parameter_count, step_cost
 from fxcollab.costs.profile import backward, profile
 from fxcollab.plan import plan_of
-from fxcollab.tracing.examples import run_on_fakes
+from fxcollab.tracing.examples import run_on_twin
 from fxcollab.tracing.interface import InputSpec, Interface
 from samples.networks.resnet_cifar import resnet20
 from tests.costs.helpers import Cifar
@@ -91,7 +91,7 @@ def test_flops_and_parameters_of_a_step_are_those_of_the_built_graph(network: st
             backward(model(*inputs))
 
     with train_model.in_mode(True):
-        run_on_fakes(train_model, interface, run=step)
+        run_on_twin(train_model, interface, run=step)
     assert cost.flops == counter.get_total_flops()
     assert cost.parameters == parameter_count(train_model)
 
@@ -110,7 +110,7 @@ def test_the_peak_of_a_steps_memory_is_that_of_the_built_graph(tree: str) -> Non
         peaks.extend(snapshot["Total"] for snapshot in tracker.get_tracker_snapshot("peak").values())
 
     with train_model.in_mode(True):
-        run_on_fakes(train_model, interface, run=step)
+        run_on_twin(train_model, interface, run=step)
     assert cost.memory == pytest.approx(peaks[0], rel=0.05)
 
 

@@ -21,7 +21,7 @@ from fxcollab.costs.profile import backward
 from fxcollab.costs.summary import summarise
 from fxcollab.errors import PatternError, StateError
 from fxcollab.runtime.recompute import recompute as runtime
-from fxcollab.tracing.examples import run_on_fakes
+from fxcollab.tracing.examples import run_on_twin
 from fxcollab.tracing.interface import InputSpec, Interface
 from samples.networks.resnet_cifar import resnet_cifar
 from tests.live_bytes import LiveBytes
@@ -391,8 +391,8 @@ def test_costs_are_those_of_the_built_step(options: dict[str, Any], depth: int) 
         peaks.append(live.peak)
 
     with train_model.in_mode(True):
-        run_on_fakes(train_model, INTERFACE, run=flops)
-        run_on_fakes(train_model, INTERFACE, run=memory)  # by itself: the counter of FLOPs holds on to tensors
+        run_on_twin(train_model, INTERFACE, run=flops)
+        run_on_twin(train_model, INTERFACE, run=memory)  # by itself: the counter of FLOPs holds on to tensors
     assert costs.memory == pytest.approx(peaks[0], rel=0.05)
     last = 16 * linear_flops(64, 10) * train_model.meta["fxcollab"].tree.heads
     assert costs.flops == counter.get_total_flops() + last  # a second pass ends before the last product

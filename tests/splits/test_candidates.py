@@ -228,10 +228,60 @@ def test_a_module_that_cannot_be_opened_stays_whole() -> None:
     assert names(find_splits(model, (X,))) == ["0", "1"]
 
 
-def test_what_cannot_be_profiled_on_fake_tensors_is_refused() -> None:
+class Graph(nn.Module):
+    """Messages along those edges that have a weight: how many there are depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Messages() for _ in range(4))
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Any:
+        for layer in self.layers:
+            x = torch.relu(layer(x, edges))
+        return self.fc(x.mean(0))
+
+
+class Messages(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Any:
+        source, target = edges.nonzero().unbind(1)
+        return torch.zeros_like(x).index_add(0, target, self.linear(x[source])) + x
+
+
+class ByMask(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.b(torch.relu(self.a(x)))
+        return self.c(x[x.detach().sum(1) > -100])
+
+
+def test_work_that_depends_on_values_is_counted_on_the_example_inputs() -> None:
+    x, edges = torch.randn(6, 8), torch.ones(6, 6).triu()
+    found = {each.name: each for each in find_splits(Graph(), (x, edges))}
+    assert {"layers.0", "layers.1", "layers.2"} <= found.keys()
+    assert found["layers.1"].flops[0] == 2 * 2 * 21 * 8 * 8  # 21 edges, two layers
+    choice = fxcollab.choose_splits(Graph(), (x, edges))
+    assert choice.reason.endswith("counted on the example inputs, on whose values the work depends")
+    model = Graph()
+    train_model = fxcollab.transform(model, splits="auto", example_inputs=(x, edges))
+    fxcollab.verify(model, train_model, (x, edges)).raise_if_failed()
+    assert names(find_splits(ByMask(), (X,)))[:2] == ["a", "relu"]
+
+
+def test_work_that_depends_on_values_is_not_known_where_there_are_none() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 8), AsksForANumber())
     with pytest.raises(CaptureError, match="can't be computed") as caught:
-        find_splits(nn.Sequential(nn.Linear(8, 8), AsksForANumber()), (X,))
-    assert caught.value.why and caught.value.hint
+        find_splits(model, (X.to("meta"),))
+    assert "depends on the values of tensors" in str(caught.value.why)
+    assert "give example_inputs" in str(caught.value.hint)
 
 
 class NamedAlike(nn.Module):

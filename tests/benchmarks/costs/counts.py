@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fxcollab
 from fxcollab.costs.costs import parameter_count
 from fxcollab.costs.profile import backward
-from fxcollab.tracing.examples import guess_inputs, run_on_fakes
+from fxcollab.tracing.examples import guess_inputs, run_on_twin
 from tests.benchmarks.proof import NETWORKS, TREES
 from tests.benchmarks.rows import Row
 
@@ -69,7 +69,7 @@ def _built(train_model: fxcollab.CollabGraphModule, tracked: bool) -> Mapping[st
         found["flops"] = counter.get_total_flops()
 
     with train_model.in_mode(True):
-        run_on_fakes(train_model, interface, run=step)
+        run_on_twin(train_model, interface, run=step)
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fxcollab
 from fxcollab.costs.profile import backward
-from fxcollab.tracing.examples import run_on_fakes
+from fxcollab.tracing.examples import run_on_twin
 from fxcollab.tracing.interface import InputSpec, Interface
 from tests.benchmarks.rows import Row
 from tests.benchmarks.speed.devices import batch, placed, training_step
@@ -66,7 +66,7 @@ def _peak(model: nn.Module, shape: tuple[int, ...]) -> int:
             backward(model(*inputs))
         peaks.append(live.peak)
 
-    run_on_fakes(model, Interface((InputSpec("x", shape, "float32"),)), run=step)
+    run_on_twin(model, Interface((InputSpec("x", shape, "float32"),)), run=step)
     return peaks[0]
 
 
