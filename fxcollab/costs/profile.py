@@ -6,6 +6,7 @@ any head tree over it.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -65,6 +66,12 @@ class NodeCost:
     dtype: str | None = None
     differentiable: bool = False
     floating: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the value, if it is a single tensor."""
+        kind = getattr(torch, self.dtype) if self.dtype else None
+        return math.prod(self.shape or ()) * kind.itemsize if kind and self.shape is not None else 0
 
     @property
     def flops(self) -> int:

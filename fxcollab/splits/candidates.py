@@ -1,4 +1,4 @@
-"""The points at which a model can be cut at one value, and what lies before and behind each."""
+"""The points at which a model can be cut, and what lies before and behind each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from fxcollab.costs.profile import explained, profile
 from fxcollab.sources.loaded import model_of
-from fxcollab.splits.chain import Chain, K, chain_of
+from fxcollab.splits.cuts import Cuts, K, cuts_of
 from fxcollab.splits.opening import Searched, opened, value_names
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tracing.examples import known_interface
@@ -19,15 +19,17 @@ from fxcollab.tracing.interface import ExampleInputs
 
 @dataclass(frozen=True)
 class Candidate:
-    """A point at which the model can be cut at one value.
+    """A point at which the model can be cut.
 
     Attributes:
-        name: the split's name: of the outermost module that returns the value, or of its node.
+        name: the split's name: of the outermost module that returns the value, or of its node; ``a+b`` of several.
         is_module: whether that is a module's.
         shape, dtype: of the value; None where it is not a single tensor.
         flops: floating point operations of a forward, before and behind the cut.
         parameters: number of values in parameters, before and behind.
         activations: bytes that are kept for the backward, before and behind.
+        crossing: number of values that are read behind the cut, and their bytes. There is one where everything passes
+            through the value; skip connections, for example, are others.
         run: which of how many candidates in a row that have this resolution: (3, 6). The last one ends a stage.
         ends_stage: whether the value's resolution changes behind it, and the stage has parameters. For images and
             videos the number of channels is not part of the resolution: a dense block adds some with every layer.
@@ -40,8 +42,14 @@ class Candidate:
     flops: tuple[int, int]
     parameters: tuple[int, int]
     activations: tuple[int, int]
+    crossing: tuple[int, int] = (1, 0)
     run: tuple[int, int] = (1, 1)
     ends_stage: bool = False
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether everything behind the cut passes through one value."""
+        return self.crossing[0] == 1
 
     @property
     def share(self) -> float:
@@ -52,11 +60,17 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """A model, opened in search of splits; candidates are listed by their place in the chain."""
+    """A model, opened in search of splits; candidates are listed by their place among the cuts."""
 
-    chain: Chain
+    cuts: Cuts
     searched: Searched
     candidates: Mapping[int, Candidate]
+
+    def is_behind(self, shallow: int, deep: int) -> bool:
+        """Whether the second of two candidates lies behind the first, and parameters between them."""
+        one, other = self.cuts.cuts[shallow], self.cuts.cuts[deep]
+        has_parameters = self.candidates[deep].parameters[0] > self.candidates[shallow].parameters[0]
+        return has_parameters and all(value in one.behind for value in other.values)
 
 
 def find_splits(
@@ -66,9 +80,11 @@ def find_splits(
     granularity: Granularity = "auto",
     depth: int | None = None,
 ) -> tuple[Candidate, ...]:
-    """Every point at which ``model`` can be cut at one value, in the order of the data flow.
+    """The points at which ``model`` can be cut, ordered by the work before them.
 
-    The model runs on fake tensors only, in train mode.
+    These are all values through which every gradient passes; where none is for more than an eighth of the work, also
+    single values or smallest sets of values on which all outputs depend. The model runs in train mode, on fake
+    tensors, or, where its work depends on values, as a copy on the example inputs.
 
     Args:
         model: any module on any device, meta included, which stays as it is; or a factory of one.
@@ -78,7 +94,7 @@ def find_splits(
             the work).
 
     Returns:
-        The candidates; none where every cut has several values that carry gradients.
+        The candidates; none where no value with a name cuts the model.
 
     Raises:
         CaptureError: no input is known, the model's own forward can't be captured, or it depends on the values of
@@ -98,26 +114,41 @@ def survey(
     searched = Searched(model, interface, example_inputs, granularity)
     with explained(model, interface):
         captured = opened(searched, depth)
-        chain = chain_of(captured, profile(captured, interface, example_inputs))
+        profiled = profile(captured, interface, example_inputs)
     names = value_names(captured, searched)
-    return Survey(chain, searched, dict(_with_stages(_without_repeats(dict(_candidates(chain, names))))))
+    cuts = cuts_of(captured, profiled, names)
+    found = _without_repeats(dict(_candidates(cuts, names)))
+    stages = dict(_with_stages({place: each for place, each in found.items() if cuts.cuts[place].is_narrow}))
+    return Survey(cuts, searched, {place: stages.get(place, each) for place, each in found.items()})
 
 
-def _candidates(chain: Chain, names: Mapping[fx.Node, tuple[str, bool]]) -> Iterator[tuple[int, Candidate]]:
-    """Those values of the chain that have a name, and parameters behind them."""
+def _candidates(cuts: Cuts, names: Mapping[fx.Node, tuple[str, bool]]) -> Iterator[tuple[int, Candidate]]:
+    """Those cuts that have a name, and parameters behind them."""
 
     def around(numbers: Mapping[K, int]) -> list[tuple[int, int]]:
-        before = chain.before(numbers)
+        before = cuts.before(numbers)
         return [(each, before[-1] - each) for each in before]
 
-    costs = chain.costs.nodes
+    costs = cuts.costs.nodes
     flops = around({node: cost.forward_flops for node, cost in costs.items()})
-    parameters = around({name: parameter.numel() for name, parameter in chain.captured.named_parameters()})
-    activations = around(chain.costs.kept_bytes())
-    for index, node in enumerate(chain.values):
-        if node in names and parameters[index][1]:
-            of_value = *names[node], costs[node].shape, costs[node].dtype
-            yield index, Candidate(*of_value, flops[index], parameters[index], activations[index])
+    parameters = around({name: parameter.numel() for name, parameter in cuts.captured.named_parameters()})
+    activations = around(cuts.costs.kept_bytes())
+    for index, cut in enumerate(cuts.cuts):
+        if parameters[index][1] and all(node in names for node in cut.values):
+            first, alone = costs[cut.values[0]], len(cut.values) == 1
+            yield (
+                index,
+                Candidate(
+                    "+".join(names[node][0] for node in cut.values),
+                    alone and names[cut.values[0]][1],
+                    first.shape if alone else None,
+                    first.dtype if alone else None,
+                    flops[index],
+                    parameters[index],
+                    activations[index],
+                    (len(cut.crossing), sum(costs[node].nbytes for node in cut.crossing)),
+                ),
+            )
 
 
 def _without_repeats(found: Mapping[int, Candidate]) -> dict[int, Candidate]:

@@ -74,6 +74,16 @@ def reason_for(option: Option, ranked: Mapping[Option, float], objective: Option
     return f"{shares} ({value}); the best ends of stages, {listed(ends.splits)}, would give {others}"
 
 
+def crossing_at(option: Option) -> str:
+    """How many values cross each cut, and what they weigh; nothing for cuts at one value."""
+    wide = [
+        f"{cut.crossing[0]} at {cut.name} ({cut.crossing[1] / 1e6:.1f} MB)"
+        for cut in option.cuts
+        if not cut.is_narrow
+    ]
+    return f"; several values cross: {listed(wide)}" if wide else ""
+
+
 def runners_up(
     chosen: Option, ranked: Mapping[Option, float], over: Mapping[Option, str], objective: OptionScore
 ) -> Iterator[RunnerUp]:

@@ -18,9 +18,8 @@ from fxcollab.errors import PatternError, SplitError
 from fxcollab.patterns import fanouts_to_choose
 from fxcollab.sources.loaded import model_of
 from fxcollab.splits.candidates import Candidate, Survey, survey
-from fxcollab.splits.chain import carriers, narrowest
-from fxcollab.splits.choice import Choice, listed, reason_for, runners_up
-from fxcollab.splits.opening import returned_by
+from fxcollab.splits.choice import Choice, crossing_at, listed, reason_for, runners_up
+from fxcollab.splits.cuts import carriers
 from fxcollab.splits.option import Option, OptionScore, evenness, rank, thinned
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tracing.interface import ExampleInputs
@@ -81,14 +80,14 @@ def choose_splits(
     fanouts = fanouts_to_choose("hierarchical", None, fanouts)
     model = model_of(model)
     found = survey(model, example_inputs, granularity)
-    if not any(cost.forward_flops for cost in found.chain.costs.nodes.values()):
+    if not any(cost.forward_flops for cost in found.cuts.costs.nodes.values()):
         raise SplitError(
             f"Splits of {type(model).__qualname__} can't be chosen.",
             why="it has no operation whose FLOPs are known, so the work of levels can't be compared",
             hint="name the splits yourself; find_splits (fxcollab splits) lists them",
         )
     if len(found.candidates) < len(fanouts):
-        raise _too_few_cuts(type(model).__qualname__, found, len(fanouts))
+        raise _too_few_cuts(found, len(fanouts))
     return _Search(found, HeadTree(tuple(map(str, fanouts)), fanouts), limits, objective, optimizer).choice()
 
 
@@ -102,15 +101,17 @@ class _Search:
         self._objective, self._optimizer = objective, optimizer
         self._observed: dict[CollabGraphModule, Observation] = {}
         self._places = {candidate: place for place, candidate in found.candidates.items()}
-        chain = found.chain
-        state = chain.before(state_bytes(chain.captured, optimizer))
-        self._flops = chain.before({node: cost.flops for node, cost in chain.costs.nodes.items()})
-        self._at_start = list(map(add, state, chain.before(chain.costs.kept_bytes())))
-        self._at_end = list(map(add, state, chain.before(trained_bytes(chain.captured))))
+        cuts = found.cuts
+        state = cuts.before(state_bytes(cuts.captured, optimizer))
+        self._flops = cuts.before({node: cost.flops for node, cost in cuts.costs.nodes.items()})
+        self._at_start = list(map(add, state, cuts.before(cuts.costs.kept_bytes())))
+        self._at_end = list(map(add, state, cuts.before(trained_bytes(cuts.captured))))
 
     def choice(self) -> Choice:
         """The first in rank that keeps the limits."""
         options = list(self._options())
+        if not options:
+            raise _too_few_cuts(self._found, self._tree.depth)
         max_time, max_memory = (self._limits.get(name, math.inf) for name in ("time", "memory"))
         over = {option: f"over the budget of {max_time:g}x" for option in options if option.time > max_time}
         ranked = rank([option for option in options if option not in over], self._objective)
@@ -134,18 +135,18 @@ class _Search:
                 left = {other: value for other, value in ranked.items() if other not in over}
                 best_over = {other: over[other] for other in rank(over, self._objective)}
                 others = runners_up(option, left, best_over, self._objective)
-                reason = reason_for(option, left, self._objective)
-                if self._found.chain.costs.on_examples:
+                reason = reason_for(option, left, self._objective) + crossing_at(option)
+                if self._found.cuts.costs.on_examples:
                     reason += "; counted on the example inputs, on whose values the work depends"
                 return Choice(option, left[option], reason, costs, tuple(others))
             over[option], correction = " and ".join(exceeded), costs.memory / self._memory(option)
         raise self._none_fits(options)
 
     def _options(self) -> Iterator[Option]:
-        """All ways to cut in which every level has parameters."""
+        """All ways to cut one behind the other in which every level has parameters."""
         for places in combinations(thinned(self._found.candidates, self._tree.depth), self._tree.depth):
             cuts = tuple(self._found.candidates[place] for place in places)
-            if all(deep.parameters[0] > shallow.parameters[0] for shallow, deep in pairwise(cuts)):
+            if all(self._found.is_behind(*pair) for pair in pairwise(places)):
                 time = self._over_levels(cuts, self._flops) / self._flops[-1]
                 yield Option(cuts, self._tree.fanouts, time)
 
@@ -155,13 +156,13 @@ class _Search:
         return ratio(peak, max(self._at_start[-1], self._at_end[-1]))
 
     def _over_levels(self, cuts: Sequence[Candidate], before: Sequence[float]) -> float:
-        """The sum over all instances of all levels, from the sums before each value of the chain."""
+        """The sum over all instances of all levels, from the sums before each cut."""
         edges = pairwise((0, *(before[self._places[cut]] for cut in cuts), before[-1]))
         return sum(self._tree.branches(level) * (end - start) for level, (start, end) in enumerate(edges))
 
     def _costs(self, option: Option) -> Costs:
         """What an option costs as it is captured; raises `SplitError` if it can't be cut at the values meant."""
-        searched, captured, profiled = self._found.searched, self._found.chain.captured, self._found.chain.costs
+        searched, captured, profiled = self._found.searched, self._found.cuts.captured, self._found.cuts.costs
         if not searched.is_open:
             captured = searched.capture(option.splits)
             profiled = profile(captured, searched.interface, searched.example_inputs)
@@ -209,28 +210,19 @@ class _Search:
         )
 
 
-def _too_few_cuts(name: str, found: Survey, splits: int) -> SplitError:
-    """Fewer candidates than splits; where there are none, what would cut the model instead."""
-    names = [candidate.name for candidate in found.candidates.values()]
+def _too_few_cuts(found: Survey, splits: int) -> SplitError:
+    name, names = type(found.searched.model).__qualname__, [each.name for each in found.candidates.values()]
     if names:
         return SplitError(
-            f"{name} can't be split {splits} times at one value.",
-            why=f"of its values, only {listed(names)} cut{'s' * (len(names) == 1)} it",
-            hint=f"ask for {_splits(len(names))}, or {_DEEPER}",
+            f"{name} can't be split {splits} times.",
+            why=f"only {listed(names)} cut{'s' * (len(names) == 1)} it, and no {splits} lie one behind the other "
+            "with parameters between them",
+            hint=f"ask for {_splits(min(len(names), splits - 1))}, or {_DEEPER}" if splits > 1 else _DEEPER,
         )
-    what = f"{name} can't be cut at one value."
-    if not carriers(found.chain.captured, found.chain.costs):
+    if not carriers(found.cuts.captured, found.cuts.costs):
         why, hint = "none of its values depends on a parameter and could carry a gradient", "give a model that learns"
         return SplitError(f"{name} can't be split.", why=why, hint=hint)
-    values, value_names = narrowest(found.chain), returned_by(found.chain.captured.modes.train)
-    if len(values) < 2 or any(value not in value_names for value in values):
-        return SplitError(what, why="no value inside it has a name to cut at", hint=_DEEPER)
-    together = "+".join(value_names[value] for value in values)
-    return SplitError(
-        what,
-        why="wherever it is cut, several values carry gradients to what lies behind",
-        hint=f"cut at all of them at once: splits=[{together!r}] (--splits {together})",
-    )
+    return SplitError(f"{name} can't be cut.", why="no value inside it has a name to cut at", hint=_DEEPER)
 
 
 def _splits(count: int) -> str:

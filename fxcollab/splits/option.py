@@ -52,6 +52,11 @@ class Option:
         """Whether a stage ends at every cut."""
         return all(cut.ends_stage for cut in self.cuts)
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether one value crosses every cut."""
+        return all(cut.is_narrow for cut in self.cuts)
+
 
 OptionScore: TypeAlias = Callable[[Option], float]
 """How good an option is; more is better."""
@@ -70,7 +75,7 @@ def evenness(option: Option) -> float:
 
 
 def rank(options: Iterable[Option], objective: OptionScore = evenness) -> dict[Option, float]:
-    """Options with their values, best first: ends of stages among the ties, then by value, then shallow names.
+    """Options with their values, best first: ends of stages among the ties, then cuts at one value, then by value.
 
     With an objective other than `evenness` only equal values are ties.
 
@@ -81,11 +86,12 @@ def rank(options: Iterable[Option], objective: OptionScore = evenness) -> dict[O
     best = max(values.values(), default=0.0)
     ties = best * TIE if objective is evenness else math.inf
 
-    def key(option: Option) -> tuple[bool, float, bool, int]:
+    def key(option: Option) -> tuple[bool, bool, float, bool, int]:
         is_balanced = min(option.shares) >= LEAST / len(option.shares)
-        preferred = option.ends_stages and values[option] >= ties and is_balanced
+        ties_and_is_level = values[option] >= ties and is_balanced
+        stages, narrow = (each and ties_and_is_level for each in (option.ends_stages, option.is_narrow))
         depth = sum(name.count(".") for name in option.splits)
-        return not preferred, -round(values[option], 6), not option.ends_stages, depth
+        return not stages, not narrow, -round(values[option], 6), not option.ends_stages, depth
 
     return {option: values[option] for option in sorted(values, key=key)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ def told(model: nn.Module, splits: Any, **options: Any) -> list[str]:
 
 
 def stack(*widths: int) -> nn.Sequential:
-    return nn.Sequential(*(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+    return nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
 
 
 LAST = ["only 0.8 % of the forward's operations lie behind '1'", "only 0.8 % of the parameters lie behind split '1'"]

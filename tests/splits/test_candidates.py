@@ -182,8 +182,11 @@ class Skips(nn.Module):
         return self.d(left) + self.c(right)
 
 
-def test_a_model_that_no_single_value_cuts_has_no_candidate() -> None:
-    assert find_splits(Skips(), (X,)) == ()
+def test_values_that_go_side_by_side_are_one_candidate() -> None:
+    found = {candidate.name: candidate for candidate in find_splits(Skips(), (X,))}
+    assert found["a+b"].flops == (2 * found["a+b"].flops[0] // 2, found["a+b"].flops[0])
+    assert found["a+b"].crossing == (2, 2 * X.nbytes)
+    assert not found["a+b"].is_narrow
 
 
 class Masked(Skips):

@@ -275,18 +275,17 @@ class Twins(nn.Module):
 X = torch.zeros(2, 8)
 
 
-def test_a_model_that_no_single_value_cuts_is_told_which_cut_it_together() -> None:
-    with pytest.raises(SplitError) as caught:
+def test_a_model_that_can_be_cut_once_is_not_cut_twice() -> None:
+    assert choose_splits(Twins(), (X,), fanouts=(3,)).splits == ("a+b",)
+    with pytest.raises(SplitError, match="Twins can't be split 2 times") as caught:
         choose_splits(Twins(), (X,))
-    assert caught.value.what == "Twins can't be cut at one value."
-    assert "splits=['a+b']" in str(caught.value.hint)
-    assert fxcollab.transform(Twins(), "simple", ["a+b"])
+    assert "ask for 1 split, or" in str(caught.value.hint)
 
 
 def test_more_levels_than_cuts_are_refused() -> None:
     with pytest.raises(SplitError) as caught:
         choose_splits(stack(8, 8, 8), (X,), fanouts=(2, 2, 2))
-    assert caught.value.what == "Sequential can't be split 3 times at one value."
+    assert caught.value.what == "Sequential can't be split 3 times."
     assert "only 0" in str(caught.value.why) and "ask for 1 split, or" in str(caught.value.hint)
 
 
