@@ -72,10 +72,17 @@ def render_costs(costs: Costs, choice: Choice | None) -> None:
         _print_entry(Text(label), Text(f"{text}  ").append(meaning, "dim"))
 
 
+def _crossing(candidate: Candidate) -> str:
+    count, size = candidate.crossing
+    return f"{count} values, {size / 1e6:.1f} MB"
+
+
 def render_candidates(found: Sequence[Candidate]) -> None:
     """A table: one row a candidate, those at which a stage ends in bold and marked."""
     if not found:
-        out().print("no single value carries all that learns: cut at several at once, as in 'a+b'")
+        out().print(
+            "no value with a name cuts the model: look deeper with --depth, or at all operations (--granularity op)"
+        )
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("split", overflow="fold")
@@ -85,7 +92,7 @@ def render_candidates(found: Sequence[Candidate]) -> None:
         memory = candidate.activations[0] / max(sum(candidate.activations), 1)
         table.add_row(
             Text(candidate.name, "" if candidate.is_module else "italic"),
-            "x".join(map(str, candidate.shape or ())),
+            "x".join(map(str, candidate.shape or ())) if candidate.is_narrow else _crossing(candidate),
             f"{candidate.share:.1%}",
             f"{memory:.1%}",
             f"{candidate.parameters[1]:,}",

@@ -76,12 +76,9 @@ def reason_for(option: Option, ranked: Mapping[Option, float], objective: Option
 
 def crossing_at(option: Option) -> str:
     """How many values cross each cut, and what they weigh; nothing for cuts at one value."""
-    wide = [
-        f"{cut.crossing[0]} at {cut.name} ({cut.crossing[1] / 1e6:.1f} MB)"
-        for cut in option.cuts
-        if not cut.is_narrow
-    ]
-    return f"; several values cross: {listed(wide)}" if wide else ""
+    wide = [cut for cut in option.cuts if not cut.is_narrow]
+    places = [f"{cut.crossing[0]} at {cut.name} ({cut.crossing[1] / 1e6:.1f} MB)" for cut in wide]
+    return f"; several values cross: {listed(places)}" if wide else ""
 
 
 def runners_up(

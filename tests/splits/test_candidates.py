@@ -184,7 +184,7 @@ class Skips(nn.Module):
 
 def test_values_that_go_side_by_side_are_one_candidate() -> None:
     found = {candidate.name: candidate for candidate in find_splits(Skips(), (X,))}
-    assert found["a+b"].flops == (2 * found["a+b"].flops[0] // 2, found["a+b"].flops[0])
+    assert found["a+b"].flops[0] == found["a+b"].flops[1] > 0
     assert found["a+b"].crossing == (2, 2 * X.nbytes)
     assert not found["a+b"].is_narrow
 
