@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxcollab._torch import storage_id
+from fxcollab._torch import pytree, storage_id
 from fxcollab.analysis.effects import Effects
 from fxcollab.analysis.operations import Operations
 from fxcollab.codegen.module import CollabGraphModule
@@ -182,7 +182,8 @@ class Observer(Interpreter):
         """
         made, tensors = deep_copy_into(dict(self._opened), self._twin.model.get_submodule(str(node.target)), clone_of)
         others = {name: clone_of(parameter) for name, parameter in made.named_parameters()}
-        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        given = self.fetch_args_kwargs_from_env(node)
+        args, kwargs = pytree.tree_map_only(Tensor, clone_of, given)  # what it reads of an argument, it doesn't read by itself
         operations = Operations()
         with operations.watched():
             call_with(made, others, args, kwargs)

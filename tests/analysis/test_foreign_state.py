@@ -375,6 +375,43 @@ def test_a_weight_tied_to_the_trunks_is_refused_where_a_head_doesnt_read_the_reg
     unregistered(model, "a", how="'holder' reads '.*weight'")
 
 
+class Decoder(nn.Module):
+    """Its query is read from outside, and handed to it: a view of a parameter that it registers."""
+
+    def __init__(self, view: Callable[[Tensor, int], Tensor], reads_it_too: bool = False) -> None:
+        super().__init__()
+        self.position, self.linear = nn.Parameter(torch.randn(1, 8)), nn.Linear(8, 3)
+        self.view, self.reads_it_too = view, reads_it_too
+
+    def query(self, count: int) -> Tensor:
+        return self.view(self.position, count)
+
+    def forward(self, query: Tensor, x: Tensor) -> Tensor:
+        return self.linear(query * x + (self.position if self.reads_it_too else 0))
+
+
+class Queried(nn.Module):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__()
+        self.a, self.b, self.decoder = nn.Linear(8, 8), nn.Linear(8, 8), Decoder(*arguments)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.decoder.query(x.shape[0]), self.b(self.a(x)))
+
+
+@pytest.mark.parametrize("reads_it_too", [False, True])
+@pytest.mark.parametrize(
+    "view",
+    [lambda p, n: p.expand(n, -1), lambda p, n: p.T.T.detach().expand(n, -1), lambda p, n: p[:, : n + 8].flatten()],
+    ids=["expand", "detached", "slice"],
+)
+def test_a_module_may_be_handed_views_of_what_it_registers(view: Any, reads_it_too: bool) -> None:
+    x = torch.randn(3, 8)
+    model = Queried(view, reads_it_too)
+    train_model = fxcollab.transform(model, splits=["a"], example_inputs=(x,), seed=0)
+    fxcollab.verify(model, train_model, (x,)).raise_if_failed()
+
+
 def test_independent_instances_have_what_they_reach() -> None:
     for hold in (lambda model: [model.a], lambda model: [closing_over(model.a)]):
         proven(Holding(hold, lambda held, x: held[0](x)), pattern="multi-instance")
