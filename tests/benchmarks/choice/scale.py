@@ -70,7 +70,7 @@ def search(name: str) -> Row:
     took = time.perf_counter() - start
     found = survey(model, inputs, granularity)
     return {
-        "nodes": max(len(captured.graph.nodes), len(found.chain.costs.nodes)),
+        "nodes": max(len(captured.graph.nodes), len(found.cuts.costs.nodes)),
         "candidates": len(found.candidates),
         "capture": round(took, 2),
         "search": round(searched, 2),
