@@ -1,9 +1,10 @@
 """Choices: ``python -m tests.benchmarks.choice``.
 
 What ``splits="auto"`` takes for thirty models of torchvision and timm, and why; which budgets are kept, by the costs
-of the graph that the choice leads to; how long the search takes beside the capture, on timm's largest models and on
-graphs of up to 10,000 nodes. A line a case goes to ``choice.jsonl`` in ``--results``; cases that stand there are not
-measured again unless ``--again`` is said. ``choice.md`` is made of them.
+of the graph that the choice leads to; what it takes for networks that no single value cuts well, proved; how long the
+search takes beside the capture, on timm's largest models and on graphs of up to 10,000 nodes. A line a case goes to
+``choice.jsonl`` in ``--results``; cases that stand there are not measured again unless ``--again`` is said.
+``choice.md`` is made of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks.choice import picks, scale
+from tests.benchmarks.choice import picks, scale, wide
 from tests.benchmarks.rows import Row, measured
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -32,7 +33,8 @@ def main() -> None:
     file, again = arguments.results / "choice.jsonl", arguments.again
     picked = measured(file, "picks", ((name,) for name in picks.MODELS), picks.pick, again=again)
     searched = measured(file, "searches", ((name,) for name in scale.CASES), scale.search, again=again)
-    text = "\n".join(_markdown(picked, searched)) + "\n"
+    cut = measured(file, "wide", ((name,) for name in wide.CASES), wide.cut, again=again)
+    text = "\n".join([*_markdown(picked, searched), *_of_wide(cut)]) + "\n"
     (arguments.results / "choice.md").write_text(text)
     print(text)
 
@@ -67,6 +69,20 @@ def _markdown(picked: list[Row], searched: list[Row]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for row in searched:
         yield f"| {row['case'][0]} | {row['nodes']} | {row['candidates']} | {row['capture']} | {row['search']} |"
+
+
+def _of_wide(cut: list[Row]) -> Iterator[str]:
+    yield ""
+    yield "## Networks that no single value cuts well"
+    yield ""
+    yield "Small models with random weights; how many values cross each cut, and the proof at what is chosen."
+    yield ""
+    yield "| network | splits | shares of the work | values that cross | proof |"
+    yield "|---|---|---|---|---|"
+    for row in cut:
+        shares = ", ".join(f"{100 * share:.0f} %" for share in row.get("shares", ()))
+        crossing = ", ".join(map(str, row.get("crossing", ())))
+        yield f"| {row['case'][0]} | {', '.join(row.get('splits', ()))} | {shares} | {crossing} | {row['result']} |"
 
 
 def _within(found: Row) -> str:
