@@ -7,6 +7,7 @@ real ones if data do. Sizes stay symbolic in the graph; what was decided by the 
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,7 @@ class ExampleValues:
         self._tensors, self._real = tensors, examples.real
         self._values: dict[fx.Node, Any] = {}
         self._drawn: set[fx.Node] = set()  # those whose values depend on random numbers
+        self._drawn_values: list[dict[fx.Node, Any]] = [{} for _ in range(DRAWS)]  # theirs with other numbers
         self._twin = twin_of(model, training, real=examples.real)
         self._inputs = [pytree.tree_map_only(Tensor, self._twin.stand_in, value) for value in examples.values]
 
@@ -80,14 +82,18 @@ class ExampleValues:
                 needed.update({other}, (source for source in other.all_input_nodes if source in self._drawn))
         order = [other for other in node.graph.nodes if other in needed and other.op.startswith("call")]
         draws = FEW_DRAWS if any(other.op == "call_module" for other in order) else DRAWS
-        with self._twin.running(), torch.enable_grad():
-            return any(self._drawn_again(node, order, question) != answer for _ in range(draws))
+        with self._twin.running(), torch.no_grad():  # there are many, whose gradients nobody asks for
+            again = (self._drawn_again(node, order, question, found) for found in self._drawn_values[:draws])
+            return any(other != answer for other in again)
 
-    def _drawn_again(self, asked: fx.Node, order: Sequence[fx.Node], question: Callable[[Any], Any]) -> Any:
-        values = dict(self._values)
+    def _drawn_again(
+        self, asked: fx.Node, order: Sequence[fx.Node], question: Callable[[Any], Any], found: dict[fx.Node, Any]
+    ) -> Any:
+        values = ChainMap(found, self._values)
         try:
             for node in order:
-                values[node] = self._evaluate(node, values)
+                if node not in found:
+                    values[node] = self._evaluate(node, values)
             return question(values[asked])
         except Exception as error:  # user code may raise anything, for what was drawn
             raise UntraceableError(f"with other random numbers {node.name!r} raises {one_line(error)}") from error

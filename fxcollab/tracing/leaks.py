@@ -56,8 +56,9 @@ def purge_leaked_tensors() -> Iterator[None]:
     finally:
         modes = _MADE.modes[before:]
         del _MADE.modes[before:]
-        if any(mode() is not None for mode in modes):
-            gc.collect(1)  # tracers and modules are in cycles of references
+        for generation in (1, 2):  # tracers and modules are in cycles of references
+            if any(mode() is not None for mode in modes):
+                gc.collect(generation)
         alive = {id(mode) for reference in modes if (mode := reference()) is not None}
         if alive:
             found = [one for one in gc.get_objects() if type(one) is FakeTensor and id(one.fake_mode) in alive]
