@@ -152,9 +152,11 @@ class _Writer:
         return self._instances[key]
 
     def _insert_rescale(self, source: fx.Node, value: fx.Node, path: Path) -> fx.Node:
-        """The rescale of ``value``, which all branches of a level with the same factor share."""
+        """The rescale of ``value``, which all branches of a level with the same factor share; itself for factor 1."""
         branch = _branch_of(value)
         factor = self._tree.factor(branch, path)
+        if factor == 1:
+            return value
         key = ("rescale", value, len(path), factor, len(self._writes.get(source, ())))
         if key not in self._inserted:
             self._inserted[key] = self._new("rescale", source, branch, path, rescale, (value, factor))
