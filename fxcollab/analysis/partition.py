@@ -27,7 +27,7 @@ from fxcollab.analysis.levels import (
 )
 from fxcollab.analysis.observe import observe
 from fxcollab.analysis.order import Pair, ordered_pairs
-from fxcollab.analysis.split_names import find_cut
+from fxcollab.analysis.split_names import find_cut, owners
 from fxcollab.analysis.storages import Write
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import SplitError
@@ -81,6 +81,7 @@ def partition(captured: CollabGraphModule, tree: HeadTree, observation: Observat
     refuse_objects_with_state(captured)
     refuse_written_literals(observation)
     found = {graph: _cut_graph(graph, captured, tree, observation) for graph in captured.modes}
+    _refuse_other_values(captured, tree.splits)
     uses = _Uses(captured, found)
     nodes = {graph: uses.settle(graph) for graph in found}
     result = Partition(
@@ -129,6 +130,19 @@ def _find_cut(split: str, graph: fx.Graph, captured: CollabGraphModule) -> tuple
         why=f"in {there} mode the forward computes no such value",
         hint="split at a value that both modes compute",
     )
+
+
+def _refuse_other_values(captured: CollabGraphModule, splits: Iterable[str]) -> None:
+    """Raise for names of nodes that mean values of other modules in eval mode, as nodes are numbered."""
+    for split in splits if captured.modes.differ else ():
+        train, evaluation = (owners(split, graph, captured.root) for graph in captured.modes)
+        if train != evaluation:
+            here, there = (" and ".join(repr(owner or "the root") for owner in each) for each in (train, evaluation))
+            raise SplitError(
+                f"Split {split!r} is one value in train mode and another in eval mode.",
+                why=f"in train mode {here} computes it, in eval mode {there}: each numbers its nodes",
+                hint="split at what a module returns, or name a value by its module, as in 'layer.add'",
+            )
 
 
 def _independent(graph: fx.Graph, observation: Observation) -> GraphLevels:

@@ -50,6 +50,19 @@ def _find_value(name: str, graph: fx.Graph, root: nn.Module) -> fx.Node:
     raise _unknown(name, path, graph, root)
 
 
+def owners(split: str, graph: fx.Graph, root: nn.Module) -> tuple[str | None, ...]:
+    """For every value of a split, the module in whose forward it is computed; None for what a module returns."""
+    parts = [part.strip() for part in split.split("+")]
+    by_module = [bool(_returned_values(part.partition("@")[0], graph, root)) for part in parts]
+    nodes = [_find_value(part, graph, root) for part in parts]
+    return tuple(None if module else _owner(node) for module, node in zip(by_module, nodes, strict=True))
+
+
+def _owner(node: fx.Node) -> str:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
 def inner_names(graph: fx.Graph) -> Iterator[tuple[fx.Node, str]]:
     """What modules that were traced into compute themselves, other than by calling modules, with a name for each.
 
@@ -58,9 +71,8 @@ def inner_names(graph: fx.Graph) -> Iterator[tuple[fx.Node, str]]:
     """
     counts = Counter[str]()
     for node in graph.nodes:
-        stack = node.meta.get("nn_module_stack")
-        if stack and node.op in ("call_function", "call_method"):
-            path, *_ = list(stack.values())[-1]
+        path = _owner(node)
+        if path and node.op in ("call_function", "call_method"):
             name = f"{path}.{_NUMBER.sub('', node.name)}"
             yield node, f"{name}_{counts[name]}" if counts[name] else name
             counts[name] += 1

@@ -51,6 +51,10 @@ class ExampleValues:
         self._twin = twin_of(model, training, real=examples.real)
         self._inputs = [pytree.tree_map_only(Tensor, self._twin.stand_in, value) for value in examples.values]
 
+    def given(self) -> list[Any]:
+        """The tensors of the twin, and the example's inputs."""
+        return [*(copied for _, copied in self._twin.tensors), *self._inputs]
+
     @property
     def real(self) -> bool:
         """Whether values depend on the example's data, and not only on its shapes."""

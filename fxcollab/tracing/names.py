@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
-from fxcollab._torch import FakeTensor
+from fxcollab._torch import FakeTensor, pytree
 from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.twin import Twin, same_members
 
@@ -35,6 +36,7 @@ class Names:
         self._of_constants: dict[int, str] = {}
         self.constants: dict[str, Tensor] = dict(known)
         self.tensors: Mapping[str, Tensor] = ChainMap(self.constants, named)
+        self._of_examples = WeakIdKeyDictionary()
         self._held: dict[int, Held] = dict(reversed(list(_attributes_by_id(twin.model))))  # each by its first name
 
     def is_state(self, tensor: Tensor) -> bool:
@@ -45,16 +47,26 @@ class Names:
         """The name of a parameter, a buffer, or a tensor in an attribute; None for any other value."""
         return self._state.get(id(tensor))
 
+    def note_example(self, value: Any) -> None:
+        """Note that tensors in a value belong to an example or were computed for it: they can't be constants."""
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor):
+                self._of_examples[leaf] = None
+
+    def is_of_example(self, value: Any) -> bool:
+        """Whether a tensor in a value belongs to an example or was computed for it."""
+        return any(isinstance(leaf, Tensor) and leaf in self._of_examples for leaf in pytree.tree_leaves(value))
+
     def of_tensor(self, tensor: Tensor) -> str:
         """The name of a tensor: of state, or else of a constant."""
         found = self._state.get(id(tensor))
         if found is not None:
             return found
         constant = self._originals.get(id(tensor), tensor)  # a tensor of the model in a list or a dict
-        if isinstance(constant, FakeTensor):
+        if isinstance(constant, FakeTensor) or self.is_of_example(constant):
             raise UntraceableError(
                 f"a tensor of shape {tuple(tensor.shape)} was computed from the model's state where the graph can't "
-                "see it (in train() or eval(), a hook or another thread), and would be a constant"
+                "see it (in train() or eval(), a hook, a leaf module or another thread), and would be a constant"
             )
         if id(constant) not in self._of_constants:
             self._of_constants[id(constant)] = name = self._of_new_constant(constant)

@@ -35,6 +35,12 @@ class Recorder(Protocol):
     def record_of_state(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Record what is computed from tensors of the model."""
 
+    def note_example(self, value: Any) -> None:
+        """Note that tensors in a value belong to an example, or were computed for it."""
+
+    def is_of_example(self, value: Any) -> bool:
+        """Whether tensors in a value belong to an example, or were computed for it."""
+
     def set_item(self, target: fx.Proxy, key: Any, value: Any) -> None:
         """Record ``target[key] = value``."""
 

@@ -47,7 +47,9 @@ class TensorFunctions(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self._tracer.queries.computing:
-            return func(*args, **kwargs)
+            value = func(*args, **kwargs)
+            self._tracer.note_example(value)
+            return value
         if func in _FACTORIES:
             return self._tracer.create_proxy("call_function", func, args, kwargs)
         assigns = func.__name__ == "__set__"
@@ -61,6 +63,8 @@ class TensorFunctions(TorchFunctionMode):
         ):
             return self._read(func, args, kwargs)
         result = func(*args, **kwargs)
+        if self._tracer.is_of_example((args, kwargs)):  # which a module or a hook has left where the forward finds it
+            self._tracer.note_example(result)
         given = {storage_id(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, Tensor) and storage_id(leaf) not in given:

@@ -109,6 +109,8 @@ class LazyTracer(fx.Tracer):
         self._state_proxies: dict[str, fx.Proxy] = {}
         with _TRACE_LOCK:
             values = None if self._examples is None else self.values_for(self._examples)
+            if values is not None:
+                self._names.note_example(values.given())
             self.queries = ProxyQueries(self._interface, values, self._names.tensors, self._record, self.notes)
             self._thread, self._generators = threading.get_ident(), ForeignState()
             try:
@@ -301,6 +303,15 @@ class LazyTracer(fx.Tracer):
         if name not in self._state_proxies:
             self._state_proxies[name] = self.create_proxy("get_attr", name, (), {})
         return self._state_proxies[name]
+
+    def note_example(self, value: Any) -> None:
+        """Note that tensors in a value belong to an example, or were computed for it."""
+        if self._examples is not None and self._examples.real:  # fake ones are known as such
+            self._names.note_example(value)
+
+    def is_of_example(self, value: Any) -> bool:
+        """Whether tensors in a value belong to an example, or were computed for it."""
+        return self._examples is not None and self._examples.real and self._names.is_of_example(value)
 
     def record_of_state(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Record what is computed from the model's tensors; erased afterwards if nothing uses it."""

@@ -308,3 +308,45 @@ def test_whatever_fails_leaves_the_model_as_it_was(arguments: dict[str, Any]) ->
     with pytest.raises(fxcollab.FxCollabError):
         fxcollab.transform(model, **arguments)
     assert state_of(model) == before
+
+
+class AddsInTraining(nn.Module):
+    """Nodes of the same name are other values in the two modes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = OnlyInTraining(), OnlyInTraining()
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x))
+        return self.last(x + 1)
+
+
+class OnlyInTraining(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        return y + self.other(x) if self.training else y
+
+
+def test_a_name_that_is_another_value_in_eval_mode_is_refused() -> None:
+    with pytest.raises(SplitError, match="is one value in train mode and another in eval mode") as caught:
+        fxcollab.transform(AddsInTraining(), splits=["add"], granularity="op")
+    assert "in train mode 'first' computes it, in eval mode 'the root'" in str(caught.value.why)
+    with pytest.raises(SplitError, match="exists in train mode only"):
+        fxcollab.transform(AddsInTraining(), splits=["second.add"], granularity="op")
+
+
+@pytest.mark.parametrize("split", ["first", "second", "first.one+first.other", "second.one"])
+def test_what_a_module_returns_is_one_value_in_both_modes(split: str) -> None:
+    model = AddsInTraining()
+    if "other" in split:
+        with pytest.raises(SplitError, match="exists in train mode only"):
+            fxcollab.transform(model, splits=[split], granularity="op")
+    else:
+        train_model = fxcollab.transform(model, splits=[split], granularity="op", init="copy-anyway")
+        fxcollab.verify(model, train_model).raise_if_failed()

@@ -386,6 +386,49 @@ class HookedAttribute(Hooked):
 HOOKED = [Hooked, HookedList, HookedAttribute]
 
 
+COLLECTED: list[Tensor] = []
+
+
+class Collects(nn.Linear):
+    """Leaves what it computes where the forward finds it, in a global."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        COLLECTED.append(x)
+        return x
+
+
+class AsksForData(nn.Module):
+    """What ``body`` leaves is read after a question that only real values answer."""
+
+    def __init__(self, read: Any) -> None:
+        super().__init__()
+        self.body, self.middle, self.head = Collects(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.read = read
+
+    def forward(self, x: Tensor) -> Tensor:
+        COLLECTED.clear()
+        y = self.middle(self.body(x))
+        return self.head(y + self.read(self) if (y > -1e9).all() else y)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda model: COLLECTED[-1],
+        lambda model: COLLECTED[-1].detach().tanh(),
+        lambda model: torch.stack([each[:, :1] for each in COLLECTED]).sum(0),
+        lambda model: COLLECTED.pop().clone().mul_(2),
+    ],
+    ids=["itself", "computed", "stacked", "written"],
+)
+def test_what_a_module_leaves_while_an_example_is_computed_is_no_constant(read: Any) -> None:
+    model = AsksForData(read).double()
+    with pytest.raises(fxcollab.CaptureError) as caught:
+        fxcollab.transform(model, splits=["middle"], example_inputs=(X,))
+    assert "a leaf module" in str(caught.value.why) and "would be a constant" in str(caught.value.why)
+
+
 @pytest.mark.parametrize("called", [True, False])
 @pytest.mark.parametrize("cls", HOOKED)
 @pytest.mark.parametrize("split", slow_but(["middle"], ["middle", "body.0"]))
