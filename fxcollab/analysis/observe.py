@@ -20,25 +20,50 @@ from fxcollab.analysis.observer import Observer, Unknown
 from fxcollab.analysis.operations import Operations
 from fxcollab.codegen.modes import set_mode
 from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.errors import ForwardError, one_line
 from fxcollab.functional import named_tensors
-from fxcollab.fx_utils import attribute, opened_around
+from fxcollab.fx_utils import attribute, opened_around, place
 from fxcollab.tracing.capture import CAPTURE_KEY, CaptureOptions
-from fxcollab.tracing.examples import example_tensors, guesses
+from fxcollab.tracing.examples import example_tensors, guesses, why_not_on
 from fxcollab.tracing.interface import Interface
 from fxcollab.tracing.leaks import purge_leaked_tensors
+from fxcollab.tracing.limitations import hooked_modules
 from fxcollab.tracing.twin import Attributes, Twin, twin_of
 
 
 @purge_leaked_tensors()
 def observe(captured: CollabGraphModule) -> Observation:
-    """Run the graphs of a captured model, and note what their nodes do; the model is not touched."""
+    """Run the graphs of a captured model, and note what their nodes do; the model is not touched.
+
+    Raises:
+        ForwardError: a graph fails on the example inputs, on which the model works.
+    """
     examples = list(_examples(captured))
+    given = captured.meta[CAPTURE_KEY].example_inputs is not None
     only_real = any(_has_no_strides(leaf) for leaf in pytree.tree_leaves(examples) if isinstance(leaf, Tensor))
     found = _observe(captured, examples, real=only_real)
-    if found.depends_on_data and not only_real and not any(tensor.is_meta for _, tensor in named_tensors(captured)):
+    has_values = not any(tensor.is_meta for _, tensor in named_tensors(captured))
+    if (found.depends_on_data or (found.error and given)) and not only_real and has_values:
         found = _observe(captured, examples, real=True)
+    if found.error and given and has_values and not found.depends_on_data:
+        _refuse_failing(captured, examples[0], found)
     effects = {node: found.effects.get(node) or _everything(node) for graph in captured.modes for node in graph.nodes}
     return Observation(effects, frozenset(found.changed), frozenset(_written_by_modes(captured)))
+
+
+def _refuse_failing(captured: CollabGraphModule, values: Sequence[Any], run: _Run) -> None:
+    """Raise if the model works where its graph fails: what calls are handed was not all seen while it was traced."""
+    assert run.error is not None and run.failed is not None
+    if why_not_on(captured.root, captured.meta[CAPTURE_KEY].interface, values):
+        return
+    hooked = [path for path in hooked_modules(captured.root) if path]
+    hooks = f"; hooks of {', '.join(hooked[:4])} don't run while a forward is traced" if hooked else ""
+    raise ForwardError(
+        f"The graph of {type(captured.root).__qualname__} fails on the example inputs, on which the model works.",
+        where=place(run.failed),
+        why=f"{one_line(run.error)}{hooks}",
+        hint="put the splits at modules further out, so that the code around this call stays inside a leaf module",
+    ) from run.error
 
 
 def _written_by_modes(captured: CollabGraphModule) -> Iterator[str]:
@@ -114,7 +139,7 @@ def _other_batch(values: Sequence[Any]) -> Sequence[Any]:
 class _Run:
     """Runs of a captured model's graphs on one twin of its root.
 
-    ``effects`` are those of all runs so far; ``error`` is what ended the first one.
+    ``effects`` are those of all runs so far; ``error`` is what ended the first one, at the node ``failed``.
     """
 
     def __init__(self, captured: CollabGraphModule, twin: Twin) -> None:
@@ -122,6 +147,7 @@ class _Run:
         self.effects: dict[fx.Node, Effects] = {}
         self.changed: set[str] = set()
         self.error: Exception | None = None
+        self.failed: fx.Node | None = None
         self._copies: dict[str, tuple[set[int], set[int]]] = {}  # what copies of modules read, once for each
         self._names = {id(tensor): name for name, tensor in reversed(list(named_tensors(captured.root)))}
         self._interface: Interface = captured.meta[CAPTURE_KEY].interface
@@ -144,7 +170,7 @@ class _Run:
             observer = Observer(self._captured, graph, twin, self._names, self._copies)
             observer.run(*inputs, enable_io_processing=False)
             if not self.effects:
-                self.error = observer.error
+                self.error, self.failed = observer.error, observer.failed
             self.changed.update(before.changed())
         for node, effects in observer.effects.items():
             self.effects[node] = self.effects[node] | effects if node in self.effects else effects

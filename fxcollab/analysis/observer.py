@@ -53,6 +53,7 @@ class Observer(Interpreter):
         self._keys: dict[fx.Node, set[int]] = {}
         self.effects: dict[fx.Node, Effects] = {}
         self.error: Exception | None = None
+        self.failed: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, and note what it does."""
@@ -86,7 +87,8 @@ class Observer(Interpreter):
             with self._operations.watched():
                 value = super().run_node(node)
         except Exception as error:  # user code may raise anything
-            self.error = self.error or error
+            if self.error is None:
+                self.error, self.failed = error, node
             return Unknown()
         if self._operations.opaque:
             return value

@@ -114,7 +114,11 @@ def survey(
     searched = Searched(model, interface, example_inputs, granularity)
     with explained(model, interface):
         captured = opened(searched, depth)
-        profiled = profile(captured, interface, example_inputs)
+        try:
+            profiled = profile(captured, interface, example_inputs)
+        except Exception:  # whatever a graph raises in which hooks of opened modules are missed
+            captured = searched.capture()
+            profiled = profile(captured, interface, example_inputs)
     names = value_names(captured, searched)
     cuts = cuts_of(captured, profiled, names)
     found = _without_repeats(dict(_candidates(cuts, names)))

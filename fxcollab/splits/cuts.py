@@ -157,7 +157,7 @@ class _Flow:
         while value is not start:
             chain.append(value)
             value = dominators[value]
-        return tuple(value for value in reversed(chain) if self._is_tensor(value))
+        return tuple(value for value in reversed(chain) if self._can_be_cut(value))
 
     def settled(
         self, place: Callable[[fx.Node, Mapping[fx.Node, Any]], Any], first: Callable[[Iterable[Any]], Any]
@@ -187,7 +187,7 @@ class _Flow:
         """Cuts at other values than those of the chain, on which all outputs depend."""
         if not gaps or not self._ends:
             return
-        candidates = [node for node in self._carriers if node in named and self._is_tensor(node)]
+        candidates = [node for node in self._carriers if node in named and self._can_be_cut(node)]
         candidates.sort()
         reached = self._before_all_ends()
         singles = [(node,) for node in _spread(candidates) if node in reached and node not in chain]
@@ -224,8 +224,9 @@ class _Flow:
     def _before_all_ends(self) -> set[fx.Node]:
         return set.intersection(*map(_ancestors, self._ends))
 
-    def _is_tensor(self, node: fx.Node) -> bool:
-        return self._costs.nodes[node].shape is not None
+    def _can_be_cut(self, node: fx.Node) -> bool:
+        """Whether it is a tensor, or what a module returns."""
+        return self._costs.nodes[node].shape is not None or node.op == "call_module"
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:

@@ -479,3 +479,53 @@ def test_hooks_fill_a_list_of_the_callers_in_every_head() -> None:
     assert seen == []
     train_model(X.float())
     assert seen == [model[1], train_model.get_submodule("peers.b1.1")]
+
+
+class Stages(nn.Module):
+    """Hands on what hooks collect of its layers, as transformers does for ``output_hidden_states``."""
+
+    def __init__(self, layers: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        found: list[Tensor] = []
+        hooks = [
+            each[0].register_forward_hook(lambda module, inputs, output: found.append(output)) for each in self.layers
+        ]
+        for layer in self.layers:
+            x = layer(x)
+        for hook in hooks:
+            hook.remove()
+        return [*found, x]
+
+
+class TakesAll(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages, self.head = Stages(), Weighs()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stages(x))
+
+
+class Weighs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ModuleList(nn.Linear(4, 2) for _ in range(4))
+
+    def forward(self, values: list[Tensor]) -> Tensor:
+        return torch.stack([self.weights[number](values[number]) for number in range(4)]).sum(0)
+
+
+def test_a_graph_that_fails_where_the_model_works_is_refused() -> None:
+    model = TakesAll().double()
+    with pytest.raises(
+        fxcollab.CaptureError, match="fails on the example inputs, on which the model works"
+    ) as caught:
+        fxcollab.transform(model, splits=["stages.layers.1"], example_inputs=(X,))
+    assert "head" in str(caught.value.where) and "IndexError" in str(caught.value.why)
+    assert "'stages'" in str(caught.value.hint)
+    train_model = fxcollab.transform(model, splits=["stages"], example_inputs=(X,))
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+    assert fxcollab.choose_splits(model, (X,), fanouts=(2,)).splits == ("stages",)
