@@ -205,6 +205,10 @@ class Interpreter(fx.Interpreter):
             if not node.users and node.op != "output":
                 self.user_to_last_uses.setdefault(node, []).append(node)
 
+    def fetch_attr(self, target: str) -> Any:
+        """What a target names, whatever the module itself has under that name."""
+        return attribute(self.module, str(target))
+
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
         """The arguments of a node; fx's own are immutable."""
         args, kwargs = super().fetch_args_kwargs_from_env(n)

@@ -20,7 +20,7 @@ from fxcollab.analysis.observer import Observer, Unknown
 from fxcollab.analysis.operations import Operations
 from fxcollab.codegen.modes import set_mode
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.errors import ForwardError, one_line
+from fxcollab.errors import ForwardError, FxCollabError, one_line
 from fxcollab.functional import named_tensors
 from fxcollab.fx_utils import attribute, opened_around, place
 from fxcollab.tracing.capture import CAPTURE_KEY, CaptureOptions
@@ -54,6 +54,8 @@ def observe(captured: CollabGraphModule) -> Observation:
 def _refuse_failing(captured: CollabGraphModule, values: Sequence[Any], run: _Run) -> None:
     """Raise if the model works where its graph fails: what calls are handed was not all seen while it was traced."""
     assert run.error is not None and run.failed is not None
+    if isinstance(run.error, FxCollabError):
+        raise run.error
     if why_not_on(captured.root, captured.meta[CAPTURE_KEY].interface, values):
         return
     hooked = [path for path in hooked_modules(captured.root) if path]

@@ -164,9 +164,8 @@ class Halves(Net):
 
 
 def test_data_of_another_shape_is_refused_where_it_is_assigned() -> None:
-    train_model = made(Halves(), (X,))
     with pytest.raises(CaptureError, match="assigned to the data"):
-        train_model(X)
+        made(Halves(), (X,))
 
 
 class TriesKeywords(Net):
