@@ -185,7 +185,7 @@ class Observer(Interpreter):
         made, tensors = deep_copy_into(dict(self._opened), self._twin.model.get_submodule(str(node.target)), clone_of)
         others = {name: clone_of(parameter) for name, parameter in made.named_parameters()}
         # What it reads of an argument, it doesn't read by itself.
-        args, kwargs = pytree.tree_map_only(Tensor, clone_of, self.fetch_args_kwargs_from_env(node))
+        args, kwargs = pytree.tree_map_only(Tensor, torch.clone, self.fetch_args_kwargs_from_env(node))
         operations = Operations()
         with operations.watched():
             call_with(made, others, args, kwargs)

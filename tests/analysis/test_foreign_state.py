@@ -412,6 +412,31 @@ def test_a_module_may_be_handed_views_of_what_it_registers(view: Any, reads_it_t
     fxcollab.verify(model, train_model, (x,)).raise_if_failed()
 
 
+class WritesItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += 0.1
+        return self.linear(x)
+
+
+def test_a_module_called_twice_may_write_what_it_is_handed() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), WritesItsInput()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            return self.b(x * 2) + self.b(torch.tanh(x))
+
+    model = Net()
+    train_model = fxcollab.transform(model, splits=["a"], example_inputs=(torch.randn(3, 8),), seed=0)
+    fxcollab.verify(model, train_model, (torch.randn(3, 8),)).raise_if_failed()
+
+
 def test_independent_instances_have_what_they_reach() -> None:
     for hold in (lambda model: [model.a], lambda model: [closing_over(model.a)]):
         proven(Holding(hold, lambda held, x: held[0](x)), pattern="multi-instance")
