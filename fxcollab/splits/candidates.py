@@ -8,12 +8,14 @@ from itertools import accumulate, groupby, pairwise
 
 from torch import fx, nn
 
+from fxcollab._torch import DATA_DEPENDENT_ERRORS
 from fxcollab.costs.profile import explained, profile
+from fxcollab.errors import warn_caller
 from fxcollab.sources.loaded import model_of
 from fxcollab.splits.cuts import Cuts, K, cuts_of
 from fxcollab.splits.opening import Searched, opened, value_names
 from fxcollab.tracing.capture import Granularity
-from fxcollab.tracing.examples import known_interface
+from fxcollab.tracing.examples import known_interface, why_not
 from fxcollab.tracing.interface import ExampleInputs
 
 
@@ -116,7 +118,12 @@ def survey(
         captured = opened(searched, depth)
         try:
             profiled = profile(captured, interface, example_inputs)
+        except DATA_DEPENDENT_ERRORS:
+            raise
         except Exception:  # whatever a graph raises in which hooks of opened modules are missed
+            if searched.is_open or why_not(model, interface, training=True) is not None:
+                raise
+            warn_caller("splits inside of modules are not searched: opened, the model fails where it works as it is")
             captured = searched.capture()
             profiled = profile(captured, interface, example_inputs)
     names = value_names(captured, searched)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -58,13 +58,14 @@ class UNet(nn.Module):
         x = self.middle(x)
         for conv in self.up:
             x = torch.relu(conv(torch.cat([nn.functional.interpolate(x, scale_factor=2.0), skips.pop()], 1)))
-        return self.last(torch.cat([nn.functional.interpolate(x, scale_factor=2.0), skips.pop()], 1))  # type: ignore
+        x = nn.functional.interpolate(x, scale_factor=2.0)
+        return cast(Tensor, self.last(torch.cat([x, skips.pop()], 1)))
 
 
 def _vit_tiny() -> nn.Module:
     import timm
 
-    return timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=4)  # type: ignore[no-any-return]
+    return cast(nn.Module, timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=4))
 
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -180,7 +181,7 @@ def test_the_gradients_of_an_uneven_tree_are_those_of_a_network_written_by_hand(
     by_hand = ByHand(train_model)
     x, weights = torch.randn(5, 8).double(), torch.randn(3, 5, 3).double()
     for network in (train_model, by_hand):
-        sum((weight * output).sum() for weight, output in zip(weights, network(x), strict=True)).backward()  # type: ignore
+        torch.stack([(weight * out).sum() for weight, out in zip(weights, network(x), strict=True)]).sum().backward()
     found = {name: parameter.grad for name, parameter in train_model.named_parameters()}
     places = {"trunk": ("0", ""), "b0": ("1", ""), "b1": ("1", "peers.b1."), "b0_0": ("23456", "")}
     places |= {"b0_1": ("23456", "peers.b0_1."), "b1_0": ("23456", "peers.b1_0.")}

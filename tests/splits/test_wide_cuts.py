@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fxcollab
 from fxcollab import choose_splits
 from fxcollab.splits.option import LEAST
+from fxcollab.tracing.capture import Granularity
 from tests.rewriting.test_trees import UNet
 from tests.speeds import slow_but
 
@@ -109,13 +110,15 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
 
 @pytest.mark.parametrize("granularity", slow_but(["auto"], ["auto", "op"]))
 @pytest.mark.parametrize("network", NETWORKS)
-def test_no_level_of_a_chosen_tree_does_next_to_nothing_and_the_proof_holds(network: str, granularity: str) -> None:
+def test_no_level_of_a_chosen_tree_does_next_to_nothing_and_the_proof_holds(
+    network: str, granularity: Granularity
+) -> None:
     make, inputs = NETWORKS[network]
     torch.manual_seed(0)
     model = make()
-    choice = choose_splits(model, inputs, granularity=granularity)  # type: ignore[arg-type]
+    choice = choose_splits(model, inputs, granularity=granularity)
     assert min(choice.option.shares) >= LEAST / len(choice.option.shares)
-    train_model = fxcollab.transform(model, splits=choice, example_inputs=inputs, granularity=granularity, seed=0)  # type: ignore[arg-type]
+    train_model = fxcollab.transform(model, splits=choice, example_inputs=inputs, granularity=granularity, seed=0)
     fxcollab.verify(model, train_model, inputs).raise_if_failed()
 
 
