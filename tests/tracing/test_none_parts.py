@@ -25,10 +25,6 @@ from tests.tracing.question_helpers import (
 )
 
 
-def bug(reason: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 class HasNone(nn.Module):
     """Kept whole; a part of what it returns is None, always or where it isn't trained."""
 
@@ -175,9 +171,6 @@ class TakesAHelpersPart(Unpacks):
         return outputs[0], outputs[1]
 
 
-_WHOLE = bug("only parts of a module's result are looked at: a None that is the whole looks like a value, silently")
-
-
 @pytest.mark.parametrize(
     "make",
     slow_but(
@@ -187,7 +180,7 @@ _WHOLE = bug("only parts of a module's result are looked at: a None that is the 
             ReadsAField,
             GetsAnEntry,
             GetsAMissingEntry,
-            pytest.param(TakesTheWhole, marks=_WHOLE),
+            TakesTheWhole,
             TakesAHelpersPart,
         ],
     ),
