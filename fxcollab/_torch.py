@@ -45,6 +45,9 @@ DATA_DEPENDENT_ERRORS = (
 CONVERSION = torch.ops.aten._to_copy.default
 """What a conversion to another type or device does; to the same one there is none, and the result is the tensor."""
 
+DEVICE_OF = torch.ops.prim.device.default
+"""The operator that asks a fake tensor for its device, more often than all others run together."""
+
 PyTreeCodeGen = fx_graph._PyTreeCodeGen
 """Generates the code of graphs whose inputs and outputs are structures."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import flop_registry
 
-from fxcollab._torch import CONVERSION, OpOverload, TorchDispatchMode, schema_of, storage_id
+from fxcollab._torch import CONVERSION, DEVICE_OF, OpOverload, TorchDispatchMode, schema_of, storage_id
 
 
 class Operations:
@@ -70,8 +70,7 @@ class Operations:
             self.opaque = True
             return
         operator = _operator(function)
-        if operator.count is not None:
-            self.flops += int(operator.count(*args, **kwargs, out_val=result))
+        self.flops += flops_of(function, args, kwargs, result)
         for position, argument in enumerate(operator.arguments):
             value = argument.given(position, args, kwargs)
             for tensor in (value,) if isinstance(value, Tensor) else value if isinstance(value, list | tuple) else ():
@@ -108,7 +107,6 @@ class _Argument:
 class _Operator:
     arguments: tuple[_Argument, ...]
     random: bool
-    count: Callable[..., int] | None
 
     def is_training(self, args: Any, kwargs: Any) -> bool:
         """Whether an argument ``training`` is true in a call."""
@@ -123,8 +121,13 @@ def _operator(function: OpOverload) -> _Operator:
         _Argument(one.name, one.default_value, one.alias_info is not None and one.alias_info.is_write)
         for one in declared
     )
+    return _Operator(tuple(arguments), torch.Tag.nondeterministic_seeded in function.tags)
+
+
+def flops_of(function: OpOverload, args: Any, kwargs: Any, result: Any) -> int:
+    """The floating point operations of a call of an operator, as ``FlopCounterMode`` counts them."""
     count = flop_registry.get(function.overloadpacket)
-    return _Operator(tuple(arguments), torch.Tag.nondeterministic_seeded in function.tags, count)
+    return int(count(*args, **kwargs, out_val=result)) if count is not None else 0
 
 
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -135,6 +138,8 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._operations = operations
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE_OF:
+            return NotImplemented  # the tensor answers
         result = func(*args, **(kwargs or {}))
         self._operations.see(func, args, kwargs or {}, result)
         return result

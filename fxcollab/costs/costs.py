@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from fxcollab.analysis.partition import Partition, partition
 from fxcollab.codegen.branches import Recompute, check_recompute
@@ -128,40 +128,54 @@ def training_costs(
     cut = partition(captured, tree)
     with explained(model, interface):
         profiled = profile(captured, interface, example_inputs)
-    return costs_of(captured, profiled, cut, optimizer, recompute)
+    return costs_of(captured, profiled, Levels.of(captured, cut), optimizer, recompute)
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """On which levels of a head tree the nodes of the train mode's graph lie, and the state, by name."""
+
+    tree: HeadTree
+    nodes: Mapping[fx.Node, int]
+    state: Mapping[str, int]
+
+    @classmethod
+    def of(cls, captured: CollabGraphModule, cut: Partition) -> Levels:
+        """Those of a partition."""
+        return cls(cut.tree, cut.nodes[captured.modes.train], cut.state)
 
 
 def costs_of(
     captured: CollabGraphModule,
     profile: Profile,
-    cut: Partition,
+    levels: Levels,
     optimizer: float = 1.0,
     recompute: Recompute | None = None,
 ) -> Costs:
-    """The costs of the training graph of ``cut``, and of the captured original."""
+    """The costs of the training graph of these levels, and of the captured original."""
+    alone = Levels(HeadTree((), ()), dict.fromkeys(profile.nodes, 0), dict.fromkeys(state_bytes(captured, 0), 0))
     return Costs(
-        step_cost(captured, profile, None, optimizer), step_cost(captured, profile, cut, optimizer, recompute)
+        step_cost(captured, profile, alone, optimizer), step_cost(captured, profile, levels, optimizer, recompute)
     )
 
 
 def step_cost(
     captured: CollabGraphModule,
     profile: Profile,
-    cut: Partition | None,
+    levels: Levels,
     optimizer: float = 1.0,
     recompute: Recompute | None = None,
 ) -> StepCost:
-    """The cost of a training step of the training graph of ``cut``; of the original if that is None."""
-    tree = cut.tree if cut else HeadTree((), ())
-    levels = cut.nodes[captured.modes.train] if cut else dict.fromkeys(profile.nodes, 0)
-    simulation = MemorySimulation(profile, tree, levels, recompute=recompute is not None)
+    """The cost of a training step of the training graph of these levels."""
+    tree = levels.tree
+    simulation = MemorySimulation(profile, tree, levels.nodes, recompute=recompute is not None)
     flops = 0
     for node, cost in profile.nodes.items():
         # recomputed whole, though a second pass of a branch ends once all that its backward needs is there
-        forwards = 2 if recompute and levels[node] else 1
-        flops += tree.branches(levels[node]) * (forwards * cost.forward_flops + cost.backward_flops)
+        forwards = 2 if recompute and levels.nodes[node] else 1
+        flops += tree.branches(levels.nodes[node]) * (forwards * cost.forward_flops + cost.backward_flops)
     state = state_bytes(captured, optimizer)
-    instances = {name: tree.branches(cut.state[name] if cut else 0) for name in state}
+    instances = {name: tree.branches(levels.state[name]) for name in state}
     return StepCost(
         flops=flops,
         parameters=sum(instances[name] * parameter.numel() for name, parameter in captured.named_parameters()),

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from fxcollab._torch import DATA_DEPENDENT_ERRORS, TorchDispatchMode, pytree
+from fxcollab._torch import DATA_DEPENDENT_ERRORS, DEVICE_OF, OpOverload, TorchDispatchMode, pytree
+from fxcollab.analysis.operations import flops_of
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError
 from fxcollab.fx_utils import Interpreter
@@ -138,11 +138,7 @@ def _profile(captured: CollabGraphModule, interface: Interface, values: Sequence
     def step(model: CollabGraphModule, *inputs: Tensor) -> None:
         recorder.ignore([inputs, *model.parameters(), *model.buffers()])
         recorder.inputs = sum(tensor.nbytes for tensor in inputs)
-        counter = FlopCounterMode(display=False)
-        untracked: Any = _NoModules()
-        counter.mod_tracker = untracked  # its hooks on modules' outputs would keep saved tensors alive
-        with counter, recorder:
-            recorder.count = counter.get_total_flops
+        with recorder:
             backward(_Profiler(model, recorder, nodes).run(*inputs))
             recorder.enter(None)
 
@@ -219,32 +215,25 @@ def _hook_backward(node: fx.Node, value: Any, recorder: _Recorder) -> None:
 _SEEN = "fxcollab"
 
 
-class _NoModules(AbstractContextManager["_NoModules"]):
-    """Replaces the module tracker of ``FlopCounterMode``: all FLOPs are those of one module."""
-
-    parents = frozenset({"Global"})
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records for every operation which storage it allocates, and when that is freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.count: Callable[[], int] = lambda: 0
         self.inputs = 0
         self._moment: Moment | None = None
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
         self._records: list[_Record] = []
         self._living: weakref.WeakKeyDictionary[Any, _Record] = weakref.WeakKeyDictionary()
-        self._live = self._peak = self._start = self._flops_before = 0
+        self._live = self._peak = self._start = self._flops = 0
         self._costs: dict[fx.Node, dict[str, Any]] = {}
         self._backward: dict[fx.Node, None] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE_OF:
+            return NotImplemented  # the tensor answers
         out = func(*args, **(kwargs or {}))
+        self._flops += flops_of(func, args, kwargs or {}, out) if isinstance(func, OpOverload) else 0
         for storage in _storages(out):
             if storage not in self._known:
                 self._allocated(storage)
@@ -262,9 +251,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             phase, node = self._moment
             cost = self._costs.setdefault(node, {})
             flops, growth = f"{phase}_flops", f"{phase}_bytes"
-            cost[flops] = cost.get(flops, 0) + self.count() - self._flops_before
+            cost[flops] = cost.get(flops, 0) + self._flops
             cost[growth] = max(cost.get(growth, 0), self._peak - self._start)
-        self._moment, self._flops_before = moment, self.count()
+        self._moment, self._flops = moment, 0
         self._start = self._peak = self._live
         if moment is not None and moment[0] == "backward":
             self._backward.setdefault(moment[1])

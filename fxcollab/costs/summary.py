@@ -10,7 +10,7 @@ from typing import Any
 from fxcollab.analysis.partition import Partition, partition
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.costs.costs import Costs, costs_of, parameter_count
+from fxcollab.costs.costs import Costs, Levels, costs_of, parameter_count
 from fxcollab.costs.original import ProfiledOriginal, profile_original
 from fxcollab.plan import plan_of
 from fxcollab.provenance import Provenance, provenance_of
@@ -108,7 +108,7 @@ def summarise(train_model: CollabGraphModule, profiled: ProfiledOriginal | None 
         parameters=(parameter_count(train_model.root), parameter_count(train_model)),
         costs=None
         if profiled.profile is None
-        else costs_of(captured, profiled.profile, cut, recompute=options.recompute),
+        else costs_of(captured, profiled.profile, Levels.of(captured, cut), recompute=options.recompute),
         inputs=profiled.inputs,
         guessed=profiled.guessed,
         costs_unknown=profiled.unknown,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
 from operator import add
 
@@ -12,14 +12,13 @@ from torch import nn
 from fxcollab.analysis.effects import Observation
 from fxcollab.analysis.partition import partition
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.costs.costs import Costs, costs_of, ratio, state_bytes, trained_bytes
-from fxcollab.costs.profile import profile
+from fxcollab.costs.costs import Costs, Levels, costs_of, ratio, state_bytes, trained_bytes
 from fxcollab.errors import PatternError, SplitError
 from fxcollab.patterns import fanouts_to_choose
 from fxcollab.sources.loaded import model_of
 from fxcollab.splits.candidates import Candidate, Survey, survey
 from fxcollab.splits.choice import Choice, crossing_at, listed, reason_for, runners_up
-from fxcollab.splits.cuts import carriers
+from fxcollab.splits.cuts import K, carriers
 from fxcollab.splits.option import Option, OptionScore, evenness, rank, thinned
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tracing.interface import ExampleInputs
@@ -27,8 +26,6 @@ from fxcollab.tree import Fanout, HeadTree
 
 NEAR = 1.1
 """By which factor estimates of memory may be off, after correction by the last exact cost."""
-NEAREST = 8
-"""Of so many options exact costs are computed, to find the cheapest."""
 _DEEPER = "list more with find_splits(depth=3) (fxcollab splits --depth 3) and name the splits"
 
 
@@ -115,23 +112,26 @@ class _Search:
         max_time, max_memory = (self._limits.get(name, math.inf) for name in ("time", "memory"))
         over = {option: f"over the budget of {max_time:g}x" for option in options if option.time > max_time}
         ranked = rank([option for option in options if option not in over], self._objective)
-        correction = 1.0
+        correction, refusal = 1.0, None
         for option in ranked:
             estimate = correction * self._memory(option)
             if estimate > max_memory * NEAR:
                 over[option] = f"about {estimate:.2f}x the memory, over {max_memory:g}x"
                 continue
-            try:
-                costs = self._costs(option)
-            except SplitError as error:
-                over[option] = error.what
-                continue
+            costs = self._costs(option)
             exceeded = [
                 f"{getattr(costs, name):.2f}x the {name} is over {limit:g}x"
                 for name, limit in self._limits.items()
                 if getattr(costs, name) > limit
             ]
-            if not exceeded:
+            if exceeded:
+                over[option], correction = " and ".join(exceeded), costs.memory / self._memory(option)
+                continue
+            try:
+                self._check(option)
+            except SplitError as error:
+                over[option], refusal = error.what, refusal or error
+            else:
                 left = {other: value for other, value in ranked.items() if other not in over}
                 best_over = {other: over[other] for other in rank(over, self._objective)}
                 others = runners_up(option, left, best_over, self._objective)
@@ -139,8 +139,7 @@ class _Search:
                 if self._found.cuts.costs.on_examples:
                     reason += "; counted on the example inputs, on whose values the work depends"
                 return Choice(option, left[option], reason, costs, tuple(others))
-            over[option], correction = " and ".join(exceeded), costs.memory / self._memory(option)
-        raise self._none_fits(options)
+        raise self._none_fits(options, refusal)
 
     def _options(self) -> Iterator[Option]:
         """All ways to cut one behind the other in which every level has parameters."""
@@ -161,46 +160,46 @@ class _Search:
         return sum(self._tree.branches(level) * (end - start) for level, (start, end) in enumerate(edges))
 
     def _costs(self, option: Option) -> Costs:
-        """What an option costs as it is captured; raises `SplitError` if it can't be cut at the values meant."""
-        searched, captured, profiled = self._found.searched, self._found.cuts.captured, self._found.cuts.costs
-        if not searched.is_open:
-            captured = searched.capture(option.splits)
-            profiled = profile(captured, searched.interface, searched.example_inputs)
+        """What an option costs, from the profile of the graph in which the candidates were found."""
+        found, tree = self._found.cuts, HeadTree(option.splits, option.fanouts)
+        nodes, state = self._levels(option, found.costs.nodes), self._levels(option, state_bytes(found.captured, 0))
+        return costs_of(found.captured, found.costs, Levels(tree, nodes, state), self._optimizer)
+
+    def _levels(self, option: Option, keys: Iterable[K]) -> dict[K, int]:
+        """The level of every node, or parameter and buffer."""
+        cuts = [self._found.cuts.cuts[self._places[candidate]] for candidate in option.cuts]
+        return {key: sum(key in cut.behind for cut in cuts) for key in keys}
+
+    def _check(self, option: Option) -> None:
+        """Cut the model at an option's splits; raises `SplitError` where it can't be, or not at the values meant."""
+        searched, found = self._found.searched, self._found.cuts
+        captured = found.captured if searched.is_open else searched.capture(option.splits)
         cut = partition(captured, HeadTree(option.splits, option.fanouts), self._observed.get(captured))
         if searched.is_open:  # the next option is cut in the same graph
             self._observed[captured] = cut.observation
-        costs = costs_of(captured, profiled, cut, self._optimizer)
-        if costs.training.flops != self._over_levels(option.cuts, self._flops):
+        meant = self._levels(option, (name for name, _ in captured.named_parameters()))
+        if any(cut.state[name] != level for name, level in meant.items()):
             raise SplitError(
                 f"One of {listed(option.splits)} names another value once all of them are captured.",
                 why="the nodes of a graph are numbered, and modules that are opened add some",
                 hint="name the splits by modules",
             )
-        return costs
 
-    def _none_fits(self, options: Sequence[Option]) -> SplitError:
-        """The error that names the cheapest option."""
+    def _none_fits(self, options: Sequence[Option], refusal: SplitError | None) -> SplitError:
+        """The error that names the cheapest option, or why those within the limits can't be cut."""
 
         def excess(time: float, memory: float) -> float:
             return max(time / self._limits.get("time", math.inf), memory / self._limits.get("memory", math.inf))
 
-        refusal: SplitError | None = None
-        found: dict[Option, Costs] = {}
-        for option in sorted(options, key=lambda option: excess(option.time, self._memory(option))):
-            try:
-                found[option] = self._costs(option)
-            except SplitError as error:
-                refusal = refusal or error
-            if len(found) == NEAREST:
-                break
-        if not found:
+        if refusal is not None:
             return SplitError(
                 f"None of {len(options)} choices can be cut.",
-                where=refusal.where if refusal else None,
-                why=refusal.what if refusal else "no parameters lie between any two of the values that cut the model",
+                where=refusal.where,
+                why=refusal.what,
                 hint=f"ask for fewer splits, or {_DEEPER}",
             )
-        cheapest, costs = min(found.items(), key=lambda entry: excess(entry[1].time, entry[1].memory))
+        cheapest = min(options, key=lambda option: excess(option.time, self._memory(option)))
+        costs = self._costs(cheapest)
         ratios = f"{costs.time:.2f}x the time, {costs.memory:.2f}x the memory"
         budget = " and ".join(f"{limit:g}x the {name}" for name, limit in self._limits.items())
         return SplitError(

@@ -100,7 +100,7 @@ def value_names(captured: CollabGraphModule, searched: Searched) -> Mapping[fx.N
     """
     graph = captured.modes.train
     paths = {path for path, _ in searched.model.named_modules()}
-    own = _node_names(graph, searched)
+    own = {node: node.name for node in graph.nodes} if searched.is_open else own_names(graph)
     named = own if searched.is_open else {**dict(inner_names(graph)), **own}
     names = {node: (name, False) for node, name in named.items() if name not in paths}
     names |= {node: (name, True) for node, name in returned_by(graph).items()}
@@ -111,16 +111,19 @@ def value_names(captured: CollabGraphModule, searched: Searched) -> Mapping[fx.N
     return {node: name for node, name in names.items() if name[0] in common}
 
 
-def _node_names(graph: fx.Graph, searched: Searched) -> dict[fx.Node, str]:
-    if searched.is_open:
-        return {node: node.name for node in graph.nodes}
-    own, unopened = (
-        [n for n in each.nodes if n.op in ("call_function", "call_method") and not n.meta.get("nn_module_stack")]
-        for each in (graph, searched.capture().modes.train)
-    )  # what the root's own forward computes, other than by calling modules
-    if [node.target for node in own] != [node.target for node in unopened]:
-        return {}
-    return {node: other.name for node, other in zip(own, unopened, strict=True)}
+def own_names(graph: fx.Graph) -> dict[fx.Node, str]:
+    """The names that what the root's own forward computes, other than by calling modules, has if none is opened."""
+    unopened, opened, names = fx.Graph(), set[str](), dict[fx.Node, str]()
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        if not stack:
+            name = unopened.create_node(node.op, node.target).name
+            if node.op in ("call_function", "call_method"):
+                names[node] = name
+        elif (call := next(iter(stack))) not in opened:
+            opened.add(call)
+            unopened.create_node("call_module", stack[call][0])
+    return names
 
 
 def returned_by(graph: fx.Graph) -> dict[fx.Node, str]:

@@ -18,7 +18,7 @@ from torch.profiler import profile as torch_profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxcollab
-from fxcollab.costs.costs import StepCost, parameter_count, step_cost
+from fxcollab.costs.costs import Levels, StepCost, parameter_count, step_cost
 from fxcollab.costs.profile import backward, profile
 from fxcollab.plan import plan_of
 from fxcollab.tracing.examples import run_on_twin
@@ -76,7 +76,7 @@ def built_and_counted(network: str, tree: str) -> tuple[fxcollab.CollabGraphModu
     return (
         train_model,
         interface,
-        step_cost(captured, profile(captured, interface), cut, optimizer=0),
+        step_cost(captured, profile(captured, interface), Levels.of(captured, cut), optimizer=0),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fxcollab
 from fxcollab import CaptureError
 from fxcollab.splits.candidates import Candidate, find_splits
+from fxcollab.splits.opening import own_names
 from tests.speeds import slow_but
 from tests.untouched import Untouched
 
@@ -404,3 +405,30 @@ def test_an_input_is_tried_in_train_mode() -> None:
 
 def test_a_factory_is_a_model_too() -> None:
     assert names(find_splits(lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), (X,))) == ["0"]
+
+
+def test_names_of_what_the_root_computes_are_those_of_the_model_unopened() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+            self.layers = nn.ModuleList(Inner() for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.add(x + 1) + 1)
+            for layer in self.layers:
+                x = layer(x) + x
+            return torch.relu(x + self.add(x))
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.layer(x) + 1)
+
+    unopened = [n.name for n in fxcollab.capture(Twice()).graph.nodes if n.op == "call_function"]
+    opened = fxcollab.capture(Twice(), ["add.0", "layers.0.layer", "layers.1.layer"]).graph
+    assert list(own_names(opened).values()) == unopened
+    assert list(own_names(opened)) != unopened
