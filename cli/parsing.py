@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fxcollab.patterns import Fanouts
     from fxcollab.plan import Plan
     from fxcollab.tracing.interface import InputSpec, Interface
     from fxcollab.tree import Fanout
 
 
-def fanouts(text: str | None) -> tuple[Fanout, ...] | None:
-    """Fan-outs written as ``2,3``, or ``2,2:1`` with one number for each branch."""
+def fanouts(text: str | None) -> Fanouts | None:
+    """Fan-outs written as ``2,3``, ``2,2:1`` with one number for each branch, or ``auto``."""
     if text is None:
         return None
+    if text == "auto":
+        return "auto"
     try:
         each = [tuple(map(int, part.split(":"))) for part in text.split(",")]
     except ValueError:
@@ -26,20 +29,6 @@ def fanouts(text: str | None) -> tuple[Fanout, ...] | None:
         hint = "write numbers: --fanouts 2,3, or --fanouts 2,2:1 with one for each branch"
         raise PatternError(f"Fan-outs {text!r} can't be read.", hint=hint) from None
     return tuple(fanout if len(fanout) > 1 else fanout[0] for fanout in each)
-
-
-def budget(text: str | None, option: str) -> float | None:
-    """A budget written as ``1.75x`` or ``1.75``."""
-    if text is None:
-        return None
-    try:
-        return float(text.lower().removesuffix("x"))
-    except ValueError:
-        from fxcollab.errors import PatternError
-
-        raise PatternError(
-            f"Budget {text!r} can't be read.", hint=f"write a ratio to the original: {option} 1.75x"
-        ) from None
 
 
 def example_inputs(shapes: list[str] | None, plan: Plan | None = None) -> tuple[Tensor, ...] | dict[str, Any] | None:

@@ -58,7 +58,9 @@ class Options:
     pattern: Annotated[str, _Pattern] = "hierarchical"
     splits: Annotated[str, option("Where heads part: modules, name@2, a+b, nodes, or auto.", "A,B")] = ""
     heads: Annotated[int | None, option("Heads of simple and multi-instance (default 2).", "H")] = None
-    fanouts: Annotated[str | None, option("Branches at each split (default 2 each): 2,3 or 2,2:1.", "F,F")] = None
+    fanouts: Annotated[str | None, option("Branches at each split (default 2 each): 2,3, 2,2:1 or auto.", "F,F")] = (
+        None
+    )
     init: Annotated[str, _Init] = "fresh"
     seed: Annotated[int, option("All initial weights are a function of it.")] = 0
     rescale: Annotated[bool, option("Where heads meet: the mean of their gradients, or the sum.")] = True
@@ -66,7 +68,7 @@ class Options:
     peers: Annotated[str, option("The name under which the other heads' state lives.", "NAME")] = "peers"
     recompute: Annotated[str | None, _Recompute] = None
     max_time: Annotated[str | None, option("With --splits auto: a step's time, to the original's.", "1.75x")] = None
-    max_memory: Annotated[str | None, option("With --splits auto: a step's memory.", "1.5x")] = None
+    max_memory: Annotated[str | None, option("With --splits auto: a step's memory, also 20GB.", "1.5x")] = None
     input: Annotated[list[str] | None, option("1x3x224x224, or 2x16:int64; again for each input.", "SHAPE")] = None
     model_arg: Annotated[list[str] | None, option("An argument for the model's factory.", "K=V")] = None
     given: Mapping[str, str] = field(default_factory=dict)
@@ -113,8 +115,6 @@ class Options:
         """The keyword arguments for ``function``: the options of which it has a parameter."""
         values = vars(self) | {
             "fanouts": parsing.fanouts(self.fanouts),
-            "max_time": parsing.budget(self.max_time, "--max-time"),
-            "max_memory": parsing.budget(self.max_memory, "--max-memory"),
             "example_inputs": parsing.example_inputs(self.input, self.plan),
         }
         return {name: values[name] for name in inspect.signature(function).parameters if name in values}
@@ -129,11 +129,10 @@ class Options:
         with working("choosing splits"):
             from fxcollab.errors import PatternError
             from fxcollab.patterns import AUTO, fanouts_to_choose, split_names
-            from fxcollab.splits.choose import choose_splits, refuse_budget_with_recompute
+            from fxcollab.splits.choose import choose_splits
 
             arguments = self.arguments(choose_splits)
             if split_names(self.splits) == (AUTO,):
-                refuse_budget_with_recompute(self.recompute, arguments["max_time"], arguments["max_memory"])
                 arguments["fanouts"] = fanouts_to_choose(self.pattern, self.heads, arguments["fanouts"])
                 return choose_splits(loaded.model, **arguments, optimizer=optimizer)
             wrong = [option for name, option in self.given.items() if name in ("max_time", "max_memory")]

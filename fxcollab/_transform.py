@@ -12,19 +12,20 @@ from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError, PatternError, warn_caller
 from fxcollab.passes import AfterPass, CapturePass, PartitionPass, run_passes, training_passes
-from fxcollab.patterns import AUTO, fanouts_to_choose, head_tree, split_names
+from fxcollab.patterns import AUTO, Fanouts, fanouts_to_choose, head_tree, split_names
 from fxcollab.plan import RewriteOptions
 from fxcollab.rewriting.initialise import Init
 from fxcollab.rewriting.rewrite import SMALL_LEVELS_KEY
 from fxcollab.sources.loaded import model_of
 from fxcollab.sources.source import Source, source_of
+from fxcollab.splits.budget import Amount
 from fxcollab.splits.choice import Choice
-from fxcollab.splits.choose import choose_splits, refuse_budget_with_recompute
+from fxcollab.splits.choose import choose_splits
 from fxcollab.splits.nearest import with_nearest_splits
 from fxcollab.tracing.capture import LIMITATIONS_KEY, Granularity
 from fxcollab.tracing.examples import why_not_on
 from fxcollab.tracing.interface import ExampleInputs, Interface, interface_of
-from fxcollab.tree import Fanout, HeadTree
+from fxcollab.tree import HeadTree
 
 
 def transform(
@@ -32,7 +33,7 @@ def transform(
     pattern: str = "hierarchical",
     splits: Sequence[str] | str | Choice = (),
     heads: int | None = None,
-    fanouts: Sequence[Fanout] | None = None,
+    fanouts: Fanouts | None = None,
     example_inputs: ExampleInputs | None = None,
     init: Init = "fresh",
     seed: int | None = None,
@@ -43,8 +44,8 @@ def transform(
     source: Source | None = None,
     peers: str = "peers",
     interface: Interface | None = None,
-    max_time: float | None = None,
-    max_memory: float | None = None,
+    max_time: Amount | None = None,
+    max_memory: Amount | None = None,
     recompute: Recompute | None = None,
     after_pass: AfterPass | None = None,
 ) -> CollabGraphModule:
@@ -65,7 +66,7 @@ def transform(
             say why a split was chosen.
         heads: H of ``simple`` and ``multi-instance`` (default 2).
         fanouts: branches at each split of ``hierarchical`` (default 2 each): ``(2, 3)``, or one number for each
-            branch, ``(2, (2, 1))``.
+            branch, ``(2, (2, 1))``; ``auto`` with ``splits="auto"`` and a budget, see `choose_splits`.
         example_inputs: tuple or dict. Tensors in it are inputs of the graph, also for optional parameters;
             other values, such as ``use_cache=False``, are fixed. Needed only where the model has several
             inputs, or depends on values of an input whose shape can't be guessed.
@@ -79,8 +80,8 @@ def transform(
         source: where the model came from, for `save`; known for importable factories.
         peers: the name of the module that has the other heads' state.
         interface: that of an earlier capture, to be used again without examples.
-        max_time: the most FLOPs of a training step, as a ratio to the original's; with ``splits="auto"``.
-        max_memory: the highest peak of a step's memory, as a ratio to the original's; with ``splits="auto"``.
+        max_time: the most FLOPs of a training step; with ``splits="auto"``, as for `choose_splits`.
+        max_memory: the highest peak of a step's memory; likewise.
         recompute: ``heads`` to keep the activations of the trunk and of one branch at a time: those of the others are
             computed again in the backward pass, which costs one more forward of what lies behind the splits. State
             in globals, in closures, or written through ``.data`` then changes twice.
@@ -106,7 +107,6 @@ def transform(
             why="their costs are fixed",
             hint="use splits='auto' (--splits auto), or leave the budget out",
         )
-    refuse_budget_with_recompute(recompute, max_time, max_memory)
     if not isinstance(model, nn.Module):
         factory, source = factory or model, source or source_of(model)
         model = model_of(model)
@@ -118,6 +118,7 @@ def transform(
             max_time=max_time,
             max_memory=max_memory,
             granularity=granularity,
+            recompute=recompute,
         )
         tree = _tree(splits, pattern, splits.splits, heads, fanouts)
     chosen = splits.reason if isinstance(splits, Choice) else None
@@ -155,7 +156,7 @@ def _tree(
     pattern: str,
     names: tuple[str, ...],
     heads: int | None,
-    fanouts: Sequence[Fanout] | None,
+    fanouts: Fanouts | None,
 ) -> HeadTree:
     """The head tree of named splits, or of chosen ones, which have to fit the pattern."""
     if not isinstance(splits, Choice):
@@ -163,7 +164,7 @@ def _tree(
     chosen = splits.option.fanouts
     given = heads is not None or fanouts is not None
     planned = fanouts_to_choose(pattern, heads, fanouts) if given else chosen
-    if planned != chosen:
+    if planned not in (chosen, AUTO):
         raise PatternError(
             f"The splits were chosen for fan-outs {chosen}, not for {planned}.",
             hint=f"choose anew, choose_splits(model, fanouts={planned}), or leave heads and fan-outs out",

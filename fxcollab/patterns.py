@@ -15,17 +15,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from fxcollab.errors import PatternError, closest
 from fxcollab.sources.code import imported
 from fxcollab.tree import Fanout, HeadTree, hierarchical, ladder, multi_instance
 
-AUTO = "auto"
+AUTO: Final = "auto"
 """Instead of split names: choose them automatically."""
 GROUP = "fxcollab.patterns"
 """The group of entry points that are patterns."""
 _MOST_SPLITS = 12
+Fanouts: TypeAlias = Sequence[Fanout] | Literal["auto"]
+"""Fan-outs, one for each split; or ``auto``, where splits and fan-outs are to be chosen."""
 
 Constructor = TypeVar("Constructor", bound=Callable[..., HeadTree])
 
@@ -88,13 +90,15 @@ def head_tree(
     pattern: str,
     splits: Sequence[str] = (),
     heads: int | None = None,
-    fanouts: Sequence[Fanout] | None = None,
+    fanouts: Fanouts | None = None,
 ) -> HeadTree:
     """The tree of a named pattern.
 
     Raises:
         PatternError: the arguments don't fit the pattern.
     """
+    if fanouts == AUTO:
+        raise PatternError("Fan-outs are chosen with the splits.", hint="name them, or give splits='auto' as well")
     if isinstance(fanouts, int):
         raise PatternError(f"Fan-outs are {fanouts}, not a sequence.", hint=f"give one for each split: ({fanouts},)")
     repeated = sorted({split for split in splits if list(splits).count(split) > 1})
@@ -172,13 +176,20 @@ def split_names(splits: Sequence[str] | str) -> tuple[str, ...]:
 
 
 def fanouts_to_choose(
-    pattern: str, heads: int | None = None, fanouts: Sequence[Fanout] | None = None
-) -> tuple[Fanout, ...]:
+    pattern: str, heads: int | None = None, fanouts: Fanouts | None = None
+) -> tuple[Fanout, ...] | Literal["auto"]:
     """The fan-outs of a head tree whose splits are still to be chosen; two splits by default.
 
     Raises:
         PatternError: the arguments don't fit the pattern, or it has no splits to choose.
     """
+    if fanouts == AUTO:
+        if pattern != "hierarchical" or heads is not None:
+            raise PatternError(
+                "Fan-outs can't be chosen for a given number of heads, nor for another pattern than 'hierarchical'.",
+                hint="leave heads and pattern out, or name the fan-outs",
+            )
+        return AUTO
     counts: Iterable[int] = (2, 1)
     if isinstance(fanouts, Sequence):
         counts = (max(len(fanouts), 1),)

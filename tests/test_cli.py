@@ -935,6 +935,14 @@ def test_auto_takes_its_budgets_in_every_command(call: Call, model: Path) -> Non
         assert result.code == 2 and "A budget of 0.5x the memory can't be kept." in result.err
 
 
+def test_a_tree_and_its_splits_are_chosen_within_a_size(call: Call, model: Path) -> None:
+    options = ("--splits", "auto", "--fanouts", "auto", "--max-memory", "1GB", "--input", "2x3")
+    costs = call("costs", "model.py", *options, "--json")
+    assert costs.code == 0, costs.err
+    result = call("transform", "model.py", *options)
+    assert result.code == 0 and "heads;" in result.out, result.out
+
+
 # A directory in the place of a source.
 
 

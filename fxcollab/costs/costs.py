@@ -144,6 +144,11 @@ class Levels:
         """Those of a partition."""
         return cls(cut.tree, cut.nodes[captured.modes.train], cut.state)
 
+    @classmethod
+    def flat(cls, captured: CollabGraphModule, profile: Profile) -> Levels:
+        """Those of the original: one level."""
+        return cls(HeadTree((), ()), dict.fromkeys(profile.nodes, 0), dict.fromkeys(state_bytes(captured, 0), 0))
+
 
 def costs_of(
     captured: CollabGraphModule,
@@ -153,9 +158,9 @@ def costs_of(
     recompute: Recompute | None = None,
 ) -> Costs:
     """The costs of the training graph of these levels, and of the captured original."""
-    alone = Levels(HeadTree((), ()), dict.fromkeys(profile.nodes, 0), dict.fromkeys(state_bytes(captured, 0), 0))
     return Costs(
-        step_cost(captured, profile, alone, optimizer), step_cost(captured, profile, levels, optimizer, recompute)
+        step_cost(captured, profile, Levels.flat(captured, profile), optimizer),
+        step_cost(captured, profile, levels, optimizer, recompute),
     )
 
 

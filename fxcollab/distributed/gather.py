@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fxcollab._torch import at_end_of_backward, backward_id, pytree
-from fxcollab.distributed.ranks import Ranks
+from fxcollab.distributed.ranks import Ranks, heads_of
 from fxcollab.errors import StateError
 from fxcollab.tree import Path
 
@@ -46,13 +46,15 @@ class Gather:
 
     def gather(self, own: Sequence[Tensor], heads: int) -> list[Tensor]:
         """The tensors of all heads, head by head, for those of this rank, which has ``heads`` heads."""
-        each = len(own) // heads
+        each, places = len(own) // heads, len(self._ranks.row)
+        counts = [len(heads_of(self._ranks.tree, places, place)) for place in range(places)]
         columns = []
         for leaf in range(each):
-            stacked = torch.stack([own[head * each + leaf] for head in range(heads)])
-            parts = [torch.empty_like(stacked) for _ in self._ranks.row]
+            # Collectives take equal shapes: ranks with fewer heads give one of theirs again.
+            stacked = torch.stack([own[min(head, heads - 1) * each + leaf] for head in range(max(counts))])
+            parts = [torch.empty_like(stacked) for _ in counts]
             dist.all_gather(parts, stacked, group=self._ranks.group)
-            columns.append([value for part in parts for value in part.unbind()])
+            columns.append([value for part, count in zip(parts, counts, strict=True) for value in part[:count]])
         return [column[head] for head in range(self._ranks.tree.heads) for column in columns]
 
     def begin_backward(self) -> None:

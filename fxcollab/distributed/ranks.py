@@ -54,24 +54,23 @@ class Ranks:
 
 
 def heads_of(tree: HeadTree, places: int, place: int) -> range:
-    """The heads at one of several places along a row: even shares of consecutive heads."""
-    each = tree.heads // places
-    return range(place * each, (place + 1) * each)
+    """The heads at one of several places along a row: consecutive ones, in shares that differ by one at most."""
+    return range(place * tree.heads // places, (place + 1) * tree.heads // places)
 
 
 def place_ranks(tree: HeadTree, mesh: DeviceMesh) -> Ranks:
     """Distribute the heads of ``tree`` along one dimension of a mesh; every rank of the mesh must call it.
 
     Raises:
-        PatternError: the mesh has no dimension for heads, or they can't be shared evenly.
+        PatternError: the mesh has no dimension for heads, or more ranks than heads, or only one.
     """
     rows = _rows(mesh)
     count = rows.shape[1]
-    if count == 1 or tree.heads % count:
-        divisors = ", ".join(str(number) for number in range(2, tree.heads + 1) if tree.heads % number == 0)
+    if not 2 <= count <= tree.heads:
         raise PatternError(
-            f"{tree.heads} heads can't be distributed evenly over {count} ranks.",
-            hint=f"use a mesh with {divisors} ranks for heads, or another number of heads",
+            f"{tree.heads} heads can't be distributed over {count} rank{'s' * (count > 1)}.",
+            why="every rank has a head" if count > 1 else "there is nothing to distribute",
+            hint=f"use a mesh with {'2' if tree.heads == 2 else f'2 to {tree.heads}'} ranks for heads",
         )
     mine = dist.get_rank()
     branches: dict[Path, dist.ProcessGroup | None] = {}

@@ -65,7 +65,7 @@ def spread(train_model: CollabGraphModule, mesh: DeviceMesh | None = None) -> Co
 
     Raises:
         StateError: ``train_model`` is not a training model, or there is no process group.
-        PatternError: heads can't be shared evenly along the mesh.
+        PatternError: there are more ranks along the mesh than heads, or only one.
     """
     plan = plan_of(train_model)
     if not dist.is_initialized():

@@ -55,7 +55,14 @@ class Choice:
 
 
 def _option_to_json(option: Option, value: float, why: str) -> dict[str, Any]:
-    return {"splits": option.splits, "shares": option.shares, "time": option.time, "value": value, "why": why}
+    return {
+        "splits": option.splits,
+        "fanouts": option.fanouts,
+        "shares": option.shares,
+        "time": option.time,
+        "value": value,
+        "why": why,
+    }
 
 
 def reason_for(option: Option, ranked: Mapping[Option, float], objective: OptionScore) -> str:

@@ -5,25 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
-from operator import add
 
 from torch import nn
 
 from fxcollab.analysis.effects import Observation
 from fxcollab.analysis.partition import partition
+from fxcollab.codegen.branches import Recompute, check_recompute
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.costs.costs import Costs, Levels, costs_of, ratio, state_bytes, trained_bytes
+from fxcollab.costs.costs import Costs, Levels, costs_of, ratio, state_bytes, step_cost, trained_bytes
 from fxcollab.errors import PatternError, SplitError
-from fxcollab.patterns import fanouts_to_choose
+from fxcollab.patterns import AUTO, Fanouts, fanouts_to_choose
 from fxcollab.sources.loaded import model_of
-from fxcollab.splits.candidates import Candidate, Survey, survey
+from fxcollab.splits.budget import Amount, limits_of, ratios
+from fxcollab.splits.candidates import Survey, survey
 from fxcollab.splits.choice import Choice, crossing_at, listed, reason_for, runners_up
 from fxcollab.splits.cuts import K, carriers
-from fxcollab.splits.option import Option, OptionScore, evenness, rank, thinned
+from fxcollab.splits.option import TREES, Option, OptionScore, branches_of, evenness, rank, thinned
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tracing.interface import ExampleInputs
 from fxcollab.tree import Fanout, HeadTree
 
+SIMULATED = 200_000
+"""Of options with so many nodes in all heads together costs are exact; those after them are estimated before."""
 NEAR = 1.1
 """By which factor estimates of memory may be off, after correction by the last exact cost."""
 _DEEPER = "list more with find_splits(depth=3) (fxcollab splits --depth 3) and name the splits"
@@ -33,12 +36,13 @@ def choose_splits(
     model: nn.Module | Callable[[], nn.Module],
     example_inputs: ExampleInputs | None = None,
     *,
-    fanouts: Sequence[Fanout] | None = None,
-    max_time: float | None = None,
-    max_memory: float | None = None,
+    fanouts: Fanouts | None = None,
+    max_time: Amount | None = None,
+    max_memory: Amount | None = None,
     objective: OptionScore = evenness,
     optimizer: float = 1.0,
     granularity: Granularity = "auto",
+    recompute: Recompute | None = None,
 ) -> Choice:
     """The splits for a head tree over ``model``, with the reason, the costs and the runners-up.
 
@@ -51,30 +55,35 @@ def choose_splits(
         model: any module on any device, meta included, which stays as it is; or a factory of one.
         example_inputs: tuple or dict, as for `transform`; costs are those at their shapes (default: those of a usual
             input that fits).
-        fanouts: branches at each split, as for `transform` (default ``(2, 2)``): there are as many splits.
-        max_time: upper limit of a training step's FLOPs, as a ratio to the original's (default: no limit).
-        max_memory: upper limit of the peak of a training step's memory, as a ratio to the original's (default: no
-            limit).
+        fanouts: branches at each split, as for `transform` (default ``(2, 2)``): there are as many splits. ``auto``,
+            which needs a budget, also chooses the tree: the best by the objective among even trees and ladders of up
+            to three splits and eight heads; of equals that with more heads.
+        max_time: upper limit of a training step's FLOPs, as a ratio to the original's: 1.75 or ``"1.75x"`` (default:
+            no limit).
+        max_memory: upper limit of the peak of a training step's memory, as such a ratio or as a size, such as
+            ``"20GB"`` (default: no limit).
         objective: how good an `Option` is (default `evenness`).
         optimizer: number of values that the optimizer keeps for each trained one (default 1): 1 for SGD with
             momentum, 2 for Adam.
         granularity: as for `find_splits`.
+        recompute: as for `transform`; costs are those with it.
 
     Raises:
-        PatternError: a budget below 1, wrong fan-outs, or an objective that doesn't return a number.
+        PatternError: a budget below the original's cost, wrong fan-outs, or an objective that returns no number.
         SplitError: no single value cuts the model, there are fewer cuts than splits, or no choice keeps the
             budgets; the hint says what there is.
         CaptureError: as for `find_splits`.
     """
-    limits = {name: limit for name, limit in (("time", max_time), ("memory", max_memory)) if limit is not None}
-    for name, limit in limits.items():
-        if not limit >= 1:
-            raise PatternError(
-                f"A budget of {limit:g}x the {name} can't be kept.",
-                why="it is a ratio to the original model's, and several heads cost more than one",
-                hint=f"give 1 or more: max_{name}=1.75 (--max-{name} 1.75x)",
-            )
-    fanouts = fanouts_to_choose("hierarchical", None, fanouts)
+    check_recompute(recompute)
+    limits = list(limits_of(max_time, max_memory))
+    if fanouts == AUTO and not limits:
+        raise PatternError(
+            "Fan-outs can't be chosen without a budget.",
+            why="the more heads, the more a training step costs",
+            hint="give one, max_time=1.75 (--max-time 1.75x), or name the fan-outs",
+        )
+    wanted = fanouts_to_choose("hierarchical", None, fanouts)
+    trees = TREES if wanted == AUTO else (wanted,)
     model = model_of(model)
     found = survey(model, example_inputs, granularity)
     if not any(cost.forward_flops for cost in found.cuts.costs.nodes.values()):
@@ -83,49 +92,53 @@ def choose_splits(
             why="it has no operation whose FLOPs are known, so the work of levels can't be compared",
             hint="name the splits yourself; find_splits (fxcollab splits) lists them",
         )
-    if len(found.candidates) < len(fanouts):
-        raise _too_few_cuts(found, len(fanouts))
-    return _Search(found, HeadTree(tuple(map(str, fanouts)), fanouts), limits, objective, optimizer).choice()
+    cuts = found.cuts
+    original = step_cost(cuts.captured, cuts.costs, Levels.flat(cuts.captured, cuts.costs), optimizer)
+    by_name = ratios(limits, original, recompute)
+    return _Search(found, trees, by_name, objective, optimizer, recompute).choice()
 
 
 class _Search:
     """Ranks options by estimates of their costs, and captures them one after the other until one keeps the limits."""
 
     def __init__(
-        self, found: Survey, tree: HeadTree, limits: Mapping[str, float], objective: OptionScore, optimizer: float
+        self,
+        found: Survey,
+        trees: Sequence[tuple[Fanout, ...]],
+        limits: Mapping[str, float],
+        objective: OptionScore,
+        optimizer: float,
+        recompute: Recompute | None,
     ) -> None:
-        self._found, self._tree, self._limits = found, tree, limits
-        self._objective, self._optimizer = objective, optimizer
+        self._found, self._trees, self._limits = found, trees, limits
+        self._objective, self._optimizer, self._recompute = objective, optimizer, recompute
         self._observed: dict[CollabGraphModule, Observation] = {}
         self._places = {candidate: place for place, candidate in found.candidates.items()}
         cuts = found.cuts
-        state = cuts.before(state_bytes(cuts.captured, optimizer))
+        self._state = cuts.before(state_bytes(cuts.captured, optimizer))
+        self._kept = cuts.before(cuts.costs.kept_bytes())
+        self._trained = cuts.before(trained_bytes(cuts.captured))
         self._flops = cuts.before({node: cost.flops for node, cost in cuts.costs.nodes.items()})
-        self._at_start = list(map(add, state, cuts.before(cuts.costs.kept_bytes())))
-        self._at_end = list(map(add, state, cuts.before(trained_bytes(cuts.captured))))
+        self._again = cuts.before({node: cost.forward_flops for node, cost in cuts.costs.nodes.items()})
 
     def choice(self) -> Choice:
         """The first in rank that keeps the limits."""
         options = list(self._options())
         if not options:
-            raise _too_few_cuts(self._found, self._tree.depth)
+            raise _too_few_cuts(self._found, min(map(len, self._trees)))
         max_time, max_memory = (self._limits.get(name, math.inf) for name in ("time", "memory"))
-        over = {option: f"over the budget of {max_time:g}x" for option in options if option.time > max_time}
+        over = {option: f"over the budget of {max_time:.3g}x" for option in options if option.time > max_time}
         ranked = rank([option for option in options if option not in over], self._objective)
-        correction, refusal = 1.0, None
+        correction, refusal, left_to_simulate = 1.0, None, SIMULATED
         for option in ranked:
-            estimate = correction * self._memory(option)
-            if estimate > max_memory * NEAR:
-                over[option] = f"about {estimate:.2f}x the memory, over {max_memory:g}x"
+            if left_to_simulate <= 0 and (estimate := correction * self._memory(option)) > max_memory * NEAR:
+                over[option] = f"about {estimate:.2f}x the memory, over {max_memory:.3g}x"
                 continue
             costs = self._costs(option)
-            exceeded = [
-                f"{getattr(costs, name):.2f}x the {name} is over {limit:g}x"
-                for name, limit in self._limits.items()
-                if getattr(costs, name) > limit
-            ]
+            left_to_simulate -= option.heads * len(self._found.cuts.costs.nodes)
+            exceeded = self._exceeded(costs)
             if exceeded:
-                over[option], correction = " and ".join(exceeded), costs.memory / self._memory(option)
+                over[option], correction = exceeded, costs.memory / self._memory(option)
                 continue
             try:
                 self._check(option)
@@ -134,36 +147,67 @@ class _Search:
             else:
                 left = {other: value for other, value in ranked.items() if other not in over}
                 best_over = {other: over[other] for other in rank(over, self._objective)}
+                for other in list(best_over)[:1]:
+                    best_over[other] += self._with_recompute(other)
                 others = runners_up(option, left, best_over, self._objective)
                 reason = reason_for(option, left, self._objective) + crossing_at(option)
+                if len(self._trees) > 1:
+                    reason = f"fan-outs {option.fanouts} make {option.heads} heads; {reason}"
                 if self._found.cuts.costs.on_examples:
                     reason += "; counted on the example inputs, on whose values the work depends"
                 return Choice(option, left[option], reason, costs, tuple(others))
         raise self._none_fits(options, refusal)
 
+    def _exceeded(self, costs: Costs) -> str:
+        """What is over the limits, by how much."""
+        values = [(name, getattr(costs, name), limit) for name, limit in self._limits.items()]
+        return " and ".join(
+            f"{value:.2f}x the {name} is over {limit:.3g}x" for name, value, limit in values if value > limit
+        )
+
+    def _with_recompute(self, option: Option) -> str:
+        """What an option would cost if branches were computed again, if it keeps the limits then."""
+        if self._recompute or "memory" not in self._limits:
+            return ""
+        costs = self._costs(option, "heads")
+        fits = not self._exceeded(costs)
+        return (
+            f"; recompute keeps it, at {costs.time:.2f}x the time and {costs.memory:.2f}x the memory" if fits else ""
+        )
+
     def _options(self) -> Iterator[Option]:
         """All ways to cut one behind the other in which every level has parameters."""
-        for places in combinations(thinned(self._found.candidates, self._tree.depth), self._tree.depth):
-            cuts = tuple(self._found.candidates[place] for place in places)
-            if all(self._found.is_behind(*pair) for pair in pairwise(places)):
-                time = self._over_levels(cuts, self._flops) / self._flops[-1]
-                yield Option(cuts, self._tree.fanouts, time)
+        for fanouts in self._trees:
+            branches = branches_of(fanouts)
+            for places in combinations(thinned(self._found.candidates, len(fanouts)), len(fanouts)):
+                cuts = tuple(self._found.candidates[place] for place in places)
+                if all(self._found.is_behind(*pair) for pair in pairwise(places)):
+                    flops = self._over_levels(places, branches, self._flops)
+                    if self._recompute:
+                        flops += self._over_levels(places, (0, *branches[1:]), self._again)
+                    yield Option(cuts, fanouts, flops / self._flops[-1])
 
     def _memory(self, option: Option) -> float:
         """About the ratio of the peaks: with what is kept as the backward starts, or with gradients as it ends."""
-        peak = max(self._over_levels(option.cuts, sums) for sums in (self._at_start, self._at_end))
-        return ratio(peak, max(self._at_start[-1], self._at_end[-1]))
+        places, branches = [self._places[cut] for cut in option.cuts], branches_of(option.fanouts)
+        kept = self._over_levels(places, (1,) * len(branches) if self._recompute else branches, self._kept)
+        peak = max(kept, self._over_levels(places, branches, self._trained))
+        state = self._over_levels(places, branches, self._state)
+        return ratio(state + peak, self._state[-1] + max(self._kept[-1], self._trained[-1]))
 
-    def _over_levels(self, cuts: Sequence[Candidate], before: Sequence[float]) -> float:
-        """The sum over all instances of all levels, from the sums before each cut."""
-        edges = pairwise((0, *(before[self._places[cut]] for cut in cuts), before[-1]))
-        return sum(self._tree.branches(level) * (end - start) for level, (start, end) in enumerate(edges))
+    @staticmethod
+    def _over_levels(places: Sequence[int], instances: Sequence[int], before: Sequence[float]) -> float:
+        """The sum over the instances of all levels, from the sums before each cut."""
+        edges = pairwise((0, *(before[place] for place in places), before[-1]))
+        return sum(count * (end - start) for count, (start, end) in zip(instances, edges, strict=True))
 
-    def _costs(self, option: Option) -> Costs:
+    def _costs(self, option: Option, recompute: Recompute | None = None) -> Costs:
         """What an option costs, from the profile of the graph in which the candidates were found."""
         found, tree = self._found.cuts, HeadTree(option.splits, option.fanouts)
         nodes, state = self._levels(option, found.costs.nodes), self._levels(option, state_bytes(found.captured, 0))
-        return costs_of(found.captured, found.costs, Levels(tree, nodes, state), self._optimizer)
+        return costs_of(
+            found.captured, found.costs, Levels(tree, nodes, state), self._optimizer, recompute or self._recompute
+        )
 
     def _levels(self, option: Option, keys: Iterable[K]) -> dict[K, int]:
         """The level of every node, or parameter and buffer."""
@@ -201,10 +245,10 @@ class _Search:
         cheapest = min(options, key=lambda option: excess(option.time, self._memory(option)))
         costs = self._costs(cheapest)
         ratios = f"{costs.time:.2f}x the time, {costs.memory:.2f}x the memory"
-        budget = " and ".join(f"{limit:g}x the {name}" for name, limit in self._limits.items())
+        budget = " and ".join(f"{limit:.3g}x the {name}" for name, limit in self._limits.items())
         return SplitError(
             f"No choice of {_splits(len(cheapest.cuts))} keeps within {budget}.",
-            why=f"the cheapest is {listed(cheapest.splits)}: {ratios}",
+            why=f"the cheapest is {listed(cheapest.splits)}: {ratios}{self._with_recompute(cheapest)}",
             hint="raise the budget, or ask for fewer splits or smaller fan-outs",
         )
 
@@ -226,17 +270,3 @@ def _too_few_cuts(found: Survey, splits: int) -> SplitError:
 
 def _splits(count: int) -> str:
     return f"{count} split{'s' * (count > 1)}"
-
-
-def refuse_budget_with_recompute(recompute: str | None, *limits: object) -> None:
-    """Refuse to choose by the costs of another graph.
-
-    Raises:
-        PatternError: a budget was given, and branches are to be computed again.
-    """
-    if recompute and any(limit is not None for limit in limits):
-        raise PatternError(
-            "A budget can't be kept with branches that are computed again.",
-            why="splits are chosen by the costs of the graph without recompute",
-            hint="leave one of both out, or name the splits (fxcollab costs --recompute heads says what they cost)",
-        )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from functools import cache, cached_property
+from itertools import pairwise, product
 from typing import TypeAlias
 
 from fxcollab.errors import PatternError
 from fxcollab.splits.candidates import Candidate
-from fxcollab.tree import Fanout
+from fxcollab.tree import Fanout, HeadTree, ladder
 
 COMBINATIONS = 5000
 """How many options are compared, at most."""
@@ -47,6 +47,11 @@ class Option:
         edges = (0.0, *(cut.share for cut in self.cuts), 1.0)
         return tuple(deep - shallow for shallow, deep in pairwise(edges))
 
+    @cached_property
+    def heads(self) -> int:
+        """The number of heads."""
+        return branches_of(self.fanouts)[-1]
+
     @property
     def ends_stages(self) -> bool:
         """Whether a stage ends at every cut."""
@@ -57,6 +62,25 @@ class Option:
         """Whether one value crosses every cut."""
         return all(cut.is_narrow for cut in self.cuts)
 
+
+@cache
+def branches_of(fanouts: tuple[Fanout, ...]) -> tuple[int, ...]:
+    """How many branches each level of a tree with these fan-outs has, the trunk's first."""
+    tree = HeadTree((), fanouts)
+    return tuple(tree.branches(level) for level in range(tree.depth + 1))
+
+
+def _trees() -> Iterator[tuple[Fanout, ...]]:
+    for splits in range(1, MOST_SPLITS + 1):
+        even = product(range(2, MOST_HEADS + 1), repeat=splits)
+        yield from (fanouts for fanouts in even if math.prod(fanouts) <= MOST_HEADS)
+        if splits > 1:
+            yield ladder([""] * splits).fanouts
+
+
+MOST_HEADS, MOST_SPLITS = 8, 3
+TREES = tuple(_trees())
+"""The fan-outs from which ``auto`` takes some: even trees and ladders."""
 
 OptionScore: TypeAlias = Callable[[Option], float]
 """How good an option is; more is better."""
@@ -86,12 +110,12 @@ def rank(options: Iterable[Option], objective: OptionScore = evenness) -> dict[O
     best = max(values.values(), default=0.0)
     ties = best * TIE if objective is evenness else math.inf
 
-    def key(option: Option) -> tuple[bool, bool, float, bool, int]:
+    def key(option: Option) -> tuple[bool, bool, float, int, bool, int]:
         is_balanced = min(option.shares) >= LEAST / len(option.shares)
         ties_and_is_level = values[option] >= ties and is_balanced
         stages, narrow = (each and ties_and_is_level for each in (option.ends_stages, option.is_narrow))
         depth = sum(name.count(".") for name in option.splits)
-        return not stages, not narrow, -round(values[option], 6), not option.ends_stages, depth
+        return not stages, not narrow, -round(values[option], 6), -option.heads, not option.ends_stages, depth
 
     return {option: values[option] for option in sorted(values, key=key)}
 

@@ -53,6 +53,15 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], int]] = {
     "computed again": (SmallConvNet, {"splits": ["layer1", "layer2"], "recompute": "heads"}, 2),
     "tied": (Tied, {"pattern": "simple", "splits": ["first"], "heads": 2}, 2),
     "head 0 frozen": (SmallConvNet, {"pattern": "simple", "splits": ["layer2"], "heads": 2}, 2),
+    "an uneven tree": (SmallConvNet, {"splits": ["layer1", "layer2"], "fanouts": (2, (2, 1))}, 2),
+    "a ladder on four ranks": (SkipNet, {"pattern": "ladder", "splits": ["conv1", "layer1", "layer2"]}, 4),
+    "five heads on four ranks": (SmallConvNet, {"splits": ["layer1", "layer2"], "fanouts": (3, (1, 3, 1))}, 4),
+    "five heads computed again": (
+        SkipNet,
+        {"splits": ["layer1", "layer2"], "fanouts": (3, (1, 3, 1)), "recompute": "heads"},
+        2,
+    ),
+    "nested, three heads": (Nested, {"pattern": "simple", "splits": ["layer1"], "heads": 3}, 2),
     "nested": (Nested, {"pattern": "simple", "splits": ["layer1"], "heads": 2}, 2),
 }
 
@@ -67,7 +76,7 @@ def made(case: str) -> fxcollab.CollabGraphModule:
 
 
 def loss_of(case: str, outputs: Any, labels: Tensor = LABELS) -> Tensor:
-    return fxcollab.CollaborativeLoss(logits="logits" if case == "nested" else None, detach=False)(outputs, labels)
+    return fxcollab.CollaborativeLoss(logits="logits" if case.startswith("nested") else None, detach=False)(outputs, labels)
 
 
 def step(case: str, model: nn.Module, x: Tensor = X, labels: Tensor = LABELS) -> Tensor:
@@ -150,7 +159,7 @@ def _gather(rank: int) -> Saved:
 def _refuse(rank: int) -> Saved:
     found = []
     attempts: list[Callable[[], object]] = [
-        lambda: fxcollab.spread(made("six heads on two ranks"), _mesh(4)),
+        lambda: fxcollab.spread(made("instances"), _mesh(4)),
         lambda: fxcollab.spread(made("simple"), init_device_mesh("cpu", (2, 2))),
         lambda: step("simple", fxcollab.spread(made("simple"), _mesh(4)), X + rank),
         lambda: step("simple", fxcollab.spread(made("simple"), _mesh(4)), X if rank else X * float("nan")),
@@ -277,7 +286,7 @@ def test_what_cannot_be_spread_is_refused(results: Callable[[str], list[Any]]) -
             "PatternError",
             *["StateError"] * 4,
         ]
-        assert "6 heads can't be distributed evenly over 4 ranks" in errors[0][1]
+        assert "2 heads can't be distributed over 4 ranks" in errors[0][1]
         assert "heads" in errors[1][1]
         assert "different batches" in errors[2][1] and "different batches" in errors[3][1]
         assert "fxcollab.spread made" in errors[5][1]
@@ -294,3 +303,4 @@ def test_without_ranks_it_is_refused() -> None:
 def test_heads_are_shared_evenly_and_neighbours_stay_together() -> None:
     tree = fxcollab.HeadTree(("a", "b"), (2, 3))
     assert [list(heads_of(tree, 3, place)) for place in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    assert [list(heads_of(tree, 4, place)) for place in range(4)] == [[0], [1, 2], [3], [4, 5]]

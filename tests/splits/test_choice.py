@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fxcollab
 from fxcollab import Candidate, CaptureError, Option, PatternError, SplitError, choose_splits
 from fxcollab.plan import plan_of
-from fxcollab.splits.option import rank, thinned
+from fxcollab.splits.option import TIE, rank, thinned
 from samples.networks import densenet40_12, resnet32
 from tests.speeds import slow_but
 from tests.untouched import Untouched
@@ -186,6 +186,73 @@ def test_budgets_are_kept(max_time: float | None, max_memory: float | None) -> N
         Narrowing(), splits="auto", example_inputs=IMAGES, max_time=max_time, max_memory=max_memory
     )
     assert plan_of(train_model).tree.splits == choice.splits
+
+
+def test_a_budget_of_memory_may_be_a_size() -> None:
+    free = choose_splits(Narrowing(), IMAGES).costs
+    limit = free.original.memory * 1.5
+    kept = choose_splits(Narrowing(), IMAGES, max_memory=f"{limit / 1e6:.4f}MB").costs
+    assert kept == choose_splits(Narrowing(), IMAGES, max_memory="1.5x").costs
+    assert kept.training.memory <= limit < free.training.memory
+
+
+@pytest.mark.parametrize("text", ["0.1MB", "1 KiB"])
+def test_a_size_that_the_original_needs_itself_is_refused(text: str) -> None:
+    with pytest.raises(PatternError, match="MB of memory can't be kept") as caught:
+        choose_splits(Narrowing(), IMAGES, max_memory=text)
+    hint = str(caught.value.hint).partition("max_memory=")[2].partition("'")[2].partition("'")[0]
+    assert choose_splits(Narrowing(), IMAGES, max_memory=hint)
+
+
+@pytest.mark.parametrize("limits", [{"max_time": "2GB"}, {"max_memory": "2 bytes"}, {"max_memory": ""}])
+def test_a_budget_that_cannot_be_read_is_refused(limits: Any) -> None:
+    with pytest.raises(PatternError, match="can't be read"):
+        choose_splits(stack(8, 8, 8), (X,), **limits)
+
+
+def test_budgets_with_recompute_are_those_of_the_graph_that_computes_again() -> None:
+    plain = choose_splits(Narrowing(), IMAGES, max_memory=1.6)
+    choice = choose_splits(Narrowing(), IMAGES, max_memory=1.6, recompute="heads")
+    assert choice.value > plain.value and choice.costs.memory <= 1.6
+    assert choice.option.time == pytest.approx(choice.costs.time)
+    train_model = fxcollab.transform(
+        Narrowing(), splits="auto", example_inputs=IMAGES, max_memory=1.6, recompute="heads"
+    )
+    assert plan_of(train_model).tree.splits == choice.splits
+    assert fxcollab.summarise(train_model).costs == choice.costs
+
+
+def test_runners_up_and_refusals_say_what_recompute_would_make_fit() -> None:
+    first = choose_splits(Narrowing(), IMAGES, max_memory=1.6).runners_up[0]
+    assert "recompute keeps it" in first.why
+    costs = fxcollab.training_costs(Narrowing(), splits=first.option.splits, example_inputs=IMAGES, recompute="heads")
+    assert costs.memory <= 1.6 and f"{costs.memory:.2f}x the memory" in first.why
+
+
+@pytest.mark.parametrize("limits", [{"max_time": 1.75}, {"max_memory": 1.4, "recompute": "heads"}])
+def test_the_tree_is_chosen_under_a_budget(limits: Any) -> None:
+    choice = choose_splits(Narrowing(), IMAGES, fanouts="auto", **limits)
+    others = [choose_splits(Narrowing(), IMAGES, fanouts=fanouts, **limits) for fanouts in ((2,), (2, 2))]
+    assert choice.value >= TIE * max(other.value for other in others)
+    assert choice.costs.time <= limits.get("max_time", math.inf)
+    assert f"make {choice.option.heads} heads" in choice.reason
+    train_model = fxcollab.transform(Narrowing(), splits="auto", fanouts="auto", example_inputs=IMAGES, **limits)
+    assert plan_of(train_model).tree.fanouts == choice.option.fanouts
+
+
+def test_of_equally_even_trees_the_one_with_more_heads_is_chosen() -> None:
+    choice = choose_splits(stack(8, 8, 8), (X,), fanouts="auto", max_time=2.5)
+    assert choice.option.fanouts == (3,) and choice.costs.time <= 2.5
+
+
+def test_a_tree_is_chosen_with_its_splits_and_under_a_budget_only() -> None:
+    with pytest.raises(PatternError, match="without a budget"):
+        choose_splits(Narrowing(), IMAGES, fanouts="auto")
+    with pytest.raises(PatternError, match="chosen with the splits"):
+        fxcollab.transform(Narrowing(), splits="wide", fanouts="auto")
+    for more in ({"heads": 3}, {"pattern": "ladder"}):
+        with pytest.raises(PatternError, match="for a given number of heads, nor"):
+            fxcollab.transform(Narrowing(), splits="auto", fanouts="auto", max_time=2, **more)  # type: ignore[arg-type]
 
 
 def test_what_a_budget_ruled_out_is_told() -> None:
