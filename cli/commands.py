@@ -113,11 +113,10 @@ def costs(options: Options, optimizer: Optimizer = 1.0, json: Json = False) -> N
     with working("counting"):
         import fxcollab
 
-        if choice and not options.recompute:
+        if choice:
             found = choice.costs
         else:
-            splits = {"splits": choice.splits} if choice else {}
-            arguments = options.arguments(fxcollab.training_costs) | splits
+            arguments = options.arguments(fxcollab.training_costs)
             found = fxcollab.training_costs(loaded.model, **arguments, optimizer=optimizer)
     if json:
         print_json(({"choice": choice.to_json()} if choice else {}) | found.to_json())

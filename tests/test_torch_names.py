@@ -58,6 +58,21 @@ def test_conversions() -> None:
         assert _torch.CONVERSION not in seen
 
 
+def test_fake_tensors_tell_their_device_where_a_mode_does_not() -> None:
+    seen = []
+
+    class Mode(_torch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return NotImplemented if func is _torch.DEVICE_OF else func(*args, **(kwargs or {}))
+
+    with _torch.FakeTensorMode() as mode:
+        fake = mode.from_tensor(torch.ones(2))
+    with Mode():
+        assert torch.nn.functional.linear(fake, fake).device == torch.device("cpu")
+    assert _torch.DEVICE_OF in seen
+
+
 def test_parameters_of_other_classes() -> None:
     with _torch.FakeTensorMode() as mode:
         fake = mode.from_tensor(torch.ones(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fxcollab.codegen.module import CollabGraphModule
@@ -9,7 +10,7 @@ from fxcollab.costs.profile import Profile, profile
 from fxcollab.errors import CaptureError, one_line
 from fxcollab.plan import plan_of
 from fxcollab.rewriting.prune import prune
-from fxcollab.tracing.examples import USUAL_IMAGES, guess_inputs
+from fxcollab.tracing.examples import USUAL_IMAGES, guess_inputs, guesses
 from fxcollab.tracing.interface import InputSpec, Interface
 
 
@@ -42,8 +43,11 @@ def profile_original(train_model: CollabGraphModule) -> ProfiledOriginal:
     captured, interface = prune(train_model), plan_of(train_model).interface
     guessed = not interface.known
     try:
+        for guess in guesses(train_model.root, interface, USUAL_IMAGES) if guessed else ():
+            with suppress(Exception):  # user code may raise anything on a wrong shape
+                return ProfiledOriginal(captured, profile(captured, guess), guess, guessed, None)
         if guessed:
-            interface = guess_inputs(train_model.root, USUAL_IMAGES)
+            interface = guess_inputs(train_model.root, USUAL_IMAGES)  # raises, and says why none fits
         return ProfiledOriginal(captured, profile(captured, interface), interface, guessed, None)
     except CaptureError as error:
         return ProfiledOriginal(captured, None, Interface(()), False, error.why)

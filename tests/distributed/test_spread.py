@@ -76,7 +76,9 @@ def made(case: str) -> fxcollab.CollabGraphModule:
 
 
 def loss_of(case: str, outputs: Any, labels: Tensor = LABELS) -> Tensor:
-    return fxcollab.CollaborativeLoss(logits="logits" if case.startswith("nested") else None, detach=False)(outputs, labels)
+    return fxcollab.CollaborativeLoss(logits="logits" if case.startswith("nested") else None, detach=False)(
+        outputs, labels
+    )
 
 
 def step(case: str, model: nn.Module, x: Tensor = X, labels: Tensor = LABELS) -> Tensor:
