@@ -40,8 +40,12 @@ def option(help: str, metavar: str | None = None, *flags: str, values: tuple[str
 _Source = typer.Argument(help=f"{SOURCES}, or {DIRECTORY}.", metavar="SOURCE", show_default=False)
 _PATTERNS = ("multi-instance", "simple", "hierarchical", "ladder")
 _Pattern = option(f"{', '.join(_PATTERNS)}, or package.module:NAME.", values=_PATTERNS)
-_Init = option("How peers start: fresh, copy or copy-anyway.", values=("fresh", "copy", "copy-anyway"))
+_INITS = ("fresh", "copy", "copy-anyway", "finetune")
+_Init = option(
+    "How peers start: fresh, finetune (all but the last layer as copies), copy or copy-anyway.", values=_INITS
+)
 _Recompute = option("Keep one branch's activations at a time; compute again.", "heads", values=("heads",))
+_EvalOutput = option("What eval mode returns: head (head 0), all or mean.", values=("head", "all", "mean"))
 _Granularity = option("auto opens what the splits need; op down to operations.", values=("auto", "op"))
 
 
@@ -62,11 +66,15 @@ class Options:
         None
     )
     init: Annotated[str, _Init] = "fresh"
+    fresh: Annotated[list[str] | None, option("With --init copy: a module that starts anew, or a glob.", "NAME")] = (
+        None
+    )
     seed: Annotated[int, option("All initial weights are a function of it.")] = 0
     rescale: Annotated[bool, option("Where heads meet: the mean of their gradients, or the sum.")] = True
     granularity: Annotated[str, _Granularity] = "auto"
     peers: Annotated[str, option("The name under which the other heads' state lives.", "NAME")] = "peers"
     recompute: Annotated[str | None, _Recompute] = None
+    eval_output: Annotated[str, _EvalOutput] = "head"
     max_time: Annotated[str | None, option("With --splits auto: a step's time, to the original's.", "1.75x")] = None
     max_memory: Annotated[str | None, option("With --splits auto: a step's memory, also 20GB.", "1.5x")] = None
     input: Annotated[list[str] | None, option("1x3x224x224, or 2x16:int64; again for each input.", "SHAPE")] = None
@@ -115,6 +123,7 @@ class Options:
         """The keyword arguments for ``function``: the options of which it has a parameter."""
         values = vars(self) | {
             "fanouts": parsing.fanouts(self.fanouts),
+            "init": {**dict.fromkeys(self.fresh, "fresh"), "*": self.init} if self.fresh else self.init,
             "example_inputs": parsing.example_inputs(self.input, self.plan),
         }
         return {name: values[name] for name in inspect.signature(function).parameters if name in values}

@@ -25,6 +25,7 @@ from fxcollab.errors import (
     StateError,
     VerificationError,
 )
+from fxcollab.heads import all_heads
 from fxcollab.io.artifact import load, save
 from fxcollab.objectives.collaborative import CollaborativeLoss
 from fxcollab.objectives.distillation import DistillationLoss
@@ -78,6 +79,7 @@ __all__ = [
     "Summary",
     "VerificationError",
     "__version__",
+    "all_heads",
     "capture",
     "choose_splits",
     "diff",

@@ -51,6 +51,15 @@ DEVICE_OF = torch.ops.prim.device.default
 PyTreeCodeGen = fx_graph._PyTreeCodeGen
 """Generates the code of graphs whose inputs and outputs are structures."""
 
+
+class EvalOutputCodeGen(PyTreeCodeGen):
+    """Reads the output's structure from ``_eval_out_spec``, as all forwards of a module have one ``_out_spec``."""
+
+    def generate_output(self, *args: Any, **kwargs: Any) -> str:
+        """The last line of the code."""
+        return super().generate_output(*args, **kwargs).replace("self._out_spec", "self._eval_out_spec")
+
+
 format_target = fx_graph._format_target
 """The expression by which generated code reads an attribute of the module."""
 

@@ -14,7 +14,8 @@ from fxcollab.errors import CaptureError, ForwardError, PatternError, warn_calle
 from fxcollab.passes import AfterPass, CapturePass, PartitionPass, run_passes, training_passes
 from fxcollab.patterns import AUTO, Fanouts, fanouts_to_choose, head_tree, split_names
 from fxcollab.plan import RewriteOptions
-from fxcollab.rewriting.initialise import Init
+from fxcollab.rewriting.init_rules import Init
+from fxcollab.rewriting.outputs import EvalOutput
 from fxcollab.rewriting.rewrite import SMALL_LEVELS_KEY
 from fxcollab.sources.loaded import model_of
 from fxcollab.sources.source import Source, source_of
@@ -47,12 +48,14 @@ def transform(
     max_time: Amount | None = None,
     max_memory: Amount | None = None,
     recompute: Recompute | None = None,
+    eval_output: EvalOutput = "head",
     after_pass: AfterPass | None = None,
 ) -> CollabGraphModule:
     """Make a training model with several heads of ``model`` (paper, section 3.1).
 
-    Its forward has the model's inputs and returns a tuple of H outputs, head 0 first, each with the structure of the
-    model's own output. Trunk and head 0 are the model's own modules and tensors: training it trains ``model``.
+    Its forward has the model's inputs. In train mode it returns a tuple of H outputs, head 0 first, each with the
+    structure of the model's own output; in eval mode head 0's output alone. Trunk and head 0 are the model's own
+    modules and tensors: training it trains ``model``.
 
     Args:
         model: any module on any device, meta included; a zero-argument factory of one; or a ``GraphModule``,
@@ -70,9 +73,11 @@ def transform(
         example_inputs: tuple or dict. Tensors in it are inputs of the graph, also for optional parameters;
             other values, such as ``use_cache=False``, are fixed. Needed only where the model has several
             inputs, or depends on values of an input whose shape can't be guessed.
-        init: how peers are initialised. ``fresh``: anew, by the factory where there is one, else by the modules' own
-            ``reset_parameters``. ``copy``: as head 0, which raises where nothing behind the splits is random
-            (``copy-anyway`` doesn't). Or ``callable(module, path)`` for each branch.
+        init: how peers start. ``fresh``: anew, by the factory where there is one, else by the modules' own
+            ``reset_parameters``. ``finetune``: as copies of the given model's, except for every head's last layer.
+            ``copy``: as copies, which raises where nothing behind the splits is random (``copy-anyway`` doesn't).
+            ``{"fc": "fresh", "*": "copy"}``: by parameter, module or glob; the first that matches counts. Or
+            ``callable(module, path)`` for each branch. What is frozen, with its buffers, is always copied.
         seed: the peers' initialisation is a function of it; by default ``torch.initial_seed()``.
         rescale: False leaves gradients unscaled at the splits.
         granularity: ``auto`` opens only the modules that hold a split; ``op`` everything down to torch's layers.
@@ -85,6 +90,9 @@ def transform(
         recompute: ``heads`` to keep the activations of the trunk and of one branch at a time: those of the others are
             computed again in the backward pass, which costs one more forward of what lies behind the splits. State
             in globals, in closures, or written through ``.data`` then changes twice.
+        eval_output: what eval mode returns: ``head`` head 0's output, exactly as the original, and nothing else is
+            computed; ``all`` the tuple; ``mean`` the mean of the heads' floating-point tensors. `all_heads` calls
+            all heads in either mode.
         after_pass: ``callable(name, graph_module)``, called after the passes ``capture``, ``partition``, ``rewrite``
             and ``codegen`` with the module that each returned; see `fxcollab.passes`.
 
@@ -123,7 +131,7 @@ def transform(
         tree = _tree(splits, pattern, splits.splits, heads, fanouts)
     chosen = splits.reason if isinstance(splits, Choice) else None
     seed = torch.initial_seed() if seed is None else seed
-    options = RewriteOptions(init, seed, rescale, peers, recompute)
+    options = RewriteOptions(init, seed, rescale, peers, recompute, eval_output)
     interface = interface or interface_of(model, example_inputs)
     how = CapturePass(tree.splits, example_inputs, granularity, interface)
     passes = training_passes(tree, how, options, factory, pattern=pattern, source=source, chosen=chosen)

@@ -9,7 +9,8 @@ from torch import nn
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import StateError
-from fxcollab.rewriting.initialise import Init
+from fxcollab.rewriting.init_rules import Init
+from fxcollab.rewriting.outputs import EvalOutput
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tracing.interface import Interface
@@ -28,13 +29,15 @@ class RewriteOptions:
         rescale: whether crossing values are rescaled.
         peers: the name of the module that has the peers.
         recompute: what is computed again in the backward pass; None for nothing.
+        eval_output: what eval mode returns.
     """
 
-    init: Init | str = "fresh"
+    init: Init = "fresh"
     seed: int = 0
     rescale: bool = True
     peers: str = "peers"
     recompute: Recompute | None = None
+    eval_output: EvalOutput = "head"
 
 
 @dataclass(frozen=True)
@@ -77,18 +80,26 @@ def plan_of(train_model: nn.Module) -> Plan:
 
 
 def training_model(module: nn.Module) -> CollabGraphModule:
-    """The training model inside DDP's, ``torch.compile``'s and similar wrappers.
+    """The training model inside DDP's, ``torch.compile``'s, Lightning's and similar wrappers.
 
     Raises:
-        StateError: there is none.
+        StateError: there is none, or there are several.
     """
-    inner = module
-    while not isinstance(inner, CollabGraphModule):
-        found = (getattr(inner, name, None) for name in ("_orig_mod", "module", "model"))
-        wrapped = next((child for child in found if isinstance(child, nn.Module)), None)
-        if wrapped is None:
-            break
-        inner = wrapped
+    inner = unwrapped(module)
     plan_of(inner)
-    assert isinstance(inner, CollabGraphModule)
     return inner
+
+
+def unwrapped(module: nn.Module) -> CollabGraphModule:
+    """As `training_model`, but the part of a training model that `spread` returns is fine, too."""
+    found = [inner for inner in module.modules() if isinstance(inner, CollabGraphModule)]
+    planned = [inner for inner in found if PLAN_KEY in inner.meta] or found[:1]
+    if len(planned) > 1:
+        raise StateError(
+            f"{type(module).__qualname__} holds {len(planned)} training models.",
+            why="it is not said which of them is meant",
+            hint="pass one of them",
+        )
+    if not planned:
+        plan_of(module)  # raises
+    return planned[0]

@@ -31,6 +31,7 @@ import fxcollab
 from fxcollab.costs.summary import Summary
 from fxcollab.io.weights import load_state_dict, write_state_dict
 from fxcollab.patterns import PATTERNS
+from fxcollab.rewriting.init_rules import INITS
 from fxcollab.sources.load import load
 from fxcollab.sources.load import load as load_source
 from fxcollab.sources.source import Source
@@ -405,7 +406,7 @@ def test_verify_proves_a_directory(call: Call, made: Path) -> None:
     assert (result.code, result.err) == (0, "")
     assert lines[0].startswith("ok          every node belongs to a head: ")
     assert lines[1].startswith("ok          graph of head 0 equals the original's: ")
-    assert lines[-1] == "all 23 checks hold"
+    assert lines[-1] == "all 24 checks hold"
     assert "FAILED" not in result.out
 
 
@@ -475,7 +476,7 @@ def test_a_pruned_head_loads_into_the_original_and_equals_it(call: Call, made: P
         assert result.err == f"wrote heads/one.safetensors: 13 tensors of head {head}\n"
         original = net().eval()
         original.load_state_dict(load_file("heads/one.safetensors"), strict=True)
-        assert torch.equal(original(x), train_model(x)[head])
+        assert torch.equal(original(x), fxcollab.all_heads(train_model)(x)[head])
 
 
 def test_prune_keeps_head_0_by_default_and_needs_no_model(call: Call, made: Path, model: Path) -> None:
@@ -915,12 +916,12 @@ def test_every_option_is_a_parameter_of_the_library_or_makes_the_model() -> None
     functions = (fxcollab.transform, fxcollab.choose_splits)
     known = {name for function in functions for name in inspect.signature(function).parameters}
     own = {field.name for field in dataclasses.fields(Options)}
-    assert own - known == {"input", "model_arg", "given", "plan"}
+    assert own - known == {"input", "model_arg", "given", "plan", "fresh"}  # the last one is a part of init
 
 
 @pytest.mark.parametrize(
     ("option", "values"),
-    [("pattern", PATTERNS), ("init", ("fresh", "copy", "copy-anyway")), ("granularity", get_args(Granularity))],
+    [("pattern", PATTERNS), ("init", INITS), ("granularity", get_args(Granularity))],
 )
 def test_values_of_options_are_completed_without_torch(option: str, values: tuple[str, ...]) -> None:
     words = {"COMP_WORDS": f"fxcollab transform x --{option} ", "COMP_CWORD": "4"}
@@ -1127,3 +1128,14 @@ def test_a_png_without_the_extra_names_it(call: Call, made: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     result = call("diff", made, "-o", "diff.png")
     assert result.code == 2 and "hint: pip install 'fxcollab[png]'" in result.err and not Path("diff.png").exists()
+
+
+def test_modules_that_start_fresh_are_named_on_the_command_line(call: Call, model: Path) -> None:
+    result = call("transform", "model.py", "--splits", "stem", "--init", "copy", "--fresh", "head", "--input", "2x3")
+    refused = call("transform", "model.py", "--splits", "stem", "--init", "copy", "--fresh", "tail", "--force")
+    assert refused.code == 2 and "matches 'tail'" in refused.err
+    assert result.code == 0, result.err
+    plan = json.loads(Path("model_collab/plan.json").read_text())
+    assert plan["init"] == "head=fresh,*=copy" and plan["eval_output"] == "head"
+    again = call("transform", "model_collab", "-o", "again", "--seed", "1")
+    assert again.code == 0 and json.loads(Path("again/plan.json").read_text())["init"] == plan["init"]

@@ -179,7 +179,7 @@ def test_outputs_and_statistics_equal_the_hand_networks(case: Case, mode: str, b
     train_model, hand = both(case, rescale=True)
     train_model.train(mode == "train"), hand.train(mode == "train")
     for _ in range(2):
-        for output, expected in zip(train_model(batch[0]), hand(batch[0]), strict=True):
+        for output, expected in zip(fxcollab.all_heads(train_model)(batch[0]), hand(batch[0]), strict=True):
             assert torch.equal(output, expected)
     state, expected_state = train_model.state_dict(), hand.fxcollab_state_dict()
     assert state.keys() == expected_state.keys()

@@ -105,7 +105,8 @@ def test_compiled_training_lowers_the_loss_and_follows_the_mode() -> None:
     assert losses[-1] < losses[0]
     compiled.eval(), twin.eval()
     with torch.no_grad():
-        for output, expected in zip(compiled(batch()[0]), twin(batch()[0]), strict=True):
+        outputs, expected_ones = (fxcollab.all_heads(each)(batch()[0]) for each in (compiled, twin))
+        for output, expected in zip(outputs, expected_ones, strict=True):
             assert_close(output, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -189,7 +190,7 @@ def test_average_of_the_weights_prunes_like_the_weights() -> None:
     assert not torch.equal(inside.conv1.weight, train_model.conv1.weight)
     x = batch()[0]
     average.eval()
-    for head, output in enumerate(average(x)):
+    for head, output in enumerate(fxcollab.all_heads(average)(x)):
         original = SmallConvNet().eval()
         original.load_state_dict(fxcollab.prune_state_dict(average.state_dict(), head), strict=True)
         assert torch.equal(original(x), output)
@@ -254,7 +255,7 @@ def test_wrapped_state_dicts_prune_to_the_plain_one(train_model: fxcollab.Collab
         "DDP of torch.compile in Lightning": {f"model.module._orig_mod.{name}": v for name, v in state.items()},
     }
     assert "n_averaged" in wrapped["AveragedModel"]
-    heads = len(train_model.eval()(batch()[0]))
+    heads = len(fxcollab.all_heads(train_model.eval())(batch()[0]))
     original = fxcollab.prune(train_model)
     for head in range(heads):
         plain = fxcollab.prune_state_dict(state, head)

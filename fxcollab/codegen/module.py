@@ -5,7 +5,8 @@ aliases, orders the state by first use, and replaces parents by bare modules. `C
 children and state instead, so that its state dict begins with exactly the root's.
 
 Where a forward depends on ``self.training`` there are two graphs, one for each mode; the generated forward branches
-on ``self.training``, and the ``graph`` attribute is that of the current mode.
+on ``self.training``, and the ``graph`` attribute is that of the current mode. A training model's ``modes`` are the
+graphs of all heads; in eval mode its forward runs, and ``graph`` is, a graph made of them that has one output.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ from __future__ import annotations
 import copy
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from itertools import starmap
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 from torch.fx.graph import PythonCode
 
-from fxcollab._torch import GENERATED, LOAD_OWN_STATE, SAVE_OWN_STATE
+from fxcollab._torch import GENERATED, LOAD_OWN_STATE, SAVE_OWN_STATE, codegen_of
 from fxcollab.codegen.branches import Recompute, branch_by_branch
 from fxcollab.codegen.modes import Modes, in_mode, set_mode
 from fxcollab.codegen.packing import pack, unpack
 from fxcollab.errors import StateError
-from fxcollab.fx_utils import OWN, Target, attribute, copy_graph, make_printable
+from fxcollab.fx_utils import OWN, Target, attribute, copy_graph, first_difference, get_output, make_printable
 
 _STATE_HOOKS = (
     "_state_dict_hooks",
@@ -46,8 +48,18 @@ class CollabGraphModule(fx.GraphModule):
         constants: tensors that the graphs refer to by name and that are neither parameters nor buffers.
         peers: modules added after the root's own, under these names.
         recompute: ``heads`` to compute each branch again in the backward pass (see `branches`).
+        eval_graph: makes the graph that eval mode runs of the graph of all heads; by default it runs that.
         generate: whether to generate the forward now; else by ``recompile()``.
     """
+
+    # What ``torch.jit.script`` leaves out.
+    __jit_unused_properties__ = [  # noqa: RUF012
+        *fx.GraphModule.__jit_unused_properties__, "modes", "root", "constants", "recompute",
+    ]  # fmt: skip
+    _graph_of_eval: fx.Graph | None = None
+    _eval_out_spec: Any = None
+    returns_all = False
+    """Whether eval mode returns what train mode does: one output a head. See `all_heads`."""
 
     def __init__(
         self,
@@ -57,6 +69,7 @@ class CollabGraphModule(fx.GraphModule):
         constants: Mapping[str, torch.Tensor] | None = None,
         peers: Mapping[str, nn.Module] | None = None,
         recompute: Recompute | None = None,
+        eval_graph: Callable[[fx.Graph], fx.Graph] | None = None,
         generate: bool = True,
     ) -> None:
         _check_state_dict(root)
@@ -75,6 +88,7 @@ class CollabGraphModule(fx.GraphModule):
         self.__dict__["_peers"] = tuple(peers or ())
         self.__dict__["_constants"] = tuple(constants or ())
         self.__dict__["_recompute"] = recompute
+        self.__dict__["_eval_graph"] = eval_graph
         self.__dict__[OWN] = own = nn.Module()
         own.__dict__.update({name: self.__dict__[name] for name in _REGISTRIES})
         for name, value in (*_plain_attributes(root, modes), *(constants or {}).items()):
@@ -133,11 +147,13 @@ class CollabGraphModule(fx.GraphModule):
 
     @property
     def graph(self) -> fx.Graph:
-        """The graph of the current mode. Assigning another replaces it in the modes that share it."""
-        return self._graph
+        """The graph that runs in the current mode. Assigning another replaces it in the modes that share it."""
+        return self.modes.of(self.training) if self.returns_all else self._graph
 
     @graph.setter
     def graph(self, graph: fx.Graph) -> None:
+        if self._graph_of_eval is not None and self._graph_of_eval is self._graph:
+            raise _made_of_the_training_graph(self._graph)
         if "_modes" in self.__dict__ and graph not in tuple(self.modes):
             old, modes = self._graph, self.modes
             self.__dict__["_modes"] = Modes(*(graph if g is old else g for g in (modes.train, modes.eval)))
@@ -147,22 +163,43 @@ class CollabGraphModule(fx.GraphModule):
 
     def recompile(self) -> PythonCode:
         """Generate the forward again after the graph was edited in place."""
-        if "_modes" not in self.__dict__ or not self.modes.differ:
+        if "_modes" not in self.__dict__:
             return self._generate(self._graph)
-        compiled = {}
-        for training in (not self.training, self.training):
-            result = self._generate(self.modes.of(training))
-            compiled[training] = (type(self).forward, self._code)
-        (train, train_code), (evaluation, eval_code) = compiled[True], compiled[False]
-        type(self).forward = _forward_of_modes(train_code, train, evaluation)
-        self._code = _code_of_modes(train_code, eval_code)
+        self._make_graph_of_eval()
+        one, modes = self._graph_of_eval, self.modes
+        graphs = {"self.training": modes.train, "self.returns_all": modes.eval, "True": one}
+        if one is None:
+            graphs = {"self.training": modes.train, "True": modes.eval}
+        elif not modes.differ:
+            graphs = {"self.training or self.returns_all": modes.train, "True": one}
+        forwards = [] if one is None and not modes.differ else [*starmap(self._compiled, graphs.items())]
+        result = self._generate(modes.of(self.training))
+        self._graph = modes.of(self.training) if one is None or self.training else one
+        if forwards:
+            type(self).forward = _forward_of_modes(forwards)
+            self._code = _code_of_modes(forwards)
         return result
+
+    def _make_graph_of_eval(self) -> None:
+        """Make the graph that eval mode runs of the training graph, as that is now."""
+        one, made, make = self._graph_of_eval, self.__dict__.get("_made"), self.__dict__.get("_eval_graph")
+        if one is not None and made is not None and first_difference(one, made) is not None:
+            raise _made_of_the_training_graph(one)
+        if make is not None:
+            self._graph_of_eval = one = make(self.modes.eval)
+            one.owning_module = self
+            self._eval_out_spec = getattr(codegen_of(one), "pytree_info", (None,) * 3)[-1]
+            self.__dict__["_made"] = copy_graph(one)
+
+    def _compiled(self, condition: str, graph: fx.Graph) -> _Forward:
+        self._generate(graph)
+        return _Forward(condition, type(self).forward, self._code)
 
     def _generate(self, graph: fx.Graph) -> PythonCode:
         """Generate the forward of one graph, with branches as functions where they are computed again."""
         make_printable(graph, self._is_hidden)
         active = self._graph
-        if self.__dict__.get("_recompute"):
+        if graph is not self._graph_of_eval and self.__dict__.get("_recompute"):
             graph = branch_by_branch(graph, self, self.__dict__["_peers"][0])
         self._graph = graph
         try:
@@ -179,7 +216,8 @@ class CollabGraphModule(fx.GraphModule):
         for name in self.__dict__["_peers"]:
             _follow_modes(self._modules[name], dict(self.named_modules(remove_duplicate=False)))
         self.training = self.root.training
-        self._graph = self.modes.of(self.training)
+        one = self._graph_of_eval
+        self._graph = self.modes.of(self.training) if one is None or self.training else one
         return self
 
     @contextmanager
@@ -206,7 +244,7 @@ class CollabGraphModule(fx.GraphModule):
         return _unpickle, (state, graphs)
 
 
-_GENERATED = GENERATED | {"_modes"}
+_GENERATED = GENERATED | {"_modes", "_graph_of_eval", "_made"}
 
 
 def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule:
@@ -223,27 +261,46 @@ def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule
 _HEADER = "def forward"
 
 
-def _forward_of_modes(code: str, train: Callable[..., Any], evaluation: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward that branches on ``self.training``, with the same signature as the generated ones.
+def _made_of_the_training_graph(graph: fx.Graph) -> StateError:
+    return StateError(
+        "The graph that a training model runs in eval mode can't be edited.",
+        where=f"the graph that ends in {get_output(graph).format_node()}",
+        why="it is made of the graph of all heads, and the edit would not be in that",
+        hint="edit that of all heads: train_model.train().graph, or train_model.modes.eval where the modes differ",
+    )
+
+
+class _Forward(NamedTuple):
+    """The generated forward of one graph, and the condition under which it runs."""
+
+    condition: str
+    function: Callable[..., Any]
+    code: str
+
+
+def _forward_of_modes(forwards: Sequence[_Forward]) -> Callable[..., Any]:
+    """A forward that takes the first one whose condition holds, with the same signature as the generated ones.
 
     It is made from source, because tracers read a forward's parameters from its code object.
     """
+    code, first = forwards[0].code, forwards[0].function
     definition = code[code.index(_HEADER) :].split("\n", 1)[0]
-    arguments = ", ".join(inspect.signature(train).parameters)
-    source = f"{definition}\n    return (_train if self.training else _eval)({arguments})"
-    scope = {**train.__globals__, "_train": train, "_eval": evaluation}
+    arguments = ", ".join(inspect.signature(first).parameters)
+    lines = [f"    if {each.condition}:\n        return _{place}({arguments})" for place, each in enumerate(forwards)]
+    scope = {**first.__globals__, **{f"_{place}": each.function for place, each in enumerate(forwards)}}
+    source = "\n".join([definition, *lines])
     exec(compile(source, "<forward of both modes>", "exec", dont_inherit=True), scope)
     forward: Callable[..., Any] = scope["forward"]
     return forward
 
 
-def _code_of_modes(train: str, evaluation: str) -> str:
-    """The code of both generated forwards as that of one."""
-    (definition, train_body), (_, eval_body) = (
-        code[code.index(_HEADER) :].rstrip().split("\n", 1) for code in (train, evaluation)
-    )
-    bodies = [textwrap.indent(body, "    ") for body in (train_body, eval_body)]
-    return f"\n{definition}\n    if self.training:\n{bodies[0]}\n    else:\n{bodies[1]}"
+def _code_of_modes(forwards: Sequence[_Forward]) -> str:
+    """The code of several generated forwards as that of one."""
+    split = [each.code[each.code.index(_HEADER) :].rstrip().split("\n", 1) for each in forwards]
+    keywords = ["if", *["elif"] * (len(forwards) - 2), "else"]
+    heads = [f"{word} {each.condition}" for word, each in zip(keywords[:-1], forwards, strict=False)] + ["else"]
+    bodies = [f"    {head}:\n{textwrap.indent(body, '    ')}" for head, (_, body) in zip(heads, split, strict=True)]
+    return "\n".join([f"\n{split[0][0]}", *bodies])
 
 
 def _adopt_state_methods(module: CollabGraphModule) -> None:

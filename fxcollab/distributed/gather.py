@@ -10,8 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fxcollab._torch import at_end_of_backward, backward_id, pytree
+from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.distributed.ranks import Ranks, heads_of
 from fxcollab.errors import StateError
+from fxcollab.rewriting.eval_output import mean_of_heads
+from fxcollab.rewriting.outputs import EvalOutput
 from fxcollab.tree import Path
 
 
@@ -21,17 +24,25 @@ class Gather:
     Every rank of a row computes the same loss of the same outputs, so the gradient of a head's output is complete on
     the head's rank, and isn't communicated. Gradients of parameters that several ranks have are summed at the end of
     the backward, without those of earlier backwards, so that gradients can be accumulated. ``parameters`` are those
-    of each branch of this rank.
+    of each branch of this rank, and ``eval_output`` is what eval mode returns.
     """
 
-    def __init__(self, ranks: Ranks, parameters: Mapping[Path, Sequence[nn.Parameter]]) -> None:
-        self._ranks, self._parameters = ranks, parameters
+    def __init__(
+        self, ranks: Ranks, parameters: Mapping[Path, Sequence[nn.Parameter]], eval_output: EvalOutput
+    ) -> None:
+        self._ranks, self._parameters, self._eval_output = ranks, parameters, eval_output
         self._same_batch = False
         self._task: int | None = None
         self._before: list[tuple[nn.Parameter, Tensor | None]] = []
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The outputs of all heads, for the ``outputs`` of this rank's."""
+    def __call__(self, module: CollabGraphModule, args: Any, kwargs: Any, outputs: tuple[Any, ...]) -> Any:
+        """The outputs of all heads, for the ``outputs`` of this rank's; in eval mode what that returns."""
+        gathered = self._gathered(args, kwargs, outputs)
+        if module.training or module.returns_all or self._eval_output == "all":
+            return gathered
+        return gathered[0] if self._eval_output == "head" else mean_of_heads(gathered)
+
+    def _gathered(self, args: Any, kwargs: Any, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
         if not self._same_batch:
             self._check_batch((args, kwargs))
         flat, specs = zip(*map(pytree.tree_flatten, outputs), strict=True)

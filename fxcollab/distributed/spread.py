@@ -45,7 +45,7 @@ class Spread:
 
 
 def spread(train_model: CollabGraphModule, mesh: DeviceMesh | None = None) -> CollabGraphModule:
-    """The part of a training model that this rank trains; its forward returns the outputs of all heads.
+    """The part of a training model that this rank trains; its forward returns what the whole's would.
 
     All ranks of the mesh call it with the same training model, on the device to train on, and then pass the same
     batches along the dimension ``heads``. The part shares its tensors with ``train_model``; delete that to free the
@@ -85,7 +85,7 @@ def spread(train_model: CollabGraphModule, mesh: DeviceMesh | None = None) -> Co
     parameters: dict[Path, list[nn.Parameter]] = {path: [] for path in ranks.branches}
     for name, parameter in part.named_parameters():
         parameters[tensors[name]].append(parameter)
-    part.register_forward_hook(Gather(ranks, parameters), with_kwargs=True)
+    part.register_forward_hook(Gather(ranks, parameters, plan.options.eval_output), with_kwargs=True)
     return part
 
 

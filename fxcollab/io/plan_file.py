@@ -20,6 +20,7 @@ from fxcollab.fx_utils import describe_node
 from fxcollab.io.folder import PLAN
 from fxcollab.patterns import is_made_by
 from fxcollab.plan import Plan, RewriteOptions, plan_of
+from fxcollab.rewriting.outputs import EvalOutput
 from fxcollab.runtime.operators import guard
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import Granularity
@@ -126,6 +127,8 @@ def _options_from_json(data: Mapping[str, Any]) -> RewriteOptions:
     default = RewriteOptions()
     if data.get("recompute") is not None:
         _entry(data, "recompute", str, among=get_args(Recompute))
+    if "eval_output" in data:
+        _entry(data, "eval_output", str, among=get_args(EvalOutput))
     names = [field.name for field in fields(RewriteOptions) if field.name in data]
     kinds: dict[str, type | UnionType] = {name: type(getattr(default, name)) for name in names}
     kinds["recompute"] = str | None

@@ -119,9 +119,19 @@ class Classification(Task):
     """One class of C: softmax."""
 
     name = "classification"
-    losses = (nn.CrossEntropyLoss, F.cross_entropy)
+    losses = (nn.CrossEntropyLoss, F.cross_entropy, nn.MultiMarginLoss, F.multi_margin_loss)
     shape = "(N, C), or (N, C, d1, ...) for dense predictions"
     dims = 2
+
+    def require_logits(self, z: Tensor) -> None:
+        """Raise an `ObjectiveError` also for a single class, whose softmax is 1 whatever the logits are."""
+        super().require_logits(z)
+        if z.shape[1] == 1:
+            raise ObjectiveError(
+                f"A classification has two classes or more, these are logits of one: {described(z)}.",
+                why="Dimension 1 holds the classes, and the softmax over one is 1: heads would learn nothing.",
+                hint='For one yes or no per sample or position pass task="multi-label".',
+            )
 
     @property
     def known(self) -> bool:  # noqa: D102  # as the base says
@@ -257,10 +267,16 @@ def task_of(name: str | None, hard: HardLoss | None, reduction: str) -> Task:
         )
     inner = _unwrapped(hard)
     kind = TASKS[name] if name is not None else _found(_TASK_OF, hard)
-    if kind is None and type(inner).__module__ == nn.modules.loss.__name__ and type(inner) is not nn.MultiMarginLoss:
+    if kind is None and type(inner).__module__ == nn.modules.loss.__name__:
         raise ObjectiveError(
             f"The task of {type(inner).__name__} is ambiguous.",
             why="Heads learn from each other by softmax, by sigmoid or by the mean.",
+            hint=f"Name the task: {', '.join(f'task={name!r}' for name in TASKS)}.",
+        )
+    if kind is None and hard is not None:
+        raise ObjectiveError(
+            f"It isn't known what {getattr(hard, '__qualname__', type(hard).__qualname__)} compares.",
+            why="Heads learn from each other by softmax, by sigmoid or by the mean, as the labels are.",
             hint=f"Name the task: {', '.join(f'task={name!r}' for name in TASKS)}.",
         )
     return (kind or Classification)(hard, reduction)

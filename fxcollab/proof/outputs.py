@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fxcollab._torch import pytree
+from fxcollab.plan import plan_of
 from fxcollab.proof.report import Check
 from fxcollab.proof.runs import (
     Run,
@@ -20,6 +21,7 @@ from fxcollab.proof.runs import (
     undisturbed,
     without_objects,
 )
+from fxcollab.rewriting.eval_output import mean_of_heads
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
@@ -45,6 +47,8 @@ def check_outputs(trial: Trial, straddling: frozenset[str]) -> Iterator[Check]:
                 yield _check_generated_code(
                     trial, found, training, f"the generated forward runs the graph in {mode} mode"
                 )
+                if not training:
+                    yield from _check_eval_output(trial, found)
 
 
 def check_head(
@@ -75,6 +79,28 @@ def _check_generated_code(trial: Trial, found: Run, training: bool, name: str) -
         return Check(name, False, f"it raises {raised[0]}")
     difference = _bits_differ(generated.output, graph.output)
     return Check(name, difference is None, difference or "bit for bit")
+
+
+def _check_eval_output(trial: Trial, found: Run) -> Iterator[Check]:
+    """What eval mode returns where that is not one output a head."""
+    eval_output = plan_of(trial.train_model).options.eval_output
+    if eval_output == "all":
+        return
+    name = f"eval mode returns the {'mean over heads' if eval_output == 'mean' else 'output of the original'}"
+    model = trial.copied().train_model.eval()
+    one = attempt(lambda: run(trial, model))
+    if eval_output == "mean":
+        expected = attempt(lambda: mean_of_heads(found.output))
+    else:
+        original = attempt(lambda: run(trial, trial.original(0, False)))
+        expected = original.output if isinstance(original, Run) else original
+    if isinstance(expected, str):
+        yield Check.not_made(name, f"the original itself raises {expected}")
+    elif isinstance(one, str):
+        yield Check(name, False, f"it raises {one}")
+    else:
+        difference = _bits_differ(one.output, expected)
+        yield Check(name, difference is None, difference or "bit for bit")
 
 
 def _bits_differ(one: Any, other: Any) -> str | None:

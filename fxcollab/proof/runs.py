@@ -62,8 +62,10 @@ class Trial:
         return replace(self, model=model, train_model=train_model)
 
     def trained(self, training: bool) -> CollabGraphModule:
-        """A copy of the training model, in train or eval mode."""
-        return self.copied().train_model.train(training)
+        """A copy of the training model that returns all heads, in train or eval mode."""
+        model = self.copied().train_model.train(training)
+        model.returns_all = True
+        return model
 
     def original(self, head: int, training: bool, attributes: Set[tuple[str, str]] = frozenset()) -> nn.Module:
         """A copy of the original with a head's state, in train or eval mode.

@@ -30,7 +30,7 @@ def verify(
     1. The pruned graph equals the captured one node for node, for every head.
     2. The state dict equals it key for key, and the tensors are the same objects.
     3. Outputs are equal bit for bit, in train mode with gradients and in eval mode without: head 0, and every
-       head h against the original that holds head h's weights.
+       head h against the original that holds head h's weights; and eval mode returns what the original does.
     4. The same holds after a few training steps: nothing that was computed from weights was frozen at capture.
     5. With the loss summed over heads, gradients follow the mean-gradient rule (equation 6) against H separate
        originals, in float64 where the model runs so.

@@ -3,72 +3,77 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxcollab._torch import FakeTensor
 from fxcollab.deep_copy import clone_of
-from fxcollab.errors import PatternError, StateError, warn_caller
+from fxcollab.errors import StateError, warn_caller
 from fxcollab.functional import tensors_of
+from fxcollab.rewriting.init_rules import Init, frozen_names, is_constant, looks_trained
 from fxcollab.rewriting.peers import Branch, State
 from fxcollab.rng import seeded
 from fxcollab.tree import HeadTree, Path, branch_name
 
 Factory = Callable[[], nn.Module]
-InitFunction = Callable[[nn.Module, str], None]
-Init = Literal["fresh", "copy", "copy-anyway"] | InitFunction
-INITS = ("fresh", "copy", "copy-anyway")
-
-
-def check_init(init: Init | str, stochastic: bool) -> None:
-    """Raise for an unknown ``init``, and for ``copy`` where heads that start equal would stay equal.
-
-    They do unless something behind a split is ``stochastic``.
-
-    Raises:
-        PatternError: with the way out.
-    """
-    if callable(init):
-        return
-    if init not in INITS:
-        raise PatternError(
-            f"There is no init {init!r}.", hint=f"use one of {', '.join(INITS)}, or a callable(module, path)"
-        )
-    if init == "copy" and not stochastic:
-        raise PatternError(
-            "Peers that start as copies would never differ from head 0.",
-            why="no operation behind the splits draws random numbers, so all heads would stay equal",
-            hint="use init='fresh' (--init fresh), or 'copy-anyway' if you make them differ yourself",
-        )
 
 
 def initialise(
     branches: Mapping[Path, Branch],
     state: State,
     tree: HeadTree,
-    init: Init | str,
+    init: Init,
     seed: int,
     factory: Factory | None,
+    fresh: Collection[str],
 ) -> None:
     """Initialise the peers, which are copies of the root's state before; doesn't change the global random state.
 
-    Without a factory, which makes a model like the root, ``fresh`` means that modules initialise themselves.
+    Only ``fresh`` tensors, by their names in the root, differ afterwards, or those that a function chooses. Without a
+    factory, which makes a model like the root, modules initialise themselves.
     """
-    if isinstance(init, str) and init.startswith("copy"):
+    if not fresh and not callable(init):
         return
     with _unmarked(branches, state):
         if callable(init):
             for path, branch in branches.items():
                 with isolated_randomness(seed, branch_name(path)), torch.no_grad():
                     init(branch, branch_name(path))
+            _copy_back(branches, state, frozen_names(state.root))
             return
         material = {path: branch for path, branch in branches.items() if _has_values(branch)}
         if not (material and factory is not None and _from_factory(material, state, tree, seed, factory)):
-            _reset_all(material, state, seed)
+            _reset_all(material, state, seed, fresh)
+        _copy_back(branches, state, state.tensors.keys() - fresh)
+        _warn_of_training(material, state, fresh, init)
+
+
+def _copy_back(branches: Mapping[Path, Branch], state: State, names: Container[str]) -> None:
+    """Give tensors the values of the root's."""
+    originals = tensors_of(state.root)
+    with torch.no_grad():
+        for path, branch in branches.items():
+            tensors = tensors_of(branch)
+            for name in state.tensors_of(len(path)):
+                if name in names:
+                    tensors[name].copy_(originals[name])
+
+
+def _warn_of_training(branches: Mapping[Path, Branch], state: State, fresh: Collection[str], init: Init) -> None:
+    """Warn where the given model looks trained, and the other heads don't have what it learnt."""
+    for path, branch in branches.items() if init == "fresh" else ():
+        tensors = tensors_of(branch)
+        started = {name: tensors[name] for name in state.tensors_of(len(path)) if name in fresh}
+        if name := looks_trained(started, tensors_of(state.root)):
+            warn_caller(
+                f"the model looks trained ({name} is no longer what it starts as), and all heads but head 0 start "
+                "anew: init='finetune' (--init finetune) lets them start as copies, except for their last layers"
+            )
+            return
 
 
 _MARK = "_is_hf_initialized"
@@ -161,7 +166,7 @@ def _equal(names: Iterable[str], original: Mapping[str, Tensor], made: Mapping[s
     )
 
 
-def _reset_all(branches: Mapping[Path, Branch], state: State, seed: int) -> None:
+def _reset_all(branches: Mapping[Path, Branch], state: State, seed: int, fresh: Collection[str]) -> None:
     """Every module's own initialisation; one warning names the parameters that no module initialises."""
     originals, library = tensors_of(state.root), _library_initialiser(state.root)
     redrawn: dict[str, None] = {}
@@ -169,8 +174,7 @@ def _reset_all(branches: Mapping[Path, Branch], state: State, seed: int) -> None
         with isolated_randomness(seed, branch_name(path)):
             own = {name: originals[name] for name in state.tensors_of(len(path))}
             redrawn |= dict.fromkeys(_reset(branch, own, library))
-    if redrawn:
-        names = list(redrawn)
+    if names := [name for name in redrawn if name in fresh]:
         warn_caller(
             f"no module initialises {', '.join(names[:6])}{' and more' if len(names) > 6 else ''}: "
             "redrawn with the mean and deviation they have in the given model, constants kept "
@@ -239,6 +243,10 @@ def _reset_module(
     ]
     for _, parameter, like in uninitialised:
         _redraw(parameter, like)
+    for parameter in parameters.values():
+        like = likes[id(parameter)]
+        if like.ndim > 1 and not like.is_meta and not bool(like.any()):  # as of LoRA, whose corrections start at zero
+            parameter.zero_()
     return [name for name, _, _ in uninitialised]
 
 
@@ -249,7 +257,7 @@ def _is_uninitialised(parameter: Tensor) -> bool:
 
 def _redraw(parameter: Tensor, like: Tensor) -> None:
     """Normal values with the mean and deviation of ``like``; a constant stays."""
-    if like.numel() < 2 or not like.is_floating_point() or bool((like == like.flatten()[0]).all()):
+    if not like.is_floating_point() or is_constant(like):
         parameter.copy_(like)
         return
     values = torch.randn(like.shape, dtype=torch.float64)

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from torch import fx
 from torch.fx.graph import CodeGen
 
-from fxcollab._torch import PyTreeCodeGen, codegen_of, pytree
+from fxcollab._torch import EvalOutputCodeGen, PyTreeCodeGen, codegen_of, pytree
+from fxcollab.errors import PatternError
 from fxcollab.fx_utils import get_output
 from fxcollab.tree import HeadTree, Path
+
+EvalOutput: TypeAlias = Literal["head", "all", "mean"]
+
+
+def check_eval_output(eval_output: str) -> None:
+    """Raise a PatternError unless it is one of the three."""
+    if eval_output not in ("head", "all", "mean"):
+        raise PatternError(
+            f"{eval_output!r} is not a value of eval_output.",
+            hint="use 'head' (head 0's output, as the original's), 'all' (the tuple) or 'mean' (--eval-output mean)",
+        )
 
 
 def output_of(graph: fx.Graph, tree: HeadTree, path: Path) -> Any:
@@ -36,6 +48,11 @@ def codegen_for_heads(codegen: CodeGen, heads: int) -> CodeGen:
 def codegen_for_one(codegen: CodeGen) -> CodeGen:
     """Code generation for a graph that returns what one head does."""
     return _of_outputs(codegen, lambda heads: heads[0])
+
+
+def codegen_for_eval(codegen: CodeGen) -> CodeGen:
+    """The same for a graph that only eval mode of a training model runs."""
+    return EvalOutputCodeGen(codegen.pytree_info) if isinstance(codegen, PyTreeCodeGen) else codegen
 
 
 def _of_outputs(codegen: CodeGen, change: Callable[[Any], Any]) -> CodeGen:

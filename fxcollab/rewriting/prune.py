@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from fxcollab._torch import codegen_of
 from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.deep_copy import deep_copy
 from fxcollab.errors import StateError
 from fxcollab.fx_utils import map_inputs
 from fxcollab.plan import plan_of, training_model
@@ -40,7 +41,8 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
             training model's trunk and head 0 share their state with the original.
 
     Returns:
-        The captured original, node for node, over this head's own tensors (no copies); or ``into``.
+        The captured original, node for node, over this head's own tensors (no copies); or ``into``. Its modules, and
+        so its train or eval mode, are its own, except for those of TorchScript.
 
     Raises:
         PatternError: there is no such head.
@@ -57,7 +59,9 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
         names = (branch_name(path[:level]) for level in range(1, len(path) + 1) if any(path[:level]))
         root = _graft(root, [model.get_submodule(f"{peers}.{name}") for name in names])
     constants = {name: getattr(model, name) for name in model.constants}
-    pruned = CollabGraphModule(root, modes, constants=constants)
+    scripted = (part for part in root.modules() if isinstance(part, torch.jit.ScriptModule))  # copies copy tensors
+    own: nn.Module = deep_copy(root, lambda tensor: tensor, scripted).value
+    pruned = CollabGraphModule(own, modes, constants=constants)
     pruned.meta[CAPTURE_KEY] = CaptureOptions(plan.granularity, plan.interface)
     return pruned
 

@@ -9,7 +9,6 @@ from typing import Any
 from fxcollab.errors import PatternError, StateError
 from fxcollab.tree import HeadTree, Path, branch_name, parse_branch_name
 
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
 _INFIXES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 _WRAPPERS_OWN = frozenset({"n_averaged"})
 _EXTRA_STATE = "_extra_state"
@@ -20,7 +19,7 @@ def prune_state_dict(checkpoint: Mapping[str, Any], head: int = 0, *, peers: str
     """The state dict of one head under the original's names and in its order; needs no model.
 
     Head 0 is what is left without the peers. For another head, the peers of its branches take the place of
-    their originals. Prefixes that wrappers add (``module.``, ``_orig_mod.``, ``model.``) are removed.
+    their originals. Prefixes that wrappers add (``module.``, ``_orig_mod.``, Lightning's ``net.``) are removed.
 
     Args:
         checkpoint: the state dict of a training model, or one wrapped by DDP, ``torch.compile``,
@@ -78,9 +77,18 @@ def unwrapped(checkpoint: Mapping[str, Any], peers: str = "peers") -> dict[str, 
 
 
 def _prefix_of_peers(state: Iterable[str], peers: str) -> str:
-    """What wrappers put before the keys: a training module may hold other state beside the model."""
-    wrapped = re.compile(rf"((?:{'|'.join(map(re.escape, _WRAPPERS))})*){re.escape(peers)}\.b\d")
-    return next((match.group(1) for key in state if (match := wrapped.match(key))), "")
+    """What wrappers put before the keys: a module around the model may hold other state beside it."""
+    of_peers = re.compile(rf"((?:.*?\.)??){re.escape(peers)}\.b\d+(?:_\d+)*\.")
+    found = sorted({match.group(1) for key in state if (match := of_peers.match(key))}, key=len)
+    if other := next((prefix for prefix in found if not prefix.startswith(found[0])), None):
+        raise StateError(
+            "The checkpoint holds several training models.",
+            where=f"under {found[0]!r} and {other!r}",
+            why="it is not said which of them is meant",
+            hint=f"pass the entries of one: {{key: value for key, value in checkpoint.items() "
+            f"if key.startswith({found[0]!r})}}",
+        )
+    return found[0] if found else ""
 
 
 def tree_of(branches: Mapping[Path, Any]) -> HeadTree:

@@ -20,8 +20,10 @@ Loss: TypeAlias = Callable[[Sequence[object], Tensor, Tensor], Tensor]
 def outputs_of(model: nn.Module, images: Tensor, recipe: Recipe | None = None) -> Sequence[object]:
     """What every head says, under the recipe's autocast; a plain network is one head."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe is not None and recipe.bfloat16):
-        outputs = model(images)
-    return outputs if isinstance(model, fxcollab.CollabGraphModule) and isinstance(outputs, tuple) else (outputs,)
+        if not isinstance(model, fxcollab.CollabGraphModule):
+            return (model(images),)
+        outputs = fxcollab.all_heads(model)(images)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def simultaneous(model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, recipe: Recipe) -> Step:

@@ -170,7 +170,7 @@ WRITERS: list[Callable[[], nn.Module]] = [
 def check_equal_heads(train_model: CollabGraphModule, x: Tensor) -> None:
     """Copies of a head return the same, whichever ran first."""
     for training in (True, False):
-        outputs = train_model.train(training)(x.clone())
+        outputs = fxcollab.all_heads(train_model.train(training))(x.clone())
         assert all(torch.equal(output, outputs[0]) for output in outputs)
 
 

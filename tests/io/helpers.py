@@ -112,7 +112,7 @@ def assert_same(one: Any, other: Any, *inputs: Tensor, rounding: float = 0) -> N
     assert plan_of(one) == plan_of(other)
     assert [graph_code(g) for g in one.modes] == [graph_code(g) for g in other.modes]
     for training in (False, True):
-        outputs = [copy.deepcopy(model).train(training)(*inputs) for model in (one, other)]
+        outputs = [fxcollab.all_heads(copy.deepcopy(model).train(training))(*inputs) for model in (one, other)]
         torch.testing.assert_close(*outputs, rtol=rounding, atol=0)
 
 

@@ -187,7 +187,7 @@ def test_hard_loss_may_be_any_callable_with_its_own_target() -> None:
         return nn.functional.binary_cross_entropy_with_logits(logits, target.double())
 
     expected = sum(multi_label(head, y) for head in z)
-    assert torch.equal(CollaborativeLoss(beta=1, hard=multi_label)(z, y), expected)
+    assert torch.equal(CollaborativeLoss(beta=1, hard=multi_label, task="multi-label")(z, y), expected)
 
 
 def test_uint8_masks_are_class_indices() -> None:
@@ -444,4 +444,4 @@ def test_hard_loss_that_is_no_scalar_is_refused() -> None:
         return nn.functional.cross_entropy(logits, target, reduction="none")
 
     with pytest.raises(ObjectiveError, match=r"returned a tensor of shape \(3,\) and dtype float32, not"):
-        CollaborativeLoss(hard=per_sample)((Z, Z), Y)
+        CollaborativeLoss(hard=per_sample, task="classification")((Z, Z), Y)

@@ -352,11 +352,29 @@ def subclass(kind: Any) -> Any:
         (partial(nn.functional.huber_loss, delta=0.5), "regression"),
         (torch.compile(nn.MSELoss()), "regression"),
         (nn.MultiMarginLoss(), "classification"),
-        (lambda z, y: z.sum(), "classification"),
     ],
 )
 def test_the_task_goes_by_the_loss_inside(hard: Any, task: str) -> None:
     assert CollaborativeLoss(hard=hard).task.name == task
+
+
+def soft_dice(z: Tensor, y: Tensor) -> Tensor:
+    return 1 - (z.sigmoid() * y).mean()
+
+
+@pytest.mark.parametrize("hard", [soft_dice, lambda z, y: z.sum(), partial(soft_dice), nn.Identity()])
+def test_a_loss_of_ones_own_asks_for_the_task(hard: Any) -> None:
+    with pytest.raises(ObjectiveError, match=r"(?s)It isn't known what .* compares.*task='multi-label'"):
+        CollaborativeLoss(hard=hard)
+    assert CollaborativeLoss(hard=hard, task="multi-label").task.name == "multi-label"
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (6, 1, 4, 4)])
+@pytest.mark.parametrize("objective", [CollaborativeLoss(), MutualLoss(), KDCLLoss()])
+def test_a_classification_of_one_class_is_refused(objective: Any, shape: tuple[int, ...]) -> None:
+    z = torch.randn(shape)
+    with pytest.raises(ObjectiveError, match=r'(?s)two classes or more.*task="multi-label"'):
+        objective((z, -z), torch.zeros(6, dtype=torch.long))
 
 
 @pytest.mark.parametrize(
@@ -403,7 +421,11 @@ def test_kdcl_learns_from_the_mean_where_there_is_no_label(ensemble: str, hard: 
     bare = [head[:, :, [1]] for head in z]
     expected = KDCLLoss(ensemble, reduction="sum")(kept, y[:, [0, 2]])
     hard = sum(nn.functional.cross_entropy(head, y[:, [0, 2]], reduction="sum") for head in kept)
-    soft = expected - hard + KDCLLoss("mean", hard=lambda a, b: 0 * a.sum(), reduction="sum")(bare, y[:, [0]])
+    soft = (
+        expected
+        - hard
+        + KDCLLoss("mean", hard=lambda a, b: 0 * a.sum(), task="classification", reduction="sum")(bare, y[:, [0]])
+    )
     assert_same(loss(z, y), hard / 4 + soft / 6, z)
     assert torch.isfinite(KDCLLoss(ensemble)(some_logits(2), torch.tensor([0, -100, 1])))
 

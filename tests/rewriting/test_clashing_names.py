@@ -17,6 +17,7 @@ from tests.speeds import slow_but
 NAMES = ("graph", "code", "meta", "root", "class", "_graph")
 MORE = (
     "modes", "constants", "recompute", "in_mode", "batched", "global", "from", "import", "print_readable", "_code",
+    "returns_all", "_eval_graph", "_eval_out_spec",
     "_root", "_modes", "_own", "_constants", "_recompute", "_lineno_map", "_tracer_cls", "shape_env",
 )  # fmt: skip
 ALL = (*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE))
@@ -91,11 +92,15 @@ def assert_trains_prunes_and_copies(model: nn.Module, split: str) -> None:
     assert all(p.grad is not None for p in train_model.parameters())
     for copied in (copy.copy(train_model), copy.deepcopy(train_model), pickle.loads(pickle.dumps(train_model))):
         copied.load_state_dict(train_model.state_dict())
-        for one, other in zip(copied.eval()(x), train_model.eval()(x), strict=True):
+        for one, other in zip(
+            fxcollab.all_heads(copied.eval())(x), fxcollab.all_heads(train_model.eval())(x), strict=True
+        ):
             assert torch.equal(one, other)
     for head in range(2):
         pruned = fxcollab.prune(train_model, head).eval()
-        assert list(pruned.state_dict()) == keys and torch.equal(pruned(x), train_model.eval()(x)[head])
+        assert list(pruned.state_dict()) == keys and torch.equal(
+            pruned(x), fxcollab.all_heads(train_model.eval())(x)[head]
+        )
         fxcollab.prune(train_model, head, into=copy.deepcopy(model))
     assert isinstance(train_model.graph, fx.Graph) and isinstance(train_model.root, nn.Module)
     train_model.double()(x.double())
@@ -122,7 +127,9 @@ def test_a_model_with_such_names_is_captured_again_and_compiled(name: str) -> No
     train_model = fxcollab.transform(captured.float(), splits=["first"])
     x = torch.randn(3, 4)
     compiled = torch.compile(train_model, backend="eager", fullgraph=True)
-    for one, other in zip(compiled.eval()(x), train_model.eval()(x), strict=True):
+    for one, other in zip(
+        fxcollab.all_heads(compiled.eval())(x), fxcollab.all_heads(train_model.eval())(x), strict=True
+    ):
         assert torch.equal(one, other)
 
 
@@ -138,7 +145,9 @@ def test_a_model_with_such_names_is_saved_and_loaded(tmp_path: Path) -> None:
     train_model = fxcollab.transform(model, splits=["first"])
     fxcollab.save(train_model, tmp_path / "run")
     loaded = fxcollab.load(tmp_path / "run", model=Child("graph"))
-    for one, other in zip(loaded.eval()(x), train_model.eval()(x), strict=True):
+    for one, other in zip(
+        fxcollab.all_heads(loaded.eval())(x), fxcollab.all_heads(train_model.eval())(x), strict=True
+    ):
         assert torch.equal(one, other)
 
 

@@ -95,7 +95,7 @@ def test_a_failing_init_leaves_random_state_and_model_alone() -> None:
 
 def test_all_heads_start_apart() -> None:
     _, train_model = chain(fanouts=(2, 3))
-    outputs = train_model.eval()(images())
+    outputs = fxcollab.all_heads(train_model.eval())(images())
     assert all(not torch.equal(a, b) for i, a in enumerate(outputs) for b in outputs[:i])
 
 
@@ -193,16 +193,16 @@ def test_a_factory_of_another_model_is_refused() -> None:
 
 
 def test_fresh_peers_without_a_factory_use_reset_parameters() -> None:
-    class ProfiledOriginal(nn.Linear):
+    class Hundred(nn.Linear):
         def reset_parameters(self) -> None:
             with torch.no_grad():
                 self.weight.copy_(torch.randn_like(self.weight) + 100)
                 self.bias.fill_(3.0)
 
     model = Mlp()
-    model.third = ProfiledOriginal(6, 3)
+    model.third = Hundred(6, 3)
     with torch.no_grad():
-        model.third.weight.zero_()
+        model.third.weight.fill_(7)
         model.third.bias.zero_()
         model.second.weight.fill_(1e6)
     with warnings.catch_warnings():
@@ -211,7 +211,7 @@ def test_fresh_peers_without_a_factory_use_reset_parameters() -> None:
     peers = train_model.peers.b1
     assert 90 < peers.third.weight.mean() < 110 and peers.third.bias.eq(3).all()
     assert peers.second.weight.abs().max() <= 6**-0.5
-    assert model.third.weight.eq(0).all() and model.second.weight.eq(1e6).all()
+    assert model.third.weight.eq(7).all() and model.second.weight.eq(1e6).all()
 
 
 def test_fresh_peers_have_fresh_statistics() -> None:
@@ -280,7 +280,7 @@ def test_copies_are_accepted_where_dropout_parts_them() -> None:
     x = torch.randn(8, 4)
     outputs = train_model(x)
     assert not torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[1], outputs[2])
-    outputs = train_model.eval()(x)
+    outputs = fxcollab.all_heads(train_model.eval())(x)
     assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[1], outputs[2])
 
 

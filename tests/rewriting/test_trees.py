@@ -121,7 +121,7 @@ def test_every_head_is_pruned_from_the_names_of_a_state_dict(network: str, shape
         for name, parameter in train_model.named_parameters():
             if name.startswith("peers."):
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
-    expected = train_model.eval()(inputs)
+    expected = fxcollab.all_heads(train_model.eval())(inputs)
     alone = NETWORKS[network][0]()
     for head in range(tree.heads):
         alone.load_state_dict(fxcollab.prune_state_dict(train_model.state_dict(), head))

@@ -65,7 +65,7 @@ def proven_or_refused(model: nn.Module, inputs: Any = (X,), splits: Sequence[str
 
 def agrees(train_model: nn.Module, model: nn.Module, *inputs: Any) -> bool:
     """Whether head 0 returns what the model does; each gets inputs of its own."""
-    return torch.equal(train_model(*copy.deepcopy(inputs))[0], model(*copy.deepcopy(inputs)))
+    return torch.equal(fxcollab.all_heads(train_model)(*copy.deepcopy(inputs))[0], model(*copy.deepcopy(inputs)))
 
 
 def line_at(where: str | None, module: str) -> str:

@@ -1,0 +1,196 @@
+"""Peers of a trained model: what is frozen is copied, last layers start anew on request, and no training is lost."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import fxcollab
+from fxcollab.errors import PatternError
+from fxcollab.plan import plan_of
+from tests.references import SmallConvNet
+from tests.speeds import slow_but
+
+X = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def trained(make: type[nn.Module] = SmallConvNet) -> nn.Module:
+    """A model after three steps."""
+    torch.manual_seed(0)
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(3):
+        model(X).square().sum().backward()
+        optimizer.step()
+    return model
+
+
+def differing(train_model: nn.Module) -> set[str]:
+    """The original names of tensors in which a peer differs from head 0."""
+    state = train_model.state_dict()
+    peers = {key: key.split(".", 2)[2] for key in state if key.startswith("peers.")}
+    assert peers
+    return {name for key, name in peers.items() if not torch.equal(state[key], state[name])}
+
+
+def made(model: nn.Module, **options: Any) -> tuple[fxcollab.CollabGraphModule, list[str]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train_model = fxcollab.transform(model, splits=["layer1", "layer2"], seed=0, **options)
+    return train_model, [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("factory", [None, SmallConvNet])
+def test_a_model_that_looks_trained_warns_where_peers_start_anew(factory: Any) -> None:
+    train_model, said = made(trained(), factory=factory)
+    assert len(said) == 1 and "looks trained" in said[0] and "init='finetune'" in said[0]
+    assert "layer2.0.weight" in differing(train_model) or len(differing(train_model)) > 4
+    assert made(SmallConvNet(), factory=factory)[1] == []
+
+
+@pytest.mark.parametrize("init", ["finetune", {"fc": "fresh", "*": "copy"}, "fc=fresh,*=copy", "copy-anyway"])
+def test_nothing_is_said_where_training_is_kept(init: Any) -> None:
+    assert made(trained(), init=init)[1] == []
+
+
+@pytest.mark.parametrize("factory", [None, SmallConvNet])
+def test_finetuning_redraws_the_last_layer_alone(factory: Any) -> None:
+    model = trained()
+    train_model, _ = made(model, init="finetune", factory=factory)
+    assert differing(train_model) == {"fc.weight", "fc.bias"}
+    state = train_model.state_dict()
+    last = [state[key] for key in ("fc.weight", *(f"peers.{b}.fc.weight" for b in ("b0_1", "b1_0", "b1_1")))]
+    assert not any(torch.equal(a, b) for i, a in enumerate(last) for b in last[:i])
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+    again, _ = made(trained(), init="finetune", factory=factory)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in again.state_dict().items())
+
+
+class LastIsFrozen(SmallConvNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc.requires_grad_(False)
+
+
+class NormLast(SmallConvNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(super().forward(x))
+        return out
+
+
+def test_the_last_layer_is_the_last_that_learns() -> None:
+    train_model, _ = made(trained(LastIsFrozen), init="finetune")
+    assert differing(train_model) and not any(name.startswith("fc") for name in differing(train_model))
+
+
+@pytest.mark.parametrize("init", ["fresh", "finetune", {"*": "fresh"}, lambda module, path: module.apply(_scramble)])
+@pytest.mark.parametrize("factory", slow_but([None], [None, SmallConvNet]))
+def test_what_is_frozen_is_copied_with_its_buffers(init: Any, factory: Any) -> None:
+    model = trained()
+    model.layer2.requires_grad_(False)
+    train_model, _ = made(model, init=init, factory=factory)
+    changed = differing(train_model)
+    assert changed and not any(name.startswith("layer2") for name in changed)
+    assert not train_model.get_parameter("peers.b1.layer2.0.weight").requires_grad
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+
+
+def _scramble(module: nn.Module) -> None:
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        if tensor.is_floating_point():
+            tensor.add_(torch.randn_like(tensor))
+
+
+class LoRA(nn.Module):
+    """A frozen layer with a correction of low rank, which starts at zero."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.a, self.b = nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x) + self.b(self.a(x))
+        return out
+
+
+def test_with_low_rank_adapters_all_heads_start_at_the_trained_outputs() -> None:
+    model = trained()
+    x = model(X).detach()
+    model.requires_grad_(False)
+    model.fc = LoRA(model.fc)
+    train_model, said = made(model.eval())
+    for output in fxcollab.all_heads(train_model)(X):
+        assert torch.equal(output, model(X))
+    assert differing(train_model) == {"fc.a.weight"} and not said
+    assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize(
+    ("rules", "fresh"),
+    [
+        ({"fc": "fresh", "*": "copy"}, {"fc.weight", "fc.bias"}),
+        ({"fc.bias": "fresh", "*": "copy"}, {"fc.bias"}),
+        ({"f*": "fresh", "*": "copy"}, {"fc.weight", "fc.bias"}),
+        ({"fc.weight": "copy", "fc": "fresh", "*": "copy"}, {"fc.bias"}),
+    ],
+)
+def test_rules_by_name_module_or_glob(rules: Any, fresh: set[str]) -> None:
+    train_model, _ = made(trained(), init=rules)
+    assert differing(train_model) == fresh
+    assert plan_of(train_model).options.init == ",".join(f"{key}={value}" for key, value in rules.items())
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ({"fx": "fresh", "*": "copy"}, "(?s)matches 'fx'.*did you mean fc"),
+        ({"conv1": "fresh", "*": "copy"}, "matches 'conv1'"),  # of the trunk
+        ({"fc": "fresh"}, "No rule of init says how layer"),
+        ({"fc": "new", "*": "copy"}, "There is no init 'new'"),
+        ("finetuned", "There is no init 'finetuned'"),
+        ({"*": "copy"}, "(?s)would never differ.*init='finetune'"),
+        ("copy", "(?s)would never differ.*init='finetune'"),
+    ],
+)
+def test_rules_that_cannot_be_meant_are_refused(init: Any, message: str) -> None:
+    with pytest.raises(PatternError, match=message):
+        made(SmallConvNet(), init=init)
+
+
+def test_tied_tensors_start_alike_under_all_their_names() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(self.first(x)))
+
+    train_model = fxcollab.transform(Tied(), splits=["first"], seed=0, init={"a": "fresh", "*": "copy"})
+    peers = train_model.get_submodule("peers.b1")
+    assert peers.a.weight is peers.b.weight
+    assert differing(train_model) == {"a.weight", "a.bias", "b.weight"}
+
+
+@pytest.mark.slow
+def test_a_new_last_layer_on_a_trained_resnet() -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18()
+    model(torch.randn(4, 3, 64, 64))
+    model.fc = nn.Linear(512, 10)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(("layer4", "fc")))
+    train_model = fxcollab.transform(model, splits=["layer2", "layer3"], seed=0, init="finetune")
+    assert differing(train_model) == {"fc.weight", "fc.bias"}
