@@ -13,7 +13,7 @@ from fxcollab.analysis.partition import partition
 from fxcollab.codegen.branches import Recompute, check_recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, Levels, costs_of, ratio, state_bytes, step_cost, trained_bytes
-from fxcollab.errors import PatternError, SplitError
+from fxcollab.errors import CaptureError, FxCollabError, PatternError, SplitError
 from fxcollab.patterns import AUTO, Fanouts, fanouts_to_choose
 from fxcollab.sources.loaded import model_of
 from fxcollab.splits.budget import Amount, limits_of, ratios
@@ -129,7 +129,8 @@ class _Search:
         max_time, max_memory = (self._limits.get(name, math.inf) for name in ("time", "memory"))
         over = {option: f"over the budget of {max_time:.3g}x" for option in options if option.time > max_time}
         ranked = rank([option for option in options if option not in over], self._objective)
-        correction, refusal, left_to_simulate = 1.0, None, SIMULATED
+        correction, left_to_simulate = 1.0, SIMULATED
+        refusal: FxCollabError | None = None
         for option in ranked:
             if left_to_simulate <= 0 and (estimate := correction * self._memory(option)) > max_memory * NEAR:
                 over[option] = f"about {estimate:.2f}x the memory, over {max_memory:.3g}x"
@@ -142,7 +143,7 @@ class _Search:
                 continue
             try:
                 self._check(option)
-            except SplitError as error:
+            except (CaptureError, SplitError) as error:
                 over[option], refusal = error.what, refusal or error
             else:
                 left = {other: value for other, value in ranked.items() if other not in over}
@@ -215,7 +216,11 @@ class _Search:
         return {key: sum(key in cut.behind for cut in cuts) for key in keys}
 
     def _check(self, option: Option) -> None:
-        """Cut the model at an option's splits; raises `SplitError` where it can't be, or not at the values meant."""
+        """Cut the model at an option's splits.
+
+        Raises:
+            CaptureError, SplitError: it can't be cut there, or not at the values meant.
+        """
         searched, found = self._found.searched, self._found.cuts
         captured = found.captured if searched.is_open else searched.capture(option.splits)
         cut = partition(captured, HeadTree(option.splits, option.fanouts), self._observed.get(captured))
@@ -229,7 +234,7 @@ class _Search:
                 hint="name the splits by modules",
             )
 
-    def _none_fits(self, options: Sequence[Option], refusal: SplitError | None) -> SplitError:
+    def _none_fits(self, options: Sequence[Option], refusal: FxCollabError | None) -> SplitError:
         """The error that names the cheapest option, or why those within the limits can't be cut."""
 
         def excess(time: float, memory: float) -> float:

@@ -261,6 +261,44 @@ def test_what_a_budget_ruled_out_is_told() -> None:
     assert first.option.time > 1.6 and first.why == "over the budget of 1.6x"
 
 
+class Appends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, values: list[Tensor]) -> None:
+        values.append(self.layer(values[-1]))
+
+
+class Reads(nn.Module):
+    def forward(self, values: list[Tensor]) -> Tensor:
+        return values[-1]
+
+
+class KeepsAList(nn.Module):
+    """No split can lie inside: what is appended to the list would be lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.appends, self.reads = nn.Linear(8, 8), Appends(), Reads()
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [self.layer(x)]
+        self.appends(values)
+        out: Tensor = self.reads(values)
+        return out
+
+
+def test_cuts_that_no_capture_allows_are_passed_over() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), KeepsAList(), nn.Linear(8, 8))
+    assert "1.layer" in [found.name for found in fxcollab.find_splits(model, (X,))]
+    with pytest.raises(CaptureError, match="changes a list"):
+        fxcollab.transform(model, splits="1.layer", example_inputs=(X,))
+    choice = choose_splits(model, (X,), fanouts=(2,))
+    assert choice.splits in (("0",), ("1",))
+    assert any("changes a list" in other.why for other in choice.runners_up)
+
+
 def every_choice(model: nn.Module) -> dict[tuple[str, ...], fxcollab.Costs]:
     """All pairs of candidates that can be cut, by brute force."""
     names = [found.name for found in fxcollab.find_splits(model, IMAGES)]
