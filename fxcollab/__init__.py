@@ -7,6 +7,7 @@ inference = fxcollab.prune(train_model, head=0)
 
 from fxcollab._transform import transform
 from fxcollab.analysis.partition import partition
+from fxcollab.codegen.attributes import original_name
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, StepCost, training_costs
 from fxcollab.costs.summary import Summary, summarise
@@ -25,7 +26,8 @@ from fxcollab.errors import (
     StateError,
     VerificationError,
 )
-from fxcollab.heads import all_heads
+from fxcollab.groups import parameter_groups
+from fxcollab.heads import all_heads, original
 from fxcollab.io.artifact import load, save
 from fxcollab.objectives.collaborative import CollaborativeLoss
 from fxcollab.objectives.distillation import DistillationLoss
@@ -88,6 +90,9 @@ __all__ = [
     "gathered_state_dict",
     "gradient_norm",
     "load",
+    "original",
+    "original_name",
+    "parameter_groups",
     "partition",
     "private_copy",
     "prune",

@@ -1,4 +1,4 @@
-"""The outputs of all heads, in either mode."""
+"""The outputs of all heads in either mode, and the original behind a training model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fxcollab.plan import unwrapped
+from fxcollab.plan import training_model, unwrapped
 
 
 def all_heads(train_model: nn.Module) -> Callable[..., tuple[Any, ...]]:
@@ -34,3 +34,15 @@ def all_heads(train_model: nn.Module) -> Callable[..., tuple[Any, ...]]:
             inner.returns_all = before
 
     return call
+
+
+def original(train_model: nn.Module) -> nn.Module:
+    """The model that was transformed: the same object, whose tensors are the trunk's and head 0's.
+
+    Args:
+        train_model: what `transform` or `load` returned, or a wrapper around it.
+
+    Raises:
+        StateError: it is not a training model.
+    """
+    return training_model(train_model).root

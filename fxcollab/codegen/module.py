@@ -24,6 +24,7 @@ from torch import fx, nn
 from torch.fx.graph import PythonCode
 
 from fxcollab._torch import GENERATED, LOAD_OWN_STATE, SAVE_OWN_STATE, codegen_of
+from fxcollab.codegen.attributes import adopt_attributes
 from fxcollab.codegen.branches import Recompute, branch_by_branch
 from fxcollab.codegen.modes import Modes, in_mode, set_mode
 from fxcollab.codegen.packing import pack, unpack
@@ -93,7 +94,7 @@ class CollabGraphModule(fx.GraphModule):
         own.__dict__.update({name: self.__dict__[name] for name in _REGISTRIES})
         for name, value in (*_plain_attributes(root, modes), *(constants or {}).items()):
             (own if name in self.__dict__ or hasattr(type(self), name) else self).__dict__[name] = value
-        _adopt_state_methods(self)
+        _adopt_methods(self)
         self.training = root.training
         if generate:
             self.graph = modes.of(self.training)
@@ -250,7 +251,7 @@ _GENERATED = GENERATED | {"_modes", "_graph_of_eval", "_made"}
 def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule:
     new.__dict__.update(dict.fromkeys(GENERATED) | state)
     new.__class__.__name__ = type(new.root).__name__
-    _adopt_state_methods(new)
+    _adopt_methods(new)
     for graph in new.modes:
         graph.owning_module = new
     new.__dict__["_graph"] = new.modes.of(new.training)
@@ -303,12 +304,14 @@ def _code_of_modes(forwards: Sequence[_Forward]) -> str:
     return "\n".join([f"\n{split[0][0]}", *bodies])
 
 
-def _adopt_state_methods(module: CollabGraphModule) -> None:
-    """Use the root's extra state and what it makes of its own entries in state dicts.
+def _adopt_methods(module: CollabGraphModule) -> None:
+    """Use the root's extra state and what it makes of its own entries in state dicts; see also `adopt_attributes`.
 
     They are set on the class, where torch looks for them; every graph module has a class of its own.
     """
     cls: Any = type(module)
+    if peers := module.__dict__["_peers"]:
+        adopt_attributes(module, module.root, peers[0])
     cls._version = module.root._version
 
     def load(self: CollabGraphModule, state: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -1,0 +1,112 @@
+"""A training model has the attributes of its original, and those methods that optimizers of libraries ask for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from torch import nn
+
+from fxcollab.tree import branch_name, parse_branch_name
+
+
+def adopt_attributes(train_model: nn.Module, root: nn.Module, peers: str) -> None:
+    """Let a training model, which has a class of its own, read through what it hasn't, and its original has.
+
+    Values are read when they are asked for. Methods that know the names of parameters answer for all branches; any
+    other raises an AttributeError when it is called. ``__getattr__`` would make compiled calls slow.
+    """
+    cls: Any = type(train_model)
+    of_class = {name for base in type(root).__mro__ if base not in nn.Module.__mro__ for name in vars(base)}
+    state = root._modules.keys() | root._parameters.keys() | root._buffers.keys()
+    for name in (vars(root).keys() | of_class) - state:
+        if not name.startswith("__") and not hasattr(cls, name) and name not in vars(train_model):
+            setattr(cls, name, _OfOriginal(name, peers))
+
+
+class _OfOriginal:
+    """Reads an attribute of the original; an instance's own attribute of that name comes first."""
+
+    def __init__(self, name: str, peers: str) -> None:
+        self._name, self._peers = name, peers
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        if instance is None:
+            return self
+        value = getattr(instance.root, self._name)
+        if not callable(value) or isinstance(value, nn.Module | type):
+            return value
+        answer = _ANSWERS.get(self._name)
+        return _refusal(instance.root, self._name) if answer is None else answer(value, instance, self._peers)
+
+
+def _refusal(root: nn.Module, name: str) -> Callable[..., NoReturn]:
+    model = type(root).__qualname__
+
+    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+        raise AttributeError(
+            f"{name}() is a method of {model}, and this is a training model, whose other heads it doesn't know: "
+            f"call fxcollab.original(train_model).{name}(), which reaches the trunk and head 0, or call it before "
+            "fxcollab.transform"
+        )
+
+    return refuse
+
+
+def _as_is(method: Callable[..., Any], instance: nn.Module, peers: str) -> Callable[..., Any]:
+    return method
+
+
+def _names_of_all_branches(method: Callable[..., Any], instance: nn.Module, peers: str) -> Callable[..., Any]:
+    def names(*args: Any, **kwargs: Any) -> set[str]:
+        own = set(method(*args, **kwargs))
+        keys = [name for name, _ in instance.named_parameters(remove_duplicate=False)]
+        return own | {name for name in keys if original_name(name, peers=peers) in own}
+
+    return names
+
+
+def _patterns_of_all_branches(method: Callable[..., Any], instance: nn.Module, peers: str) -> Callable[..., Any]:
+    prefix = rf"^(?:{re.escape(peers)}\.b\d+(?:_\d+)*\.)?"
+
+    def of_branches(pattern: Any) -> Any:
+        if isinstance(pattern, str):  # matched from the start, so that its own anchors say nothing
+            return f"{prefix}(?:{_ANCHOR.sub('', pattern)})"
+        if isinstance(pattern, tuple) and len(pattern) == 2 and isinstance(pattern[0], str):
+            return (of_branches(pattern[0]), pattern[1])
+        return type(pattern)(map(of_branches, pattern)) if isinstance(pattern, list | tuple) else pattern
+
+    def matcher(*args: Any, **kwargs: Any) -> Any:
+        found = method(*args, **kwargs)
+        if isinstance(found, Mapping):
+            return {group: of_branches(patterns) for group, patterns in found.items()}
+        return lambda name: found(original_name(name, peers=peers))
+
+    return matcher
+
+
+_ANCHOR = re.compile(r"(?<![\[\\])\^")
+_ANSWERS: Mapping[str, Callable[[Callable[..., Any], Any, str], Callable[..., Any]]] = {
+    "no_weight_decay": _names_of_all_branches,  # timm
+    "group_matcher": _patterns_of_all_branches,
+    "get_classifier": _as_is,
+    "get_input_embeddings": _as_is,  # transformers
+    "get_output_embeddings": _as_is,
+}
+"""What optimizers and trainers ask a model."""
+
+
+def original_name(name: str, *, peers: str = "peers") -> str:
+    """The name that a parameter, buffer or module of a training model has in the original.
+
+    ``peers.b1.layer3.0.conv1.weight`` is ``layer3.0.conv1.weight``; a name of the trunk or of head 0 is its own.
+
+    Args:
+        name: as in the training model's state dict.
+        peers: the name under which peers live.
+    """
+    first, _, rest = name.partition(".")
+    branch, _, inner = rest.partition(".")
+    path = parse_branch_name(branch) if first == peers else None
+    return inner if path is not None and inner and branch == branch_name(path) else name

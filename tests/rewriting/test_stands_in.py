@@ -1,0 +1,170 @@
+"""A training model stands in for its original: attributes, names, parameter groups."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcollab
+from fxcollab.errors import StateError
+from tests.references import SmallConvNet
+from tests.speeds import slow_but
+
+
+class Configured(SmallConvNet):
+    """Has attributes and methods that scripts ask for."""
+
+    kind = "small"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config, self.scale = {"classes": 5}, torch.tensor(2.0)
+        self.token = nn.Parameter(torch.zeros(5))
+        self.calls = 0
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def no_weight_decay(self) -> set[str]:
+        return {"token", "conv1.weight"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {"stem": r"^conv1|bn1", "blocks": [(r"^layer(\d+)", None), (r"^fc|token", (99999,))]}
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, classes: int) -> None:
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale + self.token
+
+
+def made(**options: Any) -> tuple[Configured, fxcollab.CollabGraphModule]:
+    torch.manual_seed(0)
+    model = Configured()
+    return model, fxcollab.transform(model, splits=["layer1", "layer2"], seed=0, **options)
+
+
+def itself(model: Any) -> Any:
+    return model
+
+
+def unpickled(model: Any) -> Any:
+    return pickle.loads(pickle.dumps(model))
+
+
+COPIES = slow_but([itself], [itself, copy.deepcopy, copy.copy, unpickled])
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_attributes_are_read_through(copied: Any) -> None:
+    _, train_model = made()
+    train_model = copied(train_model)
+    assert train_model.config == {"classes": 5} and train_model.kind == "small"
+    assert train_model.device == torch.device("cpu") and not hasattr(train_model, "something_else")
+    fxcollab.original(train_model).config = {"classes": 6}
+    assert train_model.config == {"classes": 6}
+    assert type(train_model(torch.randn(2, 3, 12, 12))) is tuple
+
+
+def test_what_is_set_on_the_training_model_stays_there() -> None:
+    model, train_model = made()
+    train_model.calls = 7
+    assert (train_model.calls, model.calls) == (7, 0)
+    assert "calls" not in vars(made()[1])
+
+
+def test_a_captured_model_is_read_as_it_was() -> None:
+    assert not hasattr(fxcollab.capture(Configured()), "config")
+
+
+def test_other_methods_say_whom_to_ask() -> None:
+    model, train_model = made()
+    with pytest.raises(AttributeError, match=r"fxcollab\.original\(train_model\)\.reset_classifier\(\)"):
+        train_model.reset_classifier(3)
+    assert fxcollab.original(train_model) is model and model.fc.out_features == 5
+
+
+def test_methods_that_know_names_answer_for_all_branches() -> None:
+    model, train_model = made(peers="others")
+    assert train_model.get_classifier() is model.fc
+    found = train_model.no_weight_decay()
+    assert found == {"conv1.weight", "token", "others.b0_1.token", "others.b1_0.token", "others.b1_1.token"}
+
+
+def test_parameters_are_grouped_by_depth_as_in_the_original() -> None:
+    timm_optim = pytest.importorskip("timm.optim")
+    model, train_model = made()
+
+    def groups(of: nn.Module) -> dict[str, tuple[float, float]]:
+        optimizer = timm_optim.create_optimizer_v2(of, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.5)
+        names = {id(parameter): name for name, parameter in of.named_parameters()}
+        return {
+            names[id(parameter)]: (group.get("lr_scale", 1.0), group["weight_decay"])
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+
+    expected, found = groups(model), groups(train_model)
+    assert found.keys() == dict(train_model.named_parameters()).keys()
+    assert {name: found[name] for name in found if found[name] != expected[fxcollab.original_name(name)]} == {}
+    assert len(set(expected.values())) > 3
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("peers.b1.layer3.0.conv1.weight", "layer3.0.conv1.weight"),
+        ("peers.b0_1.fc", "fc"),
+        ("layer1.0.weight", "layer1.0.weight"),
+        ("peers.b1", "peers.b1"),
+        ("peers.b01.fc", "peers.b01.fc"),
+        ("encoder.peers.b1.fc", "encoder.peers.b1.fc"),
+        ("peers.bias", "peers.bias"),
+    ],
+)
+def test_names_in_the_original(name: str, expected: str) -> None:
+    assert fxcollab.original_name(name) == expected
+
+
+@pytest.mark.parametrize("form", ["tensors", "names", "pairs", "a generator", "one tensor"])
+def test_groups_of_the_original_take_the_peers_in(form: str) -> None:
+    model, train_model = made()
+    parameters = dict(model.named_parameters())
+    heads = [name for name in parameters if name.startswith("fc")]
+    forms: dict[str, Any] = {
+        "tensors": [parameters[name] for name in heads],
+        "names": heads,
+        "pairs": [(name, parameters[name]) for name in heads],
+        "a generator": (parameters[name] for name in heads),
+        "one tensor": parameters["fc.weight"],
+    }
+    rest = [parameter for name, parameter in parameters.items() if name not in heads]
+    first, second = fxcollab.parameter_groups(train_model, [{"params": forms[form], "lr": 0.1}, {"params": rest}])
+    assert first["lr"] == 0.1 and "lr" not in second
+    count = 4 if form == "one tensor" else 8
+    assert len(first["params"]) == count and first["params"][0] is model.fc.weight
+    if count == 8:
+        both = [*first["params"], *second["params"]]
+        assert {id(p) for p in both} == {id(p) for p in train_model.parameters()} and len(both) == len(
+            list(train_model.parameters())
+        )
+    torch.optim.SGD([first, second], lr=0.01)
+
+
+def test_groups_of_another_model_are_refused() -> None:
+    _, train_model = made()
+    with pytest.raises(StateError, match=r"(?s)'fc.weigth'.*did you mean fc.weight"):
+        fxcollab.parameter_groups(train_model, [{"params": ["fc.weigth"]}])
+    with pytest.raises(StateError, match="a tensor that is not a parameter"):
+        fxcollab.parameter_groups(train_model, [{"params": SmallConvNet().parameters()}])
+    with pytest.raises(StateError, match="not a training model"):
+        fxcollab.original(SmallConvNet())
