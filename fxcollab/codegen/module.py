@@ -30,6 +30,7 @@ from fxcollab.codegen.modes import Modes, in_mode, set_mode
 from fxcollab.codegen.packing import pack, unpack
 from fxcollab.errors import StateError
 from fxcollab.fx_utils import OWN, Target, attribute, copy_graph, first_difference, get_output, make_printable
+from fxcollab.rewriting.state_dict import refuse_other_checkpoint
 
 _STATE_HOOKS = (
     "_state_dict_hooks",
@@ -220,6 +221,16 @@ class CollabGraphModule(fx.GraphModule):
         one = self._graph_of_eval
         self._graph = self.modes.of(self.training) if one is None or self.training else one
         return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in ``nn.Module``; a checkpoint of a single network, or of another head tree, is told as such.
+
+        Raises:
+            StateError: if ``strict``, for such a checkpoint.
+        """
+        if strict and (peers := self.__dict__["_peers"]):
+            refuse_other_checkpoint(state_dict, self.state_dict(), peers[0])
+        return super().load_state_dict(state_dict, strict, assign)
 
     @contextmanager
     def in_mode(self, training: bool) -> Iterator[None]:

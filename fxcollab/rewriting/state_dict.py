@@ -58,6 +58,33 @@ def prune_names(keys: Iterable[str], head: int, *, peers: str = "peers") -> dict
     return original
 
 
+def refuse_other_checkpoint(checkpoint: Iterable[str], own: Iterable[str], peers: str) -> None:
+    """Raise where keys are those of a single network, or of a training model with another head tree.
+
+    Raises:
+        StateError: with the call that loads it.
+    """
+    trees = []
+    for keys in (checkpoint, own):
+        paths = {path: None for path, _ in (_branch_and_name(key, peers) for key in keys) if path is not None}
+        trees.append(tree_of(paths) if paths else None)
+    found, expected = trees
+    if found is None:
+        raise StateError(
+            "The checkpoint is that of a single network, without other heads.",
+            why=f"no key begins with '{peers}.'",
+            hint="fxcollab.original(train_model).load_state_dict(checkpoint) loads it into the trunk and head 0; for all "
+            "heads load it into the model before fxcollab.transform(model, init='finetune')",
+        )
+    if expected is not None and found != expected:
+        raise StateError(
+            f"The checkpoint is that of a training model with {found.heads} heads, this one has {expected.heads}.",
+            why=f"its fan-outs are {found.fanouts}, not {expected.fanouts}",
+            hint="take one head of it: fxcollab.original(train_model).load_state_dict(fxcollab.prune_state_dict("
+            "checkpoint, head=0))",
+        )
+
+
 def unwrapped(checkpoint: Mapping[str, Any], peers: str = "peers") -> dict[str, Any]:
     """The state dict without the prefixes that wrappers put before or into its keys."""
     nested = [

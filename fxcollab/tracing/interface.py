@@ -16,8 +16,8 @@ from torch.fx.node import base_types
 from fxcollab._torch import pytree
 from fxcollab.errors import CaptureError
 
-ExampleInputs = Sequence[Any] | Mapping[str, Any]
-"""Example inputs of a call: a tuple of positional ones, or a dict of keyword ones."""
+ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any]
+"""Example inputs of a call: one tensor, a tuple of positional inputs, or a dict of keyword ones."""
 
 _FIXABLE = (type(None), bool, int, float, str)
 _WRITABLE = (*base_types, type(None), Enum)
@@ -162,6 +162,8 @@ def _names_of(signature: inspect.Signature, name: str) -> Iterator[str]:
 
 
 def _bind(signature: inspect.Signature, example_inputs: ExampleInputs, model: nn.Module) -> dict[str, Any]:
+    if isinstance(example_inputs, Tensor):
+        example_inputs = (example_inputs,)
     named, positional = ({}, example_inputs) if not isinstance(example_inputs, Mapping) else (example_inputs, ())
     try:
         bound = dict(signature.bind(*positional, **named).arguments)

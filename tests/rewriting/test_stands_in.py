@@ -168,3 +168,37 @@ def test_groups_of_another_model_are_refused() -> None:
         fxcollab.parameter_groups(train_model, [{"params": SmallConvNet().parameters()}])
     with pytest.raises(StateError, match="not a training model"):
         fxcollab.original(SmallConvNet())
+
+
+def test_a_bare_tensor_is_one_example_input() -> None:
+    x = torch.randn(2, 3, 12, 12)
+    model = SmallConvNet()
+    train_model = fxcollab.transform(model, splits="layer1", example_inputs=x)
+    assert fxcollab.verify(model, train_model, x).ok
+    assert fxcollab.training_costs(model, splits="layer1", example_inputs=x) == fxcollab.training_costs(
+        model, splits="layer1", example_inputs=(x,)
+    )
+
+
+def test_a_plain_checkpoint_and_one_of_another_tree_are_told_as_such() -> None:
+    model, train_model = SmallConvNet(), fxcollab.transform(SmallConvNet(), splits="layer1", seed=0)
+    plain = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    with pytest.raises(StateError, match="that of a single network") as caught:
+        train_model.load_state_dict(plain)
+    assert "fxcollab.original(train_model).load_state_dict(checkpoint)" in str(caught.value.hint)
+    fxcollab.original(train_model).load_state_dict(plain)
+    assert torch.equal(train_model.state_dict()["fc.weight"], plain["fc.weight"])
+    other = fxcollab.transform(SmallConvNet(), splits=["layer1", "layer2"], seed=0).state_dict()
+    with pytest.raises(StateError, match="with 4 heads, this one has 2") as caught:
+        train_model.load_state_dict(other)
+    assert "prune_state_dict(checkpoint, head=0)" in str(caught.value.hint)
+    assert train_model.load_state_dict(plain, strict=False).missing_keys
+
+
+def test_other_errors_of_loading_are_torchs() -> None:
+    _, train_model = made()
+    state = train_model.state_dict()
+    train_model.load_state_dict(state)
+    del state["peers.b1.layer2.0.weight"]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        train_model.load_state_dict(state)
