@@ -73,8 +73,8 @@ def refuse_other_checkpoint(checkpoint: Iterable[str], own: Iterable[str], peers
         raise StateError(
             "The checkpoint is that of a single network, without other heads.",
             why=f"no key begins with '{peers}.'",
-            hint="fxcollab.original(train_model).load_state_dict(checkpoint) loads it into the trunk and head 0; for all "
-            "heads load it into the model before fxcollab.transform(model, init='finetune')",
+            hint="fxcollab.original(train_model).load_state_dict(checkpoint) loads it into the trunk and head 0; for "
+            "all heads load it into the model before fxcollab.transform(model, init='finetune')",
         )
     if expected is not None and found != expected:
         raise StateError(
