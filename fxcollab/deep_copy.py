@@ -68,20 +68,22 @@ class Memo(dict[int, Any]):
         return super().get(key, self._known.get(key, default))
 
 
-def deep_copy(value: T, tensor: Callable[[Tensor], Tensor], share: Iterable[object] = ()) -> Copied[T]:
+def deep_copy(
+    value: T, tensor: Callable[[Tensor], Tensor], share: Iterable[object] = (), *, share_functions: bool = False
+) -> Copied[T]:
     """A copy of ``value``, a module or a tuple of modules, with ``tensor`` of each tensor; see `deep_copy_into`.
 
     What can't be copied, and the objects to ``share``, are shared.
     """
     known = {id(part): part for part in share}
     try:
-        return Copied(*deep_copy_into(dict(known), value, tensor))
+        return Copied(*deep_copy_into(dict(known), value, tensor, share_functions=share_functions))
     except Exception:  # whatever its parts raise
         roots: Any = value if isinstance(value, tuple) else (value,)
         names = {module: path for root in roots for path, module in reversed(list(root.named_modules()))}
         shared = uncopyable(((names.get(m, type(m).__qualname__), m) for m in _modules_of(value, ())), {})
         known |= {id(part): part for part in shared.values()}
-        return Copied(*deep_copy_into(known, value, tensor), tuple(shared))
+        return Copied(*deep_copy_into(known, value, tensor, share_functions=share_functions), tuple(shared))
 
 
 def deep_copy_into(

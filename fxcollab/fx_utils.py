@@ -83,6 +83,18 @@ class _InputName(str):
         return f"%{self}"
 
 
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """The nodes that a node depends on."""
+    found: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                pending.append(source)
+    return found
+
+
 def first_difference(one: fx.Graph, other: fx.Graph, *, annotations: bool = True) -> str | None:
     """The first difference of two graphs, as text; None where they are equal node for node.
 

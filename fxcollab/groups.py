@@ -12,12 +12,13 @@ from fxcollab.errors import StateError, closest
 from fxcollab.plan import plan_of, training_model
 
 
-def parameter_groups(train_model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def parameter_groups(train_model: nn.Module, groups: Iterable[Any]) -> list[dict[str, Any]]:
     """Groups of the original's parameters, with every peer's parameter in the group of its original.
 
     Args:
         train_model: what `transform` or `load` returned, or a wrapper around it.
-        groups: as for an optimizer of the original: dicts with tensors, names, or pairs of both under ``params``.
+        groups: as for an optimizer of the original: dicts with tensors, names, or pairs of both under ``params``; or
+            the parameters of one group.
 
     Returns:
         New groups of tensors, with all other entries as they are.
@@ -51,4 +52,7 @@ def parameter_groups(train_model: nn.Module, groups: Iterable[Mapping[str, Any]]
         found = (parameter for name in map(named, entries) for parameter in branches[name])
         yield from {id(parameter): parameter for parameter in found}.values()
 
-    return [{**group, "params": list(of_all_branches(group["params"]))} for group in groups]
+    given = list(groups)
+    if not all(isinstance(group, Mapping) for group in given):
+        given = [{"params": given}]
+    return [{**group, "params": list(of_all_branches(group["params"]))} for group in given]

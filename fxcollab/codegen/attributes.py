@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from fnmatch import fnmatchcase
+from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from fxcollab.tree import branch_name, parse_branch_name
 
@@ -14,11 +15,13 @@ from fxcollab.tree import branch_name, parse_branch_name
 def adopt_attributes(train_model: nn.Module, root: nn.Module, peers: str) -> None:
     """Let a training model, which has a class of its own, read through what it hasn't, and its original has.
 
-    Values are read when they are asked for. Methods that know the names of parameters answer for all branches; any
-    other raises an AttributeError when it is called. ``__getattr__`` would make compiled calls slow.
+    Values are read when they are asked for. Methods that know the names of parameters answer for all branches; others
+    are not there, so that scripts that look for them find none: they don't know the other heads. ``__getattr__``
+    would make compiled calls many times slower.
     """
     cls: Any = type(train_model)
-    of_class = {name for base in type(root).__mro__ if base not in nn.Module.__mro__ for name in vars(base)}
+    bases = (base for base in type(root).__mro__ if base not in fx.GraphModule.__mro__)
+    of_class = {name for base in bases if not issubclass(base, fx.GraphModule) for name in vars(base)}
     state = root._modules.keys() | root._parameters.keys() | root._buffers.keys()
     for name in (vars(root).keys() | of_class) - state:
         if not name.startswith("__") and not hasattr(cls, name) and name not in vars(train_model):
@@ -35,23 +38,11 @@ class _OfOriginal:
         if instance is None:
             return self
         value = getattr(instance.root, self._name)
-        if not callable(value) or isinstance(value, nn.Module | type):
+        if getattr(value, "__self__", None) is not instance.root:
             return value
-        answer = _ANSWERS.get(self._name)
-        return _refusal(instance.root, self._name) if answer is None else answer(value, instance, self._peers)
-
-
-def _refusal(root: nn.Module, name: str) -> Callable[..., NoReturn]:
-    model = type(root).__qualname__
-
-    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
-        raise AttributeError(
-            f"{name}() is a method of {model}, and this is a training model, whose other heads it doesn't know: "
-            f"call fxcollab.original(train_model).{name}(), which reaches the trunk and head 0, or call it before "
-            "fxcollab.transform"
-        )
-
-    return refuse
+        if self._name not in _ANSWERS:
+            raise AttributeError(self._name)  # which torch words anew
+        return _ANSWERS[self._name](value, instance, self._peers)
 
 
 def _as_is(method: Callable[..., Any], instance: nn.Module, peers: str) -> Callable[..., Any]:
@@ -60,9 +51,12 @@ def _as_is(method: Callable[..., Any], instance: nn.Module, peers: str) -> Calla
 
 def _names_of_all_branches(method: Callable[..., Any], instance: nn.Module, peers: str) -> Callable[..., Any]:
     def names(*args: Any, **kwargs: Any) -> set[str]:
-        own = set(method(*args, **kwargs))
-        keys = [name for name, _ in instance.named_parameters(remove_duplicate=False)]
-        return own | {name for name in keys if original_name(name, peers=peers) in own}
+        own = set(method(*args, **kwargs))  # names, or globs
+        keys = {
+            name: original_name(name, peers=peers) for name, _ in instance.named_parameters(remove_duplicate=False)
+        }
+        found = {name for name, key in keys.items() if any(fnmatchcase(key, pattern) for pattern in own)}
+        return own | {name for name in found if name != keys[name]}
 
     return names
 

@@ -154,7 +154,7 @@ class CollabGraphModule(fx.GraphModule):
 
     @graph.setter
     def graph(self, graph: fx.Graph) -> None:
-        if self._graph_of_eval is not None and self._graph_of_eval is self._graph:
+        if self._graph_of_eval is not None and self._graph_of_eval is self._graph and graph is not self._graph:
             raise _made_of_the_training_graph(self._graph)
         if "_modes" in self.__dict__ and graph not in tuple(self.modes):
             old, modes = self._graph, self.modes
@@ -188,7 +188,11 @@ class CollabGraphModule(fx.GraphModule):
         if one is not None and made is not None and first_difference(one, made) is not None:
             raise _made_of_the_training_graph(one)
         if make is not None:
-            self._graph_of_eval = one = make(self.modes.eval)
+            try:
+                self._graph_of_eval = one = make(self.modes.eval)
+            except StateError as error:
+                error.hint = f"{error.hint}; with eval_output='all' eval mode needs no graph of one head"
+                raise
             one.owning_module = self
             self._eval_out_spec = getattr(codegen_of(one), "pytree_info", (None,) * 3)[-1]
             self.__dict__["_made"] = copy_graph(one)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -78,28 +78,25 @@ def frozen_names(root: nn.Module) -> set[str]:
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         prefix = f"{path}." if path else ""
         found |= {prefix + name for name, parameter in own.items() if not parameter.requires_grad}
-        parameters = list(own.values()) or list(module.parameters())
+        around = path
+        while not (parameters := list(own.values()) or list(root.get_submodule(around).parameters())) and around:
+            around = around.rpartition(".")[0]
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             found |= {prefix + name for name in tensors_of(module) if prefix + name not in found}
     return found
 
 
-def refuse_equal_heads(init: Init, fresh: Iterable[str], root: nn.Module, stochastic: bool) -> None:
-    """Raise where all heads would start equal, and stay so as nothing behind a split draws random numbers.
-
-    Raises:
-        PatternError: with the way out.
-    """
-    tensors = tensors_of(root)
-    if init == "fresh" or init == "copy-anyway" or stochastic:
-        return
-    if not any(isinstance(tensors[name], nn.Parameter) for name in fresh):
-        raise PatternError(
-            "Peers that start as copies would never differ from head 0.",
-            why="no operation behind the splits draws random numbers, so all heads would stay equal",
-            hint="use init='finetune' (--init finetune), which redraws the heads' last layers and keeps all others, "
-            "init='fresh', or 'copy-anyway' if you make them differ yourself",
-        )
+def equal_heads(init: Init) -> PatternError:
+    """The error where all heads start equal, and stay so as nothing behind a split draws random numbers."""
+    if init == "finetune":
+        way_out = "name layers that start anew: init={'fc': 'fresh', '*': 'copy'} (--init copy --fresh fc)"
+    else:
+        way_out = "use init='finetune' (--init finetune), which redraws the heads' last layers and keeps all others"
+    return PatternError(
+        "Peers that start as copies would never differ from head 0.",
+        why="no operation behind the splits draws random numbers, so all heads would stay equal",
+        hint=f"{way_out}, init='fresh', or 'copy-anyway' if you make them differ yourself",
+    )
 
 
 def looks_trained(fresh: Mapping[str, Tensor], root: Mapping[str, Tensor]) -> str | None:
@@ -129,7 +126,8 @@ def _rule_for(name: str, rules: Mapping[str, str]) -> str:
 
 def _matches(pattern: str, name: str) -> bool:
     atoms = name.split(".")
-    return any(fnmatchcase(".".join(atoms[:count]), pattern) for count in range(1, len(atoms) + 1))
+    paths = [".".join(atoms[:count]) for count in range(1, len(atoms) + 1)]
+    return pattern in paths or any(fnmatchcase(path, pattern) for path in paths)
 
 
 def _refuse_unused(rules: Mapping[str, str], duplicated: Collection[str]) -> None:

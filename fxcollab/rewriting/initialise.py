@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -47,9 +48,21 @@ def initialise(
             return
         material = {path: branch for path, branch in branches.items() if _has_values(branch)}
         if not (material and factory is not None and _from_factory(material, state, tree, seed, factory)):
-            _reset_all(material, state, seed, fresh)
+            _reset_all(material, state, seed, fresh, keeps_zeros=init == "fresh")
         _copy_back(branches, state, state.tensors.keys() - fresh)
         _warn_of_training(material, state, fresh, init)
+
+
+def has_different_heads(branches: Mapping[Path, Branch], state: State) -> bool:
+    """Whether any parameter of a peer differs from the root's; on meta that isn't known, and taken to be so."""
+    originals = tensors_of(state.root)
+    for path, branch in branches.items():
+        tensors = tensors_of(branch)
+        for name in state.tensors_of(len(path)):
+            own, peer = originals[name], tensors[name]
+            if isinstance(peer, nn.Parameter) and (own.is_meta or not torch.equal(own.detach(), peer.detach())):
+                return True
+    return False
 
 
 def _copy_back(branches: Mapping[Path, Branch], state: State, names: Container[str]) -> None:
@@ -166,14 +179,16 @@ def _equal(names: Iterable[str], original: Mapping[str, Tensor], made: Mapping[s
     )
 
 
-def _reset_all(branches: Mapping[Path, Branch], state: State, seed: int, fresh: Collection[str]) -> None:
+def _reset_all(
+    branches: Mapping[Path, Branch], state: State, seed: int, fresh: Collection[str], *, keeps_zeros: bool
+) -> None:
     """Every module's own initialisation; one warning names the parameters that no module initialises."""
     originals, library = tensors_of(state.root), _library_initialiser(state.root)
     redrawn: dict[str, None] = {}
     for path, branch in branches.items():
         with isolated_randomness(seed, branch_name(path)):
-            own = {name: originals[name] for name in state.tensors_of(len(path))}
-            redrawn |= dict.fromkeys(_reset(branch, own, library))
+            own = {name: originals[name] for name in state.tensors_of(len(path)) if name in fresh}
+            redrawn |= dict.fromkeys(_reset(branch, own, library, keeps_zeros))
     if names := [name for name in redrawn if name in fresh]:
         warn_caller(
             f"no module initialises {', '.join(names[:6])}{' and more' if len(names) > 6 else ''}: "
@@ -189,7 +204,9 @@ def _library_initialiser(root: nn.Module) -> Callable[[nn.Module], object] | Non
     return found if callable(found) else None
 
 
-def _reset(branch: nn.Module, own: Mapping[str, Tensor], library: Callable[[nn.Module], object] | None) -> list[str]:
+def _reset(
+    branch: nn.Module, own: Mapping[str, Tensor], library: Callable[[nn.Module], object] | None, keeps_zeros: bool
+) -> list[str]:
     """``reset_parameters`` and the library's initialiser, inner modules first; what neither initialises is redrawn.
 
     ``own`` are the originals of the branch's own tensors. Returns the names of parameters that were redrawn.
@@ -204,7 +221,8 @@ def _reset(branch: nn.Module, own: Mapping[str, Tensor], library: Callable[[nn.M
             prefix = f"{path}." if path else ""
             # a container only has the other names of what a copied module has and initialises
             left = {key: like for key, like in likes.items() if type(module) is not Branch or key not in copied}
-            redrawn += [prefix + name for name in _reset_module(module, left, library)]
+            if any(id(tensor) in left for tensor in tensors_of(module).values()):
+                redrawn += [prefix + name for name in _reset_module(module, left, library, keeps_zeros)]
     return redrawn
 
 
@@ -224,7 +242,7 @@ def _copies_of_shared(branch: nn.Module, foreign: Container[int]) -> Iterator[No
 
 
 def _reset_module(
-    module: nn.Module, likes: Mapping[int, Tensor], library: Callable[[nn.Module], object] | None
+    module: nn.Module, likes: Mapping[int, Tensor], library: Callable[[nn.Module], object] | None, keeps_zeros: bool
 ) -> list[str]:
     """Initialise one module's direct parameters. Returns the names of those that were redrawn."""
     parameters = {name: p for name, p in module.named_parameters(recurse=False) if id(p) in likes}
@@ -232,7 +250,7 @@ def _reset_module(
     for parameter in parameters.values():
         if parameter.is_floating_point():
             parameter.fill_(float("nan"))  # shows what isn't initialised
-    if callable(reset):
+    if callable(reset) and _takes_nothing(reset):
         reset()
     if library is not None:
         library(module)
@@ -245,9 +263,20 @@ def _reset_module(
         _redraw(parameter, like)
     for parameter in parameters.values():
         like = likes[id(parameter)]
-        if like.ndim > 1 and not like.is_meta and not bool(like.any()):  # as of LoRA, whose corrections start at zero
+        if (
+            keeps_zeros and like.ndim > 1 and not like.is_meta and not bool(like.any())
+        ):  # as of LoRA, whose corrections start at zero
             parameter.zero_()
     return [name for name, _, _ in uninitialised]
+
+
+def _takes_nothing(reset: Callable[..., object]) -> bool:
+    """Whether it can be called without arguments."""
+    try:
+        inspect.signature(reset).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _is_uninitialised(parameter: Tensor) -> bool:

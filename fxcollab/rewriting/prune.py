@@ -42,7 +42,8 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
 
     Returns:
         The captured original, node for node, over this head's own tensors (no copies); or ``into``. Its modules, and
-        so its train or eval mode, are its own, except for those of TorchScript.
+        so its train or eval mode, are its own, except for those of TorchScript. To convert it to another type or
+        device, copy it first: ``copy.deepcopy(pruned)``.
 
     Raises:
         PatternError: there is no such head.
@@ -59,11 +60,19 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
         names = (branch_name(path[:level]) for level in range(1, len(path) + 1) if any(path[:level]))
         root = _graft(root, [model.get_submodule(f"{peers}.{name}") for name in names])
     constants = {name: getattr(model, name) for name in model.constants}
-    scripted = (part for part in root.modules() if isinstance(part, torch.jit.ScriptModule))  # copies copy tensors
-    own: nn.Module = deep_copy(root, lambda tensor: tensor, scripted).value
-    pruned = CollabGraphModule(own, modes, constants=constants)
+    pruned = CollabGraphModule(_own_modules(root), modes, constants=constants)
     pruned.meta[CAPTURE_KEY] = CaptureOptions(plan.granularity, plan.interface)
     return pruned
+
+
+def _own_modules(root: nn.Module) -> nn.Module:
+    """The module with others in it, and itself another, over the same registries of parameters and buffers."""
+    scripted = (part for part in root.modules() if isinstance(part, torch.jit.ScriptModule))  # copies copy tensors
+    own: nn.Module = deep_copy(root, lambda tensor: tensor, scripted, share_functions=True).value
+    for old, new in zip(root.modules(), own.modules(), strict=True):
+        if old is not new:  # what is assigned to one, or converted in one, is seen in the other
+            new.__dict__.update(_parameters=old._parameters, _buffers=old._buffers)
+    return own
 
 
 def prune_graph(graph: fx.Graph, tree: HeadTree, path: Path, peers: str) -> fx.Graph:

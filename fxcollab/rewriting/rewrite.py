@@ -15,13 +15,13 @@ from fxcollab.analysis.small_levels import small_levels
 from fxcollab.codegen.branches import check_recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import PatternError, StateError
-from fxcollab.fx_utils import collector_paused, place
+from fxcollab.fx_utils import ancestors, collector_paused, get_output, place
 from fxcollab.patterns import pattern_of
 from fxcollab.plan import PLAN_KEY, Plan, RewriteOptions
 from fxcollab.rewriting.duplicate import Duplicated, duplicate
 from fxcollab.rewriting.eval_output import eval_graph
-from fxcollab.rewriting.init_rules import check_init, fresh_names, name_of, refuse_equal_heads
-from fxcollab.rewriting.initialise import Factory, initialise
+from fxcollab.rewriting.init_rules import check_init, equal_heads, fresh_names, name_of
+from fxcollab.rewriting.initialise import Factory, has_different_heads, initialise
 from fxcollab.rewriting.outputs import check_eval_output
 from fxcollab.rewriting.peers import State, build_peers, nest
 from fxcollab.rewriting.recomputable import refuse_scripted_buffers, refuse_writes
@@ -85,12 +85,16 @@ def duplicated(
         options.init,
         captured.root,
         [name for name, level in state.tensors.items() if level],
-        last_layer(captured, partition),
+        last_layers(captured, partition),
     )
-    if not callable(options.init):
-        refuse_equal_heads(options.init, fresh, captured.root, is_stochastic(partition))
+    by_values = not callable(options.init) and options.init not in ("fresh", "copy-anyway")
+    must_differ = by_values and not is_stochastic(partition)
+    if must_differ and not fresh:
+        raise equal_heads(options.init)
     branches = build_peers(state, partition.tree)
     initialise(branches, state, partition.tree, options.init, options.seed, factory, fresh)
+    if must_differ and not has_different_heads(branches, state):
+        raise equal_heads(options.init)
     peers = nest(branches)
     with collector_paused():
         graphs = {graph: duplicate(graph, captured, partition, options) for graph in captured.modes}
@@ -161,20 +165,26 @@ def _check_partition(captured: CollabGraphModule, partition: Partition) -> None:
             )
 
 
-def last_layer(captured: CollabGraphModule, partition: Partition) -> list[str]:
-    """The parameters, of the heads' own, that are used last: those of one module."""
-    trained = {id(p) for p in captured.parameters() if p.requires_grad}
-    for node in reversed(captured.modes.train.nodes):
+def last_layers(captured: CollabGraphModule, partition: Partition) -> list[str]:
+    """The parameters, of the heads' own, that are used last before each output: those of one module.
+
+    The last module with a matrix counts: scales and shifts start as constants, in all heads alike.
+    """
+    trained = {id(p): p for p in captured.parameters() if p.requires_grad}
+    uses = []
+    for node in captured.modes.train.nodes:
         tensors = state_tensors(node, captured)
-        own = [
-            name
-            for name, t in tensors.items()
-            if partition.state.get(name) == partition.tree.depth and id(t) in trained
-        ]
-        if own:
-            owner = own[-1].rpartition(".")[0]
-            return [name for name in own if name.rpartition(".")[0] == owner]
-    return []
+        deepest = [name for name in tensors if partition.state.get(name) == partition.tree.depth]
+        uses.append((node, [name for name in deepest if id(tensors[name]) in trained], tensors))
+    found: list[str] = []
+    for output in get_output(captured.modes.train).all_input_nodes:
+        before = {output, *ancestors(output)}
+        own = [(name, tensors[name]) for node, names, tensors in uses if node in before for name in names]
+        last = next((name for name, tensor in reversed(own) if tensor.ndim > 1), own[-1][0] if own else None)
+        if last is not None:
+            owner = last.rpartition(".")[0]
+            found += [name for name, _ in own if name.rpartition(".")[0] == owner]
+    return found
 
 
 def is_stochastic(partition: Partition) -> bool:

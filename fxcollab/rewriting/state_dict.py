@@ -106,8 +106,16 @@ def unwrapped(checkpoint: Mapping[str, Any], peers: str = "peers") -> dict[str, 
 def _prefix_of_peers(state: Iterable[str], peers: str) -> str:
     """What wrappers put before the keys: a module around the model may hold other state beside it."""
     of_peers = re.compile(rf"((?:.*?\.)??){re.escape(peers)}\.b\d+(?:_\d+)*\.")
-    found = sorted({match.group(1) for key in state if (match := of_peers.match(key))}, key=len)
-    if other := next((prefix for prefix in found if not prefix.startswith(found[0])), None):
+    keys = set(state)
+    found = sorted({match.group(1) for key in keys if (match := of_peers.match(key))}, key=len)
+    first = {key.removeprefix(found[0]) for key in keys if key.startswith(found[0])} if found else set()
+
+    def is_another(prefix: str) -> bool:
+        """Whether it is no part of the first model, or a whole model, such as an average, beside it."""
+        own = {key for key in first if not f"{found[0]}{key}".startswith(prefix)}
+        return not prefix.startswith(found[0]) or all(f"{prefix}{key}" in keys for key in own)
+
+    if other := next((prefix for prefix in found[1:] if is_another(prefix)), None):
         raise StateError(
             "The checkpoint holds several training models.",
             where=f"under {found[0]!r} and {other!r}",

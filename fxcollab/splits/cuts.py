@@ -16,7 +16,7 @@ from torch import fx
 from fxcollab.analysis.levels import state_tensors
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.profile import Profile
-from fxcollab.fx_utils import get_output
+from fxcollab.fx_utils import ancestors, get_output
 
 K = TypeVar("K", fx.Node, str)
 N = TypeVar("N", int, float)
@@ -217,27 +217,16 @@ class _Flow:
             for node in sorted(live, reverse=True):
                 if node not in hidden:
                     last.append(node)
-                    hidden |= _ancestors(node)
+                    hidden |= ancestors(node)
             if last and candidates.issuperset(last):
                 yield tuple(reversed(last))
 
     def _before_all_ends(self) -> set[fx.Node]:
-        return set.intersection(*map(_ancestors, self._ends))
+        return set.intersection(*map(ancestors, self._ends))
 
     def _can_be_cut(self, node: fx.Node) -> bool:
         """Whether it is a tensor, or what a module returns."""
         return self._costs.nodes[node].shape is not None or node.op == "call_module"
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                pending.append(source)
-    return found
 
 
 def _spread(nodes: Sequence[fx.Node]) -> Sequence[fx.Node]:

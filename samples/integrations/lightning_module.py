@@ -34,7 +34,7 @@ class CollaborativeModule(L.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        wrong = self.model(images)[0].argmax(1) != labels
+        wrong = self.model(images).argmax(1) != labels  # eval mode returns head 0
         self.log("error", wrong.float().mean(), prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -194,3 +194,125 @@ def test_a_new_last_layer_on_a_trained_resnet() -> None:
         parameter.requires_grad_(name.startswith(("layer4", "fc")))
     train_model = fxcollab.transform(model, splits=["layer2", "layer3"], seed=0, init="finetune")
     assert differing(train_model) == {"fc.weight", "fc.bias"}
+
+
+class EndsIn(SmallConvNet):
+    """Its last layer with parameters starts as constants."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.last = last
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(super().forward(x))
+        return out
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.logit_scale
+
+
+@pytest.mark.parametrize("last", [nn.BatchNorm1d(5), nn.LayerNorm(5), Scale()])
+def test_scales_and_shifts_are_no_last_layer(last: nn.Module) -> None:
+    train_model, _ = made(EndsIn(last), init="finetune")
+    assert {"fc.weight", "fc.bias"} == differing(train_model)
+
+
+@pytest.mark.parametrize("init", ["finetune", {"fc": "fresh", "*": "copy"}])
+def test_a_last_layer_of_zeros_is_redrawn_where_it_is_meant(init: Any) -> None:
+    model = SmallConvNet()
+    model.fc = nn.Linear(8, 5, bias=False)
+    nn.init.zeros_(model.fc.weight)
+    assert differing(made(model, init=init)[0]) == {"fc.weight"}
+
+
+def test_heads_that_would_start_equal_all_the_same_are_refused() -> None:
+    with pytest.raises(PatternError, match=r"(?s)would never differ.*init='finetune'"):
+        made(EndsIn(nn.LayerNorm(5)), init={"last": "fresh", "*": "copy"})
+    frozen = SmallConvNet().requires_grad_(False)
+    frozen.conv1.requires_grad_(True)
+    with pytest.raises(PatternError, match=r"(?s)would never differ.*name layers that start anew"):
+        made(frozen, init="finetune")
+
+
+class Auxiliary(SmallConvNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.layer3(self.layer2(self.layer1(self.relu(self.bn1(self.conv1(x)))))).mean((2, 3))
+        return self.fc(h), self.aux(h)
+
+
+def test_every_output_has_a_last_layer() -> None:
+    assert differing(made(Auxiliary(), init="finetune")[0]) == {"fc.weight", "fc.bias", "aux.weight", "aux.bias"}
+
+
+class Counts(nn.Linear):
+    """Its reset changes an attribute, and takes an argument if it is asked to."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.resets = getattr(self, "resets", 0) + 1
+
+
+def test_modules_that_start_as_copies_are_not_reset() -> None:
+    model = EndsIn(Counts(5, 5))
+    train_model, _ = made(model, init={"fc": "fresh", "*": "copy"})
+    assert train_model.get_submodule("peers.b0_1.last").resets == 1
+    assert made(EndsIn(Counts(5, 5)))[0].get_submodule("peers.b0_1.last").resets == 2
+
+
+class WantsAnArgument(nn.Linear):
+    def reset_parameters(self, scale: float | None = None, *rest: Any) -> None:
+        super().reset_parameters()
+
+
+class NeedsAnArgument(nn.Linear):
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.reset_parameters = self.reset  # type: ignore[method-assign]
+
+    def reset(self, scale: float) -> None:
+        raise AssertionError
+
+
+def test_a_reset_that_needs_arguments_is_not_called() -> None:
+    train_model, said = made(EndsIn(NeedsAnArgument(5, 5)))
+    assert "last.weight" in differing(train_model) and any("no module initialises" in text for text in said)
+    assert "last.weight" in differing(made(EndsIn(WantsAnArgument(5, 5)))[0])
+
+
+@pytest.mark.parametrize("factory", [False, True])
+def test_a_norm_without_parameters_goes_with_what_is_frozen_around_it(factory: bool) -> None:
+    def make() -> nn.Module:
+        model = SmallConvNet()
+        model.layer2[1] = nn.BatchNorm2d(8, affine=False)
+        return model
+
+    model = make()
+    model(X)
+    model.layer2.requires_grad_(False)
+    train_model, _ = made(model, factory=make if factory else None)
+    assert not any(name.startswith("layer2") for name in differing(train_model))
+
+
+def test_rules_may_name_what_looks_like_a_glob() -> None:
+    class Keyed(SmallConvNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ends = nn.ModuleDict({"[z]": nn.Linear(5, 5)})
+
+        def forward(self, x: Tensor) -> Any:
+            return self.ends["[z]"](super().forward(x))
+
+    assert differing(made(Keyed(), init={"ends.[z]": "fresh", "*": "copy"})[0]) == {
+        "ends.[z].weight",
+        "ends.[z].bias",
+    }

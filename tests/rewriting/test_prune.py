@@ -144,3 +144,33 @@ def test_a_pruned_model_scripts() -> None:
     _, train_model = chain()
     pruned = fxcollab.prune(train_model.eval())
     assert torch.equal(torch.jit.script(pruned)(images()), pruned(images()))
+
+
+def test_a_pruned_model_follows_what_is_assigned_and_what_hooks_fill() -> None:
+    class Averages(SmallConvNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("average", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = super().forward(x)
+            self.average = 0.9 * self.average + z.detach().mean()
+            return z + self.average
+
+    torch.manual_seed(0)
+    model, seen = Averages(), {}
+    model.layer3.register_forward_hook(lambda module, args, output: seen.update(layer3=output))
+    train_model = fxcollab.transform(model, splits="layer1", seed=0)
+    pruned = fxcollab.prune(train_model).eval()
+    for _ in range(3):
+        train_model(images())
+    assert torch.equal(pruned.average, model.average) and float(pruned.average) != 0
+    seen.clear()
+    pruned(images())
+    assert "layer3" in seen
+
+
+def test_an_average_beside_the_model_is_not_taken_for_a_part_of_it() -> None:
+    state = chain()[1].state_dict()
+    with pytest.raises(StateError, match="several training models"):
+        fxcollab.prune_state_dict({**state, **{f"ema.{key}": value for key, value in state.items()}})

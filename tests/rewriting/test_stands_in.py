@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxcollab
 from fxcollab.errors import StateError
@@ -32,7 +33,7 @@ class Configured(SmallConvNet):
         return next(self.parameters()).device
 
     def no_weight_decay(self) -> set[str]:
-        return {"token", "conv1.weight"}
+        return {"tok*", "conv1.weight"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^conv1|bn1", "blocks": [(r"^layer(\d+)", None), (r"^fc|token", (99999,))]}
@@ -86,18 +87,38 @@ def test_a_captured_model_is_read_as_it_was() -> None:
     assert not hasattr(fxcollab.capture(Configured()), "config")
 
 
-def test_other_methods_say_whom_to_ask() -> None:
+def test_other_methods_are_those_of_the_original() -> None:
     model, train_model = made()
-    with pytest.raises(AttributeError, match=r"fxcollab\.original\(train_model\)\.reset_classifier\(\)"):
+    assert not hasattr(train_model, "reset_classifier")  # scripts that look for it find none
+    with pytest.raises(AttributeError, match="reset_classifier"):
         train_model.reset_classifier(3)
     assert fxcollab.original(train_model) is model and model.fc.out_features == 5
+
+
+def test_values_that_can_be_called_are_values() -> None:
+    class Net(SmallConvNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm_layer, self.activation = partial(nn.LayerNorm, eps=1e-6), torch.relu
+
+    train_model = fxcollab.transform(Net(), splits="layer1")
+    assert train_model.norm_layer.keywords == {"eps": 1e-6} and train_model.activation is torch.relu
+
+
+@pytest.mark.parametrize("copied", COPIES)
+@pytest.mark.parametrize(
+    "make", [fx.symbolic_trace, lambda model: fxcollab.prune(fxcollab.transform(model, splits="layer1"))]
+)
+def test_copies_of_models_made_of_graph_modules_can_be_called(make: Any, copied: Any) -> None:
+    train_model = copied(fxcollab.transform(make(SmallConvNet()), splits="layer1", seed=0))
+    assert len(train_model(torch.randn(2, 3, 12, 12))) == 2
 
 
 def test_methods_that_know_names_answer_for_all_branches() -> None:
     model, train_model = made(peers="others")
     assert train_model.get_classifier() is model.fc
     found = train_model.no_weight_decay()
-    assert found == {"conv1.weight", "token", "others.b0_1.token", "others.b1_0.token", "others.b1_1.token"}
+    assert found == {"conv1.weight", "tok*", "others.b0_1.token", "others.b1_0.token", "others.b1_1.token"}
 
 
 def test_parameters_are_grouped_by_depth_as_in_the_original() -> None:
@@ -202,3 +223,9 @@ def test_other_errors_of_loading_are_torchs() -> None:
     del state["peers.b1.layer2.0.weight"]
     with pytest.raises(RuntimeError, match="Missing key"):
         train_model.load_state_dict(state)
+
+
+def test_parameters_alone_are_one_group() -> None:
+    model, train_model = made()
+    [group] = fxcollab.parameter_groups(train_model, model.parameters())
+    assert {id(p) for p in group["params"]} == {id(p) for p in train_model.parameters()}
