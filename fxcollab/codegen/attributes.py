@@ -16,8 +16,8 @@ def adopt_attributes(train_model: nn.Module, root: nn.Module, peers: str) -> Non
     """Let a training model, which has a class of its own, read through what it hasn't, and its original has.
 
     Values are read when they are asked for. Methods that know the names of parameters answer for all branches; others
-    are not there, so that scripts that look for them find none: they don't know the other heads. ``__getattr__``
-    would make compiled calls many times slower.
+    are not there, so that scripts that look for them find none: they don't know the other heads. These are
+    descriptors, as ``__getattr__`` would be asked for every submodule at every call.
     """
     cls: Any = type(train_model)
     bases = (base for base in type(root).__mro__ if base not in fx.GraphModule.__mro__)
