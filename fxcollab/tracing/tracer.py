@@ -383,7 +383,7 @@ class LazyTracer(fx.Tracer):
     ) -> tuple[Callable[..., Any], list[Any]]:
         """Create placeholders for the inputs; other parameters have their fixed values or defaults."""
         signature = inspect.signature(self.root.forward)
-        annotations = _annotations_of(root_fn)
+        annotations = getattr(inspect.unwrap(root_fn), "__annotations__", {})
         inputs: dict[str, fx.Proxy] = {}
         defaults = self._interface.default_values(signature)
         tensors = {name for name, value in defaults.items() if any(map(torch.is_tensor, pytree.tree_leaves(value)))}
@@ -431,15 +431,6 @@ def _refuse_parameters_made_at_the_first_call(root: nn.Module) -> None:
                 why="the graph would draw them again at every call, and they would not be trained",
                 hint="call the model once on an example, then transform it",
             )
-
-
-def _annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of a function's parameters and of what it returns, without texts that can't be resolved."""
-    inner = inspect.unwrap(function)
-    try:
-        return inspect.get_annotations(inner, eval_str=True)
-    except Exception:  # names that are imported for type checkers alone, or that no longer exist
-        return {name: kind for name, kind in inspect.get_annotations(inner).items() if not isinstance(kind, str)}
 
 
 def _check_arguments(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
