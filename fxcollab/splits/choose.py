@@ -122,16 +122,34 @@ class _Search:
         self._again = cuts.before({node: cost.forward_flops for node, cost in cuts.costs.nodes.items()})
 
     def choice(self) -> Choice:
-        """The first in rank that keeps the limits."""
+        """Of the first in rank of each tree that keep the limits, the best."""
         options = list(self._options())
         if not options:
             raise _too_few_cuts(self._found, min(map(len, self._trees)))
-        max_time, max_memory = (self._limits.get(name, math.inf) for name in ("time", "memory"))
+        max_time = self._limits.get("time", math.inf)
         over = {option: f"over the budget of {max_time:.3g}x" for option in options if option.time > max_time}
         ranked = rank([option for option in options if option not in over], self._objective)
-        correction, left_to_simulate = 1.0, SIMULATED
+        searches = {fanouts: self._within(fanouts, ranked, over) for fanouts in self._trees}
+        firsts = {fanouts: next(search, None) for fanouts, search in searches.items()}
         refusal: FxCollabError | None = None
-        for option in ranked:
+        while found := [option for option in firsts.values() if option is not None]:
+            option = max(found, key=lambda option: (round(ranked[option], 6), option.heads))
+            try:
+                self._check(option)
+            except (CaptureError, SplitError) as error:
+                over[option], refusal = error.what, refusal or error
+                firsts[option.fanouts] = next(searches[option.fanouts], None)
+            else:
+                return self._explained(option, ranked, over)
+        raise self._none_fits(options, refusal)
+
+    def _within(
+        self, fanouts: tuple[Fanout, ...], ranked: Iterable[Option], over: dict[Option, str]
+    ) -> Iterator[Option]:
+        """The options for a tree that keep the limits, in rank; what the others exceed is added to ``over``."""
+        max_memory = self._limits.get("memory", math.inf)
+        correction, left_to_simulate = 1.0, SIMULATED / len(self._trees)
+        for option in rank([option for option in ranked if option.fanouts == fanouts], self._objective):
             if left_to_simulate <= 0 and (estimate := correction * self._memory(option)) > max_memory * NEAR:
                 over[option] = f"about {estimate:.2f}x the memory, over {max_memory:.3g}x"
                 continue
@@ -140,24 +158,21 @@ class _Search:
             exceeded = self._exceeded(costs)
             if exceeded:
                 over[option], correction = exceeded, costs.memory / self._memory(option)
-                continue
-            try:
-                self._check(option)
-            except (CaptureError, SplitError) as error:
-                over[option], refusal = error.what, refusal or error
             else:
-                left = {other: value for other, value in ranked.items() if other not in over}
-                best_over = {other: over[other] for other in rank(over, self._objective)}
-                for other in list(best_over)[:1]:
-                    best_over[other] += self._with_recompute(other)
-                others = runners_up(option, left, best_over, self._objective)
-                reason = reason_for(option, left, self._objective) + crossing_at(option)
-                if len(self._trees) > 1:
-                    reason = f"fan-outs {option.fanouts} make {option.heads} heads; {reason}"
-                if self._found.cuts.costs.on_examples:
-                    reason += "; counted on the example inputs, on whose values the work depends"
-                return Choice(option, left[option], reason, costs, tuple(others))
-        raise self._none_fits(options, refusal)
+                yield option
+
+    def _explained(self, option: Option, ranked: Mapping[Option, float], over: Mapping[Option, str]) -> Choice:
+        left = {other: value for other, value in ranked.items() if other not in over}
+        best_over = {other: over[other] for other in rank(over, self._objective)}
+        for other in list(best_over)[:1]:
+            best_over[other] += self._with_recompute(other)
+        others = runners_up(option, left, best_over, self._objective)
+        reason = reason_for(option, left, self._objective) + crossing_at(option)
+        if len(self._trees) > 1:
+            reason = f"fan-outs {option.fanouts} make {option.heads} heads; {reason}"
+        if self._found.cuts.costs.on_examples:
+            reason += "; counted on the example inputs, on whose values the work depends"
+        return Choice(option, left[option], reason, self._costs(option), tuple(others))
 
     def _exceeded(self, costs: Costs) -> str:
         """What is over the limits, by how much."""
