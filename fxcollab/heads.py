@@ -13,7 +13,8 @@ from fxcollab.plan import training_model, unwrapped
 def all_heads(train_model: nn.Module) -> Callable[..., tuple[Any, ...]]:
     """A training model whose every call returns the tuple with one output a head, head 0 first.
 
-    In train mode that is what the training model itself returns; in eval mode it returns head 0's output alone.
+    In train mode that is what the training model itself returns; in eval mode it returns head 0's output alone. The
+    call sets a mark on the training model: don't use that in another thread meanwhile.
 
     Args:
         train_model: what `transform` or `load` returned, or a wrapper around it: DDP's, ``torch.compile``'s, one of

@@ -53,16 +53,23 @@ def initialise(
         _warn_of_training(material, state, fresh, init)
 
 
-def has_different_heads(branches: Mapping[Path, Branch], state: State) -> bool:
-    """Whether any parameter of a peer differs from the root's; on meta that isn't known, and taken to be so."""
+def has_different_heads(branches: Mapping[Path, Branch], state: State, depth: int) -> bool:
+    """Whether siblings of the deepest level, which share everything before it, differ from the root's parameters.
+
+    On meta that isn't known, and taken to be so.
+    """
     originals = tensors_of(state.root)
-    for path, branch in branches.items():
+
+    def differs(branch: Branch) -> bool:
         tensors = tensors_of(branch)
-        for name in state.tensors_of(len(path)):
-            own, peer = originals[name], tensors[name]
-            if isinstance(peer, nn.Parameter) and (own.is_meta or not torch.equal(own.detach(), peer.detach())):
-                return True
-    return False
+        pairs = ((originals[name], tensors[name]) for name in state.tensors_of(depth))
+        return any(
+            own.is_meta or not torch.equal(own.detach(), peer.detach())
+            for own, peer in pairs
+            if isinstance(peer, nn.Parameter)
+        )
+
+    return all(differs(branch) for path, branch in branches.items() if len(path) == depth and path[-1])
 
 
 def _copy_back(branches: Mapping[Path, Branch], state: State, names: Container[str]) -> None:

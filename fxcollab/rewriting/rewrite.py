@@ -93,7 +93,7 @@ def duplicated(
         raise equal_heads(options.init)
     branches = build_peers(state, partition.tree)
     initialise(branches, state, partition.tree, options.init, options.seed, factory, fresh)
-    if must_differ and not has_different_heads(branches, state):
+    if must_differ and not has_different_heads(branches, state, partition.tree.depth):
         raise equal_heads(options.init)
     peers = nest(branches)
     with collector_paused():
@@ -188,8 +188,9 @@ def last_layers(captured: CollabGraphModule, partition: Partition) -> list[str]:
 
 
 def is_stochastic(partition: Partition) -> bool:
-    """Whether anything that is duplicated draws random numbers."""
-    nodes = (node for levels in partition.nodes.values() for node, level in levels.items() if level > 0)
+    """Whether anything draws random numbers behind the last split, which parts heads that share all before it."""
+    depth = partition.tree.depth
+    nodes = (node for levels in partition.nodes.values() for node, level in levels.items() if level == depth)
     return any(partition.observation.of(node).random for node in nodes)
 
 

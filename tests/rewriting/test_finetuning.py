@@ -316,3 +316,19 @@ def test_rules_may_name_what_looks_like_a_glob() -> None:
         "ends.[z].weight",
         "ends.[z].bias",
     }
+
+
+def test_siblings_that_share_all_that_starts_fresh_are_refused() -> None:
+    with pytest.raises(PatternError, match="would never differ"):  # heads 0 and 1 share layer2
+        made(SmallConvNet(), init={"layer2": "fresh", "*": "copy"})
+
+
+def test_randomness_that_siblings_share_makes_no_copies_differ() -> None:
+    def net(*last: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 4), *last)
+
+    with pytest.raises(PatternError, match="would never differ"):
+        fxcollab.transform(net(), splits=["0", "2"], init="copy", seed=0)
+    train_model = fxcollab.transform(net(nn.Dropout(0.5)), splits=["0", "2"], init="copy", seed=0)
+    outputs = train_model(torch.ones(3, 4))
+    assert not any(torch.equal(a, b) for i, a in enumerate(outputs) for b in outputs[:i])
