@@ -12,12 +12,10 @@ graphs of all heads; in eval mode its forward runs, and ``graph`` is, a graph ma
 from __future__ import annotations
 
 import copy
-import inspect
-import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import starmap
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -26,6 +24,7 @@ from torch.fx.graph import PythonCode
 from fxcollab._torch import GENERATED, LOAD_OWN_STATE, SAVE_OWN_STATE, codegen_of
 from fxcollab.codegen.attributes import adopt_attributes
 from fxcollab.codegen.branches import Recompute, branch_by_branch
+from fxcollab.codegen.forwards import Forward, code_of_modes, forward_of_modes
 from fxcollab.codegen.modes import Modes, in_mode, set_mode
 from fxcollab.codegen.packing import pack, unpack
 from fxcollab.errors import StateError
@@ -178,8 +177,8 @@ class CollabGraphModule(fx.GraphModule):
         result = self._generate(modes.of(self.training))
         self._graph = modes.of(self.training) if one is None or self.training else one
         if forwards:
-            type(self).forward = _forward_of_modes(forwards)
-            self._code = _code_of_modes(forwards)
+            type(self).forward = forward_of_modes(forwards)
+            self._code = code_of_modes(forwards)
         return result
 
     def _make_graph_of_eval(self) -> None:
@@ -197,9 +196,9 @@ class CollabGraphModule(fx.GraphModule):
             self._eval_out_spec = getattr(codegen_of(one), "pytree_info", (None,) * 3)[-1]
             self.__dict__["_made"] = copy_graph(one)
 
-    def _compiled(self, condition: str, graph: fx.Graph) -> _Forward:
+    def _compiled(self, condition: str, graph: fx.Graph) -> Forward:
         self._generate(graph)
-        return _Forward(condition, type(self).forward, self._code)
+        return Forward(condition, type(self).forward, self._code)
 
     def _generate(self, graph: fx.Graph) -> PythonCode:
         """Generate the forward of one graph, with branches as functions where they are computed again."""
@@ -274,9 +273,6 @@ def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule
     return new
 
 
-_HEADER = "def forward"
-
-
 def _made_of_the_training_graph(graph: fx.Graph) -> StateError:
     return StateError(
         "The graph that a training model runs in eval mode can't be edited.",
@@ -284,39 +280,6 @@ def _made_of_the_training_graph(graph: fx.Graph) -> StateError:
         why="it is made of the graph of all heads, and the edit would not be in that",
         hint="edit that of all heads: train_model.train().graph, or train_model.modes.eval where the modes differ",
     )
-
-
-class _Forward(NamedTuple):
-    """The generated forward of one graph, and the condition under which it runs."""
-
-    condition: str
-    function: Callable[..., Any]
-    code: str
-
-
-def _forward_of_modes(forwards: Sequence[_Forward]) -> Callable[..., Any]:
-    """A forward that takes the first one whose condition holds, with the same signature as the generated ones.
-
-    It is made from source, because tracers read a forward's parameters from its code object.
-    """
-    code, first = forwards[0].code, forwards[0].function
-    definition = code[code.index(_HEADER) :].split("\n", 1)[0]
-    arguments = ", ".join(inspect.signature(first).parameters)
-    lines = [f"    if {each.condition}:\n        return _{place}({arguments})" for place, each in enumerate(forwards)]
-    scope = {**first.__globals__, **{f"_{place}": each.function for place, each in enumerate(forwards)}}
-    source = "\n".join([definition, *lines])
-    exec(compile(source, "<forward of both modes>", "exec", dont_inherit=True), scope)
-    forward: Callable[..., Any] = scope["forward"]
-    return forward
-
-
-def _code_of_modes(forwards: Sequence[_Forward]) -> str:
-    """The code of several generated forwards as that of one."""
-    split = [each.code[each.code.index(_HEADER) :].rstrip().split("\n", 1) for each in forwards]
-    keywords = ["if", *["elif"] * (len(forwards) - 2), "else"]
-    heads = [f"{word} {each.condition}" for word, each in zip(keywords[:-1], forwards, strict=False)] + ["else"]
-    bodies = [f"    {head}:\n{textwrap.indent(body, '    ')}" for head, (_, body) in zip(heads, split, strict=True)]
-    return "\n".join([f"\n{split[0][0]}", *bodies])
 
 
 def _adopt_methods(module: CollabGraphModule) -> None:
