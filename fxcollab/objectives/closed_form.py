@@ -12,7 +12,7 @@ tensor per head is kept for the backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,21 +36,36 @@ def may_be_used(heads: list[Tensor], target: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or is_traced() or is_transformed() or computes_forward_derivatives())
 
 
-def loss(
-    heads: list[Tensor], target: Tensor, beta: float, temperature: float, mean: bool, by_operators: Loss
-) -> Tensor:
+class Weights(NamedTuple):
+    """The weights of the hard and of the soft term, the temperature, and whether both are means over positions."""
+
+    hard: float
+    soft: float
+    temperature: float
+    mean: bool
+
+
+def loss(heads: list[Tensor], target: Tensor, counted: Tensor | None, weights: Weights, by_operators: Loss) -> Tensor:
     """The sum over heads of L_h (equations 3 and 4), the consensus being a constant.
 
     Heads are (N, C) or (N, C, d1, ...), targets class indices (N, d1, ...) or soft labels shaped like the logits.
-    The sum over positions is taken unless ``mean``; ``by_operators`` computes the same for second derivatives.
+    The soft term counts where the mask ``counted`` (N, d1, ...) is true, everywhere without one. ``by_operators``
+    computes the same for second derivatives.
     """
-    positions: int = heads[0].numel() // heads[0].shape[1] if mean else 1
-    labelled: Tensor | int = positions
-    if mean and not target.is_floating_point():
-        labelled = (target != IGNORED).sum().to(heads[0].dtype)
-    weights = beta / labelled, (1 - beta) / positions
-    total: Tensor = _ClosedForm.apply(*weights, temperature, by_operators, target, *heads)
+    z, labelled = heads[0], None if target.is_floating_point() else target != IGNORED
+    hard = weights.hard / (_count(labelled, z) if weights.mean else 1)
+    if counted is not None and counted.device.type == "cpu" and counted.all():  # an accelerator would wait
+        counted = None
+    soft: Tensor | float = weights.soft / (_count(counted, z) if weights.mean else 1)
+    if counted is not None:
+        soft = (soft * counted.to(z.dtype)).unsqueeze(1)
+    total: Tensor = _ClosedForm.apply(hard, soft, weights.temperature, by_operators, target, *heads)
     return total
+
+
+def _count(mask: Tensor | None, z: Tensor) -> Tensor | int:
+    """How many positions a mask has, at least 1; of none, all positions of logits."""
+    return z.numel() // z.shape[1] if mask is None else mask.sum().clamp(min=1).to(z.dtype)
 
 
 class _ClosedForm(torch.autograd.Function):
@@ -58,13 +73,13 @@ class _ClosedForm(torch.autograd.Function):
     def forward(
         ctx: Any,
         hard: Tensor | float,
-        soft: float,
+        soft: Tensor | float,
         temperature: float,
         by_operators: Loss,
         target: Tensor,
         *heads: Tensor,
     ) -> Tensor:
-        """The loss with the weights ``hard`` and ``soft`` of the two terms at one position."""
+        """The loss with the weights ``hard`` and ``soft`` of the two terms at one position; of soft (N, 1, ...)."""
         ctx.save_for_backward(target, *heads)
         ctx.by_operators, ctx.gradients = by_operators, [torch.empty_like(z) for z in heads]
         z, count = heads[0], len(heads[0])
@@ -74,8 +89,9 @@ class _ClosedForm(torch.autograd.Function):
             rows = slice(start, start + step)
             parts, gradients = [z[rows] for z in heads], [gradient[rows] for gradient in ctx.gradients]
             consensus = [torch.softmax(others * share, 1) for others in sums_of_others(parts)]
+            of_rows = temperature * (soft[rows] if isinstance(soft, Tensor) else soft)
             losses = [
-                _of_head(z, q, target[rows], hard, soft * temperature, temperature, gradient)
+                _of_head(z, q, target[rows], hard, of_rows, temperature, gradient)
                 for z, q, gradient in zip(parts, consensus, gradients, strict=True)
             ]
             total += sum(losses)
@@ -97,14 +113,21 @@ class _ClosedForm(torch.autograd.Function):
 
 
 def _of_head(
-    z: Tensor, q: Tensor, target: Tensor, hard: Tensor | float, soft: float, temperature: float, gradient: Tensor
+    z: Tensor,
+    q: Tensor,
+    target: Tensor,
+    hard: Tensor | float,
+    soft: Tensor | float,
+    temperature: float,
+    gradient: Tensor,
 ) -> Tensor:
     """One head's loss on some samples; its gradient is written into ``gradient``. ``soft`` includes a factor T."""
     low = z - z.amax(1, keepdim=True)
     warm = (low * (1 / temperature)).exp_()
     cold = _cooled(warm, low, temperature)
     warm_sum, cold_sum = warm.sum(1, keepdim=True), cold.sum(1, keepdim=True)
-    soft_term = torch.dot(q.flatten(), low.flatten()) - temperature * warm_sum.log().sum()
+    q.mul_(soft)
+    soft_term = torch.dot(q.flatten(), low.flatten()) - temperature * (soft * warm_sum.log()).sum()
     if target.is_floating_point():
         scale = hard * target.sum(1, keepdim=True)
         hard_term = hard * torch.dot(target.flatten(), low.flatten()) - (scale * cold_sum.log()).sum()
@@ -114,8 +137,8 @@ def _of_head(
         label, scale = torch.where(counts, target.unsqueeze(1), 0), hard * counts.to(z.dtype)
         hard_term = (scale * (low.gather(1, label) - cold_sum.log())).sum()
         torch.mul(cold, scale / cold_sum, out=gradient).scatter_add_(1, label, -scale)
-    gradient.addcmul_(warm, soft / warm_sum).sub_(q, alpha=soft)
-    return -hard_term - soft * soft_term
+    gradient.addcmul_(warm, soft / warm_sum).sub_(q)
+    return -hard_term - soft_term
 
 
 def _cooled(warm: Tensor, low: Tensor, temperature: float) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from fxcollab.errors import ObjectiveError
 from fxcollab.objectives.consensus import require_peers
-from fxcollab.objectives.objective import Objective, Options, require_temperature, total
+from fxcollab.objectives.objective import Options, total
 from fxcollab.objectives.outputs import at_least_float32, described
+from fxcollab.objectives.two_terms import TwoTerms
 
 
 class Gate(nn.Module):
@@ -35,7 +36,7 @@ class Gate(nn.Module):
         return torch.softmax(torch.relu(self.norm(self.linear(pooled))), dim=1)
 
 
-class ONELoss(Objective):
+class ONELoss(TwoTerms):
     """The loss of ONE: labels for all heads and for a gated ensemble of them, and the ensemble for all heads.
 
     ``J_hard(y, z_e) + total over the heads h of J_hard(y, z_h) + T^2 * KL(p_e || p_h)``, z_e being the sum of the
@@ -52,7 +53,7 @@ class ONELoss(Objective):
         heads: H.
         temperature: T, finite and above 0; 3 as in its paper.
         detach: whether the ensemble is a constant to the heads that learn from it.
-        options: those of every `Objective`: task, hard, logits, reduction, finite.
+        options: those of every `Objective`: task, hard, logits, consensus_on, reduction, finite.
 
     Raises:
         ObjectiveError: a value is out of its range, or ``hard`` is not a loss of logits or reduces otherwise.
@@ -77,30 +78,32 @@ class ONELoss(Objective):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(**options)
-        require_temperature(temperature)
         self.gate = features if isinstance(features, nn.Module) else Gate(features, heads)
         self.temperature = temperature
         self.detach = detach
 
-    def total(self, heads: list[Tensor], target: Tensor, features: Tensor | None = None) -> Tensor:
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Of the labels and of the divergence."""
+        return 1.0, 1.0
+
+    def total(self, heads: list[Tensor], target: Tensor | None, features: Tensor | None = None) -> Tensor:
         """The loss of the ensemble on the labels, and the sum over heads."""
         ensemble = self._ensemble(heads, features)
         [hard] = self.hard_losses([ensemble], target)
-        return hard + total(self._losses(heads, target, ensemble))
+        return hard + total(self.weighted(heads, target, self._taught(heads, ensemble)))
 
-    def losses(self, heads: list[Tensor], target: Tensor, features: Tensor | None = None) -> list[Tensor]:
-        """The loss of every head.
+    def soft_terms(self, heads: list[Tensor], target: Tensor | None, features: Tensor | None = None) -> list[Tensor]:
+        """Every head's divergence from the ensemble.
 
         Raises:
             ObjectiveError: there are no features, or the gate doesn't give one weight per head.
         """
-        return self._losses(heads, target, self._ensemble(heads, features))
+        return self._taught(heads, self._ensemble(heads, features))
 
-    def _losses(self, heads: list[Tensor], target: Tensor, ensemble: Tensor) -> list[Tensor]:
-        hard = self.hard_losses(heads, target)
+    def _taught(self, heads: list[Tensor], ensemble: Tensor) -> list[Tensor]:
         teacher = ensemble.detach() if self.detach else ensemble
-        soft = self.task.divergences(teacher, heads, self.temperature)
-        return [h + s for h, s in zip(hard, soft, strict=True)]
+        return self.task.divergences(teacher, heads, self.temperature)
 
     def _ensemble(self, heads: list[Tensor], features: Tensor | None) -> Tensor:
         """The sum of the heads' logits weighted by the gate."""

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxcollab.errors import ObjectiveError, closest
+from fxcollab.objectives import options
 from fxcollab.objectives.consensus import require_peers
-from fxcollab.objectives.objective import Objective, Options, as_teachers, require_temperature, require_weight
+from fxcollab.objectives.objective import Options, as_teachers
 from fxcollab.objectives.outputs import described
 from fxcollab.objectives.tasks import Classification, ignored_label, positions
+from fxcollab.objectives.two_terms import TwoTerms
 
 Ensemble: TypeAlias = Callable[[list[Tensor], Tensor], Tensor]
 """The teacher's logits (N, C, ...), from those of all heads and the class indices (N, ...)."""
@@ -44,11 +46,12 @@ def mean(heads: list[Tensor], target: Tensor) -> Tensor:
 ENSEMBLES: Mapping[str, Ensemble] = {"min-logit": min_logit, "naive": naive, "mean": mean}
 
 
-class KDCLLoss(Objective):
+class KDCLLoss(TwoTerms):
     """The loss of KDCL: all heads learn from the labels, and from one ensemble of them all.
 
     The total over the heads h of ``J_hard(y, z_h) + weight * T^2 * KL(p_t || p_h)``, p being the softmax at
-    temperature T, and t the ensemble; where ``hard`` ignores the label, t is the mean of all heads. Its authors also
+    temperature T, and t the ensemble; where heads learn on positions whose label ``hard`` ignores
+    (``consensus_on="all"``), t is the mean of all heads. Its authors also
     show differently distorted images to the heads, which an objective can't do, and two ensembles that are solved for
     (linear, general): pass those as callables.
 
@@ -57,12 +60,14 @@ class KDCLLoss(Objective):
         temperature: T, finite and above 0.
         weight: of the divergence against the labels, at least 0.
         detach: whether the ensemble is a constant to the heads that learn from it.
-        options: those of every `Objective`: hard, logits, reduction, finite. The task is classification, and targets
-            are class indices.
+        options: those of every `Objective`: hard, logits, tokens, consensus_on, reduction, finite. The task is
+            classification, and targets are class indices.
 
     Raises:
         ObjectiveError: a value is out of its range, or ``hard`` is not a loss of classes or reduces otherwise.
     """
+
+    weight = options.weight("the divergence from the ensemble", "the loss on the labels")
 
     def __init__(
         self,
@@ -74,8 +79,6 @@ class KDCLLoss(Objective):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(**options)
-        require_temperature(temperature)
-        require_weight(weight)
         if not isinstance(self.task, Classification):
             raise ObjectiveError(
                 f"KDCL is made for classification, not for {self.task.name}.",
@@ -90,11 +93,16 @@ class KDCLLoss(Objective):
         self.weight = weight
         self.detach = detach
 
-    def losses(self, heads: list[Tensor], target: Tensor) -> list[Tensor]:
-        """The loss of every head."""
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Of the labels and of the divergence."""
+        return 1.0, self.weight
+
+    def soft_terms(self, heads: list[Tensor], target: Tensor | None) -> list[Tensor]:
+        """Every head's divergence from the ensemble."""
         require_peers(heads)
-        hard = self.hard_losses(heads, target)
-        target = self.task.target(target, heads[0])
+        if target is not None:
+            target = self.task.target(target, heads[0])
         shape = positions(heads[0])
         if not isinstance(target, Tensor) or target.is_floating_point() or target.shape != shape:
             raise ObjectiveError(
@@ -102,8 +110,7 @@ class KDCLLoss(Objective):
                 hint="Of soft labels pass target.argmax(1), or use CollaborativeLoss.",
             )
         teacher = self._teacher(as_teachers(heads, self.detach), target.long())
-        soft = self.task.divergences(teacher, heads, self.temperature)
-        return [h + self.weight * s for h, s in zip(hard, soft, strict=True)]
+        return self.task.divergences(teacher, heads, self.temperature)
 
     def _teacher(self, heads: list[Tensor], target: Tensor) -> Tensor:
         """The ensemble; where the label is ignored, the mean of all heads."""

@@ -6,11 +6,13 @@ from typing import Unpack
 
 from torch import Tensor
 
+from fxcollab.objectives import options
 from fxcollab.objectives.consensus import require_peers, sums_of_others
-from fxcollab.objectives.objective import Objective, Options, as_teachers, require_temperature, require_weight, total
+from fxcollab.objectives.objective import Options, as_teachers, total
+from fxcollab.objectives.two_terms import TwoTerms
 
 
-class MutualLoss(Objective):
+class MutualLoss(TwoTerms):
     """The loss of deep mutual learning: labels, and the divergence from each peer.
 
     The total over the heads h of ``J_hard(y, z_h) + weight * T^2 * mean over j != h of KL(p_j || p_h)``, p being the
@@ -20,26 +22,31 @@ class MutualLoss(Objective):
         temperature: T, finite and above 0; 1 as in its paper.
         weight: of the divergence against the labels, at least 0.
         detach: whether peers are constants to the head that learns from them.
-        options: those of every `Objective`: task, hard, logits, reduction, finite.
+        options: those of every `Objective`: task, hard, logits, tokens, consensus_on, reduction, finite.
 
     Raises:
         ObjectiveError: a value is out of its range, or ``hard`` is not a loss of logits or reduces otherwise.
     """
 
+    weight = options.weight("the divergence between heads", "the loss on the labels")
+
     def __init__(
         self, temperature: float = 1.0, weight: float = 1.0, *, detach: bool = True, **options: Unpack[Options]
     ) -> None:
         super().__init__(**options)
-        require_temperature(temperature)
-        require_weight(weight)
         self.temperature = temperature
         self.weight = weight
         self.detach = detach
 
-    def losses(self, heads: list[Tensor], target: Tensor) -> list[Tensor]:
-        """The loss of every head; a regression's cost grows with the square of their number."""
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Of the labels and of the divergence."""
+        return 1.0, self.weight
+
+    def soft_terms(self, heads: list[Tensor], target: Tensor | None) -> list[Tensor]:
+        """Every head's mean divergence from its peers; a regression's cost grows with the square of their number."""
         require_peers(heads)
-        hard, task, temperature = self.hard_losses(heads, target), self.task, self.temperature
+        task, temperature = self.task, self.temperature
         peers, share = as_teachers(heads, self.detach), 1 / (len(heads) - 1)
         distributions = [task.distribution(z, temperature) for z in peers]
         entropies = [task.soft_loss(q, z, temperature) for q, z in zip(distributions, peers, strict=True)]
@@ -52,5 +59,4 @@ class MutualLoss(Objective):
                 for h, z in enumerate(heads)
             ]
         # The KL divergence is the cross entropy less the teacher's own entropy.
-        kl = [s - share * entropy for s, entropy in zip(soft, sums_of_others(entropies), strict=True)]
-        return [h + self.weight * divergence for h, divergence in zip(hard, kl, strict=True)]
+        return [s - share * entropy for s, entropy in zip(soft, sums_of_others(entropies), strict=True)]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from numbers import Real
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from fxcollab.errors import ObjectiveError
+from fxcollab.objectives.options import Number
 from fxcollab.objectives.outputs import described, is_concrete, logits_of_heads
-from fxcollab.objectives.tasks import HardLoss, Task, task_of
+from fxcollab.objectives.tasks import HardLoss, Task, ignored_label, task_of
+from fxcollab.objectives.tokens import Tokens, flat_labels, flat_logits
+
+Mask: TypeAlias = Callable[[Tensor], Tensor]
+"""Of a target, where the consensus counts: booleans, one for every sample or position."""
 
 
 class Options(TypedDict, total=False):
@@ -21,7 +25,9 @@ class Options(TypedDict, total=False):
 
     task: str | None
     hard: HardLoss | None
-    logits: str
+    logits: str | int
+    tokens: Tokens | None
+    consensus_on: str | Mask
     reduction: str
     finite: bool
 
@@ -38,8 +44,15 @@ class Objective(nn.Module, ABC):
         hard: the loss on the labels, any callable (logits, target) to a scalar. The default is the task's usual one:
             cross entropy, binary cross entropy with logits, squared error.
         logits: name of the field that holds the logits, where a head's output is a structure: "logits" for
-            transformers, "out" for torchvision's segmentation models.
-        reduction: "mean" or "sum" over batch and positions. ``hard`` must reduce in the same way.
+            transformers, "out" for torchvision's segmentation models; 0 for the first of a tuple.
+        tokens: for logits (N, T, V) of a language model with labels (N, T): "aligned" where those at t are scored by
+            the label at t; "shifted" by the label at t + 1, as of a causal model. The default, None, is for classes
+            in dimension 1.
+        consensus_on: where heads learn from each other. "labelled" (default): where the loss on the labels counts,
+            so not where a class index is the ``ignore_index`` of ``hard``, -100 by default; "all"; or a callable that
+            takes the target, flat (N * T) for tokens, and returns booleans, one per sample or one per position.
+        reduction: "mean" or "sum" over batch and positions, or "none" for one value per position; for a multi-label
+            task or a regression per value. ``hard`` must reduce in the same way.
         finite: whether a loss that is not finite raises an error that names the head. The check waits for the device,
             and is skipped where the loss is compiled, captured or transformed by ``torch.func``. Turn it off under a
             gradient scaler, which skips such steps.
@@ -56,44 +69,76 @@ class Objective(nn.Module, ABC):
         *,
         task: str | None = None,
         hard: HardLoss | None = None,
-        logits: str = "logits",
+        logits: str | int = "logits",
+        tokens: Tokens | None = None,
+        consensus_on: str | Mask = "labelled",
         reduction: str = "mean",
         finite: bool = True,
     ) -> None:
         super().__init__()
         self.task: Task = task_of(task, hard, reduction)
         self.hard: HardLoss = self.task.hard
+        _require_choice("tokens", tokens, (None, "aligned", "shifted"))
+        if not callable(consensus_on):
+            _require_choice("consensus_on", consensus_on, ("labelled", "all"), "or a callable of the target")
+        if tokens and self.task.name != "classification":
+            raise ObjectiveError(
+                f"The option tokens is for classification, not for {self.task.name}.",
+                why="A token is one of a vocabulary.",
+                hint="Leave it out: every value of the output has a target of its own.",
+            )
         self.logits = logits
+        self.tokens = tokens
+        self.consensus_on = consensus_on
         self.reduction = reduction
         self.finite = finite
 
-    def forward(self, outputs: Sequence[object], target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in ``nn.Module``, which would register a parameter where a number belongs."""
+        if isinstance(getattr(type(self), name, None), Number | property):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def forward(
+        self,
+        outputs: Sequence[object],
+        target: Tensor | None,
+        *args: Any,
+        num_items: int | Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """The total loss of all heads (equation 4).
 
         Args:
             outputs: what a training model returns: a tuple or list with one entry per head, each a tensor of
                 logits or a structure (mapping, named tuple, dataclass, any object) with a field of them.
-                Logits are (N, C), or (N, C, d1, ...) for dense predictions, of one shape for all heads; for a
-                multi-label task or a regression any shape with the batch first.
+                Logits are (N, C), or (N, C, d1, ...) for dense predictions, of one shape for all heads; (N, T, V)
+                with ``tokens``; for a multi-label task or a regression any shape with the batch first.
             target: class indices, (N) or (N, d1, ...), int64 or uint8; or soft labels, floating point, shaped like
-                the logits, as for the other tasks. With a ``hard`` of your own: whatever that takes.
+                the logits, as for the other tasks. With a ``hard`` of your own: whatever that takes. None for a batch
+                without labels: the hard term is 0, and the soft one counts everywhere.
             *args: further arguments: ``teachers`` of `DistillationLoss`, ``features`` of `ONELoss`.
-            **kwargs: the same by name.
+            num_items: how many labelled samples or positions all batches hold whose gradients are accumulated; the
+                mean is taken over them, so that the accumulated step is that of one large batch.
+            **kwargs: further arguments by name.
 
         Returns:
-            A scalar.
+            A scalar; with ``reduction="none"`` one value per position.
 
         Raises:
             ObjectiveError: outputs or target don't have these forms, there are too few heads, ``hard`` doesn't
                 return a scalar, or the loss isn't finite.
         """
-        heads = self.heads(outputs)
+        heads, target, shape = self.read(outputs, target)
         loss = self.total(heads, target, *args, **kwargs)
-        if self.finite and is_concrete(loss) and not bool(torch.isfinite(loss)):
-            raise _not_finite(loss, heads, self.inputs)
-        return loss
+        if num_items is not None:
+            loss = loss * self._share(heads[0], target, num_items)
+        if self.finite and is_concrete(loss):
+            _require_finite(loss, heads, self.inputs)
+        return self.shaped(loss, shape)
 
-    def per_head(self, outputs: Sequence[object], target: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
+    def per_head(self, outputs: Sequence[object], target: Tensor | None, *args: Any, **kwargs: Any) -> list[Tensor]:
         """The loss of every head, L_h of equation 3, for logging and for alternating updates.
 
         Args:
@@ -103,44 +148,113 @@ class Objective(nn.Module, ABC):
             **kwargs: as for `forward`.
 
         Returns:
-            One scalar per head.
+            One scalar per head; with ``reduction="none"`` one value per position.
 
         Raises:
             ObjectiveError: as for `forward`, except that the losses need not be finite.
         """
-        return self.losses(self.heads(outputs), target, *args, **kwargs)
+        heads, target, shape = self.read(outputs, target)
+        return [self.shaped(loss, shape) for loss in self.losses(heads, target, *args, **kwargs)]
 
     @abstractmethod
-    def losses(self, heads: list[Tensor], target: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
+    def losses(self, heads: list[Tensor], target: Any, *args: Any, **kwargs: Any) -> list[Tensor]:
         """The loss of every head, computed from the logits of all; the one method that a subclass implements."""
 
-    def total(self, heads: list[Tensor], target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def total(self, heads: list[Tensor], target: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The sum over heads (equation 4)."""
         return total(self.losses(heads, target, *args, **kwargs))
 
-    def heads(self, outputs: Sequence[object]) -> list[Tensor]:
-        """The logits of all heads, in float32 or wider."""
-        heads = logits_of_heads(outputs, self.logits)
-        self.task.require_logits(heads[0])
-        return heads
+    def heads(self, outputs: Sequence[object], of: str = "head") -> list[Tensor]:
+        """The logits of all heads, in float32 or wider, classes in dimension 1; ``of`` says whose, for errors."""
+        return self._flat(logits_of_heads(outputs, self.logits, of))
 
-    def hard_losses(self, heads: Sequence[Tensor], target: Tensor) -> list[Tensor]:
-        """J_hard of every head."""
+    def read(self, outputs: Sequence[object], target: Any) -> tuple[list[Tensor], Any, tuple[int, ...] | None]:
+        """The logits of all heads, the target that fits them, and the shape (N, T) of tokens."""
+        raw = logits_of_heads(outputs, self.logits)
+        heads = self._flat(raw)
+        if not self.tokens:
+            return heads, target, None
+        shape = tuple(raw[0].shape[:2])
+        if target is not None:
+            target = flat_labels(target, shape, self.tokens, ignored_label(self.hard))
+        return heads, target, shape
+
+    def shaped(self, loss: Tensor, shape: tuple[int, ...] | None) -> Tensor:
+        """One value per token in the shape of the tokens; everything else as it is."""
+        return loss.view(shape) if shape is not None and loss.dim() else loss
+
+    def hard_losses(self, heads: Sequence[Tensor], target: Tensor | None) -> list[Tensor]:
+        """J_hard of every head; 0 without labels, also where all of them are ignored."""
+        if target is None:
+            return [self.reduced([self.task.nothing(z)])[0] for z in heads]
         target = self.task.target(target, heads[0])
         losses = [self.hard(z, target) for z in heads]
+        shape = self.task.positions(heads[0]) if self.reduction == "none" else ()
         for loss in losses:
-            if not isinstance(loss, Tensor) or loss.dim() != 0:
+            if not isinstance(loss, Tensor) or loss.shape != shape:
+                wanted = f"of shape {shape}" if shape else "a scalar"
                 raise ObjectiveError(
-                    f"The hard loss returned {described(loss)}, not a scalar.",
-                    hint=f'Reduce it over batch and positions, as reduction="{self.reduction}" does.',
+                    f"The hard loss returned {described(loss)}, not {wanted}.",
+                    hint=f'Reduce it over batch and positions as reduction="{self.reduction}" does.',
                 )
-        return losses
+        labelled = self.task.labelled(target, heads[0])
+        if labelled is None or shape:
+            return losses
+        return [torch.where(labelled.any(), loss, 0) for loss in losses]  # the mean over no labels is NaN
+
+    def counted(self, target: Tensor | None, z: Tensor) -> Tensor | None:
+        """Where the soft term counts, by ``consensus_on``: a mask of all positions, or None for everywhere.
+
+        Raises:
+            ObjectiveError: the callable didn't return such a mask.
+        """
+        if target is None or self.consensus_on == "all":
+            return None
+        if not callable(self.consensus_on):
+            return self.task.labelled(self.task.target(target, z), z)
+        mask, shape = self.consensus_on(target), self.task.positions(z)
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape not in (shape, shape[:1]):
+            raise ObjectiveError(
+                f"consensus_on returned {described(mask)}.",
+                why=f"It must return booleans, of shape {shape[:1]} or {shape}.",
+                hint="As in consensus_on=lambda target: target != padding.",
+            )
+        return mask.view(mask.shape + (1,) * (len(shape) - mask.dim())).expand(shape)
+
+    def reduced(self, terms: Sequence[Tensor], counted: Tensor | None = None) -> list[Tensor]:
+        """Terms of all positions reduced by ``reduction`` over those that are counted."""
+        if counted is not None:
+            terms = [torch.where(counted, term, 0) for term in terms]
+        if self.reduction == "none":
+            return list(terms)
+        if self.reduction == "mean" and counted is None:
+            return [term.mean() for term in terms]
+        count = 1 if self.reduction == "sum" or counted is None else counted.sum().clamp(min=1)
+        return [term.sum() / count for term in terms]
 
     def extra_repr(self) -> str:
         """The options, for ``print(loss)``."""
+        return ", ".join(f"{name}={value!r}" for name, value in self._options().items())
+
+    def _options(self) -> dict[str, object]:
         options = {**vars(self), "task": self.task.name}
-        shown = (name for name in options if name != "training" and not name.startswith("_"))
-        return ", ".join(f"{name}={options[name]!r}" for name in shown)
+        return {name: options[name] for name in options if name != "training" and not name.startswith("_")}
+
+    def _flat(self, heads: list[Tensor]) -> list[Tensor]:
+        if self.tokens:
+            heads = [flat_logits(z) for z in heads]
+        self.task.require_logits(heads[0])
+        return heads
+
+    def _share(self, z: Tensor, target: Tensor | None, num_items: int | Tensor) -> float | Tensor:
+        """Of all labelled positions, those in this batch."""
+        if self.reduction != "mean":
+            raise ObjectiveError(
+                f"num_items is for the mean over batches, the reduction is {self.reduction!r}.",
+                hint="Divide the loss by it yourself, or leave reduction='mean'.",
+            )
+        labelled = None if target is None else self.task.labelled(self.task.target(target, z), z)
+        return (math.prod(self.task.positions(z)) if labelled is None else labelled.sum()) / num_items
 
 
 def as_teachers(heads: list[Tensor], detach: bool) -> list[Tensor]:
@@ -153,49 +267,26 @@ def total(terms: Sequence[Tensor]) -> Tensor:
     return sum(terms[1:], start=terms[0])
 
 
-def require_number(
-    name: str, value: object, allowed: Callable[[Any], bool], *, must_be: str, why: str, hint: str
-) -> None:
-    """Raise an `ObjectiveError` unless an option is a plain number in its range, which ``must_be`` names."""
-    if type(value) is bool or not isinstance(value, Real):
+def _require_choice(name: str, value: object, choices: Sequence[object], others: str = "") -> None:
+    if value not in choices:
+        known = ", ".join(map(repr, choices)) + (f", {others}" if others else "")
+        raise ObjectiveError(f"{name} must be one of {known}, not {value!r}.", hint=f"The default is {choices[0]!r}.")
+
+
+def _require_finite(loss: Tensor, heads: Sequence[Tensor], inputs: str) -> None:
+    if not heads[0].numel():
         raise ObjectiveError(
-            f"{name} must be a number, not {value!r}.",
-            hint="It is a constant of the objective and can't be learnt; of a tensor, pass tensor.item().",
+            "There is nothing to learn from.",
+            why="The batch is empty.",
+            hint="Drop incomplete batches: DataLoader(drop_last=True).",
         )
-    if not allowed(value):
-        raise ObjectiveError(f"{name} must be {must_be}, not {value}.", why=why, hint=hint)
-
-
-def require_temperature(temperature: float) -> None:
-    """Raise an `ObjectiveError` unless the temperature is finite and above 0."""
-    require_number(
-        "temperature",
-        temperature,
-        lambda value: 0 < value < math.inf,
-        must_be="finite and above 0",
-        why="The logits are divided by it (equation 2).",
-        hint="The paper uses 2; 1 is the plain softmax.",
-    )
-
-
-def require_weight(weight: float) -> None:
-    """Raise an `ObjectiveError` unless the weight is finite and at least 0."""
-    require_number(
-        "weight",
-        weight,
-        lambda value: 0 <= value < math.inf,
-        must_be="finite and at least 0",
-        why="It weighs the divergence between heads against the loss on the labels.",
-        hint="1 is the usual choice.",
-    )
+    if not bool(torch.isfinite(loss).all()):
+        raise _not_finite(loss, heads, inputs)
 
 
 def _not_finite(loss: Tensor, heads: Sequence[Tensor], inputs: str) -> ObjectiveError:
-    what = f"The loss is {loss.item()}."
-    if not heads[0].numel():
-        return ObjectiveError(
-            what, why="The batch is empty.", hint="Drop incomplete batches: DataLoader(drop_last=True)."
-        )
+    bad = int((~torch.isfinite(loss)).sum())
+    what = f"{bad} of {loss.numel()} losses are not finite." if loss.dim() else f"The loss is {loss.item()}."
     for head, z in enumerate(heads):
         samples = int((~torch.isfinite(z.detach())).reshape(len(z), -1).any(1).sum())
         if samples:

@@ -13,13 +13,13 @@ from fxcollab._torch import is_traced, is_transformed
 from fxcollab.errors import ObjectiveError, closest
 
 
-def logits_of_heads(outputs: Sequence[object], field: str, of: str = "head") -> list[Tensor]:
+def logits_of_heads(outputs: Sequence[object], field: str | int, of: str = "head") -> list[Tensor]:
     """The logits of every head, in float32 or wider, all of one shape and type.
 
     Args:
         outputs: one entry per head: a tensor, or a structure with a field of that name (a mapping, named tuple,
             dataclass or any other object).
-        field: the field that holds the logits.
+        field: the field that holds the logits; a number for an entry of a tuple or list.
         of: what gives each output, for errors.
 
     Raises:
@@ -74,11 +74,11 @@ def at_least_float32(z: Tensor) -> Tensor:
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
-def _logits_of(output: object, field: str, where: str) -> Tensor:
+def _logits_of(output: object, field: str | int, where: str) -> Tensor:
     if isinstance(output, Tensor):
         z: object = output
     else:
-        z = output.get(field) if isinstance(output, Mapping) else getattr(output, field, None)
+        z = _entry(output, field)
     if not isinstance(z, Tensor):
         raise _no_logits(output, z, field, where)
     if not z.is_floating_point():
@@ -90,7 +90,15 @@ def _logits_of(output: object, field: str, where: str) -> Tensor:
     return z
 
 
-def _no_logits(output: object, found: object, field: str, where: str) -> ObjectiveError:
+def _entry(output: object, field: str | int) -> object:
+    if isinstance(output, Mapping):
+        return output.get(field)
+    if isinstance(field, str):
+        return getattr(output, field, None)
+    return output[field] if isinstance(output, tuple | list) and -len(output) <= field < len(output) else None
+
+
+def _no_logits(output: object, found: object, field: str | int, where: str) -> ObjectiveError:
     if isinstance(output, Mapping):
         fields = [str(key) for key in output]
     elif isinstance(output, tuple):
@@ -104,8 +112,8 @@ def _no_logits(output: object, found: object, field: str, where: str) -> Objecti
         why = f"{field!r} of this {kind} is {described(found)}."
     else:
         why = f"This {kind} has {'the fields ' + ', '.join(others) if others else 'no named fields'}."
-    hint = "Select them yourself, as in loss([output[0] for output in outputs], target)."
+    hint = "Give their place in a tuple, as in CollaborativeLoss(logits=0), or select them yourself."
     if others:
-        guess = closest(field, others, count=1) or others[0]
+        guess = closest(str(field), others, count=1) or others[0]
         hint = f"Name the field that holds them, as in CollaborativeLoss(logits={guess!r})."
     return ObjectiveError(f"The output has no logits under {field!r}.", where=where, why=why, hint=hint)

@@ -8,12 +8,13 @@ changes (section 3.3 of the paper).
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class Task(ABC):
 
     Args:
         hard: the loss on the labels; None for the task's usual one.
-        reduction: "mean" or "sum" over batch and positions.
+        reduction: "mean", "sum" or "none" over batch and positions.
     """
 
     name: str
@@ -48,10 +49,12 @@ class Task(ABC):
     """The shape of outputs."""
     dims: int
     """The least number of dimensions of outputs."""
+    weight: str = ""
+    """The option of the losses that weighs classes, if there is one."""
 
     def __init__(self, hard: HardLoss | None, reduction: str) -> None:
-        self.reduction = reduction
         self.hard: HardLoss = self.losses[0](reduction=reduction) if hard is None else hard
+        self._weighs_classes = False
 
     @abstractmethod
     def distribution(self, teacher: Tensor, temperature: float) -> Tensor:
@@ -59,7 +62,36 @@ class Task(ABC):
 
     @abstractmethod
     def soft_loss(self, q: Tensor, z: Tensor, temperature: float) -> Tensor:
-        """J_soft of a head's output ``z`` towards a distribution, times T^2; a scalar."""
+        """J_soft of a head's output ``z`` towards a distribution, times T^2, at every position."""
+
+    @abstractmethod
+    def positions(self, z: Tensor) -> tuple[int, ...]:
+        """The shape of a loss of outputs ``z`` that isn't reduced: one value for every position."""
+
+    def labelled(self, target: Tensor, z: Tensor) -> Tensor | None:
+        """Which positions have a label, by a mask; None where all have."""
+        return None
+
+    def weigh_classes(self, on: bool) -> None:
+        """Whether the soft loss weighs classes as the loss on the labels does.
+
+        Raises:
+            ObjectiveError: that has no weights.
+        """
+        if on and _option(self.hard, self.weight, None) is None:
+            raise ObjectiveError(
+                f"The soft term can't weigh classes as hard does, which has no {self.weight or 'weights'}.",
+                hint="As in hard=nn.CrossEntropyLoss(weight=...), class_weights=True.",
+            )
+        self._weighs_classes = on
+
+    def class_weights(self, z: Tensor) -> Tensor | None:
+        """The weights of classes in the soft loss, in the type of logits ``z``."""
+        return _option(self.hard, self.weight, None).to(z.dtype) if self._weighs_classes else None
+
+    def nothing(self, z: Tensor) -> Tensor:
+        """A loss of 0 at every position, whose gradient is 0."""
+        return (z * 0).sum(1) if z.shape != self.positions(z) else z * 0
 
     @abstractmethod
     def expected(self, z: Tensor) -> str:
@@ -84,7 +116,7 @@ class Task(ABC):
             )
 
     def distillation(self, teacher: Tensor, z: Tensor, temperature: float) -> Tensor:
-        """J_soft of a head's output ``z`` towards a teacher's, times T^2; a scalar."""
+        """J_soft of a head's output ``z`` towards a teacher's, times T^2, at every position."""
         return self.soft_loss(self.distribution(teacher, temperature), z, temperature)
 
     def divergences(self, teacher: Tensor, heads: Sequence[Tensor], temperature: float) -> list[Tensor]:
@@ -121,6 +153,7 @@ class Classification(Task):
     name = "classification"
     losses = (nn.CrossEntropyLoss, F.cross_entropy, nn.MultiMarginLoss, F.multi_margin_loss)
     shape = "(N, C), or (N, C, d1, ...) for dense predictions"
+    weight = "weight"
     dims = 2
 
     def require_logits(self, z: Tensor) -> None:
@@ -177,7 +210,16 @@ class Classification(Task):
 
     def soft_loss(self, q: Tensor, z: Tensor, temperature: float) -> Tensor:
         """The cross entropy of equation 3, summed over classes."""
-        return temperature**2 * F.cross_entropy(z / temperature, q, reduction=self.reduction)
+        return temperature**2 * F.cross_entropy(z / temperature, q, self.class_weights(z), reduction="none")
+
+    def positions(self, z: Tensor) -> tuple[int, ...]:  # noqa: D102
+        return positions(z)
+
+    def labelled(self, target: Tensor, z: Tensor) -> Tensor | None:
+        """Which positions have a class index that isn't ignored; None for soft labels, and for others of your own."""
+        if not isinstance(target, Tensor) or target.is_floating_point() or target.shape != positions(z):
+            return None
+        return target != ignored_label(self.hard)
 
 
 class _Elementwise(Task):
@@ -189,6 +231,9 @@ class _Elementwise(Task):
     @property
     def known(self) -> bool:
         return isinstance(self, _found(_TASK_OF, self.hard) or ())
+
+    def positions(self, z: Tensor) -> tuple[int, ...]:
+        return tuple(z.shape)
 
     def expected(self, z: Tensor) -> str:
         return f"floating point and of shape {tuple(z.shape)}; nothing is broadcast"
@@ -206,14 +251,16 @@ class MultiLabel(_Elementwise):
 
     name = "multi-label"
     losses = (nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits)
+    weight = "pos_weight"
 
     def distribution(self, teacher: Tensor, temperature: float) -> Tensor:
         """The sigmoid at the temperature."""
         return torch.sigmoid(teacher / temperature)
 
     def soft_loss(self, q: Tensor, z: Tensor, temperature: float) -> Tensor:
-        """The binary cross entropy at the temperature, reduced over labels as over samples."""
-        return temperature**2 * F.binary_cross_entropy_with_logits(z / temperature, q, reduction=self.reduction)
+        """The binary cross entropy at the temperature."""
+        z, weight = z / temperature, self.class_weights(z)
+        return temperature**2 * F.binary_cross_entropy_with_logits(z, q, pos_weight=weight, reduction="none")
 
 
 class Regression(_Elementwise):
@@ -226,13 +273,17 @@ class Regression(_Elementwise):
     )
     linear = False
 
+    def __init__(self, hard: HardLoss | None, reduction: str) -> None:
+        super().__init__(hard, reduction)
+        self._soft = _unreduced(self.hard) if self.known else partial(F.mse_loss, reduction="none")
+
     def distribution(self, teacher: Tensor, temperature: float) -> Tensor:
         """The output itself; a regression has no temperature."""
         return teacher
 
     def soft_loss(self, q: Tensor, z: Tensor, temperature: float) -> Tensor:
         """The loss on the labels with the teacher's output as label; squared error where that loss is your own."""
-        return self.hard(z, q) if self.known else F.mse_loss(z, q, reduction=self.reduction)
+        return self._soft(z, q)
 
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, MultiLabel, Regression)}
@@ -254,10 +305,10 @@ def task_of(name: str | None, hard: HardLoss | None, reduction: str) -> Task:
     Raises:
         ObjectiveError: there is no such task, ``hard`` is not a loss of logits, or reduces otherwise.
     """
-    if reduction not in ("mean", "sum"):
+    if reduction not in ("mean", "sum", "none"):
         raise ObjectiveError(
-            f"The reduction must be 'mean' or 'sum', not {reduction!r}.",
-            hint="The loss is one scalar over all heads; 'mean' is the usual choice.",
+            f"The reduction must be 'mean', 'sum' or 'none', not {reduction!r}.",
+            hint="The usual choice is 'mean': one scalar over all heads.",
         )
     if hard is not None:
         _require_loss(hard, reduction)
@@ -290,13 +341,28 @@ def is_plain_cross_entropy(hard: HardLoss) -> bool:
 
 
 def ignored_label(hard: HardLoss) -> int:
-    """The label that a loss of classes leaves out: an attribute, a bound argument or torch's default."""
+    """The label that a loss of classes leaves out."""
+    return int(_option(hard, "ignore_index", IGNORED))
+
+
+def _unreduced(hard: HardLoss) -> HardLoss:
+    """A loss of torch's that isn't reduced."""
+    loss: Any = hard
+    if not isinstance(hard, nn.Module):
+        return partial(loss, reduction="none")
+    loss = copy.copy(_unwrapped(hard))
+    loss.reduction = "none"
+    return cast(HardLoss, loss)
+
+
+def _option(hard: HardLoss, name: str, default: Any) -> Any:
+    """An option of a loss: a bound argument, or else an attribute."""
     inner: object = hard
     while isinstance(inner, partial):
-        if "ignore_index" in inner.keywords:
-            return int(inner.keywords["ignore_index"])
+        if name in inner.keywords:
+            return inner.keywords[name]
         inner = inner.func
-    return int(getattr(_unwrapped(inner), "ignore_index", IGNORED))
+    return getattr(_unwrapped(inner), name, default)
 
 
 def positions(z: Tensor) -> tuple[int, ...]:

@@ -130,15 +130,6 @@ def test_sum_is_the_mean_times_the_positions() -> None:
     torch.testing.assert_close(CollaborativeLoss(reduction="sum")(z, y), CollaborativeLoss()(z, y) * 10)
 
 
-def test_ignored_positions_keep_their_soft_term() -> None:
-    z, y = some_logits(2), torch.tensor([1, 9, 2])
-    hard = nn.CrossEntropyLoss(ignore_index=9)
-    labelled = sum(hard(head, y) for head in z)
-    soft = CollaborativeLoss(beta=1e-300)(z, some_indices())  # the labels weigh nothing
-    expected = 0.5 * labelled + 0.5 * soft
-    torch.testing.assert_close(CollaborativeLoss(hard=hard)(z, y), expected)
-
-
 # --- The consensus ---
 
 
@@ -371,7 +362,7 @@ def test_every_further_head_costs_the_same(detach: bool) -> None:
         ({"temperature": 0}, "temperature must be finite and above 0, not 0."),
         ({"temperature": -1.0}, "temperature must be finite and above 0, not -1.0."),
         ({"temperature": float("inf")}, "temperature must be finite and above 0, not inf."),
-        ({"reduction": "none"}, "reduction must be 'mean' or 'sum', not 'none'."),
+        ({"reduction": "batchmean"}, "reduction must be 'mean', 'sum' or 'none', not 'batchmean'."),
         ({"hard": "ce"}, "hard must be a callable (logits, target) to a scalar, not 'ce'."),
         ({"hard": nn.CrossEntropyLoss}, "Pass an instance or a function"),
         ({"hard": nn.CrossEntropyLoss(reduction="none")}, "reduction 'none', the soft one 'mean'"),
@@ -410,7 +401,7 @@ RENAMED = [Named(Z, None), namedtuple("Other", ["logit", "aux"])(Z, None)]
         ),
         pytest.param(RENAMED, Y, ["head 1", "fields logit, aux", "logits='logit'"], id="other field"),
         pytest.param([Record(Z, None)] * 2, Y, ["'logits' of this Record is None"], id="empty field"),
-        pytest.param(UNNAMED, Y, ["tuple has no named fields", "output[0]"], id="plain tuple"),
+        pytest.param(UNNAMED, Y, ["tuple has no named fields", "logits=0"], id="plain tuple"),
         pytest.param((Z, Z), [0, 1, 2], ["target is of type list", "torch.as_tensor"], id="target list"),
         pytest.param(
             (Z, Z),
@@ -445,3 +436,7 @@ def test_hard_loss_that_is_no_scalar_is_refused() -> None:
 
     with pytest.raises(ObjectiveError, match=r"returned a tensor of shape \(3,\) and dtype float32, not"):
         CollaborativeLoss(hard=per_sample, task="classification")((Z, Z), Y)
+    with pytest.raises(ObjectiveError, match=r"not of shape \(2, 5, 5\)"):
+        CollaborativeLoss(hard=lambda z, y: z.sum((1, 2, 3)), task="classification", reduction="none")(
+            (DENSE, DENSE), torch.zeros(2, 5, 5, dtype=torch.long)
+        )
