@@ -182,6 +182,8 @@ class Classification(Task):
             return None if fits else "Class indices are integers: target.long()."
         if target.dim() > 1 and target.shape[1] == 1 and target.squeeze(1).shape == indices:
             return "Drop the dimension of size 1: target.squeeze(1).long()."
+        if z.dim() == 3 and target.shape == z.shape[:2]:
+            return "For logits of tokens, (N, T, V), pass tokens='shifted' (a causal model) or tokens='aligned'."
         return "Dimension 0 of the logits is the batch, dimension 1 the classes, the rest are positions."
 
     def target(self, target: Tensor, z: Tensor) -> Tensor:  # noqa: D102

@@ -65,6 +65,12 @@ def test_prompts_without_labels_teach_heads_only_on_request() -> None:
     assert gradient[0].abs().sum(-1).all()
 
 
+def test_labels_of_tokens_name_the_option() -> None:
+    with pytest.raises(ObjectiveError, match=r"fit logits of shape \(4, 7, 5\)") as caught:
+        fxcollab.CollaborativeLoss()(logits(2, 4, 7, CLASSES), labels(4, 7))
+    assert "tokens='shifted'" in caught.value.hint
+
+
 def test_the_option_is_for_classes() -> None:
     with pytest.raises(ObjectiveError, match="tokens is for classification"):
         fxcollab.CollaborativeLoss(task="regression", tokens="aligned")
