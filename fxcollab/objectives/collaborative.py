@@ -121,8 +121,9 @@ class CollaborativeLoss(TwoTerms):
         weights = closed_form.Weights(*self.weights, self.temperature, self.reduction == "mean")
         return closed_form.loss(heads, target, self.counted(target, heads[0]), weights, by_operators)
 
-    def _options(self) -> dict[str, object]:
-        options = super()._options()
+    def options_shown(self) -> dict[str, object]:
+        """With ``beta`` in place of the weights it stands for."""
+        options = super().options_shown()
         if self.beta is None:
             return options
         left = {name: value for name, value in options.items() if not name.endswith("_weight")}

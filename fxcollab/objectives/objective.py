@@ -234,9 +234,10 @@ class Objective(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """The options, for ``print(loss)``."""
-        return ", ".join(f"{name}={value!r}" for name, value in self._options().items())
+        return ", ".join(f"{name}={value!r}" for name, value in self.options_shown().items())
 
-    def _options(self) -> dict[str, object]:
+    def options_shown(self) -> dict[str, object]:
+        """The options that ``print(loss)`` shows."""
         options = {**vars(self), "task": self.task.name}
         return {name: options[name] for name in options if name != "training" and not name.startswith("_")}
 

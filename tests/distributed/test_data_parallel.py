@@ -123,6 +123,26 @@ def test_ddp_gradients_of_tied_weights(results: Callable[[str], Any]) -> None:
     assert_same_gradients(results("tied"), gradients(twin, twin, _tied_batch()))
 
 
+UNLABELLED = {"none": lambda y: None, "all ignored": lambda y: torch.full_like(y, -100)}
+
+
+def _train_beside_a_batch_without_labels(rank: int) -> Saved:
+    """The second process has no labels."""
+    for name, unlabelled in UNLABELLED.items():
+        model, (x, target) = mlp(), _half(rank)
+        wrapped, loss = DistributedDataParallel(model), fxcollab.CollaborativeLoss(consensus_on="all")
+        loss(wrapped(x), unlabelled(target) if rank else target).backward()
+        yield name, {key: p.grad for key, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_a_batch_without_labels_trains_beside_one_with_labels(name: str, results: Callable[[str], Any]) -> None:
+    twin, loss = mlp(), fxcollab.CollaborativeLoss()
+    (x, target), (others, _) = _half(0), _half(1)
+    ((loss(twin(x), target) + loss(twin(others), None)) / 2).backward()
+    assert_same_gradients(results(f"without labels/{name}"), {key: p.grad for key, p in twin.named_parameters()})
+
+
 def _train_batch_norm_under_ddp(rank: int) -> Saved:
     torch.manual_seed(rank)  # of two processes that start apart, DDP takes the first one's weights
     model = fxcollab.transform(SkipNet, splits=["layer1", "layer2"], seed=rank)
@@ -220,6 +240,7 @@ def test_stages_with_statistics_are_computed_again_under_fsdp2(results: Callable
 JOBS: Jobs = {
     "ddp": _train_under_ddp,
     "tied": _train_tied_under_ddp,
+    "without labels": _train_beside_a_batch_without_labels,
     "batch norm": _train_batch_norm_under_ddp,
     "fsdp": _train_under_fsdp,
     "recompute under fsdp": _recompute_under_fsdp,

@@ -55,6 +55,20 @@ def test_the_plain_loop_trains_compiled(monkeypatch: pytest.MonkeyPatch) -> None
     assert main(1, torch.bfloat16, compiled=True) < 0.8
 
 
+@pytest.mark.slow
+def test_heads_learn_from_each_other_where_there_are_no_labels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from samples import semi_supervised
+
+    monkeypatch.setattr(semi_supervised, "EPOCHS", 12)
+    rows = semi_supervised.main(1, tmp_path / "rows.jsonl")
+    assert semi_supervised.main(1, tmp_path / "rows.jsonl") == rows, "rows aren't run again"
+    assert all(rows[0][way] < 0.7 for way in semi_supervised.WAYS)
+    assert rows[0]["consensus on all, with a ramp"] != rows[0]["labels alone"]
+    assert len(list(semi_supervised.compare(rows))) == 3
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """Two epochs in one process."""
