@@ -28,6 +28,7 @@ def render_summary(summary: Summary, choice: Choice | None) -> None:
         render_choice(choice)
     again = ", heads computed again in the backward" if summary.recompute else ""
     out().print(f"{summary.heads} heads, {summary.pattern}, seed {summary.seed}, init {summary.init}{again}")
+    _print_entry(Text("start"), Text(summary.start))
     for level in summary.levels:
         _print_entry(Text(f"level {level.level}" if level.level else "trunk"), _level(level))
     _print_entry(Text("parameters"), Text(_ratio(summary.parameters)))

@@ -127,6 +127,7 @@ def test_transform_writes_an_artifact_and_sums_it_up(call: Call, model: Path) ->
     assert result.err == "wrote model_collab/, to be loaded by fxcollab.load('model_collab')\n"
     assert result.out == textwrap.dedent("""\
         4 heads, hierarchical, seed 0, init fresh
+        start       only head 0 has the given weights behind the splits, the others start anew
         trunk       once, 16 parameters: x, stem
         level 1     2 branches behind stem, 33 parameters each: probe, body_0, body_1
         level 2     4 branches behind body.1, 10 parameters each: body_2, head

@@ -14,6 +14,7 @@ from fxcollab.costs.costs import Costs, Levels, costs_of, parameter_count
 from fxcollab.costs.original import ProfiledOriginal, profile_original
 from fxcollab.plan import plan_of
 from fxcollab.provenance import Provenance, provenance_of
+from fxcollab.rewriting.init_rules import described
 from fxcollab.tracing.capture import LIMITATIONS_KEY
 
 
@@ -42,6 +43,7 @@ class Summary:
 
     Attributes:
         pattern, heads, seed, init: as planned.
+        start: how heads start, in a sentence.
         chosen: why the splits were chosen; None where they were named.
         levels: the trunk and every level below it.
         shared, cloned, rescaled, copied: numbers of nodes that are shared by all heads, added for peers, inserted
@@ -59,6 +61,7 @@ class Summary:
     heads: int
     seed: int
     init: str
+    start: str
     chosen: str | None
     levels: tuple[Level, ...]
     shared: int
@@ -89,6 +92,7 @@ def summarise(train_model: CollabGraphModule, profiled: ProfiledOriginal | None 
         StateError: it is not a training model.
     """
     plan = plan_of(train_model)
+    peers = train_model.get_submodule(plan.options.peers)
     profiled = profiled or profile_original(train_model)
     captured, options = profiled.captured, plan.options
     cut = partition(captured, plan.tree)
@@ -99,6 +103,7 @@ def summarise(train_model: CollabGraphModule, profiled: ProfiledOriginal | None 
         heads=plan.tree.heads,
         seed=options.seed,
         init=str(options.init),
+        start=described(options.init, sum(not p.requires_grad for p in peers.parameters())),
         chosen=plan.chosen,
         levels=tuple(_level(captured, cut, nodes, level) for level in range(plan.tree.depth + 1)),
         shared=kinds.count("shared"),

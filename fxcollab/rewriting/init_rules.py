@@ -48,6 +48,21 @@ def name_of(init: Init) -> str:
     return init if isinstance(init, str) else getattr(init, "__qualname__", repr(init))
 
 
+def described(init: Init, frozen: int) -> str:
+    """How heads start, in a sentence; ``frozen`` is how many parameters of peers don't learn."""
+    if rules_of(init):
+        starts = f"heads other than 0 start by {name_of(init)}"
+    elif init == "fresh":
+        starts = "only head 0 has the given weights behind the splits, the others start anew"
+    elif init == "finetune":
+        starts = "all heads have the given weights, except for the last layers of all but head 0"
+    elif init in INITS:
+        starts = "all heads have the given weights"
+    else:
+        starts = f"heads other than 0 start as {name_of(init)} makes them"
+    return f"{starts}; {frozen} frozen parameters are copies" if frozen else starts
+
+
 def fresh_names(init: Init, root: nn.Module, duplicated: Collection[str], last: Collection[str]) -> set[str]:
     """The names of tensors behind the splits that start fresh; what is frozen never does.
 

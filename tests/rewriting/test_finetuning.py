@@ -45,6 +45,10 @@ def made(model: nn.Module, **options: Any) -> tuple[fxcollab.CollabGraphModule, 
     return train_model, [str(warning.message) for warning in caught]
 
 
+def nothing_new(module: nn.Module, path: str) -> None:
+    pass
+
+
 @pytest.mark.parametrize("factory", [None, SmallConvNet])
 def test_a_model_that_looks_trained_warns_where_peers_start_anew(factory: Any) -> None:
     train_model, said = made(trained(), factory=factory)
@@ -134,6 +138,26 @@ def test_with_low_rank_adapters_all_heads_start_at_the_trained_outputs() -> None
         assert torch.equal(output, model(X))
     assert differing(train_model) == {"fc.a.weight"} and not said
     assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize(
+    ("init", "start"),
+    [
+        ("fresh", "only head 0 has the given weights behind the splits, the others start anew"),
+        ("finetune", "all heads have the given weights, except for the last layers of all but head 0"),
+        ("copy-anyway", "all heads have the given weights"),
+        ({"fc": "fresh", "*": "copy"}, "heads other than 0 start by fc=fresh,*=copy"),
+        (nothing_new, "heads other than 0 start as nothing_new makes them"),
+    ],
+    ids=str,
+)
+def test_the_summary_says_how_heads_start(init: Any, start: str) -> None:
+    net = SmallConvNet()
+    assert fxcollab.summarise(made(net, init=init)[0]).start == start
+    net.layer2.requires_grad_(False)
+    frozen = len(list(net.layer2.parameters()))
+    said = fxcollab.summarise(made(net, init=init)[0]).start
+    assert said == f"{start}; {frozen} frozen parameters are copies"
 
 
 @pytest.mark.parametrize(
