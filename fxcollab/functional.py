@@ -36,12 +36,6 @@ def tensors_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in named_tensors(module)}
 
 
-def copied_state(module: nn.Module, copy: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """A copy of each parameter and buffer under all its names; a tensor with several names is copied once."""
-    once = once_each(copy)
-    return {name: once(tensor) for name, tensor in named_tensors(module)}
-
-
 def once_each(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """``function``, called once for each tensor; later calls return the same result."""
     known: dict[int, tuple[Tensor, Tensor]] = {}  # with the tensor, whose id must not be used again

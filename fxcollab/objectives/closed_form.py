@@ -5,8 +5,9 @@ is
 
     beta * (softmax(z) - y) + (1 - beta) * T * (softmax(z / T) - q)
 
-over the number of samples. The forward pass computes both, a few samples at a time while they lie in the cache. One
-tensor per head is kept for the backward pass.
+over the number of samples. The forward pass computes both in float32 or wider, a few samples at a time: on a CPU as
+many as lie in the cache. One tensor per head is kept for the backward pass, in the type of the logits; in float32 for
+float16, whose small gradients would be 0 before a gradient scaler scales them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from fxcollab.objectives.consensus import sums_of_others
 from fxcollab.objectives.tasks import IGNORED
 
 IN_CACHE = 1 << 17
-"""Values of one head that are computed at a time on a CPU; an accelerator takes all of them."""
+"""Values of one head that are computed at a time on a CPU."""
+ON_ACCELERATOR = 1 << 24
+"""On other devices: many enough to keep them busy, 64 MiB."""
 
 Loss: TypeAlias = Callable[[list[Tensor], Tensor], Tensor]
 
@@ -32,6 +35,8 @@ def may_be_used(heads: list[Tensor], target: Tensor) -> bool:
     plain = all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in (target, *heads))
     training = torch.is_grad_enabled() and any(z.requires_grad for z in heads)
     if not plain or not training or target.requires_grad or not heads[0].numel() or heads[0].is_meta:
+        return False
+    if any(z.dtype != heads[0].dtype for z in heads):
         return False
     return not (torch.compiler.is_compiling() or is_traced() or is_transformed() or computes_forward_derivatives())
 
@@ -58,14 +63,24 @@ def loss(heads: list[Tensor], target: Tensor, counted: Tensor | None, weights: W
         counted = None
     soft: Tensor | float = weights.soft / (_count(counted, z) if weights.mean else 1)
     if counted is not None:
-        soft = (soft * counted.to(z.dtype)).unsqueeze(1)
+        soft = (soft * counted.to(_wide(z))).unsqueeze(1)
     total: Tensor = _ClosedForm.apply(hard, soft, weights.temperature, by_operators, target, *heads)
     return total
 
 
 def _count(mask: Tensor | None, z: Tensor) -> Tensor | int:
     """How many positions a mask has, at least 1; of none, all positions of logits."""
-    return z.numel() // z.shape[1] if mask is None else mask.sum().clamp(min=1).to(z.dtype)
+    return z.numel() // z.shape[1] if mask is None else mask.sum().clamp(min=1).to(_wide(z))
+
+
+def _wide(z: Tensor) -> torch.dtype:
+    """The type in which logits are computed with."""
+    return torch.promote_types(z.dtype, torch.float32)
+
+
+def _kept(z: Tensor) -> torch.dtype:
+    """The type of the gradients that are kept: the logits' own, if it has numbers as small as float32."""
+    return z.dtype if torch.finfo(z.dtype).tiny <= torch.finfo(torch.float32).tiny else torch.float32
 
 
 class _ClosedForm(torch.autograd.Function):
@@ -81,13 +96,13 @@ class _ClosedForm(torch.autograd.Function):
     ) -> Tensor:
         """The loss with the weights ``hard`` and ``soft`` of the two terms at one position; of soft (N, 1, ...)."""
         ctx.save_for_backward(target, *heads)
-        ctx.by_operators, ctx.gradients = by_operators, [torch.empty_like(z) for z in heads]
+        ctx.by_operators, ctx.gradients = by_operators, [torch.empty_like(z, dtype=_kept(z)) for z in heads]
         z, count = heads[0], len(heads[0])
-        step = max(1, IN_CACHE * count // z.numel()) if z.device.type == "cpu" else count
-        total, share = z.new_zeros(()), 1 / ((len(heads) - 1) * temperature)
+        step = max(1, (IN_CACHE if z.device.type == "cpu" else ON_ACCELERATOR) * count // z.numel())
+        total, share = z.new_zeros((), dtype=_wide(z)), 1 / ((len(heads) - 1) * temperature)
         for start in range(0, count, step):
             rows = slice(start, start + step)
-            parts, gradients = [z[rows] for z in heads], [gradient[rows] for gradient in ctx.gradients]
+            parts, gradients = [z[rows].to(_wide(z)) for z in heads], [kept[rows] for kept in ctx.gradients]
             consensus = [torch.softmax(others * share, 1) for others in sums_of_others(parts)]
             of_rows = temperature * (soft[rows] if isinstance(soft, Tensor) else soft)
             losses = [
@@ -122,6 +137,7 @@ def _of_head(
     gradient: Tensor,
 ) -> Tensor:
     """One head's loss on some samples; its gradient is written into ``gradient``. ``soft`` includes a factor T."""
+    kept, gradient = gradient, gradient if gradient.dtype == z.dtype else torch.empty_like(z)
     low = z - z.amax(1, keepdim=True)
     warm = (low * (1 / temperature)).exp_()
     cold = _cooled(warm, low, temperature)
@@ -138,6 +154,8 @@ def _of_head(
         hard_term = (scale * (low.gather(1, label) - cold_sum.log())).sum()
         torch.mul(cold, scale / cold_sum, out=gradient).scatter_add_(1, label, -scale)
     gradient.addcmul_(warm, soft / warm_sum).sub_(q)
+    if kept is not gradient:
+        kept.copy_(gradient)
     return -hard_term - soft_term
 
 

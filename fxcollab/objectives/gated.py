@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fxcollab.errors import ObjectiveError
 from fxcollab.objectives.consensus import require_peers
 from fxcollab.objectives.objective import Options, total
-from fxcollab.objectives.outputs import at_least_float32, described
+from fxcollab.objectives.outputs import at_least_float32, described, widened
 from fxcollab.objectives.two_terms import TwoTerms
 
 
@@ -89,6 +89,7 @@ class ONELoss(TwoTerms):
 
     def total(self, heads: list[Tensor], target: Tensor | None, features: Tensor | None = None) -> Tensor:
         """The loss of the ensemble on the labels, and the sum over heads."""
+        heads = widened(heads)
         ensemble = self._ensemble(heads, features)
         [hard] = self.hard_losses([ensemble], target)
         return hard + total(self.weighted(heads, target, self._taught(heads, ensemble)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxcollab.errors import ObjectiveError
 from fxcollab.objectives.options import Number
-from fxcollab.objectives.outputs import described, is_concrete, logits_of_heads
+from fxcollab.objectives.outputs import described, is_concrete, logits_of_heads, widened
 from fxcollab.objectives.tasks import HardLoss, Task, ignored_label, task_of
 from fxcollab.objectives.tokens import Tokens, flat_labels, flat_logits
 
@@ -154,22 +154,25 @@ class Objective(nn.Module, ABC):
             ObjectiveError: as for `forward`, except that the losses need not be finite.
         """
         heads, target, shape = self.read(outputs, target)
-        return [self.shaped(loss, shape) for loss in self.losses(heads, target, *args, **kwargs)]
+        return [self.shaped(loss, shape) for loss in self.losses(widened(heads), target, *args, **kwargs)]
 
     @abstractmethod
     def losses(self, heads: list[Tensor], target: Any, *args: Any, **kwargs: Any) -> list[Tensor]:
-        """The loss of every head, computed from the logits of all; the one method that a subclass implements."""
+        """The loss of every head, computed from the logits of all; the one method that a subclass implements.
+
+        The logits are in float32 or wider.
+        """
 
     def total(self, heads: list[Tensor], target: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The sum over heads (equation 4)."""
-        return total(self.losses(heads, target, *args, **kwargs))
+        """The sum over heads (equation 4), of logits in their own types."""
+        return total(self.losses(widened(heads), target, *args, **kwargs))
 
     def heads(self, outputs: Sequence[object], of: str = "head") -> list[Tensor]:
         """The logits of all heads, in float32 or wider, classes in dimension 1; ``of`` says whose, for errors."""
-        return self._flat(logits_of_heads(outputs, self.logits, of))
+        return widened(self._flat(logits_of_heads(outputs, self.logits, of)))
 
     def read(self, outputs: Sequence[object], target: Any) -> tuple[list[Tensor], Any, tuple[int, ...] | None]:
-        """The logits of all heads, the target that fits them, and the shape (N, T) of tokens."""
+        """The logits of all heads in their own types, the target that fits them, and the shape (N, T) of tokens."""
         raw = logits_of_heads(outputs, self.logits)
         heads = self._flat(raw)
         if not self.tokens:

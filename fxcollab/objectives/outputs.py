@@ -14,7 +14,7 @@ from fxcollab.errors import ObjectiveError, closest
 
 
 def logits_of_heads(outputs: Sequence[object], field: str | int, of: str = "head") -> list[Tensor]:
-    """The logits of every head, in float32 or wider, all of one shape and type.
+    """The logits of every head, all of one shape.
 
     Args:
         outputs: one entry per head: a tensor, or a structure with a field of that name (a mapping, named tuple,
@@ -35,8 +35,13 @@ def logits_of_heads(outputs: Sequence[object], field: str | int, of: str = "head
         )
     logits = [_logits_of(output, field, f"{of} {index}") for index, output in enumerate(outputs)]
     require_one_shape(logits, of)
-    widest = reduce(torch.promote_types, (z.dtype for z in logits), torch.float32)
-    return [z.to(widest) for z in logits]
+    return logits
+
+
+def widened(heads: Sequence[Tensor]) -> list[Tensor]:
+    """Logits in one type, float32 or wider."""
+    widest = reduce(torch.promote_types, (z.dtype for z in heads), torch.float32)
+    return [z.to(widest) for z in heads]
 
 
 def require_one_shape(logits: Sequence[Tensor], of: str = "head") -> None:

@@ -191,7 +191,7 @@ class Classification(Task):
         if not self.known:
             return target
         if target.is_floating_point():
-            return target.to(z.dtype)
+            return target.to(torch.promote_types(z.dtype, torch.float32))
         if target.device.type == "cpu" and is_concrete(target):  # an accelerator would wait; torch checks it there
             self._require_classes(target, z.shape[1])
         return target.long() if target.dtype == torch.uint8 else target  # torch doesn't take dense uint8 ones

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxcollab.objectives import options
 from fxcollab.objectives.objective import Objective
+from fxcollab.objectives.outputs import widened
 
 
 class Parts(NamedTuple):
@@ -52,6 +53,7 @@ class TwoTerms(Objective):
             ObjectiveError: as for `per_head`.
         """
         heads, target, shape = self.read(outputs, target)
+        heads = widened(heads)
         hard = self.hard_losses(heads, target)
         soft = self.reduced(self.soft_terms(heads, target, *args, **kwargs), self.counted(target, heads[0]))
         return Parts([self.shaped(h, shape) for h in hard], [self.shaped(s, shape) for s in soft])

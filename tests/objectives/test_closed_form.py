@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxcollab.objectives import closed_form
 from fxcollab.objectives.collaborative import CollaborativeLoss
+from tests.live_bytes import LiveBytes
 
 CLASSES = 5
 
@@ -178,6 +179,26 @@ def test_soft_labels_of_any_type(logits: torch.dtype, labels: torch.dtype, used:
     expected = CollaborativeLoss()([head.double() for head in z], y.double())
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     assert all(g.dtype == logits for g in torch.autograd.grad(found, z))
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1.5), (torch.bfloat16, 2.0)])
+def test_it_needs_little_memory_beside_the_logits(dtype: torch.dtype, most: float, used: list[bool]) -> None:
+    z = [z.to(dtype).detach().requires_grad_() for z in some_logits(4, 512, 4_000)]
+    size = sum(head.nbytes for head in z)
+    with LiveBytes(z) as memory:
+        CollaborativeLoss()(z, indices(512)).backward()
+    assert used == [True]
+    assert memory.peak - size <= most * size
+
+
+def test_small_gradients_of_float16_are_there_for_a_gradient_scaler(used: list[bool]) -> None:
+    z = some_logits(2, 512, 4_000, dtype=torch.float16)
+    loss, y = CollaborativeLoss(), indices(512)
+    found = torch.autograd.grad(loss(z, y) * 2**14, z)
+    assert used == [True]
+    expected = torch.autograd.grad(loss([head.float() for head in z], y) * 2**14, z)
+    assert all((gradient != 0).double().mean() > 0.9 for gradient in found)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-5)
 
 
 def test_heads_of_different_types() -> None:
