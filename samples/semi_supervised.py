@@ -1,6 +1,6 @@
 """Few labels: 100 of scikit-learn's digits have one, and heads also learn from each other on the others.
 
-python -m samples.semi_supervised --seeds 10    # three ways each, 30 runs of about six seconds on a core
+python -m samples.semi_supervised --seeds 10    # three ways each, 30 runs of about 20 seconds on a core
 """
 
 from __future__ import annotations

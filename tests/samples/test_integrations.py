@@ -69,6 +69,19 @@ def test_heads_learn_from_each_other_where_there_are_no_labels(
     assert len(list(semi_supervised.compare(rows))) == 3
 
 
+@pytest.mark.slow
+def test_fine_tuning_starts_from_what_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    from samples.integrations import fine_tuning
+
+    monkeypatch.setattr(fine_tuning, "EPOCHS", 1)
+    found = fine_tuning.main(seeds=1)
+    assert found["plain"][0] == []
+    assert found["finetune"][0] == ["122 of 122", *["120 of 122"] * 3]
+    assert found["finetune, stages frozen"][0] == found["finetune"][0]
+    assert found["fresh"][0][1:] == ["90 of 122", "60 of 122", "60 of 122"]
+    assert all(0 <= error < 0.9 for _, errors in found.values() for error in errors)
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """Two epochs in one process."""
