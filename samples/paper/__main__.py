@@ -3,8 +3,9 @@
 Each run adds a line to ``SCALE.jsonl`` in ``--results``; runs that stand there are not made again, so that tables
 share them and an interrupted series goes on. Then the tables (Markdown) and figures (SVG) are made of what is there.
 
-Scales: ``smoke`` (seconds), ``cpu`` (two cores, minutes to an hour a table), ``gpu`` (the same data in full and the
-paper's ResNet-32, on one GPU), ``paper`` (CIFAR and ImageNet as the paper has them; see ``scales.py``).
+Scales: ``smoke`` (seconds), ``power`` (small networks, 20 seeds, hours on two cores), ``cpu`` (two cores, minutes to
+an hour a table), ``gpu`` (the same data in full and the paper's ResNet-32, on one GPU), ``paper`` (CIFAR and ImageNet
+as the paper has them; see ``scales.py``).
 """
 
 from __future__ import annotations
@@ -19,18 +20,20 @@ from rich.console import Console
 from rich.progress import track
 
 from samples.paper.experiments import EXPERIMENTS
+from samples.paper.power import POWER
 from samples.paper.report import write
 from samples.paper.runs import Row, Run, carry_out, checkpoint_of, one_thread
 from samples.paper.scales import SCALES, data_of
 from samples.training.lines import append, read
 
+ALL = EXPERIMENTS | POWER
 RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Make the runs that are missing, then the tables and figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="*", metavar="NAME", help=f"{', '.join(EXPERIMENTS)}; default: all")
+    parser.add_argument("experiments", nargs="*", metavar="NAME", help=f"{', '.join(ALL)}; default: all")
     parser.add_argument("--scale", choices=list(SCALES), default="cpu")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="where data sets are")
@@ -38,14 +41,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, each with a thread of its own")
     parser.add_argument("--report", action="store_true", help="only tables and figures, of what is there")
     options = parser.parse_args(arguments)
-    names = options.experiments or list(EXPERIMENTS)
-    if unknown := [name for name in names if name not in EXPERIMENTS]:
-        parser.error(f"no experiment {', '.join(unknown)}: there are {', '.join(EXPERIMENTS)}")
+    known = [name for name, experiment in ALL.items() if experiment.role in SCALES[options.scale]]
+    names = options.experiments or known
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"no experiment {', '.join(unknown)} at this scale: there are {', '.join(known)}")
     options.results.mkdir(parents=True, exist_ok=True)
     file = options.results / f"{options.scale}.jsonl"
     if not options.report:
         done = {row["key"] for row in read(file)}
-        runs = {run.key: run for name in names for run in EXPERIMENTS[name].runs(options.scale)}
+        runs = {run.key: run for name in names for run in ALL[name].runs(options.scale)}
         missing = sorted((run for key, run in runs.items() if key not in done), key=lambda run: run.seed)
         _carry_out(missing, file, options)
     write(read(file), options.scale, options.results)

@@ -47,10 +47,10 @@ class Experiment:
 
     def runs(self, scale: str) -> Iterator[Run]:
         """All runs at a scale, seed by seed, so that an interrupted series is balanced."""
-        settings = SCALES[scale][self.role]
+        settings = SCALES[scale].get(self.role, ())
         for setting in settings[:1] if self.first_network else settings:
             for seed in range(setting.seeds):
-                for noise in self.noise:
+                for noise in (level for level in self.noise if setting.noise is None or level in setting.noise):
                     for method in self.methods:
                         yield Run(setting, method, noise, seed)
 

@@ -43,6 +43,19 @@ class Method:
     teachers: int = 0
 
 
+@dataclass(frozen=True)
+class Tree(Method):
+    """Heads at splits of its own, in place of the network's usual ones.
+
+    Attributes:
+        splits: where.
+        fanouts: branches at each.
+    """
+
+    splits: tuple[str, ...] = ()
+    fanouts: tuple[int, ...] | None = None
+
+
 SINGLE = Method("single instance", beta=1)
 SMOOTHED = Method("label smoothing (0.05)", beta=1, smoothing=0.05)
 SMOOTHED_MORE = Method("label smoothing (0.1)", beta=1, smoothing=0.1)
@@ -85,11 +98,13 @@ def training(
         return Training(
             (model,), simultaneous(model, _loss(method, recipe, teachers), optimizer, recipe), (optimizer,)
         )
+    tree = method if isinstance(method, Tree) else Tree("", splits=network.splits[method.pattern])
     model = fxcollab.transform(
         build,
         method.pattern,
-        network.splits[method.pattern],
+        tree.splits,
         heads=method.heads,
+        fanouts=tree.fanouts,
         seed=seed,
         rescale=method.scaling == "rescale",
     ).to(device)

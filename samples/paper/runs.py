@@ -80,7 +80,7 @@ def carry_out(run: Run, folder: Path, checkpoints: Path | None) -> Row:
         "loss": epochs[-1].loss,
         "seconds": epochs[-1].seconds,
         "memory": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
-        "weights": dict(_weights(inference)),
+        "weights": dict(_weights(inference)) if run.setting.noise is None and run.setting.seeds < 20 else None,
         "torch": torch.__version__,
         "fxcollab": fxcollab.__version__,
         "machine": torch.cuda.get_device_name() if device.type == "cuda" else _cpu(),

@@ -1,5 +1,7 @@
 """How large the experiments are: seconds, minutes to an hour on two cores, or as the paper ran them.
 
+At the scale ``power`` they are small and many: networks that fit their data in seconds, 20 seeds (see ``power.py``).
+
 The paper's supplement, which has its exact recipes, was not at hand. What stands at the scale ``paper`` instead: for
 CIFAR the recipe that OKDDip and others use (SGD 0.1 with Nesterov momentum, batch 128, weight decay 5e-4, 300 epochs,
 a tenth of the rate at 150 and 225), for ImageNet torchvision's for ResNet-50 (SGD 0.1, batch 256, weight decay 1e-4,
@@ -18,7 +20,7 @@ from samples.training.from_disk import image_folder
 from samples.training.in_memory import InMemory, cifar, digits, fashion_mnist
 from samples.training.recipe import Recipe
 
-Role: TypeAlias = Literal["CIFAR-10", "CIFAR-100", "ImageNet"]
+Role: TypeAlias = Literal["CIFAR-10", "CIFAR-100", "ImageNet", "claims", "updates", "scaling", "consensus", "trees"]
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,19 @@ class Setting:
         network: a name of `samples.paper.networks.NETWORKS`.
         recipe: the same for every method.
         seeds: how many runs, with seeds from 0.
+        noise: levels of label noise; None for all that the experiment has.
     """
 
     data: str
     network: str
     recipe: Recipe
     seeds: int
+    noise: tuple[float, ...] | None = None
 
 
 DATA: Mapping[str, Callable[[Path], DataSet]] = {
     "digits, 256": lambda folder: digits(256),
+    "digits, 1,000": lambda folder: digits(1_000, shuffled=True),
     "Fashion-MNIST": lambda folder: fashion_mnist(),
     "Fashion-MNIST, 1,000 halved": lambda folder: fashion_mnist(count=1_000, halved=True),
     "Fashion-MNIST, 2,000 halved": lambda folder: fashion_mnist(count=2_000, halved=True),
@@ -55,10 +60,21 @@ _CPU = Setting("Fashion-MNIST, 1,000 halved", "ResNet-8, grey", Recipe(100, batc
 # Table 1 again with twice the images and the layers, since the first setting can't tell its rows apart.
 _CPU_LARGER = Setting("Fashion-MNIST, 2,000 halved", "ResNet-14, grey", Recipe(100, batch=32), 3)
 _GPU = Setting("Fashion-MNIST", "ResNet-32, grey", Recipe(30, bfloat16=True), 3)
+_DIGITS = Setting("digits, 1,000", "three convolutions", Recipe(40, batch=64), 20)
+_CLOTHES = Setting(
+    "Fashion-MNIST, 1,000 halved", "three convolutions", Recipe(40, batch=64), 20, noise=(0.0, 0.4, 0.6)
+)
 SCALES: Mapping[str, Mapping[Role, tuple[Setting, ...]]] = {
     "smoke": {"CIFAR-10": (_SMOKE,), "CIFAR-100": (_SMOKE,), "ImageNet": (_SMOKE,)},
     "cpu": {"CIFAR-10": (_CPU, _CPU_LARGER), "CIFAR-100": (_CPU,), "ImageNet": (_CPU,)},
     "gpu": {"CIFAR-10": (_GPU,), "CIFAR-100": (_GPU,), "ImageNet": (_GPU,)},
+    "power": {
+        "claims": (_DIGITS, _CLOTHES),
+        "updates": (_DIGITS,),
+        "scaling": (_DIGITS,),
+        "consensus": (_DIGITS,),
+        "trees": (_DIGITS, _CLOTHES),
+    },
     "paper": {
         "CIFAR-10": (
             Setting("CIFAR-10", "ResNet-32", _CIFAR, 5),

@@ -108,17 +108,23 @@ def fashion_mnist(folder: Path = FASHION_MNIST, count: int | None = None, halved
     return InMemory(train, train_labels[:count].long(), test, test_labels.long(), 10, 1 if halved else 2, True)
 
 
-def digits(count: int | None = None) -> InMemory:
-    """scikit-learn's digits: 1,797 grey images of 8 x 8, the last 300 for testing.
+def digits(count: int | None = None, shuffled: bool = False) -> InMemory:
+    """scikit-learn's digits: 1,797 grey images of 8 x 8, the last 300 for testing, by writers of their own.
 
     Args:
         count: how many of the training images, the first ones; None for all.
+        shuffled: whether to draw ``count`` images for training, the same ones always, and test on all others; these
+            are not shifted.
     """
     from sklearn.datasets import load_digits
 
     found = load_digits()
     images = torch.from_numpy(found.images * 15).to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(found.target).long()
+    if shuffled:
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        images, labels = images[order], labels[order]
+        return InMemory(images[:count], labels[:count], images[count:], labels[count:], 10)
     return InMemory(images[:-300][:count], labels[:-300][:count], images[-300:], labels[-300:], 10, shift=1)
 
 
