@@ -19,9 +19,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from samples.paper import power_report, report
 from samples.paper.experiments import EXPERIMENTS
 from samples.paper.power import POWER
-from samples.paper.report import write
 from samples.paper.runs import Row, Run, carry_out, checkpoint_of, one_thread
 from samples.paper.scales import SCALES, data_of
 from samples.training.lines import append, read
@@ -52,7 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
         runs = {run.key: run for name in names for run in ALL[name].runs(options.scale)}
         missing = sorted((run for key, run in runs.items() if key not in done), key=lambda run: run.seed)
         _carry_out(missing, file, options)
-    write(read(file), options.scale, options.results)
+    if options.scale == "power":
+        power_report.write(read(file), options.results)
+    else:
+        report.write(read(file), options.scale, options.results)
 
 
 def _carry_out(runs: list[Run], file: Path, options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from samples.paper.paired import Gain
 from samples.paper.runs import HISTOGRAM, Row
 
 mpl.rcParams["svg.hashsalt"] = "fxcollab"  # the same file twice
@@ -30,6 +31,38 @@ def errors_by_noise(rows: Sequence[Row], methods: Sequence[str]) -> str:
     axes.set(xlabel="corrupted labels (%)", ylabel="test error of head 0 (%)")
     axes.legend()
     axes.grid(alpha=0.3)
+    return _svg(figure)
+
+
+def error_beside_cost(points: Sequence[tuple[str, float, Gain]], theme: str) -> str:
+    """The gain of every tree over the FLOPs of its step, with its interval; the best up to each cost are named."""
+    ink, back = ("#1f2328", "#ffffff") if theme == "light" else ("#e6edf3", "#0d1117")
+    colours = dict(
+        zip(("instances", "heads", "(", "ladder"), ("#3b82f6", "#10b981", "#f59e0b", "#a855f7"), strict=True)
+    )
+    figure = Figure((8, 5), layout="constrained", facecolor=back)
+    axes = figure.subplots()
+    axes.set_facecolor(back)
+    best = float("-inf")
+    for name, cost, gain in sorted(points, key=lambda point: (point[1], -point[2].mean)):
+        colour = next(colours[kind] for kind in colours if kind in name)
+        axes.errorbar(
+            cost, gain.mean, [[gain.mean - gain.low], [gain.high - gain.mean]], marker="o", color=colour, capsize=2
+        )
+        if gain.mean > best:
+            best = gain.mean
+            axes.annotate(
+                name, (cost, gain.high), (0, 4), textcoords="offset points", color=ink, fontsize=8, ha="center"
+            )
+    for side in axes.spines.values():
+        side.set_color(ink)
+    axes.tick_params(colors=ink)
+    axes.set_xlabel("FLOPs of a training step, as a multiple of one network's", color=ink)
+    axes.set_ylabel("gain in points of error", color=ink)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}x")
+    axes.axhline(0, color=ink, linewidth=0.6)
+    axes.grid(alpha=0.2, color=ink)
     return _svg(figure)
 
 
