@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.fx import GraphModule
 
+    from fxcollab.errors import FxCollabError
+
 Directory = Annotated[Path | None, option("Where to write; default: NAME_collab.", "DIR", "-o", "--output")]
 PrintPasses = Annotated[bool, option("Show the graph after every pass.", None, "--print-passes")]
 Depth = Annotated[int | None, option("Open all modules N levels deep; default: those that do much work.", "N")]
 Optimizer = Annotated[float, option("Values it holds for each trained one: 1 for momentum, 2 for Adam.", "N")]
-Inference = Annotated[
-    str | None, typer.Argument(help="A model or directory that must be the same network.", metavar="INFERENCE")
-]
+Other = Annotated[str | None, typer.Argument(help="Another model or directory to compare with.", metavar="B")]
 All = Annotated[bool, option("A line for every node: nothing is folded.", None, "--all")]
 Evaluation = Annotated[bool, option("Eval mode's graphs, where they differ from train mode's.", None, "--eval")]
 Prove = Annotated[bool, option("Verify, and show it on the page; exits with 1 if a check fails.", None, "--prove")]
@@ -126,7 +126,7 @@ def costs(options: Options, optimizer: Optimizer = 1.0, json: Json = False) -> N
 
 def diff(
     options: Options,
-    inference: Inference = None,
+    other: Other = None,
     unfolded: All = False,
     evaluation: Evaluation = False,
     output: Files = None,
@@ -134,21 +134,28 @@ def diff(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Show the training graph beside the inference graph.
+    """Show the training graph beside the inference graph, or two graphs beside each other.
 
-    Nodes are shared, cloned or inserted.
+    Nodes are shared, cloned or inserted; of two graphs, added, removed, changed or rewired.
     """
     with working("importing"):
         from fxcollab.diffs.build import diff as difference
+        from fxcollab.diffs.compare import Comparison
+        from fxcollab.diffs.compare_views import view as view_of_two
         from fxcollab.diffs.terminal import view
         from fxcollab.diffs.views import refuse_unwritable
     files = output or []
     for file in files:
         refuse_unwritable(file, force)
-    train_model = options.training_model(but=("model_arg",) if inference else ())
-    other = _model_of(replace(options, source=inference)) if inference else None
+    train_model = options.training_model(but=("model_arg",) if other else ())
+    second = _model_of(replace(options, source=other)) if other else None
     with working("comparing"):
-        found = difference(train_model, other, training=not evaluation)
+        found = difference(train_model, second, training=not evaluation)
+    if isinstance(found, Comparison):
+        if files or prove:
+            raise _for_two_graphs("-o" if files else "--prove")
+        typer.echo(found.to_json()) if json else out().print(view_of_two(found, unfolded=unfolded), soft_wrap=False)
+        return
     report = options.verify(train_model) if prove else None
     with working("drawing"):
         for file in files:
@@ -161,6 +168,16 @@ def diff(
     if report is not None and not report.ok:
         err().print("the proof failed: see fxcollab verify")
         raise CheckFailed
+
+
+def _for_two_graphs(option: str) -> FxCollabError:
+    from fxcollab.errors import DiffError
+
+    return DiffError(
+        f"{option} is for a training graph beside its inference graph.",
+        why="these are two graphs of which the second is not the first one's inference graph",
+        hint="leave it out; --json has all of the comparison",
+    )
 
 
 def _model_of(options: Options) -> nn.Module:

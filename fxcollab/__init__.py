@@ -12,6 +12,7 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, StepCost, training_costs
 from fxcollab.costs.summary import Summary, summarise
 from fxcollab.diffs.build import diff
+from fxcollab.diffs.compare import Comparison
 from fxcollab.diffs.diff import Diff
 from fxcollab.distributed.spread import gathered_state_dict, gradient_norm, spread
 from fxcollab.errors import (
@@ -59,6 +60,7 @@ __all__ = [
     "Choice",
     "CollabGraphModule",
     "CollaborativeLoss",
+    "Comparison",
     "Costs",
     "Diff",
     "DiffError",

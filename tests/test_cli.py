@@ -1107,6 +1107,20 @@ def test_a_directory_and_its_model_belong_together_and_another_model_does_not(ca
     assert "These are not training and inference model of one network." in result.err and "hint:" in result.err
 
 
+def test_two_directories_are_compared(call: Call, made: Path) -> None:
+    assert call("transform", "model.py", "--splits", "stem", "-o", "other").code == 0
+    result = call("diff", str(made), "other")
+    assert result.code == 0
+    assert result.out.splitlines()[0].startswith("a  Net: training graph, 4 heads, hierarchical")
+    assert result.out.splitlines()[1].startswith("b  Net: training graph, 2 heads, hierarchical")
+    assert "1 of " in result.out and "removed" in result.out.splitlines()[-1]
+    assert json.loads(call("diff", str(made), "other", "--json").out)["counts"]["removed"] > 0
+    assert "= stem" in call("diff", str(made), "other", "--all").out
+    refused = call("diff", str(made), "other", "-o", "two.html")
+    assert refused.code == 2 and "-o is for a training graph beside its inference graph" in refused.err
+    assert not Path("two.html").exists()
+
+
 def test_a_missing_folder_is_told_before_anything_is_done(call: Call, made: Path) -> None:
     result = call("diff", str(made), "-o", "diff.svg", "-o", "nowhere/diff.html")
     assert result.code == 2 and "there is no folder nowhere" in result.err and not Path("diff.svg").exists()

@@ -292,14 +292,6 @@ def test_an_unknown_ending_is_refused_and_nothing_is_written(tmp_path: Path) -> 
 # Two models.
 
 
-class Wider(Net):
-    """The same graph over other shapes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(4, 5)
-
-
 class Other(nn.Module):
     """Nothing of it is called as in the other one."""
 
@@ -307,40 +299,17 @@ class Other(nn.Module):
         return x.relu()
 
 
-class Smooth(Net):
-    """The same names and shapes, another activation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body[1] = nn.Tanh()
-
-
-class Longer(Net):
-    def forward(self, x: Tensor) -> Any:
-        return super().forward(x) * 2
-
-
 def test_what_belongs_together_is_accepted() -> None:
     train_model = fxcollab.transform(Net(), splits=["stem", "body.1"], seed=0)
     same = fxcollab.diff(train_model)
-    elsewhere = fxcollab.transform(Net(), splits=["body.0"], seed=0)
-    for other in (fxcollab.prune(train_model, 2), train_model.root, Net(), train_model, elsewhere):
+    for other in (fxcollab.prune(train_model, 2), train_model.root, Net()):
         assert fxcollab.diff(train_model, other) == same
 
 
 @pytest.mark.parametrize(
     ("other", "why"),
-    [
-        (Wider, "Linear(in_features=4, out_features=2, bias=True) differs from"),
-        (Longer, "in train mode"),
-        (lambda: nn.Linear(3, 2), "its forward takes no 'x'"),
-        (lambda: Auxiliary().body.append(nn.ReLU()), "its forward takes no 'x'"),
-        (Other, "in train mode"),
-        (lambda: torch.fx.symbolic_trace(Longer()), "in train mode"),
-        (Smooth, "Tanh()"),
-        (lambda: Net().double(), "type torch.float64"),
-    ],
-    ids=["shapes", "graph", "layer", "part", "other", "traced", "options", "types"],
+    [(lambda: nn.Linear(3, 2), "its forward takes no 'x'"), (Other, "in train mode")],
+    ids=["part", "other"],
 )
 def test_two_unrelated_models_have_no_difference(other: Any, why: str) -> None:
     train_model = fxcollab.transform(Net(), splits=["stem"], seed=0)

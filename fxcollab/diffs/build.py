@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import fx, nn
@@ -14,41 +14,67 @@ from fxcollab.analysis.levels import state_tensors
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.original import ProfiledOriginal, profile_original
 from fxcollab.costs.profile import NodeCost
+from fxcollab.diffs.compare import Comparison, compare
 from fxcollab.diffs.diff import Diff
 from fxcollab.diffs.model import DiffNode
-from fxcollab.diffs.related import refuse_another
+from fxcollab.diffs.related import captured_like, refuse_another
+from fxcollab.errors import DiffError, FxCollabError
 from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import source_line
-from fxcollab.plan import plan_of, training_model
+from fxcollab.plan import PLAN_KEY, plan_of, training_model
 from fxcollab.provenance import Provenance, provenance_of
 from fxcollab.runtime.functional_call import FunctionalCall
 from fxcollab.tracing.capture import LIMITATIONS_KEY
 
 
+@overload
 def diff(
     train_model: nn.Module,
-    inference_model: nn.Module | None = None,
+    other: None = None,
     *,
     training: bool = True,
     counted: ProfiledOriginal | None = None,
-) -> Diff:
-    """The difference between the graph of a training model and that of head 0, its inference graph.
+) -> Diff: ...
+@overload
+def diff(
+    train_model: nn.Module,
+    other: nn.Module,
+    *,
+    training: bool = True,
+    counted: ProfiledOriginal | None = None,
+) -> Diff | Comparison: ...
+def diff(
+    train_model: nn.Module,
+    other: nn.Module | None = None,
+    *,
+    training: bool = True,
+    counted: ProfiledOriginal | None = None,
+) -> Diff | Comparison:
+    """The difference between a training model and its inference graph, or any two graphs.
 
     Args:
-        train_model: what `transform` or `load` returned; wrapped by DDP or ``torch.compile`` is fine.
-        inference_model: what `prune` returned, or the original, to be checked against ``train_model``; the
-            difference doesn't depend on it.
+        train_model: what `transform` or `load` returned; wrapped by DDP or ``torch.compile`` is fine. With another
+            model also what `capture` or `prune` returned, any ``fx.GraphModule``, or a module that can be captured.
+        other: None, what `prune` returned, or the original: the training graph is shown beside the inference graph of
+            head 0, against which ``other`` is checked. Any other model: the two graphs are compared node by node.
         training: train mode's graph, or eval mode's where they differ.
         counted: the profile of its original, if it was made before.
 
     Raises:
         StateError: it is not a training model, or another pass inserted nodes.
-        DiffError: ``inference_model`` is a different network.
+        DiffError: the two graphs have hardly a node in common.
     """
+    if other is not None and not _is_training_model(train_model):
+        return compare(train_model, other, training=training)
     model = training_model(train_model)
     plan, counted = plan_of(model), counted or profile_original(model)
-    if inference_model is not None:
-        refuse_another(inference_model, counted.captured, plan)
+    if other is not None and _is_training_model(other):
+        return compare(model, training_model(other), training=training)
+    if other is not None:
+        try:
+            refuse_another(other, counted.captured, plan)
+        except DiffError as unrelated:
+            return _of_two(model, other, training, unrelated)
     graph, original = model.modes.of(training), counted.captured.modes.of(training)
     known = counted.profile is not None and original is counted.captured.modes.train
     costs = {node.name: cost for node, cost in counted.profile.nodes.items()} if counted.profile and known else {}
@@ -64,6 +90,18 @@ def diff(
         counted.unknown if known or counted.unknown else "only train mode's graph is counted",
         tuple(model.meta.get(LIMITATIONS_KEY, ())),
     )
+
+
+def _is_training_model(model: nn.Module) -> bool:
+    return any(PLAN_KEY in part.meta for part in model.modules() if isinstance(part, CollabGraphModule))
+
+
+def _of_two(model: CollabGraphModule, other: nn.Module, training: bool, unrelated: DiffError) -> Comparison:
+    """Compared with a model that is not its original, if that has something in common with it."""
+    try:
+        return compare(model, captured_like(other, plan_of(model)), training=training)
+    except FxCollabError:
+        raise unrelated from None
 
 
 class _Parameters:

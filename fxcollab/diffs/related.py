@@ -9,7 +9,7 @@ from torch import fx, nn
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import DiffError, FxCollabError
 from fxcollab.fx_utils import first_difference
-from fxcollab.plan import PLAN_KEY, Plan
+from fxcollab.plan import Plan
 from fxcollab.tracing.capture import capture
 
 
@@ -17,7 +17,7 @@ def refuse_another(inference_model: nn.Module, captured: CollabGraphModule, plan
     """Refuse an inference model that is not the captured original of a training model.
 
     Args:
-        inference_model: a module, what was pruned, or another training model of the same network.
+        inference_model: a module, or what was pruned.
         captured: the training model's own inference graph.
         plan: the training model's.
 
@@ -25,7 +25,7 @@ def refuse_another(inference_model: nn.Module, captured: CollabGraphModule, plan
         DiffError: graphs or state differ; with the first difference.
     """
     try:
-        other = _captured(inference_model, plan)
+        other = captured_like(inference_model, plan)
     except DiffError:
         raise
     except FxCollabError as error:
@@ -39,9 +39,12 @@ def refuse_another(inference_model: nn.Module, captured: CollabGraphModule, plan
             raise _unrelated(difference)
 
 
-def _captured(model: nn.Module, plan: Plan) -> CollabGraphModule:
-    if isinstance(model, CollabGraphModule) and PLAN_KEY in model.meta:
-        model = model.root  # whose opening follows this plan, not its own
+def captured_like(model: nn.Module, plan: Plan) -> CollabGraphModule:
+    """A model captured as the original of a plan was.
+
+    Raises:
+        FxCollabError: it can't be.
+    """
     parameters = inspect.signature(model.forward).parameters
     missing = [spec.name for spec in plan.interface.inputs if spec.name not in parameters]
     if missing and not isinstance(model, fx.GraphModule):

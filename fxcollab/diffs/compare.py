@@ -1,0 +1,230 @@
+"""One graph against another: two training models, a graph before and after a pass, any two graph modules.
+
+Nodes are matched by provenance where there is any, else by name; what is left by what it does and by its neighbours,
+to which are matched already.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from rich.console import Console, RenderableType
+from torch import fx, nn
+
+from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.diffs.compare_views import to_json, view
+from fxcollab.diffs.comparison import ComparisonData, GraphNode, Row
+from fxcollab.errors import DiffError
+from fxcollab.plan import PLAN_KEY, Plan
+from fxcollab.provenance import provenance_of
+from fxcollab.tracing.capture import capture
+from fxcollab.tree import branch_name
+
+LEAST_IN_COMMON = 0.1
+"""Of the smaller graph's nodes: with fewer in common two graphs are not drawn side by side."""
+
+
+@dataclass(frozen=True)
+class Comparison(ComparisonData):
+    """Two graphs side by side; prints in a terminal."""
+
+    def to_json(self) -> str:
+        """All of it as JSON, the same bytes for the same graphs."""
+        return to_json(self)
+
+    def __rich__(self) -> RenderableType:
+        """The view for a terminal; `str` is the same in 80 columns, without colours."""
+        return view(self)
+
+    def __str__(self) -> str:
+        console = Console(width=80, color_system=None)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get()
+
+
+def compare(a: nn.Module, b: nn.Module, *, training: bool = True) -> Comparison:
+    """Compare two graphs.
+
+    Args:
+        a: a training model, what `capture` or `prune` returned, any ``fx.GraphModule``, or a module to be captured.
+        b: likewise.
+        training: which graph to take where train and eval mode have one each.
+
+    Raises:
+        DiffError: they have hardly a node in common.
+        CaptureError: a module can't be captured.
+    """
+    left, right = (_Graph(model, training) for model in (a, b))
+    matches = _matched(left, right)
+    pairs = [(left.nodes[name], right.nodes[other]) for name, other in matches.items()]
+    common = sum(a.description == b.description and a.op not in ("placeholder", "output") for a, b in pairs)
+    smaller = min(len(left.nodes), len(right.nodes))
+    if common < max(1, LEAST_IN_COMMON * smaller):
+        raise DiffError(
+            "The two graphs have hardly a node in common.",
+            where=f"{left.title}; {right.title}",
+            why=f"{common} of {smaller} nodes do the same",
+            hint="compare two models of one network: of other splits, before and after a pass, or of another depth",
+        )
+    return Comparison(left.title, right.title, tuple(_rows(left, right, matches)))
+
+
+class _Graph:
+    """A graph's nodes, and by what they are found in another."""
+
+    def __init__(self, model: nn.Module, training: bool) -> None:
+        plan = model.meta.get(PLAN_KEY) if isinstance(model, CollabGraphModule) else None
+        module = model if isinstance(model, fx.GraphModule) else capture(model)
+        graph = module.modes.of(training) if isinstance(module, CollabGraphModule) else module.graph
+        found = provenance_of(graph, plan.options.peers) if isinstance(plan, Plan) else {}
+        self.keys: dict[str, tuple[Any, ...]] = {}
+        self.nodes: dict[str, GraphNode] = {}
+        for node in graph.nodes:
+            from_ = found.get(node)
+            path = from_.branch if from_ else ()
+            while path and path[-1] == 0:  # the first of siblings goes on with the branch before the split
+                path = path[:-1]
+            inserted = from_.kind if from_ and from_.inserted else ""
+            self.keys[node.name] = node.op, from_.origin if from_ else node.name, path, inserted
+            branch = branch_name(from_.branch) if from_ and from_.branch else ""
+            self.nodes[node.name] = _node(node, module, branch, inserted)
+        self.users = {node.name: tuple(user.name for user in node.users) for node in graph.nodes}
+        of = f"training graph, {plan.tree.heads} heads, {plan.pattern}" if isinstance(plan, Plan) else "graph"
+        self.title = f"{type(model).__name__}: {of}, {len(self.nodes)} nodes"
+
+
+def _node(node: fx.Node, module: fx.GraphModule, branch: str, inserted: str) -> GraphNode:
+    inputs = tuple(source.name for source in node.all_input_nodes)
+    if node.op == "call_module":
+        called = module.get_submodule(str(node.target))
+        label, described = type(called).__name__, _described(called)
+    elif node.op in ("placeholder", "output", "get_attr"):
+        label = described = {"placeholder": "input", "get_attr": "state"}.get(node.op, node.op)
+    else:
+        label = str(getattr(node.target, "__name__", node.target))
+        described = label
+    options = fx.node.map_arg((node.args, node.kwargs), lambda value: cast(Any, _Value()))
+    if node.op != "placeholder" and options != ((), {}):
+        described = f"{described} {_text(options)}"
+    return GraphNode(node.name, node.op, inserted or label, described, inputs, branch)
+
+
+class _Value:
+    """Stands for a value of another node."""
+
+    def __repr__(self) -> str:
+        return "_"
+
+
+def _text(options: Any) -> str:
+    args, kwargs = options
+    return f"({', '.join([*map(repr, args), *(f'{name}={value!r}' for name, value in kwargs.items())])})"
+
+
+def _described(module: nn.Module) -> str:
+    """Class and options of a module and of all inside."""
+    inner = [f"{path}: {type(part).__name__}({part.extra_repr()})" for path, part in module.named_modules() if path]
+    kinds = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()})
+    described = f"{type(module).__name__}({module.extra_repr()})" + (f" in {', '.join(kinds)}" if kinds else "")
+    return described + (f" with {', '.join(inner)}" if inner else "")
+
+
+def _matched(left: _Graph, right: _Graph) -> dict[str, str]:
+    """The names of nodes of the first graph and of those of the second which they became.
+
+    What has a name of its own is found by that first. Operations are numbered in their order, so that their
+    neighbours say more than their names.
+    """
+    found = dict[str, str]()
+
+    def named(a: GraphNode, b: GraphNode) -> bool:
+        return a.op not in ("call_function", "call_method")
+
+    for accepts in (named, lambda a, b: a.description == b.description, lambda a, b: True):
+        by_key = {key: name for name, key in left.keys.items() if name not in found}
+        matched = set(found.values())
+        for name, key in right.keys.items():
+            origin = None if name in matched else by_key.get(key)
+            if origin is not None and accepts(left.nodes[origin], right.nodes[name]):
+                found[origin] = name
+        _match_neighbours(left, right, found)
+    return found
+
+
+def _match_neighbours(left: _Graph, right: _Graph, found: dict[str, str]) -> None:
+    """Down from what is matched as far as it goes, since state is matched by name; then up from readers."""
+
+    def inputs(graph: _Graph, name: str) -> Sequence[str]:
+        return graph.nodes[name].inputs
+
+    def users(graph: _Graph, name: str) -> Sequence[str]:
+        return graph.users[name]
+
+    while _match_by(inputs, left, right, found) or _match_by(users, left, right, found):
+        pass
+
+
+def _match_by(
+    neighbours: Callable[[_Graph, str], Sequence[str]], left: _Graph, right: _Graph, found: dict[str, str]
+) -> bool:
+    """Match what does the same and has neighbours that are matched to each other; False if there is none."""
+    before, matched = len(found), set(found.values())
+    left_over: dict[tuple[Any, ...], list[str]] = {}
+    for name, node in left.nodes.items():
+        places = tuple(found.get(other) for other in neighbours(left, name))
+        if name not in found and places and None not in places:
+            left_over.setdefault((node.description, *places), []).append(name)
+    for name, node in right.nodes.items():
+        same = left_over.get((node.description, *neighbours(right, name)))
+        if name not in matched and same:
+            found[same.pop(0)] = name
+    return len(found) > before
+
+
+def _rows(left: _Graph, right: _Graph, matches: Mapping[str, str]) -> Iterator[Row]:
+    """All nodes in the order of the second graph; what was removed stands behind what it stood behind."""
+    back = {name: other for other, name in matches.items()}
+    removed: dict[str | None, list[str]] = {}
+    previous: str | None = None
+    for name in left.nodes:
+        if name in matches:
+            previous = name
+        else:
+            removed.setdefault(previous, []).append(name)
+    yield from _removed(left, removed.get(None, ()))
+    for name, node in right.nodes.items():
+        origin = back.get(name)
+        if origin is None:
+            yield Row(None, node, "added")
+            continue
+        yield _pair(left.nodes[origin], node, matches)
+        yield from _removed(left, removed.get(origin, ()))
+
+
+def _removed(graph: _Graph, names: Iterable[str]) -> Iterator[Row]:
+    return (Row(graph.nodes[name], None, "removed") for name in names)
+
+
+def _pair(a: GraphNode, b: GraphNode, matches: Mapping[str, str]) -> Row:
+    if a.description != b.description:
+        return Row(a, b, "changed", _change(a.description, b.description))
+    if tuple(matches.get(name) for name in a.inputs) != b.inputs:
+        return Row(a, b, "rewired", f"reads {', '.join(a.inputs)} -> {', '.join(b.inputs)}")
+    return Row(a, b, "same")
+
+
+def _change(before: str, after: str) -> str:
+    """Only the options that differ, where it is the same kind of thing."""
+    kind = before.partition("(")[0]
+    gone, new = (Counter(_OPTIONS.findall(text)) for text in (before, after))
+    if kind != after.partition("(")[0] or not any("=" in option for option in (*(gone - new), *(new - gone))):
+        return f"{before} -> {after}"
+    return f"{kind}: {', '.join(gone - new) or 'nothing'} -> {', '.join(new - gone) or 'nothing'}"
+
+
+_OPTIONS = re.compile(r"[\w.]+(?:=(?:\([^()]*\)|[^,() ]+))?")
