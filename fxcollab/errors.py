@@ -39,6 +39,10 @@ class ForwardError(CaptureError):
     """A forward that had to be opened can't be traced."""
 
 
+class GuardError(CaptureError):
+    """For this input the forward takes a different branch than when it was captured."""
+
+
 class SplitError(FxCollabError):
     """There is no such split, or the graph can't be cut there."""
 

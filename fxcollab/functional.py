@@ -1,11 +1,11 @@
-"""A module's tensors by name, and calls with others in their place."""
+"""A module's tensors by name, calls with others in their place, and modules over the same tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from fxcollab.fx_utils import OWN, has_own
@@ -34,6 +34,23 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def tensors_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     """Parameters and buffers of ``module`` under all their names."""
     return {prefix + name: tensor for name, tensor in named_tensors(module)}
+
+
+def shallow(module: nn.Module) -> nn.Module:
+    """A module of the same class with registries of its own over the same entries."""
+    if isinstance(module, fx.GraphModule):
+        new = nn.Module()
+        new.__class__ = type(type(module).__name__, (nn.Module,), {})
+        kept = {k: v for k, v in module.__dict__.items() if isinstance(v, Tensor)}
+        new.__dict__.update(kept, training=module.training)
+        new._modules, new._parameters, new._buffers = module._modules, module._parameters, module._buffers
+    else:
+        new = module.__class__.__new__(module.__class__)
+        new.__dict__.update(module.__dict__)
+    for registry in ("_modules", "_parameters", "_buffers"):
+        new.__dict__[registry] = dict(module.__dict__[registry])
+    new.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
+    return new
 
 
 def once_each(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -62,7 +62,11 @@ def _union(storages: Storages, nodes: Iterable[fx.Node]) -> frozenset[fx.Node]:
 
 
 _OBSERVED = "writes", "make the operation out-of-place, or clone the value before the split"
-_UNOBSERVED = "may write", "give example_inputs that the model takes, with which it is seen what it writes"
+_UNOBSERVED = (
+    "may write",
+    "give example_inputs that the model takes, with which it is seen what it writes; a function that asks about its "
+    "arguments may do otherwise for others: call it in a module of its own, and split behind that",
+)
 
 
 def refuse_writes_that_copies_miss(

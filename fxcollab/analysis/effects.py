@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import fx
 
@@ -57,11 +57,13 @@ class Observation:
         effects: by node.
         changed: names of attributes that a call of the model changes, such as ``features``.
         written_by_modes: names of state that ``train()`` of opened modules writes.
+        evaluation: the effects of the nodes of eval mode in that mode alone.
     """
 
     effects: Mapping[fx.Node, Effects]
     changed: frozenset[str] = frozenset()
     written_by_modes: frozenset[str] = frozenset()
+    evaluation: Mapping[fx.Node, Effects] = field(default_factory=dict)
 
     def of(self, node: fx.Node) -> Effects:
         """What ``node`` does."""

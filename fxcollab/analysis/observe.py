@@ -48,7 +48,8 @@ def observe(captured: CollabGraphModule) -> Observation:
     if found.error and given and has_values and not found.depends_on_data:
         _refuse_failing(captured, examples[0], found)
     effects = {node: found.effects.get(node) or _everything(node) for graph in captured.modes for node in graph.nodes}
-    return Observation(effects, frozenset(found.changed), frozenset(_written_by_modes(captured)))
+    evaluation = {node: found.evaluation.get(node) or _everything(node) for node in captured.modes.eval.nodes}
+    return Observation(effects, frozenset(found.changed), frozenset(_written_by_modes(captured)), evaluation)
 
 
 def _refuse_failing(captured: CollabGraphModule, values: Sequence[Any], run: _Run) -> None:
@@ -141,12 +142,14 @@ def _other_batch(values: Sequence[Any]) -> Sequence[Any]:
 class _Run:
     """Runs of a captured model's graphs on one twin of its root.
 
-    ``effects`` are those of all runs so far; ``error`` is what ended the first one, at the node ``failed``.
+    ``effects`` are those of all runs so far, ``evaluation`` those of the last in eval mode; ``error`` is what ended
+    the first one, at the node ``failed``.
     """
 
     def __init__(self, captured: CollabGraphModule, twin: Twin) -> None:
         self._captured, self.twin = captured, twin
         self.effects: dict[fx.Node, Effects] = {}
+        self.evaluation: dict[fx.Node, Effects] = {}
         self.changed: set[str] = set()
         self.error: Exception | None = None
         self.failed: fx.Node | None = None
@@ -174,6 +177,8 @@ class _Run:
             if not self.effects:
                 self.error, self.failed = observer.error, observer.failed
             self.changed.update(before.changed())
+        if not training:
+            self.evaluation = observer.effects
         for node, effects in observer.effects.items():
             self.effects[node] = self.effects[node] | effects if node in self.effects else effects
         return observer.error is None

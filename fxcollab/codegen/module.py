@@ -12,7 +12,7 @@ graphs of all heads; in eval mode its forward runs, and ``graph`` is, a graph ma
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import starmap
 from typing import Any
@@ -27,7 +27,8 @@ from fxcollab.codegen.branches import Recompute, branch_by_branch
 from fxcollab.codegen.forwards import Forward, code_of_modes, forward_of_modes
 from fxcollab.codegen.modes import Modes, in_mode, set_mode
 from fxcollab.codegen.packing import pack, unpack
-from fxcollab.errors import StateError
+from fxcollab.errors import GuardError, StateError
+from fxcollab.functional import shallow
 from fxcollab.fx_utils import OWN, Target, attribute, copy_graph, first_difference, get_output, make_printable
 from fxcollab.rewriting.state_dict import refuse_other_checkpoint
 
@@ -38,6 +39,7 @@ _STATE_HOOKS = (
     "_load_state_dict_post_hooks",
 )
 _REGISTRIES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+OtherInputs = Callable[["CollabGraphModule", Sequence[Any], GuardError], Any]
 
 
 class CollabGraphModule(fx.GraphModule):
@@ -50,6 +52,8 @@ class CollabGraphModule(fx.GraphModule):
         peers: modules added after the root's own, under these names.
         recompute: ``heads`` to compute each branch again in the backward pass (see `branches`).
         eval_graph: makes the graph that eval mode runs of the graph of all heads; by default it runs that.
+        other_inputs: computes the output of eval mode where a guard of the graph raises, of the module, the values of
+            the inputs and the error.
         generate: whether to generate the forward now; else by ``recompile()``.
     """
 
@@ -71,6 +75,7 @@ class CollabGraphModule(fx.GraphModule):
         peers: Mapping[str, nn.Module] | None = None,
         recompute: Recompute | None = None,
         eval_graph: Callable[[fx.Graph], fx.Graph] | None = None,
+        other_inputs: OtherInputs | None = None,
         generate: bool = True,
     ) -> None:
         _check_state_dict(root)
@@ -90,6 +95,7 @@ class CollabGraphModule(fx.GraphModule):
         self.__dict__["_constants"] = tuple(constants or ())
         self.__dict__["_recompute"] = recompute
         self.__dict__["_eval_graph"] = eval_graph
+        self.__dict__["_other_inputs"] = other_inputs
         self.__dict__[OWN] = own = nn.Module()
         own.__dict__.update({name: self.__dict__[name] for name in _REGISTRIES})
         for name, value in (*_plain_attributes(root, modes), *(constants or {}).items()):
@@ -173,13 +179,25 @@ class CollabGraphModule(fx.GraphModule):
             graphs = {"self.training": modes.train, "True": modes.eval}
         elif not modes.differ:
             graphs = {"self.training or self.returns_all": modes.train, "True": one}
-        forwards = [] if one is None and not modes.differ else [*starmap(self._compiled, graphs.items())]
+        other, several = self.__dict__.get("_other_inputs"), one is not None or modes.differ
+        forwards = [*starmap(self._compiled, graphs.items())] if several or other is not None else []
+        if other is not None:
+            forwards[-1] = forwards[-1]._replace(function=_with_other_inputs(forwards[-1].function, other))
         result = self._generate(modes.of(self.training))
         self._graph = modes.of(self.training) if one is None or self.training else one
         if forwards:
             type(self).forward = forward_of_modes(forwards)
-            self._code = code_of_modes(forwards)
+            self._code = code_of_modes(forwards) if several else self._code
         return result
+
+    def own_root(self) -> nn.Module:
+        """The root; a copy of it where children of this module were replaced, as by SyncBatchNorm."""
+        own = {name: child for name, child in self._modules.items() if name not in self.__dict__["_peers"]}
+        if all(self.root._modules.get(name) is child for name, child in own.items()):
+            return self.root
+        root = shallow(self.root)
+        root.__dict__["_modules"] = own
+        return root
 
     def _make_graph_of_eval(self) -> None:
         """Make the graph that eval mode runs of the training graph, as that is now."""
@@ -271,6 +289,18 @@ def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule
     new.__dict__["_graph"] = new.modes.of(new.training)
     new.recompile()
     return new
+
+
+def _with_other_inputs(forward: Callable[..., Any], other: OtherInputs) -> Callable[..., Any]:
+    """A forward of eval mode that takes inputs for which a guard raises, too."""
+
+    def run(module: CollabGraphModule, *values: Any) -> Any:
+        try:
+            return forward(module, *values)
+        except GuardError as error:
+            return other(module, values, error)
+
+    return run
 
 
 def _made_of_the_training_graph(graph: fx.Graph) -> StateError:

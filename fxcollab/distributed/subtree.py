@@ -9,11 +9,11 @@ from torch import fx, nn
 
 from fxcollab._torch import codegen_of
 from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.functional import shallow
 from fxcollab.fx_utils import copy_node, get_output, map_inputs
 from fxcollab.plan import Plan, plan_of
 from fxcollab.provenance import provenance_of
 from fxcollab.rewriting.outputs import codegen_for_heads, codegen_for_one, is_flat, output_of
-from fxcollab.rewriting.prune import shallow
 from fxcollab.tree import Path, parse_branch_name
 
 

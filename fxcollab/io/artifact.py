@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import ArtifactError, CaptureError, SplitError, StateError
+from fxcollab.fingerprint import fingerprint
 from fxcollab.io.folder import GRAPH, PAGE, PLAN, WEIGHTS, refuse_existing, replaced
-from fxcollab.io.plan_file import fingerprint, plan_to_json, read_plan, read_plan_file
+from fxcollab.io.plan_file import plan_to_json, read_plan, read_plan_file
 from fxcollab.io.weights import load_state_dict, save_state_dict
 from fxcollab.passes import CapturePass, run_passes, training_passes
 from fxcollab.plan import PLAN_KEY, plan_of, training_model
@@ -103,7 +104,7 @@ def load(
     except (CaptureError, SplitError, StateError) as error:
         raise _changed(where, error.what, examples=isinstance(error, CaptureError)) from error
     train_model.meta[PLAN_KEY] = plan
-    if fingerprint(train_model) != data["fingerprint"]:
+    if fingerprint(train_model.modes) != data["fingerprint"]:
         versions = f"saved with torch {data.get('torch')}, this is {torch.__version__}"
         guarded = any(node.target is guard for graph in train_model.modes for node in graph.nodes)
         unseen = example_inputs is None and not plan.interface.known

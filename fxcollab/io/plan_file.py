@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,11 @@ import torch
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import ArtifactError, FxCollabError
-from fxcollab.fx_utils import describe_node
+from fxcollab.fingerprint import fingerprint
 from fxcollab.io.folder import PLAN
 from fxcollab.patterns import is_made_by
 from fxcollab.plan import Plan, RewriteOptions, plan_of
 from fxcollab.rewriting.outputs import EvalOutput
-from fxcollab.runtime.operators import guard
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import Granularity
 from fxcollab.tracing.interface import InputSpec, Interface
@@ -67,20 +65,6 @@ def read_plan_file(folder: Path) -> tuple[Plan, dict[str, Any]]:
     )
 
 
-def fingerprint(train_model: CollabGraphModule) -> str:
-    """A hash of the training graphs: every node's name, op, target and arguments, in order."""
-    digest = hashlib.sha256()
-    for graph in train_model.modes:
-        for node in graph.nodes:
-            name, op, target, args, kwargs, _ = describe_node(node)
-            args = args[:-1] if target is guard else args  # its last argument is a source line, which may move
-            called = target if isinstance(target, str) else torch.typename(target)
-            called = getattr(target, "__name__", called) if callable(target) else called
-            digest.update(f"{op} {name} {called} {args} {kwargs}\n".encode())
-        digest.update(b"--\n")
-    return digest.hexdigest()
-
-
 def plan_to_json(model: CollabGraphModule, target: Path) -> dict[str, Any]:
     """The plan of a training model as JSON data; the source's path is relative to the folder ``target``."""
     plan = plan_of(model)
@@ -100,7 +84,7 @@ def plan_to_json(model: CollabGraphModule, target: Path) -> dict[str, Any]:
             for spec in plan.interface.inputs
         ],
         "fixed": dict(plan.interface.fixed),
-        "fingerprint": fingerprint(model),
+        "fingerprint": fingerprint(model.modes),
     }
 
 

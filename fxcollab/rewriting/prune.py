@@ -11,9 +11,11 @@ from fxcollab._torch import codegen_of
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.deep_copy import deep_copy
 from fxcollab.errors import StateError
+from fxcollab.functional import shallow
 from fxcollab.fx_utils import map_inputs
 from fxcollab.plan import plan_of, training_model
 from fxcollab.provenance import META_KEY, provenance_of
+from fxcollab.rewriting.other_inputs import OTHER_INPUTS_KEY
 from fxcollab.rewriting.outputs import codegen_for_one, output_of
 from fxcollab.rewriting.peers import Branch
 from fxcollab.rewriting.state_dict import prune_state_dict, without_infixes
@@ -55,12 +57,14 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
     if into is not None:
         return _load(into, prune_state_dict(model.state_dict(), head, peers=peers))
     modes = model.modes.map(lambda graph: prune_graph(graph, plan.tree, path, peers))
-    root = _own_root(model, peers)
+    root = model.own_root()
     if any(path):
         names = (branch_name(path[:level]) for level in range(1, len(path) + 1) if any(path[:level]))
         root = _graft(root, [model.get_submodule(f"{peers}.{name}") for name in names])
     constants = {name: getattr(model, name) for name in model.constants}
-    pruned = CollabGraphModule(_own_modules(root), modes, constants=constants)
+    pruned = CollabGraphModule(
+        _own_modules(root), modes, constants=constants, other_inputs=model.meta.get(OTHER_INPUTS_KEY)
+    )
     pruned.meta[CAPTURE_KEY] = CaptureOptions(plan.granularity, plan.interface)
     return pruned
 
@@ -122,16 +126,6 @@ def _without_provenance(node: fx.Node) -> dict[str, Any]:
     return {key: value for key, value in node.meta.items() if key != META_KEY}
 
 
-def _own_root(model: CollabGraphModule, peers: str) -> nn.Module:
-    """The root; a copy of it where children of the training model were replaced, as by SyncBatchNorm."""
-    own = {name: child for name, child in model._modules.items() if name != peers}
-    if all(model.root._modules.get(name) is child for name, child in own.items()):
-        return model.root
-    root = shallow(model.root)
-    root.__dict__["_modules"] = own
-    return root
-
-
 def _graft(module: nn.Module, branches: list[nn.Module]) -> nn.Module:
     """A copy of ``module`` in which the peers of ``branches`` replace their originals."""
     new = shallow(module)
@@ -147,23 +141,6 @@ def _graft(module: nn.Module, branches: list[nn.Module]) -> nn.Module:
             child = module._modules[name]
             assert child is not None
             new._modules[name] = _graft(child, [peer for peer in peers if peer is not None])
-    return new
-
-
-def shallow(module: nn.Module) -> nn.Module:
-    """A module of the same class with registries of its own over the same entries."""
-    if isinstance(module, fx.GraphModule):
-        new = nn.Module()
-        new.__class__ = type(type(module).__name__, (nn.Module,), {})
-        kept = {k: v for k, v in module.__dict__.items() if isinstance(v, torch.Tensor)}
-        new.__dict__.update(kept, training=module.training)
-        new._modules, new._parameters, new._buffers = module._modules, module._parameters, module._buffers
-    else:
-        new = module.__class__.__new__(module.__class__)
-        new.__dict__.update(module.__dict__)
-    for registry in ("_modules", "_parameters", "_buffers"):
-        new.__dict__[registry] = dict(module.__dict__[registry])
-    new.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
     return new
 
 

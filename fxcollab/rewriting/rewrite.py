@@ -22,6 +22,7 @@ from fxcollab.rewriting.duplicate import Duplicated, duplicate
 from fxcollab.rewriting.eval_output import eval_graph
 from fxcollab.rewriting.init_rules import check_init, equal_heads, fresh_names, name_of
 from fxcollab.rewriting.initialise import Factory, has_different_heads, initialise
+from fxcollab.rewriting.other_inputs import OTHER_INPUTS_KEY, other_inputs
 from fxcollab.rewriting.outputs import check_eval_output
 from fxcollab.rewriting.peers import State, build_peers, nest
 from fxcollab.rewriting.recomputable import refuse_scripted_buffers, refuse_writes
@@ -95,7 +96,7 @@ def duplicated(
     initialise(branches, state, partition.tree, options.init, options.seed, factory, fresh)
     if must_differ and not has_different_heads(branches, state, partition.tree.depth):
         raise equal_heads(options.init)
-    peers = nest(branches)
+    peers, other = nest(branches), other_inputs(captured, partition.observation)
     with collector_paused():
         graphs = {graph: duplicate(graph, captured, partition, options) for graph in captured.modes}
         for result in graphs.values():
@@ -103,6 +104,7 @@ def duplicated(
         train_model = CollabGraphModule(
             captured.root,
             captured.modes.map(lambda graph: graphs[graph].graph),
+            other_inputs=other if options.eval_output == "head" else None,
             constants={name: getattr(captured, name) for name in captured.constants},
             peers={options.peers: peers},
             recompute=options.recompute,
@@ -115,6 +117,7 @@ def duplicated(
         for graph in train_model.modes:
             refuse_scripted_buffers(graph, train_model)
     shared = shared_statistics(partition.straddling & dict(captured.named_buffers(remove_duplicate=False)).keys())
+    train_model.meta[OTHER_INPUTS_KEY] = other
     train_model.meta[SMALL_LEVELS_KEY] = tuple(small_levels(captured, partition))
     train_model.meta[LIMITATIONS_KEY] = (*captured.meta[LIMITATIONS_KEY], *shared)
     return train_model

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from fxcollab._torch import pytree
-from fxcollab.errors import CaptureError
+from fxcollab.errors import CaptureError, GuardError
 
 
 def _inplace(name: str) -> Callable[[Any, Any], Any]:
@@ -153,18 +153,27 @@ def guard(question: str, value: Any, answer: Any, where: str) -> None:
     value that requires no grad, as under ``torch.no_grad()``, goes the way of one that does.
 
     Raises:
-        CaptureError: the answer differs.
+        GuardError: the answer differs.
     """
     found = QUESTIONS[question](value)
     if question == "requires grad" and not found:
         return
     if found != answer:
-        raise CaptureError(
+        hint = _HINTS.get(question, "capture with an example like this input; or")
+        raise GuardError(
             f"The graph was captured where {_asked(question)} is {answer}; here it is {found}.",
             where=where,
             why="the forward takes a different branch for this input",
-            hint="capture with an example like this input, or keep this code in a module of its own",
+            hint=f"{hint} keep this code in a module of its own, which becomes one node",
         )
+
+
+_NUMBER = "x.item() stays the number of the input at hand, which int(x) and float(x) do not; or"
+_LOOP = "a loop is as long as for the example: give as many at every call (drop_last=True in a DataLoader); or"
+_HINTS = {
+    "int": _NUMBER, "float": _NUMBER, "len": _LOOP, "index": _LOOP, "keys": _LOOP,
+    "is None": "leave the same arguments out as in the example; or",
+}  # fmt: skip
 
 
 def _asked(question: str) -> str:

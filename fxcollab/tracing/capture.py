@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -15,6 +15,8 @@ from fxcollab._torch import PyTreeCodeGen, codegen_of, is_compiled
 from fxcollab.codegen.modes import Modes
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError
+from fxcollab.fingerprint import fingerprint
+from fxcollab.runtime.operators import guard
 from fxcollab.tracing.attempts import Request, Traced, trace_modes
 from fxcollab.tracing.helpers import is_helper
 from fxcollab.tracing.interface import ExampleInputs, Interface, forward_of, interface_of
@@ -29,11 +31,15 @@ CAPTURE_KEY = "fxcollab_capture"
 
 @dataclass(frozen=True)
 class CaptureOptions:
-    """How a model was captured; ``captured.meta[CAPTURE_KEY]``."""
+    """How a model was captured; ``captured.meta[CAPTURE_KEY]``.
+
+    ``fingerprint`` is that of the graph of eval mode, where it has guards.
+    """
 
     granularity: Granularity
     interface: Interface
     example_inputs: ExampleInputs | None = None
+    fingerprint: str | None = None
 
 
 @purge_leaked_tensors()
@@ -78,13 +84,15 @@ def capture(
         raise CaptureError(
             f"{type(model).__qualname__} has no required input, so that the inputs of its graph are not known.",
             where=forward_of(model),
-            hint="give example_inputs: a dict of the keyword inputs you train with",
+            hint="give example_inputs: a tuple or a dict of the inputs that you train with",
         )
     request = Request(model, opened_paths(model, splits), interface, granularity == "op", example_inputs)
     with purge_leaked_proxies() as proxies:
         train, evaluation = trace_modes(request, proxies)
     captured = CollabGraphModule(model, Modes.merged(train.graph, evaluation.graph), constants=evaluation.constants)
-    captured.meta[CAPTURE_KEY] = options
+    guarded = any(node.target is guard for node in evaluation.graph.nodes)
+    traced = fingerprint([captured.modes.eval]) if guarded else None
+    captured.meta[CAPTURE_KEY] = replace(options, fingerprint=traced)
     captured.meta[LIMITATIONS_KEY] = (
         *limitations({**train.opened, **evaluation.opened}, interface),
         *_limitations_of_tracing(train, evaluation),

@@ -90,10 +90,12 @@ def test_where_data_decide_the_examples_do_and_other_inputs_are_refused(
     for inputs in (ONES, same):
         fxcollab.verify(model, train_model, (inputs,)).raise_if_failed()
         assert agrees(train_model, model, inputs)
-    for graph in (train_model, train_model.eval(), fxcollab.prune(train_model), copy.deepcopy(train_model)):
+    for graph in (train_model, fxcollab.prune(train_model), copy.deepcopy(train_model)):
         error = refused(lambda graph=graph: graph(other))
         assert question in error.what
         assert line_at(error.where, __name__).endswith("# asks")
+        assert torch.equal(graph.eval()(other), model.eval()(other))  # as the original
+        model.train()
 
 
 @pytest.mark.parametrize(
@@ -196,3 +198,67 @@ def test_a_graph_with_an_assumption_is_pickled() -> None:
     loaded = pickle.loads(pickle.dumps(train_model))
     assert torch.equal(loaded(MORE)[1], train_model(MORE)[1])
     refused(lambda: loaded(-X))
+
+
+def pooled(h: Tensor, graphs: Tensor) -> Tensor:
+    count = int(graphs.max()) + 1
+    return h.new_zeros(count, h.shape[1]).index_add(0, graphs, h)
+
+
+class PoolsInAFunction(Net):
+    """Like a network on a batch of graphs, whose number the indices tell."""
+
+    def forward(self, x: Tensor, graphs: Tensor) -> Any:
+        return self.d(self.pool(self.c(self.b(self.a(x))).relu(), graphs))
+
+    def pool(self, h: Tensor, graphs: Tensor) -> Tensor:
+        return pooled(h, graphs)
+
+
+class PoolsByItem(PoolsInAFunction):
+    def pool(self, h: Tensor, graphs: Tensor) -> Tensor:
+        return torch.zeros(graphs.max().item() + 1, h.shape[1]).index_add(0, graphs, h)
+
+
+class Pool(nn.Module):
+    def forward(self, h: Tensor, graphs: Tensor) -> Tensor:
+        return torch.stack([h[graphs == index].mean(0) for index in range(int(graphs.max()) + 1)])
+
+
+class PoolsInAModule(PoolsInAFunction):
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = Pool()
+
+    def pool(self, h: Tensor, graphs: Tensor) -> Tensor:
+        return self.whole(h, graphs)
+
+
+class PoolsByInt(PoolsInAFunction):
+    def pool(self, h: Tensor, graphs: Tensor) -> Tensor:
+        count = int(graphs.max()) + 1  # asks
+        return h.new_zeros(count, h.shape[1]).index_add(0, graphs, h)
+
+
+class PoolsInALoop(PoolsInAFunction):
+    def pool(self, h: Tensor, graphs: Tensor) -> Tensor:
+        count = graphs.max().item() + 1
+        return torch.stack([h[graphs == index].mean(0) for index in range(count)])  # asks
+
+
+BATCH, SMALLER = (torch.randn(12, 8), torch.arange(12) // 3), (torch.randn(8, 8), torch.arange(8) // 4)
+
+
+@pytest.mark.parametrize("make", slow_but([PoolsByItem], [PoolsInAFunction, PoolsByItem, PoolsInAModule]))
+def test_a_size_that_data_decide_is_that_of_the_input_at_hand(make: type[Net]) -> None:
+    model = make()
+    assert agrees(proven(model, BATCH), model, *SMALLER)
+
+
+@pytest.mark.parametrize(
+    ("make", "way_out"), [(PoolsByInt, "x.item() stays the number"), (PoolsInALoop, "in a module of its own")]
+)
+def test_one_that_the_forward_fixes_is_refused_with_what_would_not_fix_it(make: type[Net], way_out: str) -> None:
+    train_model = made(make(), BATCH)
+    error = refused(lambda: train_model(*SMALLER))
+    assert way_out in str(error.hint) and line_at(error.where, __name__).endswith("# asks")
