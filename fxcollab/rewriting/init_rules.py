@@ -103,14 +103,20 @@ def frozen_names(root: nn.Module) -> set[str]:
 
 def equal_heads(init: Init) -> PatternError:
     """The error where all heads start equal, and stay so as nothing behind a split draws random numbers."""
-    if init == "finetune":
-        way_out = "name layers that start anew: init={'fc': 'fresh', '*': 'copy'} (--init copy --fresh fc)"
+    what, way_out = "Peers that start as copies would never differ from head 0.", "init='fresh'"
+    if init == "fresh":
+        what = "Peers would never differ from head 0: what is behind the splits is frozen, or starts as constants."
+        way_out = "let a layer behind the splits learn that starts at random, init=callable(module, path)"
+    elif init == "finetune":
+        way_out = (
+            f"name layers that start anew: init={{'fc': 'fresh', '*': 'copy'}} (--init copy --fresh fc), {way_out}"
+        )
     else:
-        way_out = "use init='finetune' (--init finetune), which redraws the heads' last layers and keeps all others"
+        way_out = f"use init='finetune' (--init finetune), which redraws the heads' last layers, {way_out}"
     return PatternError(
-        "Peers that start as copies would never differ from head 0.",
+        what,
         why="no operation behind the splits draws random numbers, so all heads would stay equal",
-        hint=f"{way_out}, init='fresh', or 'copy-anyway' if you make them differ yourself",
+        hint=f"{way_out}, or 'copy-anyway' if you make them differ yourself",
     )
 
 

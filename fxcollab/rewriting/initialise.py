@@ -268,11 +268,9 @@ def _reset_module(
     ]
     for _, parameter, like in uninitialised:
         _redraw(parameter, like)
-    for parameter in parameters.values():
-        like = likes[id(parameter)]
-        if (
-            keeps_zeros and like.ndim > 1 and not like.is_meta and not bool(like.any())
-        ):  # as of LoRA, whose corrections start at zero
+    zeros = [p for p in parameters.values() if not likes[id(p)].is_meta and not bool(likes[id(p)].any())]
+    if keeps_zeros and any(parameter.ndim > 1 for parameter in zeros):  # as of LoRA, whose corrections start at zero
+        for parameter in zeros:
             parameter.zero_()
     return [name for name, _, _ in uninitialised]
 

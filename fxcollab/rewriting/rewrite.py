@@ -88,7 +88,7 @@ def duplicated(
         [name for name, level in state.tensors.items() if level],
         last_layers(captured, partition),
     )
-    by_values = not callable(options.init) and options.init not in ("fresh", "copy-anyway")
+    by_values = not callable(options.init) and options.init != "copy-anyway"
     must_differ = by_values and not is_stochastic(partition)
     if must_differ and not fresh:
         raise equal_heads(options.init)

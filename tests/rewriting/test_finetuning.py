@@ -356,3 +356,55 @@ def test_randomness_that_siblings_share_makes_no_copies_differ() -> None:
     train_model = fxcollab.transform(net(nn.Dropout(0.5)), splits=["0", "2"], init="copy", seed=0)
     outputs = train_model(torch.ones(3, 4))
     assert not any(torch.equal(a, b) for i, a in enumerate(outputs) for b in outputs[:i])
+
+
+class Adapter(nn.Module):
+    """A frozen layer with a low-rank update that starts as zero, or with a scale that starts as one."""
+
+    def __init__(self, layer: nn.Linear, *, low_rank: bool) -> None:
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        if low_rank:
+            self.down, self.up = nn.Linear(layer.in_features, 2), nn.Linear(2, layer.out_features)
+            nn.init.zeros_(self.up.weight)
+            nn.init.zeros_(self.up.bias)
+        else:
+            self.scale = nn.Parameter(torch.ones(layer.out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.layer(x)
+        return h + self.up(self.down(x)) if hasattr(self, "up") else h * self.scale
+
+
+def adapted(*, low_rank: bool) -> nn.Module:
+    """A pretrained network, of which only adapters are trained."""
+    torch.manual_seed(0)
+    frozen = [nn.Linear(12, 12).requires_grad_(False) for _ in range(2)]
+    adapters = [Adapter(nn.Linear(12, 12), low_rank=low_rank) for _ in range(2)]
+    return nn.Sequential(frozen[0], nn.ReLU(), adapters[0], nn.ReLU(), adapters[1], frozen[1])
+
+
+@pytest.mark.parametrize("init", slow_but(["fresh"], ["fresh", {"*.down": "fresh", "*": "copy"}]))
+def test_with_low_rank_adapters_all_heads_start_as_the_given_network(init: Any) -> None:
+    model = adapted(low_rank=True)
+    train_model = fxcollab.transform(model, "simple", ["0"], seed=0, init=init)
+    expected = model(X)
+    assert all(torch.equal(output, expected) for output in train_model(X))
+    assert {name.split(".")[1] for name in differing(train_model)} == {"down"}
+
+
+@pytest.mark.parametrize(("init", "way_out"), [("fresh", "init=callable"), ("copy", "init='finetune'")])
+def test_adapters_that_all_start_alike_would_stay_so_and_are_refused(init: Any, way_out: str) -> None:
+    with pytest.raises(PatternError, match="would never differ") as caught:
+        fxcollab.transform(adapted(low_rank=init == "copy"), "simple", ["0"], seed=0, init=init)
+    assert way_out in str(caught.value.hint)
+
+
+def test_the_way_out_for_adapters_that_start_alike_works() -> None:
+    def noise(module: nn.Module, path: str) -> None:
+        for name, parameter in module.named_parameters():
+            if name.endswith("scale"):
+                nn.init.normal_(parameter, 1, 0.01)
+
+    train_model = fxcollab.transform(adapted(low_rank=False), "simple", ["0"], seed=0, init=noise)
+    assert {name.split(".")[1] for name in differing(train_model)} == {"scale"}
