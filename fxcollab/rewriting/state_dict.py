@@ -80,8 +80,9 @@ def refuse_other_checkpoint(checkpoint: Iterable[str], own: Iterable[str], peers
         raise StateError(
             f"The checkpoint is that of a training model with {found.heads} heads, this one has {expected.heads}.",
             why=f"its fan-outs are {found.fanouts}, not {expected.fanouts}",
-            hint="take one head of it: fxcollab.original(train_model).load_state_dict(fxcollab.prune_state_dict("
-            "checkpoint, head=0))",
+            hint="load_state_dict(checkpoint, strict=False) loads the branches that both have, and returns the names "
+            "of what stays as init made it; or take one head: fxcollab.original(train_model).load_state_dict("
+            "fxcollab.prune_state_dict(checkpoint, head=0))",
         )
 
 

@@ -213,7 +213,24 @@ def test_a_plain_checkpoint_and_one_of_another_tree_are_told_as_such() -> None:
     with pytest.raises(StateError, match="with 4 heads, this one has 2") as caught:
         train_model.load_state_dict(other)
     assert "prune_state_dict(checkpoint, head=0)" in str(caught.value.hint)
+    assert "strict=False" in str(caught.value.hint)
     assert train_model.load_state_dict(plain, strict=False).missing_keys
+
+
+@pytest.mark.parametrize(
+    ("saved", "resumed", "fresh"), [(2, 4, {"b2", "b3"}), pytest.param(4, 2, set(), marks=pytest.mark.slow)]
+)
+def test_a_checkpoint_of_another_number_of_heads_is_resumed(saved: int, resumed: int, fresh: set[str]) -> None:
+    def made(heads: int, seed: int) -> fxcollab.CollabGraphModule:
+        return fxcollab.transform(SmallConvNet(), "simple", ["layer1"], heads=heads, seed=seed)
+
+    checkpoint = {name: value + 1 for name, value in made(saved, 0).state_dict().items()}
+    train_model = made(resumed, 1)
+    expected = {name: value.clone() for name, value in train_model.state_dict().items()}
+    expected |= {name: value for name, value in checkpoint.items() if name in expected}
+    missing = train_model.load_state_dict(checkpoint, strict=False).missing_keys
+    assert all(torch.equal(value, expected[name]) for name, value in train_model.state_dict().items())
+    assert {name.split(".")[1] for name in missing} == fresh
 
 
 def test_other_errors_of_loading_are_torchs() -> None:
