@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, TypeVar, overload
 
 import torch
@@ -63,13 +64,13 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
         root = _graft(root, [model.get_submodule(f"{peers}.{name}") for name in names])
     constants = {name: getattr(model, name) for name in model.constants}
     pruned = CollabGraphModule(
-        _own_modules(root), modes, constants=constants, other_inputs=model.meta.get(OTHER_INPUTS_KEY)
+        with_own_modules(root), modes, constants=constants, other_inputs=model.meta.get(OTHER_INPUTS_KEY)
     )
     pruned.meta[CAPTURE_KEY] = CaptureOptions(plan.granularity, plan.interface)
     return pruned
 
 
-def _own_modules(root: nn.Module) -> nn.Module:
+def with_own_modules(root: nn.Module) -> nn.Module:
     """The module with others in it, and itself another, over the same registries of parameters and buffers."""
     scripted = (part for part in root.modules() if isinstance(part, torch.jit.ScriptModule))  # copies copy tensors
     own: nn.Module = deep_copy(root, lambda tensor: tensor, scripted, share_functions=True).value
@@ -149,19 +150,25 @@ def _load(model: M, state: dict[str, Any]) -> M:
     own = model.state_dict()
     names = {without_infixes(key): key for key in own}
     state = {names.get(key, key): value for key, value in state.items()}
-    wrong = [
-        key
-        for key in state
-        if key not in own or getattr(own[key], "shape", None) != getattr(state[key], "shape", None)
-    ]
-    wrong += [key for key in own if key not in state]
-    if wrong:
+    missing = [*(key for key in state if key not in own), *(key for key in own if key not in state)]
+    shapes = {key: [getattr(each.get(key), "shape", None) for each in (own, state)] for key in state}
+    wrong = missing or [key for key, (one, other) in shapes.items() if one != other]
+    own.update(state)  # which has the version of the format
+    if missing or (wrong and not _takes(model, own)):
         raise StateError(
             f"The head's weights don't fit {type(model).__qualname__}.",
             where=", ".join(wrong[:4]),
             why="these are missing in one of the two, or have another shape; nothing was written",
             hint="give the model that was transformed, or a new one like it",
         )
-    own.update(state)  # which has the version of the format
     model.load_state_dict(own)
     return model
+
+
+def _takes(model: nn.Module, state: dict[str, Any]) -> bool:
+    """Whether the model loads tensors of other shapes, as observers of quantization do."""
+    try:
+        copy.deepcopy(model).load_state_dict(state)
+    except RuntimeError:
+        return False
+    return True
