@@ -28,7 +28,7 @@ from fxcollab.errors import (
     VerificationError,
 )
 from fxcollab.groups import parameter_groups
-from fxcollab.heads import all_heads, original
+from fxcollab.heads import all_heads, ensemble, evaluate_heads, original
 from fxcollab.io.artifact import load, save
 from fxcollab.objectives.collaborative import CollaborativeLoss
 from fxcollab.objectives.distillation import DistillationLoss
@@ -87,6 +87,8 @@ __all__ = [
     "capture",
     "choose_splits",
     "diff",
+    "ensemble",
+    "evaluate_heads",
     "evenness",
     "find_splits",
     "gathered_state_dict",

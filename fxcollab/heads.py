@@ -1,13 +1,17 @@
-"""The outputs of all heads in either mode, and the original behind a training model."""
+"""The outputs of all heads in either mode, their ensemble, and the original behind a training model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from fxcollab.plan import training_model, unwrapped
+from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.plan import plan_of, training_model, unwrapped
+from fxcollab.rewriting.eval_output import mean_graph, mean_of_heads
+from fxcollab.rewriting.prune import with_own_modules
 
 
 def all_heads(train_model: nn.Module) -> Callable[..., tuple[Any, ...]]:
@@ -35,6 +39,64 @@ def all_heads(train_model: nn.Module) -> Callable[..., tuple[Any, ...]]:
             inner.returns_all = before
 
     return call
+
+
+def ensemble(train_model: nn.Module) -> CollabGraphModule:
+    """A module that returns the mean of the heads' outputs, in either mode.
+
+    Args:
+        train_model: what `transform` or `load` returned, or a wrapper around it.
+
+    Returns:
+        A ``GraphModule`` over the training model's own tensors, with modules of its own, as `prune` returns. Of
+        structured outputs all floating-point tensors are averaged, and head 0's other values returned; that of an
+        output that torch can't take apart raises a StateError at the call.
+    """
+    model = training_model(train_model)
+    tree, peers = plan_of(model).tree, plan_of(model).options.peers
+    own = with_own_modules(nn.ModuleList([model.own_root(), model.get_submodule(peers)]))
+    return CollabGraphModule(
+        own.get_submodule("0"),
+        model.modes.map(lambda graph: mean_graph(graph, tree)),
+        constants={name: getattr(model, name) for name in model.constants},
+        peers={peers: own.get_submodule("1")},
+    )
+
+
+class Evaluation(NamedTuple):
+    """The means of a metric over a data set.
+
+    Attributes:
+        heads: of every head, head 0 first; of shape (H, ...) where the metric gives (N, ...).
+        ensemble: of the mean of the heads' outputs; of shape (...).
+    """
+
+    heads: Tensor
+    ensemble: Tensor
+
+
+@torch.no_grad()
+def evaluate_heads(
+    train_model: nn.Module, batches: Iterable[tuple[Any, Any]], metric: Callable[[Any, Any], Tensor]
+) -> Evaluation:
+    """Evaluate every head and their ensemble in eval mode, in one pass over the data.
+
+    Args:
+        train_model: what `transform` or `load` returned, or a wrapper around it.
+        batches: pairs of the model's input, or a tuple or dict of its inputs, and the target.
+        metric: of one head's output and the target, a value for each of N samples, (N, ...), such as the error
+            ``lambda logits, labels: (logits.argmax(1) != labels)``. Batches may differ in size.
+    """
+    training, call, found = train_model.training, all_heads(train_model.eval()), []
+    try:
+        for inputs, target in batches:
+            args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
+            heads = call(*args, **(inputs if isinstance(inputs, dict) else {}))
+            found.append(torch.stack([metric(output, target) for output in (*heads, mean_of_heads(heads))]))
+    finally:
+        train_model.train(training)
+    means = torch.cat(found, 1).double().mean(1)
+    return Evaluation(means[:-1], means[-1])
 
 
 def original(train_model: nn.Module) -> nn.Module:

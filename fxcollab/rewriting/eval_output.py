@@ -21,12 +21,13 @@ def eval_graph(graph: fx.Graph, tree: HeadTree, peers: str, eval_output: EvalOut
 
     Of head 0 it is the inference graph. The mean is that of all floating-point tensors in the heads' outputs.
     """
-    new = prune_graph(graph, tree, (0,) * tree.depth, peers) if eval_output == "head" else _of_mean(graph, tree)
+    new = prune_graph(graph, tree, (0,) * tree.depth, peers) if eval_output == "head" else mean_graph(graph, tree)
     new.set_codegen(codegen_for_eval(codegen_of(new)))
     return new
 
 
-def _of_mean(graph: fx.Graph, tree: HeadTree) -> fx.Graph:
+def mean_graph(graph: fx.Graph, tree: HeadTree) -> fx.Graph:
+    """A graph that returns the mean over heads, made of a training graph."""
     new = copy_graph(graph)
     output, paths = get_output(new), list(tree.paths(tree.depth))
     heads = [output_of(new, tree, path) for path in paths]
