@@ -82,6 +82,13 @@ def test_fine_tuning_starts_from_what_is_given(monkeypatch: pytest.MonkeyPatch) 
     assert all(0 <= error < 0.9 for _, errors in found.values() for error in errors)
 
 
+@pytest.mark.slow
+def test_a_detector_trains_and_finds_what_it_should() -> None:
+    from samples.integrations.detection import main
+
+    assert main(6, 64) > 0.3
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """Two epochs in one process."""
