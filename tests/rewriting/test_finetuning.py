@@ -149,7 +149,7 @@ def test_with_low_rank_adapters_all_heads_start_at_the_trained_outputs() -> None
         ({"fc": "fresh", "*": "copy"}, "heads other than 0 start by fc=fresh,*=copy"),
         (nothing_new, "heads other than 0 start as nothing_new makes them"),
     ],
-    ids=str,
+    ids=["fresh", "finetune", "copies", "rules", "function"],
 )
 def test_the_summary_says_how_heads_start(init: Any, start: str) -> None:
     net = SmallConvNet()
