@@ -7,7 +7,6 @@ inference = fxcollab.prune(train_model, head=0)
 
 from fxcollab._transform import transform
 from fxcollab.analysis.partition import partition
-from fxcollab.codegen.attributes import original_name
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, StepCost, training_costs
 from fxcollab.costs.summary import Summary, summarise
@@ -50,7 +49,7 @@ from fxcollab.splits.choice import Choice
 from fxcollab.splits.choose import choose_splits
 from fxcollab.splits.option import Option, evenness
 from fxcollab.tracing.capture import capture
-from fxcollab.tree import HeadTree
+from fxcollab.tree import HeadTree, original_name
 from fxcollab.version import __version__
 
 __all__ = [

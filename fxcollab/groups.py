@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxcollab.codegen.attributes import original_name
 from fxcollab.errors import StateError, closest
 from fxcollab.plan import plan_of, training_model
+from fxcollab.tree import original_name
 
 
 def parameter_groups(train_model: nn.Module, groups: Iterable[Any]) -> list[dict[str, Any]]:

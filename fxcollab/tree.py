@@ -138,6 +138,21 @@ def parse_branch_name(name: str) -> Path | None:
     return tuple(map(int, name[1:].split("_"))) if _BRANCH_NAME.fullmatch(name) else None
 
 
+def original_name(name: str, *, peers: str = "peers") -> str:
+    """The name that a parameter, buffer or module of a training model has in the original.
+
+    ``peers.b1.layer3.0.conv1.weight`` is ``layer3.0.conv1.weight``; a name of the trunk or of head 0 is its own.
+
+    Args:
+        name: as in the training model's state dict.
+        peers: the name under which peers live.
+    """
+    first, _, rest = name.partition(".")
+    branch, _, inner = rest.partition(".")
+    path = parse_branch_name(branch) if first == peers else None
+    return inner if path is not None and inner and branch == branch_name(path) else name
+
+
 def multi_instance(heads: int = 2) -> HeadTree:
     """Independent instances of the whole network (figure 1 b)."""
     return HeadTree((), (_count(_at_least_two(heads, "heads"), 1),))

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxcollab.tree import branch_name, parse_branch_name
+from fxcollab.codegen.checkpointing import on_all_branches
+from fxcollab.tree import original_name
 
 
 def adopt_attributes(train_model: nn.Module, root: nn.Module, peers: str) -> None:
@@ -84,23 +85,13 @@ _ANCHOR = re.compile(r"(?<![\[\\])\^")
 _ANSWERS: Mapping[str, Callable[[Callable[..., Any], Any, str], Callable[..., Any]]] = {
     "no_weight_decay": _names_of_all_branches,  # timm
     "group_matcher": _patterns_of_all_branches,
+    "set_grad_checkpointing": on_all_branches,
     "get_classifier": _as_is,
     "get_input_embeddings": _as_is,  # transformers
     "get_output_embeddings": _as_is,
+    "activation_checkpointing_enable": on_all_branches,
+    "activation_checkpointing_disable": on_all_branches,
+    "gradient_checkpointing_enable": on_all_branches,  # their names before
+    "gradient_checkpointing_disable": on_all_branches,
 }
 """What optimizers and trainers ask a model."""
-
-
-def original_name(name: str, *, peers: str = "peers") -> str:
-    """The name that a parameter, buffer or module of a training model has in the original.
-
-    ``peers.b1.layer3.0.conv1.weight`` is ``layer3.0.conv1.weight``; a name of the trunk or of head 0 is its own.
-
-    Args:
-        name: as in the training model's state dict.
-        peers: the name under which peers live.
-    """
-    first, _, rest = name.partition(".")
-    branch, _, inner = rest.partition(".")
-    path = parse_branch_name(branch) if first == peers else None
-    return inner if path is not None and inner and branch == branch_name(path) else name

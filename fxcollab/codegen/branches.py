@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -27,7 +27,7 @@ from fxcollab._torch import codegen_of, format_target
 from fxcollab.errors import PatternError
 from fxcollab.fx_utils import Target, copy_graph, place
 from fxcollab.provenance import provenance_of
-from fxcollab.runtime.recompute import never_compile_pieces, recompute
+from fxcollab.runtime.recompute import never_compile_pieces, recompute, recompute_module
 from fxcollab.tree import Path, branch_name
 
 Recompute: TypeAlias = Literal["heads"]
@@ -49,14 +49,45 @@ def branch_by_branch(graph: fx.Graph, root: nn.Module, peers: str) -> fx.Graph:
         PatternError: nodes of another branch stand between those of one.
         StateError: an added node reads values of several heads.
     """
-    never_compile_pieces()
-    copied = copy_graph(graph)
-    codegen: Any = copy.copy(codegen_of(graph))
-    codegen.additional_globals = lambda: [("fxcollab_recompute", recompute)]
-    copied.set_codegen(codegen)
+    copied = _copy_with_recompute(graph)
     segments = tuple(_segments(copied, root, peers))
-    copied.on_generate_code(lambda _: partial(_in_functions, segments=segments))
+    return _generated(copied, partial(_in_functions, segments=segments))
+
+
+def module_by_module(graph: fx.Graph, modules: Collection[str]) -> fx.Graph:
+    """A copy of a training graph whose code runs calls of these modules under `recompute`."""
+    copied = _copy_with_recompute(graph)
+    calls = {
+        position: f"{format_target('self', node.target)}("
+        for position, node in enumerate(copied.nodes)
+        if node.op == "call_module" and str(node.target) in modules
+    }
+
+    def with_calls(body: Sequence[str]) -> list[str]:
+        statements = _by_node(body)
+        for position, call in calls.items():
+            statements[position] = statements[position].replace(call, f"fxcollab_recompute_module({call[:-1]}, ", 1)
+        return statements
+
+    return _generated(copied, with_calls)
+
+
+def _copy_with_recompute(graph: fx.Graph) -> fx.Graph:
+    never_compile_pieces()
+    copied, codegen = copy_graph(graph), copy.copy(codegen_of(graph))
+    own: Any = codegen
+    own.additional_globals = lambda: [
+        ("fxcollab_recompute", recompute),
+        ("fxcollab_recompute_module", recompute_module),
+    ]
+    copied.set_codegen(codegen)
     return copied
+
+
+def _generated(graph: fx.Graph, edit: Callable[[Sequence[str]], list[str]]) -> fx.Graph:
+    """The graph, whose code is edited by ``edit`` after what was set before."""
+    graph.on_generate_code(lambda before: lambda body: edit(before(body) if before else body))
+    return graph
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch.fx.graph import PythonCode
 
 from fxcollab._torch import GENERATED, LOAD_OWN_STATE, SAVE_OWN_STATE, codegen_of
 from fxcollab.codegen.attributes import adopt_attributes
-from fxcollab.codegen.branches import Recompute, branch_by_branch
+from fxcollab.codegen.branches import Recompute, branch_by_branch, module_by_module
 from fxcollab.codegen.forwards import Forward, code_of_modes, forward_of_modes
 from fxcollab.codegen.modes import Modes, in_mode, set_mode
 from fxcollab.codegen.packing import pack, unpack
@@ -63,6 +63,7 @@ class CollabGraphModule(fx.GraphModule):
     ]  # fmt: skip
     _graph_of_eval: fx.Graph | None = None
     _eval_out_spec: Any = None
+    _recomputed_modules: frozenset[str] = frozenset()
     returns_all = False
     """Whether eval mode returns what train mode does: one output a head. See `all_heads`."""
 
@@ -152,6 +153,12 @@ class CollabGraphModule(fx.GraphModule):
         recompute: Recompute | None = self.__dict__["_recompute"]
         return recompute
 
+    def recompute_modules(self, modules: frozenset[str]) -> None:
+        """Compute the calls of these modules, and of no others, again in the backward pass."""
+        if modules != self._recomputed_modules:
+            self._recomputed_modules = modules
+            self.recompile()
+
     @property
     def graph(self) -> fx.Graph:
         """The graph that runs in the current mode. Assigning another replaces it in the modes that share it."""
@@ -222,6 +229,8 @@ class CollabGraphModule(fx.GraphModule):
         """Generate the forward of one graph, with branches as functions where they are computed again."""
         make_printable(graph, self._is_hidden)
         active = self._graph
+        if graph is not self._graph_of_eval and self._recomputed_modules:
+            graph = module_by_module(graph, self._recomputed_modules)
         if graph is not self._graph_of_eval and self.__dict__.get("_recompute"):
             graph = branch_by_branch(graph, self, self.__dict__["_peers"][0])
         self._graph = graph

@@ -90,6 +90,16 @@ def recompute(branch: Callable[..., Any], stateful: Sequence[Stateful], *inputs:
     return results
 
 
+def recompute_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A module's output; what its backward needs is computed again there, as by `recompute`."""
+
+    def call(*inputs: Any) -> Any:
+        return module(*inputs, **kwargs)
+
+    call.__name__ = type(module).__name__
+    return recompute(call, (module,), *args)
+
+
 class _Again(AbstractContextManager[None]):
     """A second pass begins with the buffers and attributes of the first one; those of now are restored afterwards.
 

@@ -43,6 +43,11 @@ def patched_torch(tracer: Recorder) -> Iterator[None]:
         (torch.autocast, "__enter__", _noticed(tracer, torch.autocast.__enter__, _refuse_autocast)),
         (torch.enable_grad, "__enter__", _noticed(tracer, torch.enable_grad.__enter__, partial(_note_grad, tracer))),
         (
+            torch.autograd.graph.saved_tensors_hooks,
+            "__enter__",
+            _noticed(tracer, torch.autograd.graph.saved_tensors_hooks.__enter__, partial(_note_checkpoint, tracer)),
+        ),
+        (
             torch.set_grad_enabled,
             "__init__",
             _noticed(tracer, torch.set_grad_enabled.__init__, partial(_note_grad_mode, tracer)),
@@ -164,13 +169,20 @@ def _note_grad_mode(tracer: Recorder, mode: bool) -> None:
         _note_grad(tracer)
 
 
+def _note_checkpoint(tracer: Recorder) -> None:
+    sentence = (
+        "gradient checkpointing in an opened forward is not kept: switch it on in the training model, by the same"
+    )
+    tracer.notes[f"{sentence} method (set_grad_checkpointing, gradient_checkpointing_enable)"] = None
+
+
 def _transparent_checkpoint(tracer: Recorder) -> Callable[..., Any]:
     """Checkpointed code is traced like any other: under ``no_grad``, as it runs, it would lose its gradients."""
 
     def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not has_proxies(args, kwargs):
             return original_checkpoint(function, *args, **kwargs)
-        tracer.notes["activation checkpointing in an opened forward is not kept"] = None
+        _note_checkpoint(tracer)
         return function(*args, **{key: value for key, value in kwargs.items() if key not in _CHECKPOINT_OPTIONS})
 
     return checkpoint
