@@ -1,7 +1,6 @@
-"""Hugging Face's Trainer: hand it the training model, and the loss as ``compute_loss_func``.
+"""Hugging Face's Trainer: the training model with the loss inside is one more model of transformers.
 
-Its own evaluation drops the first of several outputs, which here is head 0: evaluate the network that is kept, as at
-the end of this script.
+Evaluation, the best model, early stopping and checkpoints are the Trainer's own, and head 0's.
 
 python -m samples.integrations.hf_trainer
 """
@@ -10,16 +9,16 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
+from torch.utils.data import Dataset, TensorDataset
+from transformers import EvalPrediction, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
 import fxcollab
-from samples.integrations.digits import error, training_set
+from fxcollab.integrations.transformers import with_loss
+from samples.integrations.digits import test_set, training_set
 
 CONFIG = ViTConfig(
     image_size=8, patch_size=2, num_channels=1, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
@@ -30,8 +29,8 @@ CONFIG = ViTConfig(
 class Examples(Dataset[dict[str, Tensor]]):
     """As the Trainer wants them: arguments of the model's forward, and ``labels``."""
 
-    def __init__(self) -> None:
-        self.data = training_set()
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
 
     def __len__(self) -> int:
         return len(self.data)
@@ -41,20 +40,13 @@ class Examples(Dataset[dict[str, Tensor]]):
         return {"pixel_values": image, "labels": label}
 
 
-class Logits(torch.nn.Module):
-    """The plain network, for evaluation."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(pixel_values=images).logits
-        return logits
+def error(prediction: EvalPrediction) -> dict[str, float]:
+    """The share of wrong classes."""
+    return {"error": float((prediction.predictions.argmax(1) != prediction.label_ids).mean())}
 
 
 def main(epochs: int = 3, folder: Path | None = None) -> float:
-    """Train, let the Trainer save, prune its checkpoint, load it into the plain network: its error."""
+    """Train, keep the best model, prune the Trainer's checkpoint, load it into the plain network: its error."""
     torch.manual_seed(0)
     train_model = fxcollab.transform(
         lambda: ViTForImageClassification(CONFIG),
@@ -62,13 +54,6 @@ def main(epochs: int = 3, folder: Path | None = None) -> float:
         example_inputs={"pixel_values": torch.rand(1, 1, 8, 8)},
         seed=0,
     )
-    loss = fxcollab.CollaborativeLoss()
-
-    def compute_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        value: Tensor = loss(outputs, labels)
-        # The trainer adds up the losses of the batches that it accumulates, and says how many samples they hold.
-        return value * (len(labels) / num_items_in_batch) if num_items_in_batch else value
-
     with tempfile.TemporaryDirectory() as temporary:
         output = folder or Path(temporary)
         options = TrainingArguments(
@@ -76,19 +61,27 @@ def main(epochs: int = 3, folder: Path | None = None) -> float:
             num_train_epochs=epochs,
             per_device_train_batch_size=32,
             learning_rate=2e-3,
-            remove_unused_columns=False,
             use_cpu=not torch.cuda.is_available(),
             report_to=[],
-            save_strategy="no",
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            load_best_model_at_end=True,
+            metric_for_best_model="error",
+            greater_is_better=False,
             seed=0,
         )
-        trainer = Trainer(train_model, options, train_dataset=Examples(), compute_loss_func=compute_loss)
+        data = {"eval_dataset": Examples(TensorDataset(*test_set())), "compute_metrics": error}
+        model = with_loss(train_model, fxcollab.CollaborativeLoss())
+        trainer = Trainer(model, options, train_dataset=Examples(training_set()), **data)
         trainer.train()
         trainer.save_model(str(output))
         checkpoint = load_file(output / "model.safetensors")
-    network = ViTForImageClassification(CONFIG)
-    network.load_state_dict(fxcollab.prune_state_dict(checkpoint, head=0))
-    return error(Logits(network))
+        network = ViTForImageClassification(CONFIG)
+        network.load_state_dict(fxcollab.prune_state_dict(checkpoint, head=0))
+        plain = Trainer(network, options, **data).evaluate()
+    found = trainer.evaluate()
+    assert (plain["eval_loss"], plain["eval_error"]) == (found["eval_loss"], found["eval_error"])
+    return float(plain["eval_error"])
 
 
 if __name__ == "__main__":
