@@ -7,43 +7,41 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from fxcollab.codegen.checkpointing import on_all_branches
 from fxcollab.tree import original_name
 
 
-def adopt_attributes(train_model: nn.Module, root: nn.Module, peers: str) -> None:
+def adopt_attributes(train_model: nn.Module, peers: str) -> None:
     """Let a training model, which has a class of its own, read through what it hasn't, and its original has.
 
-    Values are read when they are asked for. Methods that know the names of parameters answer for all branches; others
-    are not there, so that scripts that look for them find none: they don't know the other heads. These are
-    descriptors, as ``__getattr__`` would be asked for every submodule at every call.
+    Methods that know the names of parameters answer for all branches. Others are not there, so that scripts that look
+    for them find none: they don't know the other heads.
     """
+
+    def get(self: Any, name: str) -> Any:
+        try:
+            return nn.Module.__getattr__(self, name)
+        except AttributeError:
+            if name.startswith("__") or hasattr(type(self), name) or name in self.root._modules:
+                raise
+        return _of_original(self, name, peers)
+
     cls: Any = type(train_model)
-    bases = (base for base in type(root).__mro__ if base not in fx.GraphModule.__mro__)
-    of_class = {name for base in bases if not issubclass(base, fx.GraphModule) for name in vars(base)}
-    state = root._modules.keys() | root._parameters.keys() | root._buffers.keys()
-    for name in (vars(root).keys() | of_class) - state:
-        if not name.startswith("__") and not hasattr(cls, name) and name not in vars(train_model):
-            setattr(cls, name, _OfOriginal(name, peers))
+    cls.__getattr__ = get
 
 
-class _OfOriginal:
-    """Reads an attribute of the original; an instance's own attribute of that name comes first."""
-
-    def __init__(self, name: str, peers: str) -> None:
-        self._name, self._peers = name, peers
-
-    def __get__(self, instance: Any, owner: Any) -> Any:
-        if instance is None:
-            return self
-        value = getattr(instance.root, self._name)
-        if getattr(value, "__self__", None) is not instance.root:
-            return value
-        if self._name not in _ANSWERS:
-            raise AttributeError(self._name)  # which torch words anew
-        return _ANSWERS[self._name](value, instance, self._peers)
+def _of_original(train_model: Any, name: str, peers: str) -> Any:
+    value = getattr(train_model.root, name)
+    if getattr(value, "__self__", None) is not train_model.root:
+        return value
+    if name not in _ANSWERS:
+        raise AttributeError(
+            f"{name!r} is a method of the original {type(train_model.root).__name__}, which doesn't know the other heads "
+            f"of this training model: fxcollab.original(train_model).{name} is there"
+        )
+    return _ANSWERS[name](value, train_model, peers)
 
 
 def _as_is(method: Callable[..., Any], instance: nn.Module, peers: str) -> Callable[..., Any]:

@@ -328,7 +328,7 @@ def _adopt_methods(module: CollabGraphModule) -> None:
     """
     cls: Any = type(module)
     if peers := module.__dict__["_peers"]:
-        adopt_attributes(module, module.root, peers[0])
+        adopt_attributes(module, peers[0])
     cls._version = module.root._version
 
     def load(self: CollabGraphModule, state: dict[str, Any], prefix: str, *args: Any) -> None:

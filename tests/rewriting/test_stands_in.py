@@ -90,8 +90,12 @@ def test_a_captured_model_is_read_as_it_was() -> None:
 def test_other_methods_are_those_of_the_original() -> None:
     model, train_model = made()
     assert not hasattr(train_model, "reset_classifier")  # scripts that look for it find none
-    with pytest.raises(AttributeError, match="reset_classifier"):
+    with pytest.raises(AttributeError, match=r"'reset_classifier'.*training model.*fxcollab.original\(train_model\)"):
         train_model.reset_classifier(3)
+    with pytest.raises(AttributeError, match="no attribute 'something_else'"):
+        train_model.something_else()
+    del train_model.fc
+    assert not hasattr(train_model, "fc")
     assert fxcollab.original(train_model) is model and model.fc.out_features == 5
 
 
