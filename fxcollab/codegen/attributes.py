@@ -38,8 +38,8 @@ def _of_original(train_model: Any, name: str, peers: str) -> Any:
         return value
     if name not in _ANSWERS:
         raise AttributeError(
-            f"{name!r} is a method of the original {type(train_model.root).__name__}, which doesn't know the other heads "
-            f"of this training model: fxcollab.original(train_model).{name} is there"
+            f"{name!r} is a method of the original {type(train_model.root).__name__}, which doesn't know the other "
+            f"heads of this training model: it is at fxcollab.original(train_model).{name}"
         )
     return _ANSWERS[name](value, train_model, peers)
 
