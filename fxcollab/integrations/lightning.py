@@ -52,10 +52,11 @@ class CollaborativeModule(lightning.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Logs the loss and the error of head 0."""
         inputs, labels = self.batch(batch)
-        [logits] = self.loss.heads((self(inputs),))
-        found = {"val_loss": self.loss.hard(logits, labels)}
-        if not labels.is_floating_point():
-            found["val_error"] = (logits.argmax(1) != labels).float().mean()
+        heads, target, _ = self.loss.read((self(inputs),), labels)
+        [hard], [logits] = self.loss.hard_losses(heads, target), heads
+        found = {"val_loss": hard}
+        if not target.is_floating_point():
+            found["val_error"] = (logits.argmax(1) != target).float().mean()
         self.log_dict(found, prog_bar=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> Any:

@@ -66,9 +66,7 @@ class _WithLoss(nn.Module):
             what = f"The training model has no input {unknown}, only {', '.join(self.inputs)}."
             raise CaptureError(what, hint=f"give {unknown} in the example_inputs of transform, too")
         heads = self.train_model(**inputs, **({"labels": labels} if "labels" in self.inputs else {}))
-        total = self.loss(heads, labels)
-        if num_items_in_batch is not None:  # of all batches that are accumulated: their losses are added up
-            total = total * (labels.ne(-100).sum() / num_items_in_batch)
+        total = self.loss(heads, labels, num_items=num_items_in_batch)
         first = heads[0]
         return type(first)(**{**first, "loss": total}) if isinstance(first, dict) else (total, *first)
 
