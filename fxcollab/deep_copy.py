@@ -115,9 +115,9 @@ def deep_copy_into(
     def changes(part: Any) -> bool:
         if not share_functions:
             return True
-        if id(part) in memo:
-            return memo[id(part)] is not part
-        return isinstance(part, nn.Module) and (part in modules or any(map(changes, _tensors_in(part.modules()))))
+        if isinstance(part, nn.Module) and id(part) not in memo:
+            return part in modules or any(memo.get(id(own), own) is not own for own in _tensors_in(part.modules()))
+        return memo.get(id(part), part) is not part
 
     graphs = [_graph_module(module, memo) for module in modules if _is_plain_graph(module)]
     for own in _tensors_in(modules):

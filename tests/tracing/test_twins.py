@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import threading
 import types
 import warnings
@@ -479,6 +480,13 @@ def test_generators_are_copied_with_their_state() -> None:
     model = made(OwnGenerator)
     copy = copied(model)
     assert torch.equal(copy(X), model(X)) and torch.equal(copy(X), model(X))
+
+
+def test_copies_are_freed_without_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    collected: list[int] = []
+    monkeypatch.setattr(gc, "collect", collected.append)
+    fxcollab.capture(Stages(), splits=("first",))
+    assert not collected  # as it is where a twin's mode outlives the twin
 
 
 def test_leaks_are_looked_for_among_what_the_own_thread_has_made() -> None:
