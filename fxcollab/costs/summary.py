@@ -7,15 +7,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from fxcollab.analysis.partition import Partition, partition
+from torch import nn
+
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, Levels, costs_of, parameter_count
 from fxcollab.costs.original import ProfiledOriginal, profile_original
+from fxcollab.functional import tensors_of
 from fxcollab.plan import plan_of
 from fxcollab.provenance import Provenance, provenance_of
 from fxcollab.rewriting.init_rules import described
 from fxcollab.tracing.capture import LIMITATIONS_KEY
+from fxcollab.tree import branch_name, parse_branch_name
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,8 @@ def summarise(train_model: CollabGraphModule, profiled: ProfiledOriginal | None 
     peers = train_model.get_submodule(plan.options.peers)
     profiled = profiled or profile_original(train_model)
     captured, options = profiled.captured, plan.options
-    cut = partition(captured, plan.tree)
     nodes = list(provenance_of(train_model.modes.train, options.peers).values())
+    levels = _levels(train_model, captured, nodes)
     kinds = [node.kind for node in nodes]
     return Summary(
         pattern=plan.pattern,
@@ -105,7 +108,7 @@ def summarise(train_model: CollabGraphModule, profiled: ProfiledOriginal | None 
         init=str(options.init),
         start=described(options.init, sum(not p.requires_grad for p in peers.parameters())),
         chosen=plan.chosen,
-        levels=tuple(_level(captured, cut, nodes, level) for level in range(plan.tree.depth + 1)),
+        levels=tuple(_level(captured, levels, nodes, level) for level in range(plan.tree.depth + 1)),
         shared=kinds.count("shared"),
         cloned=sum(node.kind == "clone" and any(node.branch) for node in nodes),
         rescaled=kinds.count("rescale"),
@@ -113,7 +116,7 @@ def summarise(train_model: CollabGraphModule, profiled: ProfiledOriginal | None 
         parameters=(parameter_count(train_model.root), parameter_count(train_model)),
         costs=None
         if profiled.profile is None
-        else costs_of(captured, profiled.profile, Levels.of(captured, cut), recompute=options.recompute),
+        else costs_of(captured, profiled.profile, levels, recompute=options.recompute),
         inputs=profiled.inputs,
         guessed=profiled.guessed,
         costs_unknown=profiled.unknown,
@@ -122,12 +125,27 @@ def summarise(train_model: CollabGraphModule, profiled: ProfiledOriginal | None 
     )
 
 
-def _level(captured: CollabGraphModule, cut: Partition, nodes: Iterable[Provenance], level: int) -> Level:
+def _levels(train_model: CollabGraphModule, captured: CollabGraphModule, nodes: Iterable[Provenance]) -> Levels:
+    """The levels on which the training graph has the nodes and the state of its original."""
+    plan, own = plan_of(train_model), tensors_of(captured)
+    trunk_and_first = (node for node in nodes if node.kind in ("shared", "clone") and not any(node.branch))
+    found = {node.origin: len(node.branch) for node in trunk_and_first}
+    levels = {node: found.get(node.name, plan.tree.depth) for node in captured.modes.train.nodes}
+    state = dict.fromkeys(own, 0)
+    peers = dict(getattr(train_model, plan.options.peers, nn.Module()).named_children())
+    for path in sorted(filter(None, map(parse_branch_name, peers)), key=len, reverse=True):
+        # a branch has the tensors of its own level, and in its modules those of the levels before
+        branch = tensors_of(peers[branch_name(path)])
+        state |= {name: len(path) for name, tensor in branch.items() if tensor is not own.get(name, tensor)}
+    return Levels(plan.tree, levels, state)
+
+
+def _level(captured: CollabGraphModule, levels: Levels, nodes: Iterable[Provenance], level: int) -> Level:
     own = [node for node in nodes if node.kind in ("shared", "clone") and node.branch == (0,) * level]
     return Level(
         level,
-        cut.tree.splits[level - 1] if level and cut.tree.splits else None,
-        cut.tree.branches(level),
+        levels.tree.splits[level - 1] if level and levels.tree.splits else None,
+        levels.tree.branches(level),
         tuple(node.origin for node in sorted(own, key=lambda node: node.position)),
-        sum(parameter.numel() for name, parameter in captured.named_parameters() if cut.state[name] == level),
+        sum(parameter.numel() for name, parameter in captured.named_parameters() if levels.state[name] == level),
     )
