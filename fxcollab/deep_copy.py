@@ -126,7 +126,7 @@ def deep_copy_into(
     memo.update(
         (id(one), type(one)()) for one in attributes if type(one) in (dict, OrderedDict) and not one
     )  # quicker
-    held = [value, *(held for module in modules for held in _attributes(module))]
+    held = [value, *(held for module in modules for held in attributes_of_module(module))]
     functions = [fill for one in held for fill in _held_functions(one, memo, copied, changes)]
     with _StrayTensors(copied):
         for fill in graphs:  # first: copies of others around them generate their code again, and that of these
@@ -147,11 +147,11 @@ def _modules_of(value: Any, known: Container[int]) -> list[nn.Module]:
                 for module in part.modules():
                     if module not in found and id(module) not in known:
                         found[module] = None
-                        pending += _attributes(module)
+                        pending += attributes_of_module(module)
     return list(found)
 
 
-def _attributes(module: nn.Module) -> Iterator[Any]:
+def attributes_of_module(module: nn.Module) -> Iterator[Any]:
     """The values of a module's attributes, without empty dicts, which most are."""
     for key, held in vars(module).items():
         if key not in _REGISTRIES and not (isinstance(held, dict) and not held):

@@ -14,6 +14,7 @@ from fxcollab.codegen.branches import Recompute, check_recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, Levels, costs_of, ratio, state_bytes, step_cost, trained_bytes
 from fxcollab.errors import CaptureError, FxCollabError, PatternError, SplitError
+from fxcollab.fx_utils import collector_paused
 from fxcollab.patterns import AUTO, Fanouts, fanouts_to_choose
 from fxcollab.sources.loaded import model_of
 from fxcollab.splits.budget import Amount, limits_of, ratios
@@ -32,6 +33,7 @@ NEAR = 1.1
 _DEEPER = "list more with find_splits(depth=3) (fxcollab splits --depth 3) and name the splits"
 
 
+@collector_paused()
 def choose_splits(
     model: nn.Module | Callable[[], nn.Module],
     example_inputs: ExampleInputs | None = None,

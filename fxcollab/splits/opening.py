@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fxcollab._torch import DATA_DEPENDENT_ERRORS
 from fxcollab.analysis.split_names import inner_names
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import ForwardError
 from fxcollab.tracing.capture import Granularity, capture
-from fxcollab.tracing.examples import real_values, run_on_twin
+from fxcollab.tracing.examples import forward_flops, real_values
 from fxcollab.tracing.interface import ExampleInputs, Interface
 from fxcollab.tracing.tracer import RETURNED_BY, call_name
 
@@ -69,18 +68,13 @@ def _to_open(searched: Searched, depth: int | None) -> Iterator[tuple[str, str]]
 
 
 def _forward_flops(searched: Searched) -> Mapping[str, int]:
-    """Of each module, by its path; that of the root is empty."""
-    counter = FlopCounterMode(display=False)
     try:
-        run_on_twin(searched.model, searched.interface, counter)
+        return forward_flops(searched.model, searched.interface)
     except DATA_DEPENDENT_ERRORS:
         values = real_values(searched.model, searched.interface, searched.example_inputs)
         if values is None:
             raise
-        counter = FlopCounterMode(display=False)
-        run_on_twin(searched.model, searched.interface, counter, values=values)
-    counts = {name.partition(".")[2]: sum(found.values()) for name, found in counter.get_flop_counts().items()}
-    return counts | {"": counter.get_total_flops()}
+    return forward_flops(searched.model, searched.interface, values)
 
 
 def _can_be_opened(module: nn.Module) -> bool:

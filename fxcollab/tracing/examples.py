@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fxcollab._torch import DATA_DEPENDENT_ERRORS, pytree
+from fxcollab.analysis.operations import Operations
+from fxcollab.codegen.modes import set_mode
 from fxcollab.errors import CaptureError, one_line
 from fxcollab.functional import named_tensors
 from fxcollab.tracing.interface import ExampleInputs, InputSpec, Interface, forward_of, interface_of
 from fxcollab.tracing.leaks import purge_leaked_tensors
+from fxcollab.tracing.repeats import run_equal_once
 from fxcollab.tracing.twin import twin_of
 
 SMALL_IMAGES = (64, 224, 32, 299, 128, 256, 384, 28)
@@ -75,7 +77,18 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
 @purge_leaked_tensors()
 def accepts(model: nn.Module, interface: Interface) -> bool:
     """Whether ``model`` runs on such inputs in both modes, tried on fake tensors."""
-    return _error_in_either_mode(lambda training: run_on_twin(model, interface, training=training)) is None
+
+    def run(twin: nn.Module, *inputs: Tensor) -> str | None:
+        args, kwargs = interface.call(twin, inputs)
+        run_equal_once(twin, Operations())
+
+        def call(training: bool) -> None:
+            set_mode(twin, training)
+            twin(*args, **kwargs)
+
+        return _error_in_either_mode(call)
+
+    return run_on_twin(model, interface, run) is None
 
 
 @purge_leaked_tensors()
@@ -128,7 +141,6 @@ def example_tensors(model: nn.Module, interface: Interface, seed: int = 0) -> li
 def run_on_twin(
     model: nn.Module,
     interface: Interface,
-    observer: AbstractContextManager[object] | None = None,
     run: Callable[..., object] | None = None,
     *,
     training: bool | None = None,
@@ -136,20 +148,36 @@ def run_on_twin(
 ) -> object:
     """What a twin of ``model`` returns for fake inputs; with ``values``, one with real tensors for copies of these.
 
-    A dispatch mode ``observer`` sees the operations. ``run`` is called on the twin and the inputs, instead of the
-    twin. ``training`` is the mode, by default the model's own.
+    ``run`` is called on the twin and the inputs, instead of the twin, of whose equal modules one is run.
+    ``training`` is the mode, by default the model's own.
     """
     twin = twin_of(model, training, real=values is not None)
     given = example_tensors(model, interface) if values is None else copy.deepcopy(list(values))
     inputs = tuple(pytree.tree_map_only(Tensor, twin.stand_in, given))
     try:
-        with twin.running(), observer or nullcontext():
+        with twin.running():
             if run is not None:
                 return run(twin.model, *inputs)
+            run_equal_once(twin.model, Operations())
             args, kwargs = interface.call(twin.model, inputs)
             return twin.model(*args, **kwargs)
     finally:
         twin.forget()
+
+
+def forward_flops(model: nn.Module, interface: Interface, values: Sequence[Any] | None = None) -> Mapping[str, int]:
+    """The FLOPs of each of a model's modules in a forward, by path; that of the root is empty."""
+    operations, flops = Operations(), dict[str, int]()
+
+    def run(twin: nn.Module, *inputs: Tensor) -> None:
+        nonlocal flops
+        flops = run_equal_once(twin, operations)
+        args, kwargs = interface.call(twin, inputs)
+        with operations.watched():
+            twin(*args, **kwargs)
+
+    run_on_twin(model, interface, run, values=values)
+    return flops
 
 
 def real_values(model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None) -> Sequence[Any] | None:
