@@ -75,6 +75,12 @@ def imports() -> nx.DiGraph:
     return graph
 
 
+def test_the_library_imports_no_integration() -> None:
+    edges = {(who, whom) for who, whom in imports().edges if "fxcollab.integrations." in f"{who} {whom}"}
+    assert ("fxcollab.integrations.lightning", "lightning") in edges
+    assert not [who for who, whom in edges if whom.startswith("fxcollab.integrations.")]
+
+
 def test_no_file_imports_what_imports_it() -> None:
     circles = [sorted(names) for names in nx.strongly_connected_components(imports()) if len(names) > 1]
     assert not circles

@@ -103,9 +103,11 @@ def _trace_mode(
     """Trace one mode, and try again after an error.
 
     After one in a helper function, calls of it are recorded as one node, which has concrete values at every call.
-    After any other, the next examples are used.
+    After any other, the next examples are used. Where a helper is a node only because of what it asked, and
+    the code around it then asks whether its result is true, nothing is won: it is traced after all.
     """
     model, helpers = request.model, list[Helper]()
+    early, askers, never_nodes = list[Helper](), list[Helper](), list[Helper]()
     candidates = request.examples()
     examples = next(candidates) if request.interface.structured else None  # whose members only an example has
     while True:
@@ -120,6 +122,7 @@ def _trace_mode(
                 operators=request.operators,
                 constants=constants,
                 helpers=helpers,
+                never_nodes=never_nodes,
                 examples=examples,
                 proxies=proxies,
             )
@@ -135,12 +138,19 @@ def _trace_mode(
                 examples = found
             elif helper is not None:
                 helpers.append(helper)
+                early += [helper] if examples is None else []  # with examples it may have what it needs
             else:
                 examples = _next_examples(candidates, error, request)
         else:
             twin.forget()
             if tracer.asking:
                 helpers += tracer.asking
+                askers += (helper for helper, yes_or_no in tracer.asking.items() if yes_or_no)
+                continue
+            if undone := [helper for helper in (*early, *askers) if helper in tracer.asked]:
+                never_nodes += [helper for helper in undone if helper in askers]
+                for known in (helpers, early, askers):
+                    known[:] = [helper for helper in known if helper not in undone]
                 continue
             needed = _examples_with_none(graph, tracer, candidates) if examples is None else None
             if needed is None:

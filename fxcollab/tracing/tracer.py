@@ -68,8 +68,9 @@ class LazyTracer(fx.Tracer):
     added to ``proxies``. With ``lines``, a node's stack trace has the lines of user code that led to it.
 
     After a trace, ``asking`` has helpers that asked for what a proxy doesn't have: as nodes they need no answers,
-    which differ for other inputs. ``opened`` has the modules that were traced into, by path, ``constants`` the
-    tensors that are not state of the model, and ``notes`` sentences about what the graph doesn't preserve.
+    which differ for other inputs; its values tell whether yes and no were all answers. ``asked`` has helpers whose
+    results were asked whether they are true. ``opened`` has the modules that were traced into, by path,
+    ``constants`` the tensors that are not state of the model, and ``notes`` sentences about what isn't preserved.
     """
 
     proxy_buffer_attributes = True
@@ -83,6 +84,7 @@ class LazyTracer(fx.Tracer):
         operators: bool = False,
         constants: Mapping[str, Tensor] | None = None,
         helpers: Iterable[Helper] = (),
+        never_nodes: Iterable[Helper] = (),
         examples: Examples | None = None,
         proxies: list[weakref.ref[fx.Proxy]] | None = None,
         lines: bool = True,
@@ -90,11 +92,12 @@ class LazyTracer(fx.Tracer):
         super().__init__()
         self._twin = twin
         self._opened_paths, self._interface, self._operators = opened, interface, operators
-        self._helpers, self._examples, self._lines = tuple(helpers), examples, lines
+        self._helpers, self._never_nodes = tuple(helpers), tuple(never_nodes)
+        self._examples, self._lines = examples, lines
         self._known = dict(constants or {})
         self._proxies = proxies if proxies is not None else []
         self.notes: dict[str, None] = {}
-        self.asking: list[Helper] = []
+        self.asking, self.asked = dict[Helper, bool](), list[Helper]()
         self.opened: dict[str, nn.Module] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -157,11 +160,13 @@ class LazyTracer(fx.Tracer):
 
     def _record(self, function: Any, args: tuple[Any, ...]) -> Any:
         if function is guard:
-            helper = asking_helper(self._helpers, LazyTracer.trace.__code__)
+            helper = asking_helper((*self._helpers, *self._never_nodes), LazyTracer.trace.__code__)
             if helper is None and args[0] == "value":
                 helper = cached_helper(self._helpers)
-            if helper is not None and helper not in self.asking:
-                self.asking.append(helper)
+            if helper is not None:
+                self.asking[helper] = self.asking.get(helper, True) and isinstance(args[2], bool)
+            elif args[0] == "bool" and args[1].node.op == "call_function":
+                self.asked.append(Helper(args[1].node.target))
         return self.create_proxy("call_function", function, args, {})
 
     def _record_helper(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:

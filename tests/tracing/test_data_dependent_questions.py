@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxcollab
+from fxcollab._torch import FakeTensor
 from tests.speeds import slow_but
 from tests.tracing.question_helpers import MORE, Net, X, agrees, line_at, made, proven, refused
 from tests.untouched import Untouched
@@ -66,6 +67,27 @@ class AsksWhatIsTrue(Net):
         h = self.a(x)
         h = h * 2 if x.max() > 0 and not (x < 0).any() else h  # asks
         return self.tail(h)
+
+
+def nothing_is_masked(mask: Tensor, size: int) -> bool:
+    if mask.shape[-1] > size:  # asks, and always hears the same
+        mask = mask[:, :size]
+    if isinstance(mask, fx.Proxy | FakeTensor):  # as transformers does: who traces gets the general code
+        return False
+    return bool(mask.all())
+
+
+class SkipsAMaskOfOnes(Net):
+    def forward(self, x: Tensor, mask: Tensor) -> Any:
+        h = self.a(x)
+        return self.tail(h if nothing_is_masked(mask, x.shape[1]) else h * mask)
+
+
+def test_a_helper_that_asks_is_no_node_where_its_result_is_asked_for_too() -> None:
+    model, ones = SkipsAMaskOfOnes(), torch.ones(2, 8)
+    train_model = fxcollab.transform(model, splits="a", example_inputs=(ONES[:2], ones), seed=0)
+    for mask in (ones, torch.eye(8)[:2]):
+        assert torch.equal(train_model(X[:2], mask)[0], model(X[:2], mask))
 
 
 ONES = torch.ones(4, 8)
