@@ -56,18 +56,14 @@ def initialise(
 def has_different_heads(branches: Mapping[Path, Branch], state: State, depth: int) -> bool:
     """Whether siblings of the deepest level, which share everything before it, differ from the root's parameters.
 
-    On meta that isn't known, and taken to be so.
+    Of parameters without values that isn't known, and taken to be so.
     """
-    originals = tensors_of(state.root)
+    originals = dict(state.root.named_parameters(remove_duplicate=False))
 
     def differs(branch: Branch) -> bool:
         tensors = tensors_of(branch)
-        pairs = ((originals[name], tensors[name]) for name in state.tensors_of(depth))
-        return any(
-            own.is_meta or not torch.equal(own.detach(), peer.detach())
-            for own, peer in pairs
-            if isinstance(peer, nn.Parameter)
-        )
+        pairs = ((originals[name], tensors[name]) for name in state.tensors_of(depth) if name in originals)
+        return any(not _is_known(own) or not torch.equal(own.detach(), peer.detach()) for own, peer in pairs)
 
     return all(differs(branch) for path, branch in branches.items() if len(path) == depth and path[-1])
 
@@ -117,7 +113,11 @@ def _unmarked(branches: Mapping[Path, Branch], state: State) -> Iterator[None]:
 
 
 def _has_values(branch: nn.Module) -> bool:
-    return any(t.device.type != "meta" and not isinstance(t, FakeTensor) for t in branch.parameters())
+    return any(map(_is_known, branch.parameters()))
+
+
+def _is_known(tensor: Tensor) -> bool:
+    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
 def _from_factory(branches: Mapping[Path, Branch], state: State, tree: HeadTree, seed: int, factory: Factory) -> bool:
