@@ -189,6 +189,7 @@ def test_the_summary_of_a_small_net_by_hand() -> None:
         heads=4,
         seed=3,
         init="fresh",
+        start="only head 0 has the given weights behind the splits, the others start anew",
         chosen=None,
         levels=(
             Level(0, None, 1, ("x", "stem"), STEM),
