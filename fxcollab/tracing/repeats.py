@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -167,7 +167,6 @@ def run_equal_once(model: nn.Module, operations: Operations) -> Counter[str]:
 _ONCE = "fxcollab_once"
 
 
-@cache
 def _classes(cls: type) -> tuple[type, ...]:
     """Those of a module's classes whose attributes a forward may change: not those of torch."""
     return tuple(one for one in cls.__mro__ if one.__module__.partition(".")[0] not in ("torch", "builtins"))
