@@ -177,7 +177,7 @@ def _is_whole(value: Any) -> bool:
     return type(value) is FakeTensor and value.untyped_storage().nbytes() == value.numel() * value.element_size()
 
 
-def _signature(module: nn.Module, args: Any, kwargs: Any) -> Hashable:
+def _signature(module: nn.Module, args: Any, kwargs: Any) -> Hashable | None:
     """What decides what a call does on fake tensors; None where that isn't known."""
     leaves, structure = pytree.tree_flatten((args, kwargs))
     if not all(type(leaf) is FakeTensor or isinstance(leaf, _PLAIN) for leaf in leaves):
