@@ -17,12 +17,11 @@ from fxcollab.analysis.effects import Effects
 from fxcollab.analysis.operations import Operations
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.deep_copy import clone_of, deep_copy_into, parts_of_value
-from fxcollab.functional import call_with, named_tensors, tensors_of
+from fxcollab.functional import call_with, named_tensors
 from fxcollab.fx_utils import Interpreter, attribute, opened_around
 from fxcollab.rng import ForeignState
 from fxcollab.runtime.operators import GradientMethod, guard
 from fxcollab.tracing.helpers import is_helper
-from fxcollab.tracing.repeats import Call, Repeats, inputs_of
 from fxcollab.tracing.twin import Twin, same_members
 
 
@@ -52,8 +51,6 @@ class Observer(Interpreter):
         ]
         self._names_of_originals = {storage_id(tensor): name for tensor, _, name in named}
         self._keys: dict[fx.Node, set[int]] = {}
-        self._repeats, self._known = Repeats(), dict[Call, tuple[Effects, list[str]]]()
-        self._seen: list[Call | Effects] = []  # the call of this node, or the effects of an equal one
         self.effects: dict[fx.Node, Effects] = {}
         self.error: Exception | None = None
         self.failed: fx.Node | None = None
@@ -86,7 +83,6 @@ class Observer(Interpreter):
             return Unknown()
         generators, buffers = ForeignState(), dict(self._buffers_of(node))
         self._operations.start()
-        self._seen.clear()
         try:
             with self._operations.watched():
                 value = super().run_node(node)
@@ -95,10 +91,6 @@ class Observer(Interpreter):
                 self.error, self.failed = error, node
             return Unknown()
         if self._operations.opaque:
-            return value
-        call = self._seen.pop() if self._seen else None
-        if isinstance(call, Effects):
-            self.effects[node] = call
             return value
         changed = {id(part) for part, old in self._given if not same_members(part, old)}
         effects = self._effects(node, value, changed, generators.foreign_numbers_were_drawn())
@@ -113,30 +105,7 @@ class Observer(Interpreter):
             values = frozenset(source for source in inputs if self._keys[source])
             effects = replace(effects, writes=values, shares=values, certain=False)
         self.effects[node] = effects
-        if call is not None and not (effects.writes or effects.shares or effects.reads or effects.literals):
-            module = self._twin.model.get_submodule(str(node.target))
-            names = {self._names.get(storage_id(tensor)): name for name, tensor in named_tensors(module)}
-            if effects.changes <= names.keys():
-                self._known[call] = effects, [names[name] for name in effects.changes]
         return value
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Call a module, unless an equal call was observed before."""
-        module, call_module = self.fetch_attr(target), super().call_module
-        own = tensors_of(module)
-        if not self._used_twice.isdisjoint(map(storage_id, own.values())):
-            return call_module(target, args, kwargs)
-        found, call = self._repeats.run(module, args, kwargs, lambda: call_module(target, args, kwargs))
-        if not isinstance(found, Call):
-            self._seen += [call] if call is not None else []
-            return found
-        if found not in self._known:
-            return call_module(target, args, kwargs)
-        effects, changes = self._known[found]
-        changed = frozenset(self._names[storage_id(own[name])] for name in changes)
-        self._seen.append(replace(effects, changes=changed))
-        inputs = inputs_of(module, args, kwargs)
-        return found.again(inputs, range(len(inputs)), ())
 
     def _buffers_of(self, node: fx.Node) -> Iterator[tuple[tuple[nn.Module, str], Tensor]]:
         if node.op == "call_module":
