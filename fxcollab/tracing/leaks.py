@@ -10,7 +10,7 @@ import gc
 import threading
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,19 +50,39 @@ def purge_leaked_tensors() -> Iterator[None]:
 
     A mode that isn't freed with its twin has tensors somewhere.
     """
-    before = len(_MADE.modes)
+    before, found = len(_MADE.modes), list[weakref.ref[Any]]()
+    try:
+        with _collecting_new_objects():
+            try:
+                yield
+            finally:
+                found += _alive(_MADE.modes[before:])
+                del _MADE.modes[before:]
+    finally:
+        purge_caches(found)
+
+
+def _alive(modes: Sequence[weakref.ref[FakeTensorMode]]) -> list[weakref.ref[Any]]:
+    """The fake tensors of modes that were not freed."""
+    for generation in (1, 2):  # tracers and modules are in cycles of references
+        if any(mode() is not None for mode in modes):
+            gc.collect(generation)
+    alive = {id(mode) for reference in modes if (mode := reference()) is not None}
+    objects = gc.get_objects() if alive else []
+    return [weakref.ref(one) for one in objects if type(one) is FakeTensor and id(one.fake_mode) in alive]
+
+
+@contextmanager
+def _collecting_new_objects() -> Iterator[None]:
+    """A context in which the garbage collector leaves objects alone that were there before: there may be millions."""
+    frozen = gc.get_freeze_count()
+    if not frozen:  # else someone keeps some apart for good
+        gc.freeze()
     try:
         yield
     finally:
-        modes = _MADE.modes[before:]
-        del _MADE.modes[before:]
-        for generation in (1, 2):  # tracers and modules are in cycles of references
-            if any(mode() is not None for mode in modes):
-                gc.collect(generation)
-        alive = {id(mode) for reference in modes if (mode := reference()) is not None}
-        if alive:
-            found = [one for one in gc.get_objects() if type(one) is FakeTensor and id(one.fake_mode) in alive]
-            purge_caches([weakref.ref(one) for one in found])
+        if not frozen:
+            gc.unfreeze()
 
 
 def purge_caches(values: Iterable[weakref.ref[Any]]) -> None:
