@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fxcollab
 from fxcollab import CollabGraphModule, Report
+from tests.speeds import slow_but
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
 GRADIENTS = "gradients are the mean over separate originals"
@@ -289,7 +290,7 @@ class TwoValues(OneWay):
         return self.c(y * z)
 
 
-@pytest.mark.parametrize("net", [OneWay, Nested, TwoValues])
+@pytest.mark.parametrize("net", slow_but([OneWay], [OneWay, Nested, TwoValues]))
 def test_branches_of_an_exported_model_are_followed(net: type[nn.Module]) -> None:
     model = torch.export.export(net(), (X,)).module()
     train_model = fxcollab.transform(model, splits=["linear"], init="copy-anyway", example_inputs=(X,))
