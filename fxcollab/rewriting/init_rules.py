@@ -105,7 +105,7 @@ def equal_heads(init: Init) -> PatternError:
     """The error where all heads start equal, and stay so as nothing behind a split draws random numbers."""
     what, way_out = "Peers that start as copies would never differ from head 0.", "init='fresh'"
     if init == "fresh":
-        what = "Peers would never differ from head 0: what is behind the splits is frozen, or starts as constants."
+        what = "Peers would never differ from head 0: what learns behind the splits starts as constants."
         way_out = "let a layer behind the splits learn that starts at random, init=callable(module, path)"
     elif init == "finetune":
         way_out = (

@@ -90,11 +90,13 @@ def duplicated(
     )
     by_values = not callable(options.init) and options.init != "copy-anyway"
     must_differ = by_values and not is_stochastic(partition)
-    if must_differ and not fresh:
+    if must_differ and not fresh and options.init != "fresh":
         raise equal_heads(options.init)
     branches = build_peers(state, partition.tree)
     initialise(branches, state, partition.tree, options.init, options.seed, factory, fresh)
-    if must_differ and not has_different_heads(branches, state, partition.tree.depth):
+    depth = partition.tree.depth
+    levels = [*range(1, depth + 1)] if options.init == "fresh" else [depth]  # frozen heads may follow what is trained
+    if must_differ and fresh and not any(has_different_heads(branches, state, level) for level in levels):
         raise equal_heads(options.init)
     peers, other = nest(branches), other_inputs(captured, partition.observation)
     with collector_paused():

@@ -179,7 +179,7 @@ def test_a_split_behind_which_all_parameters_are_used_before_too_is_refused(
     why = "what lies behind it has parameters that are used before it too, and so are shared by all heads"
     assert error.why == why
     assert "use multi-instance" in str(error.hint)
-    train_model = fxcollab.transform(model.requires_grad_(), "multi-instance")
+    train_model = fxcollab.transform(model, "multi-instance")
     fxcollab.verify(model, train_model, (torch.randn(2, 4),)).raise_if_failed()
 
 

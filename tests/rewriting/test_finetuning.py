@@ -400,6 +400,13 @@ def test_adapters_that_all_start_alike_would_stay_so_and_are_refused(init: Any, 
     assert way_out in str(caught.value.hint)
 
 
+def test_a_frozen_head_behind_adapters_is_fine() -> None:
+    model = adapted(low_rank=True)
+    assert not model[-1].weight.requires_grad
+    train_model = fxcollab.transform(model, splits=["0", "4"], seed=0)
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+
+
 def test_the_way_out_for_adapters_that_start_alike_works() -> None:
     def noise(module: nn.Module, path: str) -> None:
         for name, parameter in module.named_parameters():
