@@ -42,7 +42,6 @@ class CaptureOptions:
     fingerprint: str | None = None
 
 
-@purge_leaked_tensors()
 def capture(
     model: nn.Module,
     splits: Sequence[str] = (),
@@ -87,7 +86,7 @@ def capture(
             hint="give example_inputs: a tuple or a dict of the inputs that you train with",
         )
     request = Request(model, opened_paths(model, splits), interface, granularity == "op", example_inputs)
-    with purge_leaked_proxies() as proxies:
+    with purge_leaked_proxies() as proxies, purge_leaked_tensors():
         train, evaluation = trace_modes(request, proxies)
     captured = CollabGraphModule(model, Modes.merged(train.graph, evaluation.graph), constants=evaluation.constants)
     guarded = any(node.target is guard for node in evaluation.graph.nodes)

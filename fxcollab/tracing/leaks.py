@@ -52,7 +52,7 @@ def purge_leaked_tensors() -> Iterator[None]:
     """
     before, found = len(_MADE.modes), list[weakref.ref[Any]]()
     try:
-        with _collecting_new_objects():
+        with _OLD_OBJECTS.apart():
             try:
                 yield
             finally:
@@ -72,17 +72,33 @@ def _alive(modes: Sequence[weakref.ref[FakeTensorMode]]) -> list[weakref.ref[Any
     return [weakref.ref(one) for one in objects if type(one) is FakeTensor and id(one.fake_mode) in alive]
 
 
-@contextmanager
-def _collecting_new_objects() -> Iterator[None]:
-    """A context in which the garbage collector leaves objects alone that were there before: there may be millions."""
-    frozen = gc.get_freeze_count()
-    if not frozen:  # else someone keeps some apart for good
-        gc.freeze()
-    try:
-        yield
-    finally:
-        if not frozen:
+class _OldObjects:
+    """Objects that the garbage collector need not look at, since they were there before: there may be millions."""
+
+    def __init__(self) -> None:
+        self._are_apart = False
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """A context in which the collector leaves them alone, unless someone else has kept some apart, or `join`."""
+        owns = not self._are_apart and gc.get_freeze_count() == 0
+        if owns:
+            gc.freeze()
+            self._are_apart = True
+        try:
+            yield
+        finally:
+            if owns:
+                self.join()
+
+    def join(self) -> None:
+        """Have it look at all objects again."""
+        if self._are_apart:
             gc.unfreeze()
+            self._are_apart = False
+
+
+_OLD_OBJECTS = _OldObjects()
 
 
 def purge_caches(values: Iterable[weakref.ref[Any]]) -> None:
@@ -95,6 +111,7 @@ def purge_caches(values: Iterable[weakref.ref[Any]]) -> None:
     alive = [value for reference in values if (value := reference()) is not None]
     if not alive:
         return
+    _OLD_OBJECTS.join()  # caches may be among them
     referrers = tuple(gc.get_referrers(*alive))  # not a list, which would refer to the tuples too, and be changed
     _remove(alive, referrers)
     tuples = tuple(referrer for referrer in referrers if type(referrer) is tuple)
