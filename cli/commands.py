@@ -134,7 +134,7 @@ def diff(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Show the training graph beside the inference graph, or two graphs beside each other.
+    """Show training beside inference graph, or any two graphs.
 
     Nodes are shared, cloned or inserted; of two graphs, added, removed, changed or rewired.
     """
