@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fxcollab.codegen.modes import in_mode
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.plan import plan_of, training_model, unwrapped
 from fxcollab.rewriting.eval_output import mean_graph, mean_of_heads
@@ -87,14 +88,12 @@ def evaluate_heads(
         metric: of one head's output and the target, a value for each of N samples, (N, ...), such as the error
             ``lambda logits, labels: (logits.argmax(1) != labels)``. Batches may differ in size.
     """
-    training, call, found = train_model.training, all_heads(train_model.eval()), []
-    try:
+    call, found = all_heads(train_model), []
+    with in_mode(train_model, False):
         for inputs, target in batches:
             args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
             heads = call(*args, **(inputs if isinstance(inputs, dict) else {}))
             found.append(torch.stack([metric(output, target) for output in (*heads, mean_of_heads(heads))]))
-    finally:
-        train_model.train(training)
     means = torch.cat(found, 1).double().mean(1)
     return Evaluation(means[:-1], means[-1])
 

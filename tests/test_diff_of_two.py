@@ -148,6 +148,48 @@ class Blocks(nn.Module):
         return self.head(self.norm(x))
 
 
+class Repeats(nn.Module):
+    def __init__(self, pick: Callable[..., list[Tensor]]) -> None:
+        super().__init__()
+        self.pick, self.size = pick, nn.Linear(3, 3)
+
+    def forward(self, p: Tensor, q: Tensor) -> Tensor:
+        return torch.cat(self.pick(p, self.size(q)))
+
+
+@pytest.mark.parametrize("pick", [lambda p, q: [p, q, q], lambda p, q: [p, p, q]])
+def test_values_read_twice_are_told_apart_by_their_places(pick: Callable[..., list[Tensor]]) -> None:
+    a, b = (fx.symbolic_trace(Repeats(each)) for each in (lambda p, q: [p, q, p], pick))
+    assert counts(compared(a, b)) == {"changed": 1}
+
+
+def test_functions_of_one_name_are_told_apart() -> None:
+    def graph(function: Callable[..., Tensor]) -> fx.GraphModule:
+        made = fx.Graph()
+        made.output(made.call_function(function, (made.placeholder("x"),)))
+        return fx.GraphModule(nn.Module(), made)
+
+    def adds() -> Callable[..., Tensor]:
+        def same(x: Tensor) -> Tensor:
+            return x + 1
+
+        return same
+
+    def doubles() -> Callable[..., Tensor]:
+        def same(x: Tensor) -> Tensor:
+            return x * 2
+
+        return same
+
+    with pytest.raises(DiffError):
+        fxcollab.diff(graph(adds()), graph(doubles()))
+    assert counts(compared(graph(adds()), graph(adds()))) == {}
+
+
+def test_a_graph_that_does_nothing_is_equal_to_itself() -> None:
+    assert counts(compared(fx.symbolic_trace(nn.Identity()), fx.symbolic_trace(nn.Identity()))) == {}
+
+
 @pytest.mark.parametrize("more", [1, 3])
 def test_an_exported_network_of_another_depth(more: int) -> None:
     shallow, deep = (torch.export.export(Blocks(depth), (torch.ones(2, 4),)).module() for depth in (2, 2 + more))

@@ -58,12 +58,14 @@ class Observation:
         changed: names of attributes that a call of the model changes, such as ``features``.
         written_by_modes: names of state that ``train()`` of opened modules writes.
         evaluation: the effects of the nodes of eval mode in that mode alone.
+        counts: whether a call in eval mode changes attributes of modules; known where it has guards.
     """
 
     effects: Mapping[fx.Node, Effects]
     changed: frozenset[str] = frozenset()
     written_by_modes: frozenset[str] = frozenset()
     evaluation: Mapping[fx.Node, Effects] = field(default_factory=dict)
+    counts: bool = False
 
     def of(self, node: fx.Node) -> Effects:
         """What ``node`` does."""

@@ -23,6 +23,7 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import ForwardError, FxCollabError, one_line
 from fxcollab.functional import named_tensors
 from fxcollab.fx_utils import attribute, opened_around, place
+from fxcollab.runtime.operators import guard
 from fxcollab.tracing.capture import CAPTURE_KEY, CaptureOptions
 from fxcollab.tracing.examples import example_tensors, guesses, why_not_on
 from fxcollab.tracing.interface import Interface
@@ -49,7 +50,8 @@ def observe(captured: CollabGraphModule) -> Observation:
         _refuse_failing(captured, examples[0], found)
     effects = {node: found.effects.get(node) or _everything(node) for graph in captured.modes for node in graph.nodes}
     evaluation = {node: found.evaluation.get(node) or _everything(node) for node in captured.modes.eval.nodes}
-    return Observation(effects, frozenset(found.changed), frozenset(_written_by_modes(captured)), evaluation)
+    changed, written = frozenset(found.changed), frozenset(_written_by_modes(captured))
+    return Observation(effects, changed, written, evaluation, found.counts)
 
 
 def _refuse_failing(captured: CollabGraphModule, values: Sequence[Any], run: _Run) -> None:
@@ -151,6 +153,7 @@ class _Run:
         self.effects: dict[fx.Node, Effects] = {}
         self.evaluation: dict[fx.Node, Effects] = {}
         self.changed: set[str] = set()
+        self.counts = False
         self.error: Exception | None = None
         self.failed: fx.Node | None = None
         self._copies: dict[str, tuple[set[int], set[int]]] = {}  # what copies of modules read, once for each
@@ -167,8 +170,9 @@ class _Run:
         graph, twin = self._captured.modes.of(training), self.twin
         with twin.running(), torch.set_grad_enabled(training):
             set_mode(twin.model, training)
-            paths = dict(twin.model.named_modules()) if _reads_attributes(graph, self._captured) else ()
-            before = Attributes(twin.model, paths)
+            reads = _reads_attributes(graph, self._captured)
+            guarded = not training and any(node.target is guard for node in graph.nodes)
+            before = Attributes(twin.model, dict(twin.model.named_modules()) if reads or guarded else ())
             inputs = _placeholder_values(
                 graph, self._interface, pytree.tree_map_only(Tensor, twin.stand_in, list(values))
             )
@@ -176,7 +180,9 @@ class _Run:
             observer.run(*inputs, enable_io_processing=False)
             if not self.effects:
                 self.error, self.failed = observer.error, observer.failed
-            self.changed.update(before.changed())
+            changed = before.changed()
+            self.changed.update(changed if reads else ())
+            self.counts |= guarded and bool(changed)
         if not training:
             self.evaluation = observer.effects
         for node, effects in observer.effects.items():

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from rich.console import Console, RenderableType
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.diffs.compare_views import to_json, view
 from fxcollab.diffs.comparison import ComparisonData, GraphNode, Row
 from fxcollab.errors import DiffError
+from fxcollab.fx_utils import attribute
 from fxcollab.plan import PLAN_KEY, Plan
 from fxcollab.provenance import provenance_of
 from fxcollab.tracing.capture import capture
@@ -62,6 +63,8 @@ def compare(a: nn.Module, b: nn.Module, *, training: bool = True) -> Comparison:
     left, right = (_Graph(model, training) for model in (a, b))
     matches = _matched(left, right)
     pairs = [(left.nodes[name], right.nodes[other]) for name, other in matches.items()]
+    if len(pairs) == len(left.nodes) == len(right.nodes) and all(a.description == b.description for a, b in pairs):
+        return Comparison(left.title, right.title, tuple(_rows(left, right, matches)))
     common = sum(a.description == b.description and a.op not in ("placeholder", "output") for a, b in pairs)
     smaller = min(len(left.nodes), len(right.nodes))
     if common < max(1, LEAST_IN_COMMON * smaller):
@@ -107,18 +110,33 @@ def _node(node: fx.Node, module: fx.GraphModule, branch: str, inserted: str) -> 
         label = described = {"placeholder": "input", "get_attr": "state"}.get(node.op, node.op)
     else:
         label = str(getattr(node.target, "__name__", node.target))
-        described = label
-    options = fx.node.map_arg((node.args, node.kwargs), lambda value: cast(Any, _Value()))
+        described = _function(node.target)
+    if node.op == "get_attr":
+        value = attribute(module, str(node.target))
+        described = f"state {tuple(value.shape)} in {value.dtype}" if isinstance(value, Tensor) else described
+    places = {source: f"_{place}" for place, source in enumerate(node.all_input_nodes, 1)}
+    places = dict.fromkeys(places, "_") if len(places) == 1 else places
+    options = fx.node.map_arg((node.args, node.kwargs), lambda value: cast(Any, _Value(places[value])))
     if node.op != "placeholder" and options != ((), {}):
         described = f"{described} {_text(options)}"
     return GraphNode(node.name, node.op, inserted or label, described, inputs, branch)
 
 
 class _Value:
-    """Stands for a value of another node."""
+    """Stands for a value of another node, by its place among the inputs."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def __repr__(self) -> str:
-        return "_"
+        return self._name
+
+
+def _function(target: Any) -> str:
+    """The name of a function or method; those of one name are told apart by where they stand."""
+    name = getattr(target, "__qualname__", str(target))
+    code = getattr(target, "__code__", None)
+    return f"{name} of {target.__module__}:{code.co_firstlineno}" if code is not None else name
 
 
 def _text(options: Any) -> str:

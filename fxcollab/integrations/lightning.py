@@ -56,7 +56,9 @@ class CollaborativeModule(lightning.LightningModule):
         [hard], [logits] = self.loss.hard_losses(heads, target), heads
         found = {"val_loss": hard}
         if not target.is_floating_point():
-            found["val_error"] = (logits.argmax(1) != target).float().mean()
+            labelled = self.loss.task.labelled(target, logits)
+            wrong = logits.argmax(1) != target
+            found["val_error"] = (wrong if labelled is None else wrong[labelled]).float().mean()
         self.log_dict(found, prog_bar=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> Any:

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxcollab._torch import storage_id
-from fxcollab.errors import CaptureError, ObjectiveError
+from fxcollab.errors import CaptureError, ObjectiveError, StateError
 from fxcollab.objectives.objective import Objective
-from fxcollab.plan import training_model
+from fxcollab.plan import plan_of, training_model
 
 
 def with_loss(train_model: nn.Module, loss: Objective) -> nn.Module:
@@ -26,6 +26,12 @@ def with_loss(train_model: nn.Module, loss: Objective) -> nn.Module:
         train_model: of a model that takes ``labels``. ``example_inputs`` must have had all other inputs of the data.
         loss: of the heads' outputs and ``labels``. Label smoothing is its option, not ``label_smoothing_factor``.
     """
+    if plan_of(training_model(train_model)).options.eval_output != "head":
+        raise StateError(
+            "The training model returns more than head 0's output in eval mode.",
+            why="The loss and the figures of an evaluation are those of the original.",
+            hint="transform(..., eval_output='head'); fxcollab.all_heads(model) gives the outputs of all heads",
+        )
     original = type(training_model(train_model).root)
     own = signature(original.forward)
 
@@ -55,10 +61,16 @@ class _WithLoss(nn.Module):
                 raise
             return getattr(super().__getattr__("train_model"), name)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return with_loss, (self.train_model, self.loss)
+
     def call(self, *, labels: Any = None, num_items_in_batch: Any = None, **inputs: Any) -> Any:
+        own = training_model(self.train_model)
+        if own.returns_all:
+            return self.train_model(**inputs)
         if not self.training:
             items = {"num_items_in_batch": num_items_in_batch} if self.counts else {}
-            return training_model(self.train_model).root(**inputs, labels=labels, **items)
+            return own.own_root()(**inputs, labels=labels, **items)
         if labels is None:
             hint = "instead of label_smoothing_factor give the loss hard=nn.CrossEntropyLoss(label_smoothing=0.1)"
             raise ObjectiveError("There are no labels to learn from.", hint=hint)

@@ -112,7 +112,8 @@ class CollaborativeLoss(TwoTerms):
 
     def total(self, heads: list[Tensor], target: Tensor | None) -> Tensor:
         """The sum over heads (equation 4), in closed form where possible."""
-        plain = self.soft_weight and self.detach and len(heads) > 1 and is_plain_cross_entropy(self.hard)
+        own = type(self) is CollaborativeLoss  # what a subclass changes, the closed form doesn't know
+        plain = own and self.soft_weight and self.detach and len(heads) > 1 and is_plain_cross_entropy(self.hard)
         if not plain or self.reduction == "none" or not isinstance(target, Tensor):
             return super().total(heads, target)
         if not closed_form.may_be_used(heads, target):

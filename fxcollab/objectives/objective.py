@@ -120,7 +120,8 @@ class Objective(nn.Module, ABC):
                 without labels: the hard term is 0, and the soft one counts everywhere.
             *args: further arguments: ``teachers`` of `DistillationLoss`, ``features`` of `ONELoss`.
             num_items: how many labelled samples or positions all batches hold whose gradients are accumulated; the
-                mean is taken over them, so that the accumulated step is that of one large batch.
+                mean is taken over them, so that the accumulated step is that of one large batch. Only where both
+                terms count on the labelled alone, without class weights.
             **kwargs: further arguments by name.
 
         Returns:
@@ -257,7 +258,17 @@ class Objective(nn.Module, ABC):
                 f"num_items is for the mean over batches, the reduction is {self.reduction!r}.",
                 hint="Divide the loss by it yourself, or leave reduction='mean'.",
             )
-        labelled = None if target is None else self.task.labelled(self.task.target(target, z), z)
+        if target is None or self.consensus_on != "labelled" or self.task.has_class_weights:
+            raise ObjectiveError(
+                "num_items is for means over the labelled positions alone.",
+                why="Heads also learn from each other where there is no label, or classes have weights, so that the "
+                "two terms are means over other numbers.",
+                hint="Leave it out where batches are equal, or take both terms with reduction='sum' from loss.parts "
+                "and divide each by its own number.",
+            )
+        if not isinstance(num_items, Tensor) and num_items <= 0:
+            raise ObjectiveError(f"num_items must be above 0, not {num_items}.", hint="It counts labelled positions.")
+        labelled = self.task.labelled(self.task.target(target, z), z)
         return (math.prod(self.task.positions(z)) if labelled is None else labelled.sum()) / num_items
 
 

@@ -78,7 +78,7 @@ class Task(ABC):
         Raises:
             ObjectiveError: that has no weights.
         """
-        if on and _option(self.hard, self.weight, None) is None:
+        if on and not self.has_class_weights:
             raise ObjectiveError(
                 f"The soft term can't weigh classes as hard does, which has no {self.weight or 'weights'}.",
                 hint="As in hard=nn.CrossEntropyLoss(weight=...), class_weights=True.",
@@ -88,6 +88,11 @@ class Task(ABC):
     def class_weights(self, z: Tensor) -> Tensor | None:
         """The weights of classes in the soft loss, in the type of logits ``z``."""
         return _option(self.hard, self.weight, None).to(z.dtype) if self._weighs_classes else None
+
+    @property
+    def has_class_weights(self) -> bool:
+        """Whether the loss on the labels weighs classes."""
+        return _option(self.hard, self.weight, None) is not None
 
     def nothing(self, z: Tensor) -> Tensor:
         """A loss of 0 at every position, whose gradient is 0."""
@@ -192,9 +197,10 @@ class Classification(Task):
             return target
         if target.is_floating_point():
             return target.to(torch.promote_types(z.dtype, torch.float32))
+        target = target.long() if target.dtype == torch.uint8 else target  # torch doesn't take dense uint8 ones
         if target.device.type == "cpu" and is_concrete(target):  # an accelerator would wait; torch checks it there
             self._require_classes(target, z.shape[1])
-        return target.long() if target.dtype == torch.uint8 else target  # torch doesn't take dense uint8 ones
+        return target
 
     def _require_classes(self, target: Tensor, classes: int) -> None:
         wrong = target[((target < 0) | (target >= classes)) & (target != ignored_label(self.hard))]
@@ -337,7 +343,7 @@ def task_of(name: str | None, hard: HardLoss | None, reduction: str) -> Task:
 
 def is_plain_cross_entropy(hard: HardLoss) -> bool:
     """Whether it is ``nn.CrossEntropyLoss`` with no option but the reduction."""
-    if type(hard) is not nn.CrossEntropyLoss:
+    if type(hard) is not nn.CrossEntropyLoss or hard._forward_hooks or hard._forward_pre_hooks:
         return False
     return hard.weight is None and hard.label_smoothing == 0 and hard.ignore_index == IGNORED
 

@@ -44,6 +44,7 @@ def flat_labels(target: Any, shape: tuple[int, ...], tokens: Tokens, ignored: in
             else "Pass the labels as the model's own loss takes them, padded like its inputs.",
         )
     if tokens == "shifted":
+        target = target.long()  # bytes have no room for the ignored label
         target = F.pad(target[:, 1:], (0, 1), value=ignored)
     flat: Tensor = target.flatten(0, 1)
     return flat

@@ -21,13 +21,20 @@ OTHER_INPUTS_KEY = "fxcollab_other_inputs"
 
 @dataclass(frozen=True)
 class OtherInputs:
-    """Calls the original's forward in the place of a graph that has the given fingerprint."""
+    """Calls the original's forward in the place of a graph that has the given fingerprint.
+
+    By then the modules ``before`` the last guard have run: they must not have changed anything.
+    """
 
     interface: Interface
     fingerprint: str
+    before: tuple[str, ...]
 
     def __call__(self, module: CollabGraphModule, values: Sequence[Any], error: GuardError) -> Any:
-        """What the original returns; ``error`` is raised if the graph was edited, since its forward was not."""
+        """What the original returns; ``error`` is raised if the graph was edited, or running it twice may tell."""
+        run = (part for path in self.before for part in module.get_submodule(path).modules())
+        if any(part.training or part._forward_hooks or part._forward_pre_hooks for part in run):
+            raise error
         if fingerprint([module.graph]) != self.fingerprint:
             raise error
         args, kwargs = self.interface.call(module.root, values)
@@ -35,13 +42,20 @@ class OtherInputs:
 
 
 def other_inputs(captured: CollabGraphModule, observation: Observation) -> OtherInputs | None:
-    """How eval mode computes other inputs; None where it has no guards, or has written something before the last."""
+    """How eval mode computes other inputs.
+
+    None where it has no guards, where something before the last one writes or draws random numbers, where attributes
+    change, and for a model object with a forward of its own, which knows no other heads.
+    """
     graph, options = captured.modes.eval, captured.meta[CAPTURE_KEY]
     assert isinstance(options, CaptureOptions)
     alone = Observation(observation.evaluation)
     tracked = (node for node in graph.nodes if node.op in ("placeholder", "get_attr"))
     written = {write.node for write in track_storages(graph, alone, tracked).writes}
-    before = dropwhile(lambda node: node.target is not guard, reversed(graph.nodes))
-    if options.fingerprint is None or any(node in written or alone.of(node).changes for node in before):
+    before = list(dropwhile(lambda node: node.target is not guard, reversed(graph.nodes)))
+    if options.fingerprint is None or observation.counts or "forward" in vars(captured.root):
         return None
-    return OtherInputs(options.interface, options.fingerprint)
+    if any(node in written or alone.of(node).changes or alone.of(node).random for node in before):
+        return None
+    called = tuple(str(node.target) for node in before if node.op == "call_module")
+    return OtherInputs(options.interface, options.fingerprint, called)

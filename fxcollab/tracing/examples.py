@@ -165,6 +165,7 @@ def run_on_twin(
         twin.forget()
 
 
+@purge_leaked_tensors()
 def forward_flops(model: nn.Module, interface: Interface, values: Sequence[Any] | None = None) -> Mapping[str, int]:
     """The FLOPs of each of a model's modules in a forward, by path; that of the root is empty."""
     operations, flops = Operations(), dict[str, int]()

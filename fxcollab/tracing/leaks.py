@@ -120,14 +120,24 @@ def purge_caches(values: Iterable[weakref.ref[Any]]) -> None:
         _remove(tuples, outer)
 
 
+def _remove_entries(container: dict[Any, Any], ids: set[int]) -> None:
+    items = list(container.items())
+    found = [key for key, value in items if not ids.isdisjoint((id(key), id(value)))]
+    try:
+        for key in found:
+            del container[key]
+    except LookupError:  # a proxy as a key is equal to no other
+        container.clear()
+        container.update((key, value) for key, value in items if ids.isdisjoint((id(key), id(value))))
+
+
 def _remove(values: Collection[object], containers: Iterable[Any]) -> None:
     ids = set(map(id, values))
     for container in containers:
         if container is values:
             continue
         if type(container) in (dict, OrderedDict, defaultdict):
-            for key in [key for key, value in container.items() if id(value) in ids]:
-                del container[key]
+            _remove_entries(container, ids)
         elif type(container) in (list, deque):
             kept = [value for value in container if id(value) not in ids]
             container.clear()

@@ -212,5 +212,7 @@ def _sign(value: Any, numbers: dict[int, int]) -> Iterator[Hashable]:
         yield type(value), tuple(value)
         for one in value.values():
             yield from _sign(one, numbers)
-    else:
+    else:  # another object, such as a configuration, which may have changed since
         yield id(value)
+        held = getattr(value, "__dict__", {})
+        yield from ((name, one if isinstance(one, _PLAIN) else id(one)) for name, one in list(held.items()))

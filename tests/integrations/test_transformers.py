@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fxcollab
-from fxcollab.errors import CaptureError, ObjectiveError
+from fxcollab.errors import CaptureError, ObjectiveError, StateError
 from fxcollab.integrations.transformers import with_loss
 
 
@@ -196,3 +197,40 @@ def test_the_trainer_accumulates_as_if_the_batch_were_whole(tmp_path: Path) -> N
         states.append(train_model.state_dict())
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_layer_that_was_replaced_is_evaluated_too() -> None:
+    _, train_model = made()
+    train_model.train_model.last = nn.Linear(8, 8)
+    train_model.eval()
+    inputs = batch()
+    found = train_model(**inputs)["logits"]
+    assert torch.equal(found, train_model.train_model(inputs["ids"])["logits"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_all_heads_are_reached_through_it(training: bool) -> None:
+    _, train_model = made()
+    train_model.train(training)
+    ids = batch()["ids"]
+    heads = fxcollab.all_heads(train_model)(ids=ids)
+    expected = fxcollab.all_heads(train_model.train_model)(ids)
+    assert len(heads) == 2
+    assert all(torch.equal(one["logits"], other["logits"]) for one, other in zip(heads, expected, strict=True))
+
+
+def test_it_pickles_and_copies() -> None:
+    _, train_model = made()
+    inputs = batch()
+    for again in (pickle.loads(pickle.dumps(train_model)), copy.deepcopy(train_model)):
+        assert torch.equal(again(**inputs)["loss"], train_model(**inputs)["loss"])
+        assert type(again).__name__ == "Classifier"
+
+
+def test_another_output_in_eval_mode_is_refused() -> None:
+    made_with_mean = fxcollab.transform(
+        Classifier(), splits="body", seed=0, example_inputs={"ids": batch()["ids"]}, eval_output="mean"
+    )
+    with pytest.raises(StateError, match="more than head 0's output") as caught:
+        with_loss(made_with_mean, fxcollab.CollaborativeLoss())
+    assert "eval_output='head'" in str(caught.value.hint)

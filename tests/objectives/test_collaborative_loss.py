@@ -225,6 +225,34 @@ def test_logits_field_has_the_users_name() -> None:
     assert torch.equal(CollaborativeLoss(logits="out")(outputs, y), CollaborativeLoss()(z, y))
 
 
+class Penalised(CollaborativeLoss):
+    """A loss of one's own."""
+
+    def losses(self, heads: list[Tensor], target: Any) -> list[Tensor]:
+        return [loss + z.square().mean() for loss, z in zip(super().losses(heads, target), heads, strict=True)]
+
+
+def test_what_a_subclass_changes_counts_in_training() -> None:
+    z, y = some_logits(3), some_indices()
+    loss = Penalised()
+    torch.testing.assert_close(loss(z, y), sum(loss.per_head(z, y)))
+    assert loss(z, y) > CollaborativeLoss()(z, y)
+
+
+def test_hooks_of_the_hard_loss_run() -> None:
+    z, y, seen = some_logits(3), some_indices(), []
+    loss = CollaborativeLoss()
+    loss.hard.register_forward_hook(lambda *call: seen.append(call))
+    loss(z, y)
+    assert len(seen) == 3
+
+
+def test_bytes_may_name_any_of_many_classes() -> None:
+    z = [torch.randn(3, 300, requires_grad=True) for _ in range(2)]
+    y = torch.tensor([1, 2, 255], dtype=torch.uint8)
+    assert torch.equal(CollaborativeLoss()(z, y), CollaborativeLoss()(z, y.long()))
+
+
 # --- Where people train ---
 
 

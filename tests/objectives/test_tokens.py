@@ -112,6 +112,31 @@ def test_samples_accumulate_without_ignored_labels_too() -> None:
     torch.testing.assert_close(sum(parts), loss(z, y))
 
 
+@pytest.mark.parametrize(
+    ("options", "target"),
+    [
+        ({"consensus_on": "all"}, labels(4)),
+        ({}, None),
+        ({"hard": nn.CrossEntropyLoss(torch.ones(CLASSES).double())}, labels(4)),
+    ],
+    ids=["on all", "no labels", "class weights"],
+)
+def test_means_over_other_numbers_cannot_be_accumulated(options: Any, target: Any) -> None:
+    with pytest.raises(ObjectiveError, match="over the labelled positions alone") as caught:
+        fxcollab.CollaborativeLoss(**options)(logits(2, 4, CLASSES), target, num_items=8)
+    assert "loss.parts" in caught.value.hint
+
+
+def test_no_items_are_refused() -> None:
+    with pytest.raises(ObjectiveError, match="num_items must be above 0"):
+        fxcollab.CollaborativeLoss()(logits(2, 4, CLASSES), labels(4), num_items=0)
+
+
+def test_shifted_labels_may_be_bytes() -> None:
+    z, y = logits(2, 4, 7, CLASSES), labels(4, 7)
+    assert torch.equal(Causal()(z, y.to(torch.uint8)), Causal()(z, y))
+
+
 def test_a_sum_needs_no_number_of_items() -> None:
     with pytest.raises(ObjectiveError, match="num_items is for the mean"):
         fxcollab.CollaborativeLoss(reduction="sum")(logits(2, 4, CLASSES), labels(4), num_items=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import types
 from typing import Any
 
 import pytest
@@ -65,10 +66,51 @@ def test_of_several_heads_other_inputs_are_refused_and_the_pruned_model_takes_th
 def test_a_module_that_replaced_another_is_called() -> None:
     model = AsksTheSum().eval()
     train_model = made(model, (X,)).eval()
-    train_model.a = nn.Linear(8, 8)
+    train_model.a = nn.Linear(8, 8).eval()
     reference = copy.deepcopy(model)
     reference.a = train_model.a
     assert torch.equal(train_model(-X), reference(-X))
+
+
+class Draws(AsksTheSum):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x + torch.rand(1))
+
+
+class Counts(nn.Linear):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
+class CountsInside(AsksTheSum):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = Counts(8, 8)
+
+
+def with_a_norm() -> nn.Module:
+    model = AsksTheSum()
+    model.a = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["draws", "counts", "hooked", "train mode", "own forward"])
+def test_what_would_happen_twice_is_refused(kind: str) -> None:
+    makes = {"draws": Draws, "counts": CountsInside, "train mode": with_a_norm}
+    model = makes.get(kind, AsksTheSum)().eval()
+    if kind == "own forward":
+        model.forward = types.MethodType(AsksTheSum.forward, model)  # type: ignore[method-assign]
+    train_model = made(model, (X,)).eval()
+    if kind == "hooked":
+        train_model.a.register_forward_hook(lambda *call: None)
+    if kind == "train mode":
+        train_model.a[1].train()
+    train_model(X)
+    with pytest.raises(GuardError):
+        train_model(-X - 10)
 
 
 def test_a_graph_that_was_edited_refuses_other_inputs() -> None:

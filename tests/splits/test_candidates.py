@@ -432,3 +432,29 @@ def test_names_of_what_the_root_computes_are_those_of_the_model_unopened() -> No
     opened = fxcollab.capture(Twice(), ["add.0", "layers.0.layer", "layers.1.layer"]).graph
     assert list(own_names(opened).values()) == unopened
     assert list(own_names(opened)) != unopened
+
+
+CACHE: dict[Any, Tensor] = {}
+
+
+class Caches(nn.Module):
+    """Puts a tensor for each width into a dictionary of its file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        width = x.shape[-1]
+        if width not in CACHE:
+            CACHE[width] = torch.ones(width)
+        return self.c(self.b(self.a(x) * CACHE[width]))
+
+
+@pytest.mark.parametrize("granularity", ["auto", "op"])
+def test_a_search_leaves_nothing_in_the_users_caches(granularity: Any) -> None:
+    CACHE.clear()
+    x = torch.ones(2, 4)
+    assert find_splits(Caches(), (x,), granularity=granularity)
+    assert not CACHE
+    assert type(Caches()(x)) is Tensor
