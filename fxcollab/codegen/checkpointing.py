@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from fxcollab.errors import StateError
 from fxcollab.fx_utils import opened_around
 from fxcollab.tree import original_name
 
@@ -31,7 +32,14 @@ def on_all_branches(method: Callable[..., Any], train_model: Any, peers: str) ->
                     setattr(part, attribute, value)
         switched = {id(module): value for module, _, value in writes if isinstance(value, bool)}
         on = {name for name, module in originals.items() if switched.get(id(module))}
-        train_model.recompute_modules(_called_by(on, train_model, peers))
+        again = _called_by(on, train_model, peers)
+        if on and not again and not any(_is_kept_whole(name, train_model) for name in on):
+            raise StateError(
+                "Gradient checkpointing would have no effect.",
+                why="the modules that would compute again what they call are opened down to single layers",
+                hint="transform with granularity='auto', or with recompute='heads'",
+            )
+        train_model.recompute_modules(again)
         return result
 
     return call
@@ -49,6 +57,12 @@ def _called_by(switched_on: set[str], train_model: Any, peers: str) -> frozenset
         if any(_is_inside(name, outer) for outer in innermost)
         and next(train_model.get_submodule(target).children(), None) is not None
     )
+
+
+def _is_kept_whole(name: str, train_model: Any) -> bool:
+    """Whether a module runs as it is, by itself or inside another one."""
+    called = {str(node.target) for node in train_model.modes.train.nodes if node.op == "call_module"}
+    return any(name == target or _is_inside(name, target) for target in called)
 
 
 def _is_inside(name: str, outer: str) -> bool:

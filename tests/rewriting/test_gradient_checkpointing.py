@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fxcollab
+from fxcollab import StateError
 from tests.speeds import slow_but
 
 
@@ -108,6 +109,15 @@ def test_what_is_switched_on_is_computed_again_in_every_branch(case: str) -> Non
     assert_same(found[:2] if by_stages else found, expected[:2] if by_stages else expected)
     train_model.set_grad_checkpointing(False)
     assert step(train_model)[0] == again + 1
+
+
+@pytest.mark.parametrize("by_stages", [True, False])
+def test_what_would_have_no_effect_is_refused(by_stages: bool) -> None:
+    train_model = fxcollab.transform(Net(by_stages), "simple", ["stem"], seed=0, granularity="op")
+    with pytest.raises(StateError, match="would have no effect") as caught:
+        train_model.set_grad_checkpointing()
+    assert "granularity='auto'" in str(caught.value.hint)
+    train_model.set_grad_checkpointing(False)
 
 
 def test_what_was_switched_on_before_the_transform_can_be_again() -> None:
