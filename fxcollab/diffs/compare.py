@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -96,9 +96,13 @@ class _Graph:
             self.keys[node.name] = node.op, from_.origin if from_ else node.name, path, inserted
             branch = branch_name(from_.branch) if from_ and from_.branch else ""
             self.nodes[node.name] = _node(node, module, branch, inserted)
-        self.users = {node.name: tuple(user.name for user in node.users) for node in graph.nodes}
+        self._users = {node.name: tuple(user.name for user in node.users) for node in graph.nodes}
         of = f"training graph, {plan.tree.heads} heads, {plan.pattern}" if isinstance(plan, Plan) else "graph"
         self.title = f"{type(model).__name__}: {of}, {len(self.nodes)} nodes"
+
+    def neighbours(self, name: str, down: bool) -> tuple[str, ...]:
+        """The nodes that one reads, from which the way goes down to it; or those that read it."""
+        return self.nodes[name].inputs if down else self._users[name]
 
 
 def _node(node: fx.Node, module: fx.GraphModule, branch: str, inserted: str) -> GraphNode:
@@ -176,31 +180,23 @@ def _matched(left: _Graph, right: _Graph) -> dict[str, str]:
 
 def _match_neighbours(left: _Graph, right: _Graph, found: dict[str, str]) -> None:
     """Down from what is matched as far as it goes, since state is matched by name; then up from readers."""
-
-    def inputs(graph: _Graph, name: str) -> Sequence[str]:
-        return graph.nodes[name].inputs
-
-    def users(graph: _Graph, name: str) -> Sequence[str]:
-        return graph.users[name]
-
-    while _match_by(inputs, left, right, found) or _match_by(users, left, right, found):
+    while _match_along(left, right, found, down=True) or _match_along(left, right, found, down=False):
         pass
 
 
-def _match_by(
-    neighbours: Callable[[_Graph, str], Sequence[str]], left: _Graph, right: _Graph, found: dict[str, str]
-) -> bool:
+def _match_along(left: _Graph, right: _Graph, found: dict[str, str], down: bool) -> bool:
     """Match what does the same and has neighbours that are matched to each other; False if there is none."""
-    before, matched = len(found), set(found.values())
-    left_over: dict[tuple[Any, ...], list[str]] = {}
-    for name, node in left.nodes.items():
-        places = tuple(found.get(other) for other in neighbours(left, name))
-        if name not in found and places and None not in places:
-            left_over.setdefault((node.description, *places), []).append(name)
-    for name, node in right.nodes.items():
-        same = left_over.get((node.description, *neighbours(right, name)))
-        if name not in matched and same:
-            found[same.pop(0)] = name
+    before, back = len(found), {other: name for name, other in found.items()}
+    for name in right.nodes if down else reversed(right.nodes):
+        around = right.neighbours(name, down)
+        if name in back or not around or around[0] not in back:
+            continue
+        for candidate in left.neighbours(back[around[0]], not down):
+            same = left.nodes[candidate].description == right.nodes[name].description
+            places = tuple(found.get(other) for other in left.neighbours(candidate, down))
+            if same and candidate not in found and places == around:
+                found[candidate], back[name] = name, candidate
+                break
     return len(found) > before
 
 
