@@ -158,7 +158,9 @@ def guard(question: str, value: Any, answer: Any, where: str) -> None:
     found = QUESTIONS[question](value)
     if question == "requires grad" and not found:
         return
-    if found != answer:
+    # of a symbolic truth value, in compiled code with dynamic sizes, only this can be asked
+    differs = (not found if answer else bool(found)) if type(answer) is bool else found != answer
+    if differs:
         hint = _HINTS.get(question, "capture with an example like this input; or")
         raise GuardError(
             f"The graph was captured where {_asked(question)} is {answer}; here it is {found}.",

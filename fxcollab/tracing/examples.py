@@ -177,7 +177,8 @@ def forward_flops(model: nn.Module, interface: Interface, values: Sequence[Any] 
         with operations.watched():
             twin(*args, **kwargs)
 
-    run_on_twin(model, interface, run, values=values)
+    with torch.inference_mode(False):  # which would hide what operations are made of
+        run_on_twin(model, interface, run, values=values)
     return flops
 
 

@@ -107,7 +107,7 @@ class Repeats:
             held += [list(vars(cls).values()) for cls in {cls for part in parts for cls in _classes(type(part))}]
             return [
                 contents.of(held),
-                *map(version_of, tensors),
+                *(None if tensor.is_inference() else version_of(tensor) for tensor in tensors),
                 *(id(tensor) for _, tensor in named_tensors(module)),
             ]
 

@@ -175,5 +175,15 @@ def test_compiled_eval_mode_takes_other_inputs_too() -> None:
     train_model = torch.compile(made(model, (X,)).eval(), backend="eager")
     assert torch.equal(train_model(X), model(X)) and torch.equal(train_model(-X), model(-X))
     sizes = AsksForItsSize()
+    torch.compiler.reset()
     compiled = torch.compile(made(sizes, (X,)).eval(), backend="eager", fullgraph=True)
     assert torch.equal(compiled(X), sizes(X))
+
+
+@pytest.mark.slow
+def test_a_guard_of_sizes_compiles_with_dynamic_ones() -> None:
+    torch.compiler.reset()
+    sizes = AsksForItsSize()
+    compiled = torch.compile(made(sizes, (X,)).eval(), backend="eager", dynamic=True)
+    for x in (X, X[:3], torch.cat([X, X])):
+        assert torch.equal(compiled(x), sizes(x))
