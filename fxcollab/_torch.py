@@ -96,8 +96,8 @@ def as_parameter(tensor: Tensor) -> Tensor:
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written into, as autograd counts it."""
-    return tensor._version
+    """How often a tensor was written into, as autograd counts it; 0 for an inference tensor, where it doesn't."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def storage_id(tensor: Tensor) -> int:

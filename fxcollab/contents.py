@@ -48,7 +48,7 @@ class Contents:
             return True
         seen[id(value)] = len(seen)
         if isinstance(value, Tensor):
-            found.append((id(value), 0 if value.is_inference() else version_of(value)))
+            found.append((id(value), version_of(value)))
             return True
         if isinstance(value, torch.Generator):
             found.append(bytes(value.get_state().tolist()))

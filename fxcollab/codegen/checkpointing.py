@@ -7,6 +7,7 @@ each computed again (see `recompute`), except single layers, which keep hardly m
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -72,14 +73,19 @@ def _is_inside(name: str, outer: str) -> bool:
 @contextmanager
 def _recorded_writes() -> Iterator[list[tuple[nn.Module, str, Any]]]:
     """All attributes that modules are given meanwhile, also those that are as they were."""
-    original, found = nn.Module.__setattr__, list[tuple[nn.Module, str, Any]]()
+    found = list[tuple[nn.Module, str, Any]]()
 
     def record(module: nn.Module, name: str, value: Any) -> None:
         found.append((module, name, value))
         original(module, name, value)
 
-    nn.Module.__setattr__ = record  # type: ignore[method-assign,assignment]
-    try:
-        yield found
-    finally:
-        nn.Module.__setattr__ = original  # type: ignore[method-assign]
+    with _ONE_AT_A_TIME:  # each restores what it found
+        original = nn.Module.__setattr__
+        nn.Module.__setattr__ = record  # type: ignore[method-assign,assignment]
+        try:
+            yield found
+        finally:
+            nn.Module.__setattr__ = original  # type: ignore[method-assign]
+
+
+_ONE_AT_A_TIME = threading.Lock()

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from torch import Tensor, fx, nn
 
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.diffs.compare_views import to_json, view
 from fxcollab.diffs.comparison import ComparisonData, GraphNode, Row
+from fxcollab.diffs.shown import Shown
 from fxcollab.errors import DiffError
 from fxcollab.fx_utils import attribute
 from fxcollab.plan import PLAN_KEY, Plan
@@ -30,7 +31,7 @@ LEAST_IN_COMMON = 0.1
 
 
 @dataclass(frozen=True)
-class Comparison(ComparisonData):
+class Comparison(Shown, ComparisonData):
     """Two graphs side by side; prints in a terminal."""
 
     def to_json(self) -> str:
@@ -38,14 +39,8 @@ class Comparison(ComparisonData):
         return to_json(self)
 
     def __rich__(self) -> RenderableType:
-        """The view for a terminal; `str` is the same in 80 columns, without colours."""
+        """The view for a terminal."""
         return view(self)
-
-    def __str__(self) -> str:
-        console = Console(width=80, color_system=None)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get()
 
 
 def compare(a: nn.Module, b: nn.Module, *, training: bool = True) -> Comparison:

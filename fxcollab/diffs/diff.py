@@ -6,13 +6,14 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from fxcollab.diffs.data import to_json
 from fxcollab.diffs.dot import to_dot
 from fxcollab.diffs.html import to_html
 from fxcollab.diffs.model import DiffData
 from fxcollab.diffs.notebook import show
+from fxcollab.diffs.shown import Shown
 from fxcollab.diffs.svg import to_svg
 from fxcollab.diffs.terminal import view
 from fxcollab.diffs.views import write
@@ -20,7 +21,7 @@ from fxcollab.proof.report import Report
 
 
 @dataclass(frozen=True)
-class Diff(DiffData):
+class Diff(Shown, DiffData):
     """A training graph beside its inference graph; prints in a terminal, and shows itself in a notebook."""
 
     def save(self, path: str | os.PathLike[str], report: Report | None = None) -> None:
@@ -56,11 +57,5 @@ class Diff(DiffData):
         show(self)
 
     def __rich__(self) -> RenderableType:
-        """The view for a terminal; `str` is the same in 80 columns, without colours."""
+        """The view for a terminal."""
         return view(self)
-
-    def __str__(self) -> str:
-        console = Console(width=80, color_system=None)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fxcollab._torch import computes_forward_derivatives, is_traced, is_transformed
 from fxcollab.objectives.consensus import sums_of_others
-from fxcollab.objectives.tasks import IGNORED
+from fxcollab.objectives.hard_loss import IGNORED
 
 IN_CACHE = 1 << 17
 """Values of one head that are computed at a time on a CPU."""

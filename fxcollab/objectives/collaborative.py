@@ -16,8 +16,8 @@ from torch import Tensor
 from fxcollab.errors import ObjectiveError
 from fxcollab.objectives import closed_form, options
 from fxcollab.objectives.consensus import consensus
+from fxcollab.objectives.hard_loss import is_plain_cross_entropy
 from fxcollab.objectives.objective import Options, as_teachers
-from fxcollab.objectives.tasks import is_plain_cross_entropy
 from fxcollab.objectives.two_terms import TwoTerms
 
 

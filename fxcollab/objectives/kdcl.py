@@ -15,9 +15,10 @@ from torch import Tensor
 from fxcollab.errors import ObjectiveError, closest
 from fxcollab.objectives import options
 from fxcollab.objectives.consensus import require_peers
+from fxcollab.objectives.hard_loss import ignored_label
 from fxcollab.objectives.objective import Options, as_teachers
 from fxcollab.objectives.outputs import described
-from fxcollab.objectives.tasks import Classification, ignored_label, positions
+from fxcollab.objectives.tasks import Classification, positions
 from fxcollab.objectives.two_terms import TwoTerms
 
 Ensemble: TypeAlias = Callable[[list[Tensor], Tensor], Tensor]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fxcollab.errors import ObjectiveError
+from fxcollab.objectives.hard_loss import HardLoss, ignored_label
 from fxcollab.objectives.options import Number
 from fxcollab.objectives.outputs import described, is_concrete, logits_of_heads, widened
-from fxcollab.objectives.tasks import HardLoss, Task, ignored_label, task_of
+from fxcollab.objectives.tasks import Task, task_of
 from fxcollab.objectives.tokens import Tokens, flat_labels, flat_logits
 
 Mask: TypeAlias = Callable[[Tensor], Tensor]

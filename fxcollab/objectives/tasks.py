@@ -8,28 +8,26 @@ changes (section 3.3 of the paper).
 
 from __future__ import annotations
 
-import copy
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxcollab.errors import ObjectiveError, closest
+from fxcollab.objectives.hard_loss import (
+    HardLoss,
+    found,
+    ignored_label,
+    option_of,
+    require_loss,
+    unreduced,
+    unwrapped,
+)
 from fxcollab.objectives.outputs import described, is_concrete
-
-HardLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""A loss on the labels: (logits, target) to a scalar."""
-
-IGNORED = -100
-"""The label that cross entropy leaves out by default."""
-
-V = TypeVar("V")
 
 
 class Task(ABC):
@@ -87,12 +85,12 @@ class Task(ABC):
 
     def class_weights(self, z: Tensor) -> Tensor | None:
         """The weights of classes in the soft loss, in the type of logits ``z``."""
-        return _option(self.hard, self.weight, None).to(z.dtype) if self._weighs_classes else None
+        return option_of(self.hard, self.weight, None).to(z.dtype) if self._weighs_classes else None
 
     @property
     def has_class_weights(self) -> bool:
         """Whether the loss on the labels weighs classes."""
-        return _option(self.hard, self.weight, None) is not None
+        return option_of(self.hard, self.weight, None) is not None
 
     def nothing(self, z: Tensor) -> Tensor:
         """A loss of 0 at every position, whose gradient is 0."""
@@ -238,7 +236,7 @@ class _Elementwise(Task):
 
     @property
     def known(self) -> bool:
-        return isinstance(self, _found(_TASK_OF, self.hard) or ())
+        return isinstance(self, found(_TASK_OF, self.hard) or ())
 
     def positions(self, z: Tensor) -> tuple[int, ...]:
         return tuple(z.shape)
@@ -283,7 +281,7 @@ class Regression(_Elementwise):
 
     def __init__(self, hard: HardLoss | None, reduction: str) -> None:
         super().__init__(hard, reduction)
-        self._soft = _unreduced(self.hard) if self.known else partial(F.mse_loss, reduction="none")
+        self._soft = unreduced(self.hard) if self.known else partial(F.mse_loss, reduction="none")
 
     def distribution(self, teacher: Tensor, temperature: float) -> Tensor:
         """The output itself; a regression has no temperature."""
@@ -297,14 +295,6 @@ class Regression(_Elementwise):
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, MultiLabel, Regression)}
 
 _TASK_OF: dict[Any, type[Task]] = {loss: task for task in TASKS.values() for loss in task.losses}
-_INSTEAD: dict[Any, str] = {
-    nn.BCELoss: "nn.BCEWithLogitsLoss()",
-    F.binary_cross_entropy: "nn.BCEWithLogitsLoss()",
-    nn.NLLLoss: "nn.CrossEntropyLoss()",
-    F.nll_loss: "nn.CrossEntropyLoss()",
-    nn.KLDivLoss: "nn.CrossEntropyLoss(), which takes soft labels,",
-    F.kl_div: "nn.CrossEntropyLoss(), which takes soft labels,",
-}
 
 
 def task_of(name: str | None, hard: HardLoss | None, reduction: str) -> Task:
@@ -319,13 +309,13 @@ def task_of(name: str | None, hard: HardLoss | None, reduction: str) -> Task:
             hint="The usual choice is 'mean': one scalar over all heads.",
         )
     if hard is not None:
-        _require_loss(hard, reduction)
+        require_loss(hard, reduction)
     if name is not None and name not in TASKS:
         raise ObjectiveError(
             f"There is no task {name!r}.", hint=f"Tasks are {closest(name, TASKS) or ', '.join(TASKS)}."
         )
-    inner = _unwrapped(hard)
-    kind = TASKS[name] if name is not None else _found(_TASK_OF, hard)
+    inner = unwrapped(hard)
+    kind = TASKS[name] if name is not None else found(_TASK_OF, hard)
     if kind is None and type(inner).__module__ == nn.modules.loss.__name__:
         raise ObjectiveError(
             f"The task of {type(inner).__name__} is ambiguous.",
@@ -341,80 +331,6 @@ def task_of(name: str | None, hard: HardLoss | None, reduction: str) -> Task:
     return (kind or Classification)(hard, reduction)
 
 
-def is_plain_cross_entropy(hard: HardLoss) -> bool:
-    """Whether it is ``nn.CrossEntropyLoss`` with no option but the reduction."""
-    if type(hard) is not nn.CrossEntropyLoss or hard._forward_hooks or hard._forward_pre_hooks:
-        return False
-    return hard.weight is None and hard.label_smoothing == 0 and hard.ignore_index == IGNORED
-
-
-def ignored_label(hard: HardLoss) -> int:
-    """The label that a loss of classes leaves out."""
-    return int(_option(hard, "ignore_index", IGNORED))
-
-
-def _unreduced(hard: HardLoss) -> HardLoss:
-    """A loss of torch's that isn't reduced."""
-    loss: Any = hard
-    if not isinstance(hard, nn.Module):
-        return partial(loss, reduction="none")
-    loss = copy.copy(_unwrapped(hard))
-    loss.reduction = "none"
-    return cast(HardLoss, loss)
-
-
-def _option(hard: HardLoss, name: str, default: Any) -> Any:
-    """An option of a loss: a bound argument, or else an attribute."""
-    inner: object = hard
-    while isinstance(inner, partial):
-        if name in inner.keywords:
-            return inner.keywords[name]
-        inner = inner.func
-    return getattr(_unwrapped(inner), name, default)
-
-
 def positions(z: Tensor) -> tuple[int, ...]:
     """The shape of class indices for logits (N, C, d1, ...)."""
     return (z.shape[0], *z.shape[2:])
-
-
-def _require_loss(hard: HardLoss, reduction: str) -> None:
-    if isinstance(hard, type) or not callable(hard):
-        raise ObjectiveError(
-            f"hard must be a callable (logits, target) to a scalar, not {hard!r}.",
-            hint="Pass an instance or a function, as in hard=nn.CrossEntropyLoss(label_smoothing=0.1).",
-        )
-    instead = _found(_INSTEAD, hard)
-    if instead is not None:
-        raise ObjectiveError(
-            f"hard must take logits, not what {getattr(hard, '__name__', type(hard).__name__)} takes.",
-            why="Heads learn from each other's logits, which must not be probabilities yet.",
-            hint=f"Leave the last softmax, log-softmax or sigmoid out of the model, and use {instead}.",
-        )
-    own = getattr(hard, "reduction", None)
-    if own is None:
-        with suppress(TypeError, ValueError):
-            parameter = inspect.signature(hard).parameters.get("reduction")
-            own = parameter and parameter.default
-    if own in ("mean", "sum", "none") and own != reduction:
-        raise ObjectiveError(
-            f"The hard loss has reduction {own!r}, the soft one {reduction!r}.",
-            why="The two can't be balanced when only one of them grows with the batch.",
-            hint=f"Give the hard loss reduction={reduction!r}.",
-        )
-
-
-def _found(table: Mapping[Any, V], hard: HardLoss | None) -> V | None:
-    """The entry of a loss of torch's, or of a subclass, a partial or a compiled version of one."""
-    inner = _unwrapped(hard)
-    kinds = type(inner).__mro__ if isinstance(inner, nn.Module) else (inner,)
-    return next((table[kind] for kind in kinds if kind in table), None)
-
-
-def _unwrapped(hard: object) -> object:
-    """The loss inside ``functools.partial`` and ``torch.compile``."""
-    while True:
-        inner = hard.func if isinstance(hard, partial) else getattr(hard, "_orig_mod", None)
-        if inner is None:
-            return hard
-        hard = inner

@@ -77,7 +77,7 @@ def cloned(inputs: Sequence[Any]) -> tuple[Any, ...]:
 
 def _versions(value: Any) -> list[int]:
     tensors = (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
-    return [0 if tensor.is_inference() else version_of(tensor) for tensor in tensors]
+    return [version_of(tensor) for tensor in tensors]
 
 
 def _starts(model: CollabGraphModule, inputs: Sequence[Any]) -> dict[str, GeneratorState]:

@@ -34,7 +34,7 @@ def modules_in(stateful: Iterable[Stateful]) -> list[nn.Module]:
 
 def version(tensor: Tensor) -> int:
     """The tensor's version counter; 0 where there is none to read, as of inference tensors."""
-    return 0 if tensor.is_inference() else version_of(tensor)
+    return version_of(tensor)
 
 
 @contextmanager
