@@ -56,6 +56,17 @@ class Tree(Method):
     fanouts: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Other(Tree):
+    """Heads that learn from each other as another paper has it, with the weights of that paper.
+
+    Attributes:
+        objective: "mutual", "KDCL" or "ONE"; the last one's gate sees what the first split's module returns.
+    """
+
+    objective: str = ""
+
+
 SINGLE = Method("single instance", beta=1)
 SMOOTHED = Method("label smoothing (0.05)", beta=1, smoothing=0.05)
 SMOOTHED_MORE = Method("label smoothing (0.1)", beta=1, smoothing=0.1)
@@ -108,6 +119,8 @@ def training(
         seed=seed,
         rescale=method.scaling == "rescale",
     ).to(device)
+    if isinstance(method, Other):
+        return _other(method, model, recipe)
     if not method.alternating:
         optimizer = recipe.optimizer(model.parameters())
         return Training((model,), simultaneous(model, _loss(method, recipe), optimizer, recipe), (optimizer,))
@@ -115,6 +128,23 @@ def training(
     optimizers = tuple(recipe.optimizer(instance.parameters()) for instance in instances)
     objective = fxcollab.CollaborativeLoss(method.beta, method.temperature)
     return Training((model, *instances), alternating(instances, objective, optimizers, recipe), optimizers)
+
+
+def _other(method: Other, model: fxcollab.CollabGraphModule, recipe: Recipe) -> Training:
+    seen: dict[str, Tensor] = {}
+    if method.objective == "ONE":
+        split, channels = model.get_submodule(method.splits[0]), model.get_parameter(f"{method.splits[0]}.0.weight")
+        split.register_forward_hook(lambda module, inputs, output: seen.update(features=output))
+        objective: fxcollab.Objective = fxcollab.ONELoss(len(channels), method.heads or 2)
+    else:
+        objective = {"mutual": fxcollab.MutualLoss, "KDCL": fxcollab.KDCLLoss}[method.objective]()
+    optimizer = recipe.optimizer([*model.parameters(), *objective.parameters()])
+
+    def loss(outputs: Sequence[object], labels: Tensor, images: Tensor) -> Tensor:
+        total: Tensor = objective(outputs, labels, *seen.values())
+        return total
+
+    return Training((model, objective), simultaneous(model, loss, optimizer, recipe), (optimizer,))
 
 
 def _loss(method: Method, recipe: Recipe, teachers: Sequence[nn.Module] = ()) -> Loss:

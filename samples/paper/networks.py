@@ -11,7 +11,7 @@ from torch import nn
 
 from samples.networks.densenet_cifar import densenet40_12
 from samples.networks.resnet_cifar import resnet_cifar
-from samples.networks.small import ConvNet
+from samples.networks.small import ConvNet, TableNet, TextNet
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ def _after(simple: str, *hierarchical: str) -> Mapping[str, tuple[str, ...]]:
 _STAGES = _after("stage1", "stage1", "stage2")
 NETWORKS: Mapping[str, Network] = {
     "three convolutions": Network(ConvNet, _STAGES),
+    "three layers": Network(TableNet, _STAGES),
+    "words": Network(TextNet, _STAGES),
     "ResNet-8, grey": Network(partial(resnet_cifar, 8, in_maps=1), _STAGES),
     "ResNet-14, grey": Network(partial(resnet_cifar, 14, in_maps=1), _STAGES),
     "ResNet-32, grey": Network(partial(resnet_cifar, 32, in_maps=1), _STAGES),

@@ -22,6 +22,7 @@ from samples.paper.methods import (
     SMOOTHED_MORE,
     TWO_INSTANCES,
     Method,
+    Other,
     Tree,
 )
 
@@ -61,6 +62,12 @@ def _trees() -> Iterator[Method]:
         yield Tree(f"ladder at {' '.join(splits)}", "ladder", splits=splits)
 
 
+def _objectives() -> Iterator[Method]:
+    """Of other papers, on the tree of `RESCALED`."""
+    for name in ("mutual", "KDCL", "ONE"):
+        yield Other(f"4 heads, {name}", "simple", 4, splits=("stage1",), objective=name)
+
+
 CLAIMS = (
     SINGLE,
     SMOOTHED_MORE,
@@ -85,5 +92,9 @@ POWER: Mapping[str, Experiment] = {
     "consensus": Experiment(
         "Weight and temperature of the consensus", "consensus", (SINGLE, *_weights()), (0.0, 0.4)
     ),
+    "objectives": Experiment(
+        "Objectives of other papers on one tree", "objectives", (SINGLE, RESCALED, *_objectives()), noise=(0.0, 0.4)
+    ),
+    "larger": Experiment("Larger images", "larger", (SINGLE, TWO_INSTANCES, SIMPLE, HIERARCHICAL), noise=(0.4,)),
     "trees": Experiment("Error beside the cost of a step, by head tree", "trees", (SINGLE, *_trees()), noise=(0.4,)),
 }

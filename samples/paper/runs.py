@@ -77,6 +77,7 @@ def carry_out(run: Run, folder: Path, checkpoints: Path | None) -> Row:
         "top5 error": kept.top5,
         "errors of heads": everyone.heads,
         "error of the ensemble": everyone.ensemble,
+        "disagreement": everyone.disagreement,
         "loss": epochs[-1].loss,
         "seconds": epochs[-1].seconds,
         "memory": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,

@@ -18,9 +18,21 @@ from typing import Literal, TypeAlias
 from samples.training.data import DataSet
 from samples.training.from_disk import image_folder
 from samples.training.in_memory import InMemory, cifar, digits, fashion_mnist
+from samples.training.prepared import breast_cancer, fortunes
 from samples.training.recipe import Recipe
 
-Role: TypeAlias = Literal["CIFAR-10", "CIFAR-100", "ImageNet", "claims", "updates", "scaling", "consensus", "trees"]
+Role: TypeAlias = Literal[
+    "CIFAR-10",
+    "CIFAR-100",
+    "ImageNet",
+    "claims",
+    "updates",
+    "scaling",
+    "consensus",
+    "objectives",
+    "larger",
+    "trees",
+]
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,9 @@ class Setting:
 DATA: Mapping[str, Callable[[Path], DataSet]] = {
     "digits, 256": lambda folder: digits(256),
     "digits, 1,000": lambda folder: digits(1_000, shuffled=True),
+    "breast cancer, 300": lambda folder: breast_cancer(),
+    "fortunes, 2,000": lambda folder: fortunes(),
+    "Fashion-MNIST, 1,000": lambda folder: fashion_mnist(count=1_000),
     "Fashion-MNIST": lambda folder: fashion_mnist(),
     "Fashion-MNIST, 1,000 halved": lambda folder: fashion_mnist(count=1_000, halved=True),
     "Fashion-MNIST, 2,000 halved": lambda folder: fashion_mnist(count=2_000, halved=True),
@@ -64,15 +79,20 @@ _DIGITS = Setting("digits, 1,000", "three convolutions", Recipe(40, batch=64), 2
 _CLOTHES = Setting(
     "Fashion-MNIST, 1,000 halved", "three convolutions", Recipe(40, batch=64), 20, noise=(0.0, 0.4, 0.6)
 )
+_CLOTHES_WHOLE = Setting("Fashion-MNIST, 1,000", "three convolutions", Recipe(40, batch=64), 20)
+_TABLE = Setting("breast cancer, 300", "three layers", Recipe(40, batch=64), 20, noise=(0.0, 0.4))
+_TEXT = Setting("fortunes, 2,000", "words", Recipe(20, batch=64, learning_rate=0.02), 20, noise=(0.0, 0.4))
 SCALES: Mapping[str, Mapping[Role, tuple[Setting, ...]]] = {
     "smoke": {"CIFAR-10": (_SMOKE,), "CIFAR-100": (_SMOKE,), "ImageNet": (_SMOKE,)},
     "cpu": {"CIFAR-10": (_CPU, _CPU_LARGER), "CIFAR-100": (_CPU,), "ImageNet": (_CPU,)},
     "gpu": {"CIFAR-10": (_GPU,), "CIFAR-100": (_GPU,), "ImageNet": (_GPU,)},
     "power": {
-        "claims": (_DIGITS, _CLOTHES),
+        "claims": (_DIGITS, _TABLE, _CLOTHES, _TEXT),
         "updates": (_DIGITS,),
         "scaling": (_DIGITS,),
         "consensus": (_DIGITS,),
+        "objectives": (_DIGITS,),
+        "larger": (_CLOTHES_WHOLE,),
         "trees": (_DIGITS, _CLOTHES),
     },
     "paper": {

@@ -20,11 +20,14 @@ class Errors:
         heads: of every head, head 0 first: that is the one which is kept.
         ensemble: of the mean of all heads' logits.
         top5: of head 0, among the five likeliest classes.
+        disagreement: the share of the test set for which another head says another class than head 0, a mean over
+            the other heads; 0 of one head.
     """
 
     heads: tuple[float, ...]
     ensemble: float
     top5: float
+    disagreement: float
 
 
 @torch.no_grad()
@@ -42,12 +45,16 @@ def errors(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: t
     for images, labels in batches:
         heads = logits_of_heads(outputs_of(model, images.to(device)), "logits")
         target = labels.to(device)
-        counts = [(z.argmax(1) != target).sum() for z in [*heads, torch.stack(heads).mean(0)]]
+        said = torch.stack([z.argmax(1) for z in [*heads, torch.stack(heads).mean(0)]])
         likeliest = heads[0].topk(min(5, heads[0].shape[1])).indices
-        counts.append((likeliest != target[:, None]).all(1).sum())
+        counts = [
+            *(said != target).sum(1),
+            (likeliest != target[:, None]).all(1).sum(),
+            (said[1:-1] != said[0]).sum(),
+        ]
         found = torch.stack(counts).cpu()
         wrong = wrong + found if seen else found
         seen += len(labels)
     model.train(training)
-    shares = (wrong.double() / seen).tolist()
-    return Errors(tuple(shares[:-2]), shares[-2], shares[-1])
+    *of_heads, ensemble, top5, differ = (wrong.double() / seen).tolist()
+    return Errors(tuple(of_heads), ensemble, top5, differ / max(1, len(of_heads) - 1))

@@ -80,3 +80,14 @@ def test_every_table_and_picture_is_made_of_what_is_there(tmp_path: Path) -> Non
             assert f"| {method.name} |" in text
     for theme in ("light", "dark"):
         assert (tmp_path / f"trees-digits-{theme}.svg").read_text().startswith("<?xml")
+
+
+def test_a_regression_is_compared_with_one_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from samples import regression
+
+    monkeypatch.setattr(regression, "EPOCHS", 4)
+    rows = regression.main(2, tmp_path / "rows.jsonl")
+    assert regression.main(2, tmp_path / "rows.jsonl") == rows, "rows aren't run again"
+    assert len(rows) == 12 and all(0.5 < row["error"] < 1.5 for row in rows)
+    lines = list(regression.compare(rows))
+    assert len(lines) == 6 and sum(", t " in line for line in lines) == 4

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 import fxcollab
 from samples.networks.resnet_cifar import resnet_cifar
+from samples.networks.small import ConvNet
 from samples.paper import methods
 from samples.paper.experiments import EXPERIMENTS
 from samples.paper.networks import NETWORKS
-from samples.training import lines
+from samples.training import lines, prepared
 from samples.training.data import data_set
 from samples.training.evaluate import errors
 from samples.training.in_memory import FASHION_MNIST, digits, fashion_mnist
 from samples.training.noise import with_noise
+from samples.training.prepared import breast_cancer
 from samples.training.recipe import Recipe
 from samples.training.steps import simultaneous
 from samples.training.trainer import Kept, Training, epochs
@@ -290,3 +292,46 @@ def test_folders_of_other_classes_are_refused(tmp_path: Path) -> None:
 def test_sets_without_a_part_to_test_on_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no parts named train and test"):
         data_set(name, tmp_path)
+
+
+def test_other_heads_are_counted_where_they_disagree_with_head_0() -> None:
+    model = fxcollab.transform(nn.Linear(3, 3, bias=False), "multi-instance", heads=3, seed=0)
+    with torch.no_grad():
+        for parameter, sign in zip(model.parameters(), (1.0, 1.0, -1.0), strict=True):
+            parameter.copy_(sign * torch.eye(3))
+    x = torch.eye(3)
+    assert errors(model, [(x[:2], torch.zeros(2)), (x[2:], torch.zeros(1))]).disagreement == pytest.approx(1 / 2)
+    assert errors(nn.Identity(), [(x, torch.arange(3))]).disagreement == 0
+
+
+def test_a_table_is_normalised_by_its_training_rows_and_given_as_it_is() -> None:
+    data = breast_cancer(300)
+    assert data.images.shape == (300, 30) and data.test_images.shape == (269, 30)
+    torch.testing.assert_close(data.images.mean(0), torch.zeros(30), rtol=0, atol=1e-5)
+    torch.testing.assert_close(data.images.std(0), torch.ones(30), rtol=0, atol=1e-5)
+    rows, labels = zip(*data.test(100), strict=True)
+    assert torch.equal(torch.cat(rows), data.test_images) and torch.equal(torch.cat(labels), data.test_labels)
+
+
+def test_texts_are_indices_of_the_commonest_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cats").write_text("a cat\n%\na cat, a cat\n%\na cat purrs\n")
+    (tmp_path / "dogs").write_text("a dog\n%\na dog barks\n")
+    (tmp_path / "dogs.dat").write_bytes(b"\x00")
+    (tmp_path / "small").write_text("none\n")
+    monkeypatch.setattr(prepared, "FORTUNES", tmp_path)
+    data = prepared.fortunes(4, topics=2, words=4, length=3)
+    assert sorted([*data.labels.tolist(), *data.test_labels.tolist()]) == [0, 0, 0, 1, 1]
+    texts = torch.cat([data.images, data.test_images])
+    assert texts.shape == (5, 3) and texts.max() == 3, "two words, padding, and one for all others"
+    assert set(texts[:, 0].tolist()) == {2}, "every text begins with the commonest word"
+
+
+@pytest.mark.parametrize("objective", ["mutual", "KDCL", "ONE"])
+def test_objectives_of_other_papers_train_the_same_tree(objective: str) -> None:
+    method = methods.Other(objective, "simple", 2, splits=("stage1",), objective=objective)
+    trained = methods.training(method, NETWORKS["three convolutions"], ConvNet, RECIPE, 0)
+    assert len(trained.modules) == 2 and bool([*trained.modules[1].parameters()]) == (objective == "ONE")
+    before = [parameter.clone() for module in trained.modules for parameter in module.parameters()]
+    assert trained.step(*next(iter(digits().train(0, 0, 64)))).isfinite()
+    after = [parameter for module in trained.modules for parameter in module.parameters()]
+    assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
