@@ -1,13 +1,14 @@
-"""Figures 3 and 4, as SVG."""
+"""Figures 3 and 4, and gains beside noise and cost, as SVG."""
 
 from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from samples.paper.paired import Gain
@@ -36,13 +37,8 @@ def errors_by_noise(rows: Sequence[Row], methods: Sequence[str]) -> str:
 
 def error_beside_cost(points: Sequence[tuple[str, float, Gain]], theme: str) -> str:
     """The gain of every tree over the FLOPs of its step, with its interval; the best up to each cost are named."""
-    ink, back = ("#1f2328", "#ffffff") if theme == "light" else ("#e6edf3", "#0d1117")
-    colours = dict(
-        zip(("instances", "heads", "(", "ladder"), ("#3b82f6", "#10b981", "#f59e0b", "#a855f7"), strict=True)
-    )
-    figure = Figure((8, 5), layout="constrained", facecolor=back)
-    axes = figure.subplots()
-    axes.set_facecolor(back)
+    colours = dict(zip(("instances", "heads", "(", "ladder"), _COLOURS, strict=False))
+    figure, axes, ink = _themed(theme)
     best = float("-inf")
     for name, cost, gain in sorted(points, key=lambda point: (point[1], -point[2].mean)):
         colour = next(colours[kind] for kind in colours if kind in name)
@@ -54,16 +50,54 @@ def error_beside_cost(points: Sequence[tuple[str, float, Gain]], theme: str) -> 
             axes.annotate(
                 name, (cost, gain.high), (0, 4), textcoords="offset points", color=ink, fontsize=8, ha="center"
             )
+    axes.set_xlabel("FLOPs of a training step, as a multiple of one network's", color=ink)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}x")
+    return _svg(figure)
+
+
+def gains_by_noise(gains: Mapping[str, Sequence[tuple[float, Gain]]], theme: str) -> str:
+    """Every method's gain over the level of noise, with its interval and its name at the end of its line."""
+    figure, axes, ink = _themed(theme)
+    ends = []
+    for place, (method, points) in enumerate(gains.items()):
+        colour, shift = (
+            _COLOURS[place % len(_COLOURS)],
+            0.6 * (place - len(gains) / 2),
+        )  # so that intervals stand apart
+        levels, means = [100 * noise + shift for noise, _ in points], [gain.mean for _, gain in points]
+        around = [[g.mean - g.low for _, g in points], [g.high - g.mean for _, g in points]]
+        axes.errorbar(levels, means, around, marker="o", color=colour, capsize=2, linewidth=1.2)
+        ends.append((means[-1], levels[-1], method, colour))
+    low, high = axes.get_ylim()
+    at = float("-inf")
+    for mean, level, method, colour in sorted(ends):
+        at = max(mean, at + 0.045 * (high - low))  # names stand below one another
+        axes.annotate(
+            method, (level, mean), (level + 4, at), color=colour, fontsize=9, va="center", annotation_clip=False
+        )
+    axes.set_xlim(right=axes.get_xlim()[1] * 1.35)
+    axes.set_xticks([100 * noise for noise, _ in max(gains.values(), key=len)])
+    axes.set_xlabel("wrong labels (%)", color=ink)
+    return _svg(figure)
+
+
+_COLOURS = ("#3b82f6", "#10b981", "#d97706", "#a855f7", "#e11d48", "#0891b2", "#84860b")
+
+
+def _themed(theme: str) -> tuple[Figure, Axes, str]:
+    """A figure of gains, its axes and the colour of its text."""
+    ink, back = ("#1f2328", "#ffffff") if theme == "light" else ("#e6edf3", "#0d1117")
+    figure = Figure((8, 5), layout="constrained", facecolor=back)
+    axes = figure.subplots()
+    axes.set_facecolor(back)
     for side in axes.spines.values():
         side.set_color(ink)
     axes.tick_params(colors=ink)
-    axes.set_xlabel("FLOPs of a training step, as a multiple of one network's", color=ink)
     axes.set_ylabel("gain in points of error", color=ink)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}x")
     axes.axhline(0, color=ink, linewidth=0.6)
     axes.grid(alpha=0.2, color=ink)
-    return _svg(figure)
+    return figure, axes, ink
 
 
 def weights_by_layer(rows: Sequence[Row]) -> str:

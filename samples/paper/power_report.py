@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -13,9 +13,9 @@ from scipy.stats import spearmanr
 
 import fxcollab
 from samples.networks.small import ConvNet
-from samples.paper.methods import Method, Tree
+from samples.paper.methods import SINGLE, Method, Tree
 from samples.paper.paired import Gain, gain, told_apart
-from samples.paper.plots import error_beside_cost
+from samples.paper.plots import error_beside_cost, gains_by_noise
 from samples.paper.power import POWER
 from samples.paper.runs import Row
 
@@ -76,6 +76,8 @@ def write(rows: Sequence[Row], folder: Path) -> None:
         for name, experiment in POWER.items()
     }
     lines = ["# The paper's claims with many seeds", "", *_preface(rows), "", *_claims(found)]
+    lines += _figure3(found["claims"], folder)
+    lines += _scaling(found["scaling"])
     for name, experiment in POWER.items():
         for (data, noise), part in _settings(found[name]).items():
             lines += ["", f"## {experiment.title}: {data}, {noise:.0%} of the labels wrong", ""]
@@ -122,6 +124,47 @@ def _claims(found: Mapping[str, Sequence[Row]]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} | {verdict} |"
 
 
+def _figure3(rows: Sequence[Row], folder: Path) -> Iterator[str]:
+    """A picture for each data set that has three levels of noise or more."""
+    settings = _settings(rows)
+    for data in dict.fromkeys(data for data, _ in settings):
+        gains: dict[str, list[tuple[float, Gain]]] = {}
+        for (of, noise), part in settings.items():
+            base = _of(part, SINGLE.name)
+            for method in POWER["claims"].methods[1:] if of == data else ():
+                if found := gain(_of(part, method.name), base):
+                    gains.setdefault(method.name, []).append((noise, found))
+        if gains and min(map(len, gains.values())) > 2:
+            name = f"noise-{data.split(',')[0].lower().replace(' ', '-')}"
+            yield from ("", f"## Gain over one network by label noise: {data} (figure 3)")
+            yield from _picture(name, f"Gains by label noise on {data}", partial(gains_by_noise, gains), folder)
+
+
+def _scaling(rows: Sequence[Row]) -> Iterator[str]:
+    """From how many heads on rescaling is told from no scaling (table 3)."""
+    for (data, noise), part in _settings(rows).items():
+        heads = (4, 8, 16)
+        gains = [gain(_of(part, f"{h} heads, rescaled"), _of(part, f"{h} heads, no scaling")) for h in heads]
+        known = [(h, found) for h, found in zip(heads, gains, strict=True) if found]
+        told = [h for (h, _), apart in zip(known, told_apart([found for _, found in known]), strict=True) if apart]
+        said = f"with {', '.join(map(str, told))} heads" if told else f"with up to {max(heads)} heads not at all"
+        text = "; ".join(f"{h} heads {found}" for h, found in known)
+        yield from (
+            "",
+            f"{data}, {noise:.0%} of the labels wrong: rescaling is told from no scaling {said} ({text}).",
+        )
+
+
+def _picture(name: str, says: str, drawn: Callable[[str], str], folder: Path) -> Iterator[str]:
+    """A picture in both themes, and what shows it."""
+    for theme in ("light", "dark"):
+        (folder / f"{name}-{theme}.svg").write_text(drawn(theme))
+    yield ""
+    yield f'<picture><source media="(prefers-color-scheme: dark)" srcset="{name}-dark.svg">'
+    yield f'<img alt="{says}" src="{name}-light.svg"></picture>'
+    yield ""
+
+
 def _gains(methods: Sequence[Method], rows: Sequence[Row]) -> Iterator[str]:
     """Errors of every method, and gains over the first."""
     base = _of(rows, methods[0].name)
@@ -163,13 +206,10 @@ def _costs(methods: Sequence[Method], rows: Sequence[Row], data: str, folder: Pa
     if len(points) < 3:
         return
     name = f"trees-{data.split(',')[0].lower()}"
-    for theme in ("light", "dark"):
-        picture = error_beside_cost([(m.name, costs.time, found) for m, found, costs, _ in points], theme)
-        (folder / f"{name}-{theme}.svg").write_text(picture)
-    yield ""
-    yield f'<picture><source media="(prefers-color-scheme: dark)" srcset="{name}-dark.svg">'
-    yield f'<img alt="Gain over one network beside the cost of a step" src="{name}-light.svg"></picture>'
-    yield ""
+    beside = [(m.name, costs.time, found) for m, found, costs, _ in points]
+    yield from _picture(
+        name, "Gain over one network beside the cost of a step", partial(error_beside_cost, beside), folder
+    )
     yield "| tree | FLOPs of a step | its peak of memory | gain | evenness |"
     yield f"|{'---|' * 5}"
     for method, found, costs, evenness in sorted(points, key=lambda point: point[2].time):
