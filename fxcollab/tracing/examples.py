@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fxcollab._torch import DATA_DEPENDENT_ERRORS, pytree
-from fxcollab.analysis.operations import Operations
 from fxcollab.codegen.modes import set_mode
 from fxcollab.errors import CaptureError, one_line
 from fxcollab.functional import named_tensors
 from fxcollab.tracing.interface import ExampleInputs, InputSpec, Interface, forward_of, interface_of
-from fxcollab.tracing.leaks import purge_leaked_tensors
-from fxcollab.tracing.repeats import run_equal_once
+from fxcollab.tracing.leaks import purge_leaks
 from fxcollab.tracing.twin import twin_of
 
 SMALL_IMAGES = (64, 224, 32, 299, 128, 256, 384, 28)
@@ -74,13 +73,12 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
     return interface if interface.known else guess_inputs(model, USUAL_IMAGES, known=interface)
 
 
-@purge_leaked_tensors()
+@purge_leaks()
 def accepts(model: nn.Module, interface: Interface) -> bool:
     """Whether ``model`` runs on such inputs in both modes, tried on fake tensors."""
 
     def run(twin: nn.Module, *inputs: Tensor) -> str | None:
         args, kwargs = interface.call(twin, inputs)
-        run_equal_once(twin, Operations())
 
         def call(training: bool) -> None:
             set_mode(twin, training)
@@ -91,7 +89,7 @@ def accepts(model: nn.Module, interface: Interface) -> bool:
     return run_on_twin(model, interface, run) is None
 
 
-@purge_leaked_tensors()
+@purge_leaks()
 def why_not(model: nn.Module, interface: Interface, *, training: bool | None = None) -> str | None:
     """The error, in a line, that ``model`` raises on such inputs; None if there is none, or if it depends on data.
 
@@ -148,7 +146,7 @@ def run_on_twin(
 ) -> object:
     """What a twin of ``model`` returns for fake inputs; with ``values``, one with real tensors for copies of these.
 
-    ``run`` is called on the twin and the inputs, instead of the twin, of whose equal modules one is run.
+    ``run`` is called on the twin and the inputs, instead of the twin.
     ``training`` is the mode, by default the model's own.
     """
     twin = twin_of(model, training, real=values is not None)
@@ -158,28 +156,26 @@ def run_on_twin(
         with twin.running():
             if run is not None:
                 return run(twin.model, *inputs)
-            run_equal_once(twin.model, Operations())
             args, kwargs = interface.call(twin.model, inputs)
             return twin.model(*args, **kwargs)
     finally:
         twin.forget()
 
 
-@purge_leaked_tensors()
+@purge_leaks()
 def forward_flops(model: nn.Module, interface: Interface, values: Sequence[Any] | None = None) -> Mapping[str, int]:
     """The FLOPs of each of a model's modules in a forward, by path; that of the root is empty."""
-    operations, flops = Operations(), dict[str, int]()
+    counter = FlopCounterMode(display=False)
 
     def run(twin: nn.Module, *inputs: Tensor) -> None:
-        nonlocal flops
-        flops = run_equal_once(twin, operations)
         args, kwargs = interface.call(twin, inputs)
-        with operations.watched():
+        with counter:
             twin(*args, **kwargs)
 
     with torch.inference_mode(False):  # which would hide what operations are made of
         run_on_twin(model, interface, run, values=values)
-    return flops
+    counts = {name.partition(".")[2]: sum(of.values()) for name, of in counter.get_flop_counts().items()}
+    return counts | {"": counter.get_total_flops()}
 
 
 def real_values(model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None) -> Sequence[Any] | None:

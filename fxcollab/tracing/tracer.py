@@ -6,7 +6,6 @@ import inspect
 import itertools
 import operator
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any
@@ -33,19 +32,19 @@ from fxcollab.tracing.errors import ArgumentError, DrawnError, FirstCallError, U
 from fxcollab.tracing.example_values import Examples, ExampleValues
 from fxcollab.tracing.helpers import Helper, asking_helper, cached_helper, is_helper, record_helpers
 from fxcollab.tracing.interface import Interface, as_call, or_default
+from fxcollab.tracing.leaks import watch
 from fxcollab.tracing.names import Names
 from fxcollab.tracing.patches import overrides_call, patched_torch, recorded_overrides
 from fxcollab.tracing.proxy import CaptureProxy, unformat
 from fxcollab.tracing.queries import ProxyQueries, comes_from_helper
 from fxcollab.tracing.shared_arguments import SharedArguments
 from fxcollab.tracing.tensor_functions import TensorFunctions
-from fxcollab.tracing.twin import Twin
+from fxcollab.tracing.twin import Attributes, Twin
 from fxcollab.tracing.user_globals import patched_globals
 
 RETURNED_BY = "fxcollab_returned_by"
 """Meta key: the calls (``path`` or ``path@k``) of opened modules that return this node's value."""
 
-_WRITES_OBJECT = "what the forward assigns to attributes of {} is not kept: the graph reads old values"
 _TRACE_LOCK = threading.RLock()  # since tracing patches torch
 
 
@@ -64,8 +63,8 @@ class LazyTracer(fx.Tracer):
 
     It traces into the modules of which ``opened`` has the paths, with ``operators`` also into every other that
     ``fx.Tracer`` traces into. A constant that equals one of ``constants``, those of the other mode's graph, gets its
-    name. Without ``examples``, a forward that needs concrete values can't be traced. A reference to every proxy is
-    added to ``proxies``. With ``lines``, a node's stack trace has the lines of user code that led to it.
+    name. Without ``examples``, a forward that needs concrete values can't be traced. A node's stack trace has the
+    lines of user code that led to it.
 
     After a trace, ``asking`` has helpers that asked for what a proxy doesn't have: as nodes they need no answers,
     which differ for other inputs; its values tell whether yes and no were all answers. ``asked`` has helpers whose
@@ -81,28 +80,24 @@ class LazyTracer(fx.Tracer):
         opened: frozenset[str],
         interface: Interface,
         *,
-        operators: bool = False,
-        constants: Mapping[str, Tensor] | None = None,
-        helpers: Iterable[Helper] = (),
-        never_nodes: Iterable[Helper] = (),
-        examples: Examples | None = None,
-        proxies: list[weakref.ref[fx.Proxy]] | None = None,
-        lines: bool = True,
+        operators: bool,
+        constants: Mapping[str, Tensor],
+        helpers: Iterable[Helper],
+        never_nodes: Iterable[Helper],
+        examples: Examples | None,
     ) -> None:
         super().__init__()
         self._twin = twin
         self._opened_paths, self._interface, self._operators = opened, interface, operators
         self._helpers, self._never_nodes = tuple(helpers), tuple(never_nodes)
-        self._examples, self._lines = examples, lines
-        self._known = dict(constants or {})
-        self._proxies = proxies if proxies is not None else []
+        self._examples, self._known = examples, constants
         self.notes: dict[str, None] = {}
         self.asking, self.asked = dict[Helper, bool](), list[Helper]()
         self.opened: dict[str, nn.Module] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root``; see ``fx.Tracer.trace``."""
-        self.opened = {"": root}
+        self.opened = {"": self._twin.original}
         modules = list(self._twin.original.named_modules())
         self._paths: dict[int, str] = {id(module): path for path, module in reversed(modules)}
         self._names = Names(self._twin, self._known)
@@ -110,6 +105,7 @@ class LazyTracer(fx.Tracer):
         self._from_state: list[fx.Node] = []
         self._detached: dict[fx.Node, fx.Proxy] = {}
         self._state_proxies: dict[str, fx.Proxy] = {}
+        before = Attributes(root, dict(root.named_modules()) if self._operators else self._opened_paths)
         with _TRACE_LOCK:
             values = None if self._examples is None else self.values_for(self._examples)
             if values is not None:
@@ -128,9 +124,8 @@ class LazyTracer(fx.Tracer):
                     graph = super().trace(root, concrete_args)
                 self._buffers.keep_values_before()
                 self.constants = self._names.constants
-                for name in self._names.of_changed_objects():
-                    self.notes[_WRITES_OBJECT.format(name)] = None
                 self._erase_unused()
+                self.notes |= dict.fromkeys(self._limitations(graph, before.changed()))
                 _refuse_parameters_made_at_the_first_call(root)
                 return graph
             finally:
@@ -177,20 +172,15 @@ class LazyTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """The proxy of a node."""
         proxy = CaptureProxy(node, self)
-        self.remember(proxy)
+        watch(proxy)
         return proxy
-
-    def remember(self, proxy: fx.Proxy) -> None:
-        """Note a proxy, to be removed from caches afterwards."""
-        self._proxies.append(weakref.ref(proxy))
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Record an operation, and the lines of user code that led to it."""
         if self._generators.foreign_numbers_were_drawn():
             raise DrawnError("the forward draws random numbers of Python or numpy, anew at every call")
         node = super().create_node(*args, **kwargs)
-        if self._lines:
-            node.stack_trace = calling_lines(LazyTracer.trace.__code__)
+        node.stack_trace = calling_lines(LazyTracer.trace.__code__)
         return node
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
@@ -249,7 +239,7 @@ class LazyTracer(fx.Tracer):
         if not self.is_leaf_module(m, path):
             if compiler is not None:
                 raise UntraceableError(f"{path} is compiled by {compiler}, and can only be a leaf module")
-            self.opened[path] = m
+            self.opened[path] = self._twin.original.get_submodule(path)
         if compiler is None and not m._forward_pre_hooks and not overrides_call(m):  # which may change the arguments
             _check_arguments(m.forward, args, kwargs)
         calls = self.num_calls.get(path, 0) + 1
@@ -341,6 +331,17 @@ class LazyTracer(fx.Tracer):
         place = self._buffers.place_of(module, name) if self._is_recording else None
         if place is not None:
             self._buffers.note(place, self._record(set_data_, (self._proxy_of(place), value)).node)
+
+    def _limitations(self, graph: fx.Graph, assigned: Iterable[str]) -> Iterator[str]:
+        for path in self._twin.shared:
+            yield f"{path} can't be copied, so that the forward was traced with the model's own"
+        for name in assigned:
+            yield f"what the forward assigns to {name} is not kept: the graph reads the value it had"
+        for name in self._names.of_changed_objects():
+            yield f"what the forward assigns to attributes of {name} is not kept: the graph reads old values"
+        for helper in self._helpers:
+            if is_helper(helper.function) and graph.find_nodes(op="call_function", target=helper.function):
+                yield f"function {helper.title} can't be traced: calls of it are one node"
 
     def _erase_unused(self) -> None:
         """Erase what was recorded from state in passing, as by ``state_dict()``."""

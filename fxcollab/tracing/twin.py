@@ -19,7 +19,7 @@ from fxcollab._torch import FakeTensor, FakeTensorMode, as_parameter, storage_id
 from fxcollab.codegen.modes import set_mode
 from fxcollab.deep_copy import clone_of, deep_copy, deep_copy_into, parts_of_value
 from fxcollab.rng import preserve_rng_state
-from fxcollab.tracing.leaks import watch_for_leaks
+from fxcollab.tracing.leaks import watch
 
 _CONTAINERS = (list, dict, set, deque)
 
@@ -90,7 +90,7 @@ def twin_of(model: nn.Module, training: bool | None = None, *, real: bool = Fals
     """
     mode = None if real else FakeTensorMode(allow_non_fake_inputs=True)
     if mode is not None:
-        watch_for_leaks(mode)
+        watch(mode)
     copied = deep_copy(model, clone_of if mode is None else FakeTensors(mode))
     twin = Twin(copied.value, model, training, copied.tensors, copied.shared, mode)
     if training is not None:
