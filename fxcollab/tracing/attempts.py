@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxcollab.errors import CaptureError, ForwardError
+from fxcollab.functional import has_values
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.callers import is_internal_file
 from fxcollab.tracing.errors import FirstCallError, NoExampleError, UntraceableError
@@ -49,7 +50,7 @@ class Request:
         yield Examples(values)
         if self.example_inputs is None and not self.interface.known:
             return
-        if not any(tensor.is_meta for tensor in (*self.model.parameters(), *self.model.buffers())):
+        if has_values(self.model):
             yield Examples(values, real=True)
 
 
@@ -110,6 +111,10 @@ class _Attempts:
                 return traced
 
     def _attempt(self) -> Traced | None:
+        with preserved_classes(self._request.model):
+            return self._attempt_on_twin()
+
+    def _attempt_on_twin(self) -> Traced | None:
         request, traced = self._request, None
         try:
             twin = twin_of(request.model, self._training)
@@ -123,7 +128,7 @@ class _Attempts:
                 never_nodes=self._never_nodes,
                 examples=self._examples,
             )
-            with preserve_rng_state(), preserved_classes(request.model):
+            with preserve_rng_state():
                 graph = tracer.trace(twin.model)
         except FirstCallError:
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxcollab._torch import DATA_DEPENDENT_ERRORS, pytree
-from fxcollab.codegen.modes import set_mode
 from fxcollab.errors import CaptureError, one_line
-from fxcollab.functional import named_tensors
+from fxcollab.functional import has_values
 from fxcollab.tracing.interface import ExampleInputs, InputSpec, Interface, forward_of, interface_of
 from fxcollab.tracing.leaks import purge_leaks
 from fxcollab.tracing.twin import twin_of
@@ -22,8 +21,6 @@ from fxcollab.tracing.twin import twin_of
 SMALL_IMAGES = (64, 224, 32, 299, 128, 256, 384, 28)
 USUAL_IMAGES = (224, 299, 32, 64, 128, 256, 384, 28)
 BATCH = 2
-
-_USER_ERRORS = (Exception, SystemExit)  # what user code may raise on a wrong shape
 
 
 def guess_inputs(
@@ -73,59 +70,41 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
     return interface if interface.known else guess_inputs(model, USUAL_IMAGES, known=interface)
 
 
-@purge_leaks()
+@torch.no_grad()
 def accepts(model: nn.Module, interface: Interface) -> bool:
     """Whether ``model`` runs on such inputs in both modes, tried on fake tensors."""
-
-    def run(twin: nn.Module, *inputs: Tensor) -> str | None:
-        args, kwargs = interface.call(twin, inputs)
-
-        def call(training: bool) -> None:
-            set_mode(twin, training)
-            twin(*args, **kwargs)
-
-        return _error_in_either_mode(call)
-
-    return run_on_twin(model, interface, run) is None
+    return _error(model, interface, (True, False)) is None
 
 
-@purge_leaks()
 def why_not(model: nn.Module, interface: Interface, *, training: bool | None = None) -> str | None:
     """The error, in a line, that ``model`` raises on such inputs; None if there is none, or if it depends on data.
 
     ``training`` is the mode, by default the model's own.
     """
-    try:
-        run_on_twin(model, interface, training=training)
-    except DATA_DEPENDENT_ERRORS:
-        return None
-    except _USER_ERRORS as error:
-        return one_line(error)
-    return None
+    return _error(model, interface, (training,), ignored=DATA_DEPENDENT_ERRORS)
 
 
+@torch.no_grad()
 def why_not_on(model: nn.Module, interface: Interface, values: Sequence[Any]) -> str | None:
     """The error, in a line, that ``model`` raises on these values in either mode; None for a model on meta."""
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        return None
-
-    def call(training: bool) -> None:
-        twin = twin_of(model, training, real=True)
-        with twin.running():
-            args, kwargs = interface.call(twin.model, copy.deepcopy(list(values)))
-            twin.model(*args, **kwargs)
-
-    return _error_in_either_mode(call)
+    return _error(model, interface, (True, False), values) if has_values(model) else None
 
 
-def _error_in_either_mode(call: Callable[[bool], object]) -> str | None:
-    """The error, in a line, that ``call`` raises in train or in eval mode."""
-    with torch.no_grad():
-        for training in (True, False):
-            try:
-                call(training)
-            except _USER_ERRORS as error:
-                return one_line(error)
+@purge_leaks()
+def _error(
+    model: nn.Module,
+    interface: Interface,
+    modes: Iterable[bool | None],
+    values: Sequence[Any] | None = None,
+    ignored: tuple[type[Exception], ...] = (),
+) -> str | None:
+    for training in modes:
+        try:
+            run_on_twin(model, interface, training=training, values=values)
+        except ignored:
+            return None
+        except (Exception, SystemExit) as error:  # user code may raise anything on a wrong shape
+            return one_line(error)
     return None
 
 
@@ -180,9 +159,7 @@ def forward_flops(model: nn.Module, interface: Interface, values: Sequence[Any] 
 
 def real_values(model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None) -> Sequence[Any] | None:
     """What a copy of ``model`` can really run on; None where no examples are given, or on meta."""
-    if example_inputs is None or any(tensor.is_meta for _, tensor in named_tensors(model)):
-        return None
-    return interface.values_of(model, example_inputs)
+    return None if example_inputs is None or not has_values(model) else interface.values_of(model, example_inputs)
 
 
 def _candidates(model: nn.Module, name: str, images: Sequence[int]) -> Iterator[InputSpec]:

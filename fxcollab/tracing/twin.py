@@ -58,7 +58,13 @@ class Twin:
     @contextmanager
     def running(self) -> Iterator[None]:
         """A context in which to call the copy."""
-        with preserve_rng_state(), preserved_classes(self.original), without_tracebacks(), self.mode or nullcontext():
+        with preserved_classes(self.original), self.computing():
+            yield
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """A context like `running`, inside of one that preserves the classes already."""
+        with preserve_rng_state(), without_tracebacks(), self.mode or nullcontext():
             yield
 
     def of_original(self, value: Any) -> Any:
@@ -150,9 +156,9 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 def _held(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, torch.jit.ScriptModule):  # which makes its attributes when they are read
         return {}
-    attributes = vars(module)
-    own = {name: value for name, value in attributes.items() if name not in _REGISTRIES}
-    held = {**own, **{k: v for name in _REGISTRIES for k, v in attributes[name].items()}}
+    held = dict(vars(module))
+    for name in _REGISTRIES:
+        held |= held.pop(name)
     return {name: _contents(value) for name, value in held.items()}
 
 
