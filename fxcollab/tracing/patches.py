@@ -113,7 +113,7 @@ def _recording_device(tracer: Recorder) -> property:
     original = vars(FakeTensor)["device"]
 
     def device(self: Any) -> Any:
-        asked = called_from_user_code() and not tracer.queries.computing and tracer.is_state(self)
+        asked = called_from_user_code() and not tracer.queries.computing and tracer.names.is_state(self)
         return tracer.record_of_state(lambda tensor: tensor.device, (self,), {}) if asked else original.fget(self)
 
     return property(device, original.fset)

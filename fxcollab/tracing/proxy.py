@@ -32,8 +32,7 @@ class CaptureProxy(fx.Proxy):
     """The proxy of a capture; in user code it passes for the value that it stands for, where that is not a tensor."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        record: Callable[..., None] = self.tracer.set_item  # type: ignore[attr-defined]
-        record(self, key, value)
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def __setattr__(self, name: str, value: Any) -> Any:
         """Record an assignment to an attribute of tensors; others are those of the proxy."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
@@ -100,7 +99,7 @@ class LazyTracer(fx.Tracer):
         self.opened = {"": self._twin.original}
         modules = list(self._twin.original.named_modules())
         self._paths: dict[int, str] = {id(module): path for path, module in reversed(modules)}
-        self._names = Names(self._twin, self._known)
+        self.names = Names(self._twin, self._known)
         self._buffers, self._shared = AssignedBuffers(self._twin), SharedArguments()
         self._from_state: list[fx.Node] = []
         self._detached: dict[fx.Node, fx.Proxy] = {}
@@ -109,8 +108,8 @@ class LazyTracer(fx.Tracer):
         with _TRACE_LOCK:
             values = None if self._examples is None else self.values_for(self._examples)
             if values is not None:
-                self._names.note_example(values.given())
-            self.queries = ProxyQueries(self._interface, values, self._names.tensors, self._record, self.notes)
+                self.names.note_example(values.given())
+            self.queries = ProxyQueries(self._interface, values, self.names.tensors, self._record, self.notes)
             self._thread, self._generators = threading.get_ident(), ForeignState()
             try:
                 with (
@@ -123,7 +122,7 @@ class LazyTracer(fx.Tracer):
                 ):
                     graph = super().trace(root, concrete_args)
                 self._buffers.keep_values_before()
-                self.constants = self._names.constants
+                self.constants = self.names.constants
                 self._erase_unused()
                 self.notes |= dict.fromkeys(self._limitations(graph, before.changed()))
                 _refuse_parameters_made_at_the_first_call(root)
@@ -134,7 +133,7 @@ class LazyTracer(fx.Tracer):
 
     def values_for(self, examples: Examples) -> ExampleValues:
         """Example values of the graph's nodes."""
-        return ExampleValues(self._twin.original, self._twin.training, examples, self._names.tensors)
+        return ExampleValues(self._twin.original, self._twin.training, examples, self.names.tensors)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Whether a proxy is true."""
@@ -148,10 +147,6 @@ class LazyTracer(fx.Tracer):
         """The keys of a proxy's value."""
         keys = self.queries.keys(obj)
         return super().keys(obj) if keys is None else keys
-
-    def set_item(self, target: fx.Proxy, key: Any, value: Any) -> None:
-        """Record ``target[key] = value``."""
-        self._record(operator.setitem, (target, key, value))
 
     def _record(self, function: Any, args: tuple[Any, ...]) -> Any:
         if function is guard:
@@ -271,7 +266,7 @@ class LazyTracer(fx.Tracer):
         except NameError:
             # A slice of a Sequential only has what the model has, too.
             state = next(
-                (name for name, tensor in named_tensors(module) if self._names.of_state(tensor) is None), None
+                (name for name, tensor in named_tensors(module) if self.names.of_state(tensor) is None), None
             )
             if state is None:
                 return None
@@ -285,28 +280,15 @@ class LazyTracer(fx.Tracer):
         proxy = self.proxy_of_state(attr_val) if isinstance(attr_val, Tensor) and self._is_recording else None
         return attr_val if proxy is None else proxy
 
-    def is_state(self, tensor: Tensor) -> bool:
-        """Whether it is a tensor of the model, or stands for one."""
-        return self._names.is_state(tensor)
-
     def proxy_of_state(self, tensor: Any) -> fx.Proxy | None:
         """The proxy of a parameter, a buffer, or a tensor in an attribute; None for any other value."""
-        name = self._names.of_state(tensor)
+        name = self.names.of_state(tensor)
         return None if name is None else self._proxy_of(name)
 
     def _proxy_of(self, name: str) -> fx.Proxy:
         if name not in self._state_proxies:
             self._state_proxies[name] = self.create_proxy("get_attr", name, (), {})
         return self._state_proxies[name]
-
-    def note_example(self, value: Any) -> None:
-        """Note that tensors in a value belong to an example, or were computed for it."""
-        if self._examples is not None and self._examples.real:  # fake ones are known as such
-            self._names.note_example(value)
-
-    def is_of_example(self, value: Any) -> bool:
-        """Whether tensors in a value belong to an example, or were computed for it."""
-        return self._examples is not None and self._examples.real and self._names.is_of_example(value)
 
     def record_of_state(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Record what is computed from the model's tensors; erased afterwards if nothing uses it."""
@@ -322,7 +304,7 @@ class LazyTracer(fx.Tracer):
         """Nested values with proxies for the model's tensors."""
 
         def proxy(leaf: Any) -> Any:
-            return self._proxy_of(self._names.of_tensor(leaf)) if self.is_state(leaf) else leaf
+            return self._proxy_of(self.names.of_tensor(leaf)) if self.names.is_state(leaf) else leaf
 
         return pytree.tree_map_only(Tensor, proxy, values)
 
@@ -337,7 +319,7 @@ class LazyTracer(fx.Tracer):
             yield f"{path} can't be copied, so that the forward was traced with the model's own"
         for name in assigned:
             yield f"what the forward assigns to {name} is not kept: the graph reads the value it had"
-        for name in self._names.of_changed_objects():
+        for name in self.names.of_changed_objects():
             yield f"what the forward assigns to attributes of {name} is not kept: the graph reads old values"
         for helper in self._helpers:
             if is_helper(helper.function) and graph.find_nodes(op="call_function", target=helper.function):
@@ -364,7 +346,7 @@ class LazyTracer(fx.Tracer):
                 return self.create_node("call_function", type(a), (), entries)
             return self.create_node("call_function", type(a), (entries,), {})
         if isinstance(a, Tensor):
-            return self.create_node("get_attr", self._names.of_tensor(a), (), {})
+            return self.create_node("get_attr", self.names.of_tensor(a), (), {})
         if isinstance(a, tuple) and hasattr(a, "_fields"):
             return self.create_node("call_function", type(a), tuple(map(self.create_arg, a)), {})
         if isinstance(a, torch.Generator):  # of which every branch would draw the next numbers
@@ -382,7 +364,7 @@ class LazyTracer(fx.Tracer):
     def _name_of_object(self, value: Any) -> str | None:
         """The name of a module, or of an attribute of a module or its class, such as a configuration."""
         path = self._path_of(value) if isinstance(value, nn.Module) else None
-        return self._names.of_object(value) if path is None else path
+        return self.names.of_object(value) if path is None else path
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
