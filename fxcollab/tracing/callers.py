@@ -5,9 +5,11 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import operator
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -110,6 +112,17 @@ def _scopes_of(ids: tuple[int, ...]) -> LoadedScopes:
         tuple(vars(module) for _, module in modules),
         tuple(vars(module) for name, module in modules if not _is_library(name)),
     )
+
+
+@contextmanager
+def replaced(places: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+    """A context in which attributes of objects, or entries of dicts, have other values."""
+    with ExitStack() as restored:
+        for owner, name, value in places:
+            entries, put = (owner, operator.setitem) if isinstance(owner, dict) else (vars(owner), setattr)
+            restored.callback(put, owner, name, entries[name])
+            put(owner, name, value)
+        yield
 
 
 def _is_library(name: str) -> bool:

@@ -7,11 +7,10 @@ them at every call, so that the graph is right for every input.
 from __future__ import annotations
 
 import functools
-import operator
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import CO_VARARGS, CO_VARKEYWORDS
 from itertools import takewhile
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcollab._torch import pytree
-from fxcollab.tracing.callers import is_library_frame, loaded_scopes
+from fxcollab.tracing.callers import is_library_frame, loaded_scopes, replaced
 from fxcollab.tracing.errors import ArgumentError
 from fxcollab.tracing.example_values import ExampleValues
 
@@ -139,16 +138,14 @@ def _package(function: Any) -> str:
 @contextmanager
 def record_helpers(helpers: Iterable[Helper], record: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
     """Call ``record`` with function, arguments and keyword arguments where a helper is called with proxies."""
-    with ExitStack() as restored:
-        for helper in helpers:
-            function = helper.function
-            recorded: Any = _recorded(function, record)
-            if isinstance(function, type):
-                recorded = _class_that_calls(recorded, function)
-            for scope in loaded_scopes().all:
-                for name in [name for name, value in list(scope.items()) if value is function]:
-                    scope[name] = recorded
-                    restored.callback(operator.setitem, scope, name, function)
+    places = list[tuple[Any, str, Any]]()
+    for function in (helper.function for helper in helpers):
+        recorded: Any = _recorded(function, record)
+        if isinstance(function, type):
+            recorded = _class_that_calls(recorded, function)
+        for scope in loaded_scopes().all:
+            places += ((scope, name, recorded) for name, value in list(scope.items()) if value is function)
+    with replaced(places):
         yield
 
 
