@@ -45,8 +45,7 @@ class Request:
         if self.example_inputs is not None:
             values = self.interface.values_of(self.model, self.example_inputs)
         else:
-            known = self.interface if self.interface.known else guess_inputs(self.model, known=self.interface)
-            values = tuple(example_tensors(self.model, known))
+            values = tuple(example_tensors(self.model, guess_inputs(self.model, known=self.interface)))
         yield Examples(values)
         if self.example_inputs is None and not self.interface.known:
             return
@@ -99,8 +98,8 @@ class _Attempts:
         self._candidates = request.examples()
         # The members of structured inputs only an example has.
         self._examples = next(self._candidates) if request.interface.structured else None
-        self._helpers, self._early = list[Helper](), list[Helper]()  # early: from before there were examples
-        self._askers, self._never_nodes = list[Helper](), list[Helper]()
+        self._helpers, self._never_nodes = list[Helper](), list[Helper]()
+        self._tentative = list[Helper]()  # helpers that only asked, or failed before there were examples
 
     def trace(self) -> Traced:
         """The first success."""
@@ -147,7 +146,7 @@ class _Attempts:
             self._examples = found
         elif helper is not None:
             self._helpers.append(helper)
-            self._early += [helper] if self._examples is None else []  # with examples it may have what it needs
+            self._tentative += [helper] if self._examples is None else []
         else:
             self._examples = _next_examples(self._candidates, error, self._request)
 
@@ -155,12 +154,12 @@ class _Attempts:
         """Whether the graph is not the one that is wanted, since the forward has asked for something."""
         if tracer.asking:
             self._helpers += tracer.asking
-            self._askers += (helper for helper, yes_or_no in tracer.asking.items() if yes_or_no)
+            self._tentative += (helper for helper, yes_or_no in tracer.asking.items() if yes_or_no)
             return True
-        undone = [helper for helper in (*self._early, *self._askers) if helper in tracer.asked]
+        undone = [helper for helper in self._tentative if helper in tracer.asked]
         if undone:
-            self._never_nodes += [helper for helper in undone if helper in self._askers]
-            for known in (self._helpers, self._early, self._askers):
+            self._never_nodes += undone
+            for known in (self._helpers, self._tentative):
                 known[:] = [helper for helper in known if helper not in undone]
             return True
         if self._examples is None:

@@ -29,8 +29,10 @@ def guess_inputs(
     """The first of the usual input shapes that ``model`` accepts in train and in eval mode.
 
     Image sizes are tried in the order of ``images``. Structured inputs can't be guessed; ``known`` is an interface of
-    an earlier capture, which may have seen some.
+    an earlier capture, which may have seen some, and is returned where it knows all shapes.
     """
+    if known is not None and known.known:
+        return known
     interface = interface_of(model)
     names = [spec.name for spec in interface.inputs]
     if structured := (known or interface).structured:
@@ -67,7 +69,7 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
             why=f"{', '.join(structured)} is a list, a dict or the like, and only tensors are supported",
             hint="name the splits yourself",
         )
-    return interface if interface.known else guess_inputs(model, USUAL_IMAGES, known=interface)
+    return guess_inputs(model, USUAL_IMAGES, known=interface)
 
 
 @torch.no_grad()

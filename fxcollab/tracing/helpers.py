@@ -143,7 +143,7 @@ def record_helpers(helpers: Iterable[Helper], record: Callable[[Any, Any, Any], 
         recorded: Any = _recorded(function, record)
         if isinstance(function, type):
             recorded = _class_that_calls(recorded, function)
-        for scope in loaded_scopes().all:
+        for scope in loaded_scopes():
             places += ((scope, name, recorded) for name, value in list(scope.items()) if value is function)
     with replaced(places):
         yield

@@ -53,7 +53,7 @@ def patched_torch(tracer: Recorder) -> Iterator[None]:
             _noticed(tracer, torch.set_grad_enabled.__init__, partial(_note_grad_mode, tracer)),
         ),
     ]
-    scopes = [scope for scope in loaded_scopes().all if scope.get("checkpoint") is original_checkpoint]
+    scopes = [scope for scope in loaded_scopes() if scope.get("checkpoint") is original_checkpoint]
     checkpoint = _transparent_checkpoint(tracer)
     with replaced([*patches, *((scope, "checkpoint", checkpoint) for scope in scopes)]):
         yield
