@@ -36,13 +36,15 @@ from fxcollab.tracing.names import Names
 from fxcollab.tracing.patches import overrides_call, patched_torch, recorded_overrides
 from fxcollab.tracing.proxy import CaptureProxy, unformat
 from fxcollab.tracing.queries import ProxyQueries, comes_from_helper
-from fxcollab.tracing.shared_arguments import SharedArguments
 from fxcollab.tracing.tensor_functions import TensorFunctions
 from fxcollab.tracing.twin import Attributes, Twin
 from fxcollab.tracing.user_globals import patched_globals
 
 RETURNED_BY = "fxcollab_returned_by"
 """Meta key: the calls (``path`` or ``path@k``) of opened modules that return this node's value."""
+
+SHARES_LISTS = "fxcollab_shares_lists"
+"""Meta key: whether the call is handed a list or dict that other calls are handed, too."""
 
 _TRACE_LOCK = threading.RLock()  # since tracing patches torch
 
@@ -100,7 +102,8 @@ class LazyTracer(fx.Tracer):
         modules = list(self._twin.original.named_modules())
         self._paths: dict[int, str] = {id(module): path for path, module in reversed(modules)}
         self.names = Names(self._twin, self._known)
-        self._buffers, self._shared = AssignedBuffers(self._twin), SharedArguments()
+        self._buffers = AssignedBuffers(self._twin)
+        self._handed: dict[int, tuple[Any, list[fx.Node]]] = {}  # lists and dicts, with the calls that have them
         self._from_state: list[fx.Node] = []
         self._detached: dict[fx.Node, fx.Proxy] = {}
         self._state_proxies: dict[str, fx.Proxy] = {}
@@ -241,8 +244,19 @@ class LazyTracer(fx.Tracer):
         value = super().call_module(m, forward, args, kwargs)
         if isinstance(value, fx.Proxy):
             value.node.meta.setdefault(RETURNED_BY, []).append(call_name(path, calls))
-            self._shared.note(value.node, (*args, *kwargs.values()))
+            self._note_lists(value.node, (*args, *kwargs.values()))
         return value
+
+    def _note_lists(self, call: fx.Node, given: Any) -> None:
+        """Mark calls that are handed the same list or dict as others."""
+        if isinstance(given, list | dict):
+            _, calls = self._handed.setdefault(id(given), (given, []))
+            calls.append(call)
+            for each in calls if len(calls) > 1 else ():
+                each.meta[SHARES_LISTS] = True
+        if isinstance(given, list | dict | tuple):
+            for part in given.values() if isinstance(given, dict) else given:
+                self._note_lists(call, part)
 
     def call_whole(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record a call of a leaf module; of any other run it."""

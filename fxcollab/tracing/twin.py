@@ -97,8 +97,8 @@ def twin_of(model: nn.Module, training: bool | None = None, *, real: bool = Fals
     mode = None if real else FakeTensorMode(allow_non_fake_inputs=True)
     if mode is not None:
         watch(mode)
-    copied = deep_copy(model, clone_of if mode is None else FakeTensors(mode))
-    twin = Twin(copied.value, model, training, copied.tensors, copied.shared, mode)
+    copy_of, tensors, shared = deep_copy(model, clone_of if mode is None else FakeTensors(mode))
+    twin = Twin(copy_of, model, training, tensors, shared, mode)
     if training is not None:
         with twin.running():
             set_mode(twin.model, training)

@@ -361,7 +361,7 @@ def test_what_cant_be_copied_is_shared_and_said() -> None:
 
 
 def copied(value: Any) -> Any:
-    return deep_copy(value, clone_of).value
+    return deep_copy(value, clone_of)[0]
 
 
 class Marked(nn.Parameter):
