@@ -159,7 +159,7 @@ class LazyTracer(fx.Tracer):
             if helper is not None:
                 self.asking[helper] = self.asking.get(helper, True) and isinstance(args[2], bool)
             elif args[0] == "bool" and args[1].node.op == "call_function":
-                self.asked.append(Helper(args[1].node.target))
+                self.asked.append(args[1].node.target)
         return self.create_proxy("call_function", function, args, {})
 
     def _record_helper(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -336,8 +336,8 @@ class LazyTracer(fx.Tracer):
         for name in self.names.of_changed_objects():
             yield f"what the forward assigns to attributes of {name} is not kept: the graph reads old values"
         for helper in self._helpers:
-            if is_helper(helper.function) and graph.find_nodes(op="call_function", target=helper.function):
-                yield f"function {helper.title} can't be traced: calls of it are one node"
+            if is_helper(helper) and graph.find_nodes(op="call_function", target=helper):
+                yield f"function {helper.__module__}.{helper.__qualname__} can't be traced: calls of it are one node"
 
     def _erase_unused(self) -> None:
         """Erase what was recorded from state in passing, as by ``state_dict()``."""
