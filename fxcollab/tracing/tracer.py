@@ -101,7 +101,8 @@ class LazyTracer(fx.Tracer):
         self.opened = {"": self._twin.original}
         modules = list(self._twin.original.named_modules())
         self._paths: dict[int, str] = {id(module): path for path, module in reversed(modules)}
-        self.names = Names(self._twin, self._known)
+        real = self._examples is not None and self._examples.real
+        self.names = Names(self._twin, self._known, real=real)
         self._buffers = AssignedBuffers(self._twin)
         self._handed: dict[int, tuple[Any, list[fx.Node]]] = {}  # lists and dicts, with the calls that have them
         self._from_state: list[fx.Node] = []
@@ -114,25 +115,21 @@ class LazyTracer(fx.Tracer):
                 self.names.note_example(values.given())
             self.queries = ProxyQueries(self._interface, values, self.names.tensors, self._record, self.notes)
             self._thread, self._generators = threading.get_ident(), ForeignState()
-            try:
-                with (
-                    torch.enable_grad(),
-                    patched_torch(self),
-                    recorded_overrides(self, root),
-                    patched_globals(self, user_scopes(root)),
-                    TensorFunctions(self),
-                    record_helpers(self._helpers, self._record_helper),
-                ):
-                    graph = super().trace(root, concrete_args)
-                self._buffers.keep_values_before()
-                self.constants = self.names.constants
-                self._erase_unused()
-                self.notes |= dict.fromkeys(self._limitations(graph, before.changed()))
-                _refuse_parameters_made_at_the_first_call(root)
-                return graph
-            finally:
-                self._detached.clear()
-                self._state_proxies.clear()
+            with (
+                torch.enable_grad(),
+                patched_torch(self),
+                recorded_overrides(self, root),
+                patched_globals(self, user_scopes(root)),
+                TensorFunctions(self),
+                record_helpers(self._helpers, self._record_helper),
+            ):
+                graph = super().trace(root, concrete_args)
+        self._buffers.keep_values_before()
+        self.constants = self.names.constants
+        self._erase_unused()
+        self.notes |= dict.fromkeys(self._limitations(graph, before.changed()))
+        _refuse_parameters_made_at_the_first_call(root)
+        return graph
 
     def values_for(self, examples: Examples) -> ExampleValues:
         """Example values of the graph's nodes."""
