@@ -58,7 +58,7 @@ def _alive(references: Iterable[weakref.ref[Any]]) -> list[Any]:
         if any(reference() is not None for reference in references):
             gc.collect(generation)
     alive = [value for reference in references if (value := reference()) is not None]
-    modes = {id(value) for value in alive if isinstance(value, FakeTensorMode)}
+    modes = {id(value) for value in alive if type(value) is FakeTensorMode}  # not `isinstance`, which asks a proxy
     tensors = (one for one in gc.get_objects() if type(one) is FakeTensor) if modes else ()
     return [one for one in alive if id(one) not in modes] + [one for one in tensors if id(one.fake_mode) in modes]
 

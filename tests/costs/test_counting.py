@@ -54,7 +54,7 @@ def test_a_step_is_counted_by_hand() -> None:
 def test_flops_of_modules_are_counted_at_every_call() -> None:
     block = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU())
     model = nn.Sequential(block, nn.Linear(4, 2), nn.Linear(2, 4), block)
-    found = flops_of_modules(model, Interface((InputSpec("x", (3, 4), "float32"),)))
+    found = flops_of_modules(model, Interface((InputSpec("input", (3, 4), "float32"),)))
     once, around = 2 * 3 * 4 * 4, 2 * 3 * 4 * 2
     assert {name: flops for name, flops in found.items() if flops} == {
         "": 2 * (once + around), "0": 2 * once, "0.0": 2 * once, "1": around, "2": around,
