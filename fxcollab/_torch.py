@@ -48,9 +48,6 @@ CONVERSION = torch.ops.aten._to_copy.default
 DEVICE_OF = torch.ops.prim.device.default
 """The operator that asks a fake tensor for its device, more often than all others run together."""
 
-DisableTorchFunction = torch._C.DisableTorchFunction
-"""A context in which no ``TorchFunctionMode`` sees that a tensor's attributes are read, which takes long."""
-
 PyTreeCodeGen = fx_graph._PyTreeCodeGen
 """Generates the code of graphs whose inputs and outputs are structures."""
 
@@ -115,14 +112,6 @@ def storage_id(tensor: Tensor) -> int:
 def gradient_types(node: Any) -> Iterator[torch.dtype]:
     """The types of the gradients that a node of autograd's graph takes."""
     return (meta.dtype for meta in node._input_metadata)
-
-
-def saved_for_backward(function: Any) -> Iterator[Any]:
-    """The tensors that a node of autograd's graph has saved; None in the place of one that a hook has packed."""
-    for name in dir(function):
-        if name.startswith("_raw_saved_"):
-            for saved in pytree.tree_leaves(getattr(function, name)):
-                yield saved.data if saved is not None and saved.unpack_hook is None else None
 
 
 def backward_id() -> int:

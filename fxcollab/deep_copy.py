@@ -20,10 +20,9 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
-from dataclasses import dataclass
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -33,21 +32,6 @@ T = TypeVar("T")
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, ModuleType, torch.dtype, torch.device, torch.Size)
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
-
-
-@dataclass(frozen=True, eq=False)
-class Copied(Generic[T]):
-    """What `deep_copy` returns.
-
-    Attributes:
-        value: the copy.
-        tensors: each tensor that was copied, with its copy.
-        shared: paths of what can't be copied, and is the original's: ``layer1.lock``.
-    """
-
-    value: T
-    tensors: list[tuple[Tensor, Tensor]]
-    shared: tuple[str, ...] = ()
 
 
 class Memo(dict[int, Any]):
@@ -70,20 +54,21 @@ class Memo(dict[int, Any]):
 
 def deep_copy(
     value: T, tensor: Callable[[Tensor], Tensor], share: Iterable[object] = (), *, share_functions: bool = False
-) -> Copied[T]:
+) -> tuple[T, list[tuple[Tensor, Tensor]], tuple[str, ...]]:
     """A copy of ``value``, a module or a tuple of modules, with ``tensor`` of each tensor; see `deep_copy_into`.
 
-    What can't be copied, and the objects to ``share``, are shared.
+    What can't be copied, and the objects to ``share``, are shared. Returns the copy, each tensor that was copied with
+    its copy, and the paths of what can't be copied: ``layer1.lock``.
     """
     known = {id(part): part for part in share}
     try:
-        return Copied(*deep_copy_into(dict(known), value, tensor, share_functions=share_functions))
+        return *deep_copy_into(dict(known), value, tensor, share_functions=share_functions), ()
     except Exception:  # whatever its parts raise
         roots: Any = value if isinstance(value, tuple) else (value,)
         names = {module: path for root in roots for path, module in reversed(list(root.named_modules()))}
         shared = uncopyable(((names.get(m, type(m).__qualname__), m) for m in _modules_of(value, ())), {})
         known |= {id(part): part for part in shared.values()}
-        return Copied(*deep_copy_into(known, value, tensor, share_functions=share_functions), tuple(shared))
+        return *deep_copy_into(known, value, tensor, share_functions=share_functions), tuple(shared)
 
 
 def deep_copy_into(

@@ -31,6 +31,11 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
+def has_values(module: nn.Module) -> bool:
+    """Whether none of its tensors is on meta."""
+    return not any(tensor.is_meta for _, tensor in named_tensors(module))
+
+
 def tensors_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     """Parameters and buffers of ``module`` under all their names."""
     return {prefix + name: tensor for name, tensor in named_tensors(module)}

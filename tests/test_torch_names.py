@@ -155,30 +155,6 @@ def test_backward() -> None:
     assert calls[0] >= 0 and calls[1:] == ["end"]
 
 
-def test_saved_tensors() -> None:
-    x = torch.ones(2, requires_grad=True)
-    found = [_torch.storage_id(one) for one in _torch.saved_for_backward((x * 1).exp_().mul(x).grad_fn)]
-    assert len(found) == 2 and _torch.storage_id(x) in found
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
-        packed = (x * 1).exp()
-    assert list(_torch.saved_for_backward(packed.grad_fn)) == [None]
-
-
-def test_attributes_can_be_read_unseen() -> None:
-    seen = []
-
-    class Mode(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            seen.append(func)
-            return func(*args, **(kwargs or {}))
-
-    x = torch.ones(2)
-    with Mode():
-        with _torch.DisableTorchFunction():
-            assert x.shape == (2,) and not seen
-        assert x.shape == (2,) and seen
-
-
 def test_transforms() -> None:
     assert not _torch.is_transformed() and not _torch.is_batched(torch.ones(2))
 

@@ -25,7 +25,7 @@ from fxcollab.deep_copy import parts_of_value
 from fxcollab.errors import CaptureError, SplitError
 from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import attribute, place
-from fxcollab.tracing.shared_arguments import SHARES_LISTS
+from fxcollab.tracing.tracer import SHARES_LISTS
 
 Levels = Mapping[fx.Node, int]
 

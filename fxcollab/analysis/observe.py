@@ -27,12 +27,12 @@ from fxcollab.runtime.operators import guard
 from fxcollab.tracing.capture import CAPTURE_KEY, CaptureOptions
 from fxcollab.tracing.examples import example_tensors, guesses, why_not_on
 from fxcollab.tracing.interface import Interface
-from fxcollab.tracing.leaks import purge_leaked_tensors
+from fxcollab.tracing.leaks import purge_leaks
 from fxcollab.tracing.limitations import hooked_modules
 from fxcollab.tracing.twin import Attributes, Twin, twin_of
 
 
-@purge_leaked_tensors()
+@purge_leaks()
 def observe(captured: CollabGraphModule) -> Observation:
     """Run the graphs of a captured model, and note what their nodes do; the model is not touched.
 

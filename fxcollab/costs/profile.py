@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,8 +22,6 @@ from fxcollab._torch import (
     OpOverload,
     TorchDispatchMode,
     pytree,
-    saved_for_backward,
-    storage_id,
 )
 from fxcollab.analysis.operations import flops_of
 from fxcollab.codegen.module import CollabGraphModule
@@ -32,8 +29,7 @@ from fxcollab.errors import CaptureError
 from fxcollab.fx_utils import Interpreter
 from fxcollab.tracing.examples import real_values, run_on_twin, why_not
 from fxcollab.tracing.interface import ExampleInputs, Interface
-from fxcollab.tracing.leaks import purge_leaked_tensors
-from fxcollab.tracing.repeats import Call, Repeats, inputs_of
+from fxcollab.tracing.leaks import purge_leaks
 
 Moment: TypeAlias = tuple[Literal["forward", "backward"], fx.Node]
 
@@ -117,7 +113,7 @@ class Profile:
         return kept
 
 
-@purge_leaked_tensors()
+@purge_leaks()
 def profile(
     captured: CollabGraphModule, interface: Interface, example_inputs: ExampleInputs | None = None
 ) -> Profile:
@@ -200,67 +196,15 @@ class _Profiler(Interpreter):
     def __init__(self, twin: CollabGraphModule, recorder: _Recorder, nodes: Mapping[str, fx.Node]) -> None:
         super().__init__(twin)
         self._recorder, self._nodes = recorder, nodes
-        self._repeats, self._kept = Repeats(), dict[Call, tuple[fx.Node, Kept]]()
-        modules = (self.fetch_attr(str(node.target)) for node in self.graph.find_nodes(op="call_module"))
-        self._uses = Counter(parameter for module in modules for parameter in module.parameters())
 
     def run_node(self, n: fx.Node) -> Any:
-        self._node = node = self._nodes[n.name]
+        node = self._nodes[n.name]
         self._recorder.enter(("forward", node))
         value = super().run_node(n)
         if n.op != "output":
             self._recorder.value(node, value)
             _hook_backward(node, value, self._recorder)
         return value
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Call a module, unless an equal call was profiled before."""
-        module, call_module = self.fetch_attr(target), super().call_module
-        if any(self._uses[parameter] > 1 for parameter in module.parameters()):  # whose gradients are summed
-            return call_module(target, args, kwargs)
-        found, call = self._repeats.run(module, args, kwargs, lambda: call_module(target, args, kwargs))
-        inputs = inputs_of(module, args, kwargs)
-        if not isinstance(found, Call):
-            kept = _kept_for_backward(inputs, found) if call is not None else None
-            if call is not None and kept is not None:
-                self._kept[call] = self._node, kept
-            return found
-        if found not in self._kept:
-            return call_module(target, args, kwargs)
-        self._recorder.repeated[self._node], kept = self._kept[found]
-        return found.again(inputs, *kept)
-
-
-Kept: TypeAlias = tuple[Sequence[int], Sequence[int]]
-"""The places of the inputs that a backward reaches, and those of the inputs and results that are kept for it."""
-
-
-def _kept_for_backward(inputs: Sequence[Tensor], value: Any) -> Kept | None:
-    """What the backward from a call's value needs; None where hooks have packed it, as for checkpoints."""
-    results = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-    edges, storages, seen = set[Any](), set[int](), set[Any]()
-    functions: list[Any] = [result.grad_fn for result in results]
-    while functions:
-        function = functions.pop()
-        if function is None or function in seen or _SEEN in function.metadata or hasattr(function, "variable"):
-            continue
-        seen.add(function)
-        for saved in saved_for_backward(function):
-            if saved is None:
-                return None
-            storages.add(storage_id(saved))
-        edges.update(function.next_functions)
-        functions += [following for following, _ in function.next_functions]
-    variables = {id(function.variable) for function, _ in edges if hasattr(function, "variable")}
-    reached = [
-        place for place, one in enumerate(inputs) if id(one) in variables or (one.grad_fn, one.output_nr) in edges
-    ]
-    kept = [
-        place
-        for place, one in enumerate([*inputs, *results])
-        if storage_id(one) in storages and not isinstance(one, nn.Parameter)
-    ]
-    return reached, kept
 
 
 def _hook_backward(node: fx.Node, value: Any, recorder: _Recorder) -> None:
@@ -283,7 +227,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.inputs = 0
-        self.repeated: dict[fx.Node, fx.Node] = {}  # each with the node that did the same
         self._moment: Moment | None = None
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
         self._records: list[_Record] = []
@@ -335,20 +278,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def profile(self, graph: fx.Graph) -> Profile:
         """All that was recorded."""
-        for node, first in self.repeated.items():
-            self._costs[node] |= {name: value for name, value in self._costs[first].items() if "_" in name}
         allocations = [
             Allocation(record.bytes, record.born, record.died, tuple(record.values))
             for record in self._records
             if record.born is not None and record.died != record.born
         ]
-        inside: dict[fx.Node, list[Allocation]] = {}
-        for one in allocations:
-            if one.died == ("backward", one.born[1]) and not one.values:
-                inside.setdefault(one.born[1], []).append(one)
-        for node, first in self.repeated.items():
-            moments: tuple[Moment, Moment] = ("forward", node), ("backward", node)
-            allocations += [Allocation(one.bytes, *moments, ()) for one in inside.get(first, ())]
         return Profile(
             {node: NodeCost(**self._costs.get(node, {})) for node in graph.nodes},
             tuple(allocations),

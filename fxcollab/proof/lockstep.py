@@ -86,7 +86,7 @@ def _starts(model: CollabGraphModule, inputs: Sequence[Any]) -> dict[str, Genera
     Empty where it draws no numbers.
     """
     try:
-        original = deep_copy(prune(model), clone_of).value
+        original = deep_copy(prune(model), clone_of)[0]
     except StateError:  # the heads are no longer apart, which the check of the structure reports
         return {}
     starts: dict[str, GeneratorState] = {}

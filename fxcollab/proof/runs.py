@@ -54,7 +54,7 @@ class Trial:
 
     def copied(self) -> Trial:
         """The same with copies of both models, which share what these share."""
-        model, train_model = deep_copy((self.model, self.train_model), self._copy).value
+        model, train_model = deep_copy((self.model, self.train_model), self._copy)[0]
         self._write_scripted(model, tensors_of(self.model))
         self._write_scripted(train_model, tensors_of(self.train_model))
         copied: Any = type(train_model)  # each has a class of its own
@@ -79,9 +79,8 @@ class Trial:
             name for name in self._branches(head) if any(path.startswith(f"{name}.") for path, _ in attributes)
         ]
         peers = (self.train_model.get_submodule(name) for name in branches)
-        made = deep_copy((self.model, *peers), lambda tensor: copied(of_head.get(id(tensor), tensor)))
-        model: nn.Module = made.value[0]
-        for branch, own in zip(branches, made.value[1:], strict=True):
+        (model, *owns), *_ = deep_copy((self.model, *peers), lambda tensor: copied(of_head.get(id(tensor), tensor)))
+        for branch, own in zip(branches, owns, strict=True):
             for path, name in attributes:
                 if path.startswith(f"{branch}."):
                     inner = path.removeprefix(f"{branch}.")

@@ -73,7 +73,7 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
 def with_own_modules(root: nn.Module) -> nn.Module:
     """The module with others in it, and itself another, over the same registries of parameters and buffers."""
     scripted = (part for part in root.modules() if isinstance(part, torch.jit.ScriptModule))  # copies copy tensors
-    own: nn.Module = deep_copy(root, lambda tensor: tensor, scripted, share_functions=True).value
+    own: nn.Module = deep_copy(root, lambda tensor: tensor, scripted, share_functions=True)[0]
     for old, new in zip(root.modules(), own.modules(), strict=True):
         if old is not new:  # what is assigned to one, or converted in one, is seen in the other
             new.__dict__.update(_parameters=old._parameters, _buffers=old._buffers)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import operator
-import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from fxcollab.errors import CaptureError, ForwardError
+from fxcollab.functional import has_values
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.callers import is_internal_file
 from fxcollab.tracing.errors import FirstCallError, NoExampleError, UntraceableError
@@ -20,12 +19,12 @@ from fxcollab.tracing.example_values import Examples
 from fxcollab.tracing.examples import example_tensors, guess_inputs
 from fxcollab.tracing.helpers import Helper, innermost_helper
 from fxcollab.tracing.interface import ExampleInputs, Interface
-from fxcollab.tracing.leaks import purge_caches
+from fxcollab.tracing.leaks import purge_leaks
 from fxcollab.tracing.limitations import hooked_modules
 from fxcollab.tracing.proxy import readable
 from fxcollab.tracing.queries import may_be_none
 from fxcollab.tracing.tracer import LazyTracer
-from fxcollab.tracing.twin import Attributes, preserved_classes, twin_of
+from fxcollab.tracing.twin import preserved_classes, twin_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +37,6 @@ class Request:
     operators: bool
     example_inputs: ExampleInputs | None
 
-    def traced(self) -> Iterable[str]:
-        """The paths of the modules that may be traced into."""
-        return (path for path, _ in self.model.named_modules()) if self.operators else self.opened
-
     def examples(self) -> Iterator[Examples]:
         """Examples to try in turn: those given, or random ones of shapes that are known or guessed.
 
@@ -50,42 +45,35 @@ class Request:
         if self.example_inputs is not None:
             values = self.interface.values_of(self.model, self.example_inputs)
         else:
-            values = tuple(example_tensors(self.model, self._known_interface))
+            values = tuple(example_tensors(self.model, guess_inputs(self.model, known=self.interface)))
         yield Examples(values)
         if self.example_inputs is None and not self.interface.known:
             return
-        if not any(tensor.is_meta for tensor in (*self.model.parameters(), *self.model.buffers())):
+        if has_values(self.model):
             yield Examples(values, real=True)
-
-    @cached_property
-    def _known_interface(self) -> Interface:
-        return self.interface if self.interface.known else guess_inputs(self.model, known=self.interface)
 
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """The graph of one mode, and what happened while it was traced."""
+    """The graph of one mode, its constants and the opened modules by name, and sentences on what isn't preserved."""
 
     graph: fx.Graph
     constants: Mapping[str, Tensor]
     opened: Mapping[str, nn.Module]
-    helpers: Sequence[Helper]
-    shared: Sequence[str]
-    notes: Iterable[str]
-    assigned: Sequence[str]
+    notes: Sequence[str]
 
 
-def trace_modes(request: Request, proxies: list[weakref.ref[fx.Proxy]]) -> tuple[Traced, Traced]:
+def trace_modes(request: Request) -> tuple[Traced, Traced]:
     """Trace both modes.
 
     Modules to which others are handed are opened, if they can be: calls of those are nodes then.
     """
-    train = _trace_mode(request, True, {}, proxies)
-    traced = train, _trace_mode(request, False, train.constants, proxies)
+    train = _Attempts(request, True, {}).trace()
+    traced = train, _Attempts(request, False, train.constants).trace()
     receivers = {path for mode in traced for path in _receivers(mode.graph, request.model)}
     if receivers:
         with suppress(ForwardError):
-            return trace_modes(replace(request, opened=request.opened | receivers), proxies)
+            return trace_modes(replace(request, opened=request.opened | receivers))
     return traced
 
 
@@ -97,74 +85,116 @@ def _receivers(graph: fx.Graph, root: nn.Module) -> Iterator[str]:
             yield str(node.target)
 
 
-def _trace_mode(
-    request: Request, training: bool, constants: Mapping[str, Tensor], proxies: list[weakref.ref[fx.Proxy]]
-) -> Traced:
-    """Trace one mode, and try again after an error.
+class _Attempts:
+    """Attempts to trace one mode, of which each decides what is different in the next.
 
-    After one in a helper function, calls of it are recorded as one node, which has concrete values at every call.
-    After any other, the next examples are used. Where a helper is a node only because of what it asked, and
+    After an error in a helper function, calls of it are recorded as one node, which has concrete values at every
+    call. After any other, the next examples are used. Where a helper is a node only because of what it asked, and
     the code around it then asks whether its result is true, nothing is won: it is traced after all.
     """
-    model, helpers = request.model, list[Helper]()
-    early, askers, never_nodes = list[Helper](), list[Helper](), list[Helper]()
-    candidates = request.examples()
-    examples = next(candidates) if request.interface.structured else None  # whose members only an example has
-    while True:
-        purge_caches(proxies)  # of the attempt before, whose frames are gone by now
-        proxies.clear()
+
+    def __init__(self, request: Request, training: bool, constants: Mapping[str, Tensor]) -> None:
+        self._request, self._training, self._constants = request, training, constants
+        self._candidates = request.examples()
+        # The members of structured inputs only an example has.
+        self._examples = next(self._candidates) if request.interface.structured else None
+        self._helpers, self._never_nodes = list[Helper](), list[Helper]()
+        self._tentative = list[Helper]()  # helpers that only asked, or failed before there were examples
+
+    def trace(self) -> Traced:
+        """The first success."""
+        while True:
+            with purge_leaks():
+                traced = self._attempt()
+            if traced is not None:
+                return traced
+
+    def _attempt(self) -> Traced | None:
+        with preserved_classes(self._request.model):
+            return self._attempt_on_twin()
+
+    def _attempt_on_twin(self) -> Traced | None:
+        request, traced = self._request, None
         try:
-            twin = twin_of(model, training)
+            twin = twin_of(request.model, self._training)
             tracer = LazyTracer(
                 twin,
                 request.opened,
                 request.interface,
                 operators=request.operators,
-                constants=constants,
-                helpers=helpers,
-                never_nodes=never_nodes,
-                examples=examples,
-                proxies=proxies,
+                constants=self._constants,
+                helpers=self._helpers,
+                never_nodes=self._never_nodes,
+                examples=self._examples,
             )
-            with preserve_rng_state(), preserved_classes(model):
-                before = Attributes(twin.model, request.traced())
+            with preserve_rng_state():
                 graph = tracer.trace(twin.model)
-                changed = before.changed()
         except FirstCallError:
             raise
         except (Exception, SystemExit, UntraceableError) as error:  # user code may raise anything on proxies
-            helper = innermost_helper(error, helpers)
-            if isinstance(error, NoExampleError) and examples is None and (found := _first(candidates)) is not None:
-                examples = found
-            elif helper is not None:
-                helpers.append(helper)
-                early += [helper] if examples is None else []  # with examples it may have what it needs
-            else:
-                examples = _next_examples(candidates, error, request)
+            self._change_after(error)
+            return None
+        twin.forget()
+        if not self._change_after_questions(graph, tracer):
+            traced = Traced(graph, tracer.constants, tracer.opened, tuple(tracer.notes))
+        vars(tracer).clear()  # it is in cycles of references, with the twin
+        return traced
+
+    def _change_after(self, error: BaseException) -> None:
+        helper = innermost_helper(error, self._helpers)
+        if isinstance(error, NoExampleError) and self._examples is None and (found := self._first()) is not None:
+            self._examples = found
+        elif helper is not None:
+            self._helpers.append(helper)
+            self._tentative += [helper] if self._examples is None else []
         else:
-            twin.forget()
-            if tracer.asking:
-                helpers += tracer.asking
-                askers += (helper for helper, yes_or_no in tracer.asking.items() if yes_or_no)
-                continue
-            if undone := [helper for helper in (*early, *askers) if helper in tracer.asked]:
-                never_nodes += [helper for helper in undone if helper in askers]
-                for known in (helpers, early, askers):
-                    known[:] = [helper for helper in known if helper not in undone]
-                continue
-            needed = _examples_with_none(graph, tracer, candidates) if examples is None else None
-            if needed is None:
-                opened = {path: model.get_submodule(path) for path in tracer.opened}
-                traced = Traced(graph, tracer.constants, opened, helpers, twin.shared, tracer.notes, changed)
-                vars(tracer).clear()  # it is in cycles of references, with the twin
-                return traced
-            examples = needed
+            self._examples = _next_examples(self._candidates, error, self._request)
 
+    def _change_after_questions(self, graph: fx.Graph, tracer: LazyTracer) -> bool:
+        """Whether the graph is not the one that is wanted, since the forward has asked for something."""
+        if tracer.asking:
+            self._helpers += tracer.asking
+            self._tentative += (helper for helper, yes_or_no in tracer.asking.items() if yes_or_no)
+            return True
+        undone = [helper for helper in self._tentative if helper in tracer.asked]
+        if undone:
+            self._never_nodes += undone
+            for known in (self._helpers, self._tentative):
+                known[:] = [helper for helper in known if helper not in undone]
+            return True
+        if self._examples is None:
+            self._examples = self._examples_with_none(graph, tracer)
+            return self._examples is not None
+        return False
 
-def _first(candidates: Iterator[Examples]) -> Examples | None:
-    try:
-        return next(candidates, None)
-    except CaptureError:  # none can be guessed
+    def _first(self) -> Examples | None:
+        try:
+            return next(self._candidates, None)
+        except CaptureError:  # none can be guessed
+            return None
+
+    def _examples_with_none(self, graph: fx.Graph, tracer: LazyTracer) -> Examples | None:
+        """Examples for which a module returns None among other values; None if there are none.
+
+        Without them ``if mask is None`` was false in the trace, as ``mask`` was a proxy.
+        """
+        parts = [node for node in graph.nodes if _is_part_of_a_call(node)]
+        if not parts:
+            return None
+        reason = "there is no example"
+        while True:
+            try:
+                examples = next(self._candidates)
+                values = tracer.values_for(examples)
+                return examples if any(values.value(node) is None for node in parts) else None
+            except StopIteration:
+                break
+            except CaptureError as error:
+                reason = error.what
+                break
+            except (Exception, UntraceableError) as error:  # user code may raise anything on examples
+                reason = f"{type(error).__name__}: {error}"
+        tracer.notes[f"whether a part of what {parts[0].args[0]} returns is None is not known ({reason})"] = None
         return None
 
 
@@ -204,31 +234,6 @@ def _user_line(error: BaseException) -> str | None:
             found = f"{file}:{line}, in {trace.tb_frame.f_code.co_qualname}"
         trace = trace.tb_next
     return found
-
-
-def _examples_with_none(graph: fx.Graph, tracer: LazyTracer, candidates: Iterator[Examples]) -> Examples | None:
-    """Examples for which a module returns None among other values; None if there are none.
-
-    Without them ``if mask is None`` was false in the trace, as ``mask`` was a proxy.
-    """
-    parts = [node for node in graph.nodes if _is_part_of_a_call(node)]
-    if not parts:
-        return None
-    reason = "there is no example"
-    while True:
-        try:
-            examples = next(candidates)
-            example_values = tracer.values_for(examples)
-            return examples if any(example_values.value(node) is None for node in parts) else None
-        except StopIteration:
-            break
-        except CaptureError as error:
-            reason = error.what
-            break
-        except (Exception, UntraceableError) as error:  # user code may raise anything on examples
-            reason = f"{type(error).__name__}: {error}"
-    tracer.notes[f"whether a part of what {parts[0].args[0]} returns is None is not known ({reason})"] = None
-    return None
 
 
 def _is_part_of_a_call(node: fx.Node) -> bool:

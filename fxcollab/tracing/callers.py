@@ -5,10 +5,11 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import operator
 import sys
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
@@ -81,35 +82,30 @@ def is_internal_file(file: str) -> bool:
 
 def user_scopes(root: nn.Module) -> Iterator[dict[str, Any]]:
     """The globals of all user code: of loaded modules, and of forwards whose module isn't in ``sys.modules``."""
-    yield from loaded_scopes().user
+    yield from (vars(module) for name, module in _loaded() if not _is_library(name))
     classes = {cls for module in root.modules() for cls in type(module).__mro__ if not _is_library(cls.__module__)}
     forwards = (inspect.unwrap(vars(cls)["forward"]) for cls in classes if "forward" in vars(cls))
     yield from (function.__globals__ for function in forwards if isinstance(function, FunctionType))
 
 
-@dataclass(frozen=True, eq=False)
-class LoadedScopes:
-    """The globals of all loaded modules, and of those with user code."""
-
-    modules: tuple[object, ...]  # kept alive, so that no other module gets the id of one
-    all: tuple[dict[str, Any], ...]
-    user: tuple[dict[str, Any], ...]
+def loaded_scopes() -> list[dict[str, Any]]:
+    """The globals of all loaded modules."""
+    return [vars(module) for _, module in _loaded()]
 
 
-def loaded_scopes() -> LoadedScopes:
-    """The globals of what is loaded now; the same object as before if nothing else was loaded."""
-    return _scopes_of(tuple(map(id, sys.modules.values())))
+def _loaded() -> list[tuple[str, ModuleType]]:
+    return [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
 
 
-@functools.lru_cache(1)
-def _scopes_of(ids: tuple[int, ...]) -> LoadedScopes:
-    loaded = list(sys.modules.items())
-    modules = [(name, module) for name, module in loaded if isinstance(module, ModuleType)]
-    return LoadedScopes(
-        tuple(module for _, module in loaded),
-        tuple(vars(module) for _, module in modules),
-        tuple(vars(module) for name, module in modules if not _is_library(name)),
-    )
+@contextmanager
+def replaced(places: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+    """A context in which attributes of objects, or entries of dicts, have other values."""
+    with ExitStack() as restored:
+        for owner, name, value in places:
+            entries, put = (owner, operator.setitem) if isinstance(owner, dict) else (vars(owner), setattr)
+            restored.callback(put, owner, name, entries[name])
+            put(owner, name, value)
+        yield
 
 
 def _is_library(name: str) -> bool:

@@ -17,10 +17,8 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError
 from fxcollab.fingerprint import fingerprint
 from fxcollab.runtime.operators import guard
-from fxcollab.tracing.attempts import Request, Traced, trace_modes
-from fxcollab.tracing.helpers import is_helper
+from fxcollab.tracing.attempts import Request, trace_modes
 from fxcollab.tracing.interface import ExampleInputs, Interface, forward_of, interface_of
-from fxcollab.tracing.leaks import purge_leaked_proxies, purge_leaked_tensors
 from fxcollab.tracing.limitations import limitations
 from fxcollab.tracing.patches import overrides_call
 
@@ -86,35 +84,16 @@ def capture(
             hint="give example_inputs: a tuple or a dict of the inputs that you train with",
         )
     request = Request(model, opened_paths(model, splits), interface, granularity == "op", example_inputs)
-    with purge_leaked_proxies() as proxies, purge_leaked_tensors():
-        train, evaluation = trace_modes(request, proxies)
+    train, evaluation = trace_modes(request)
     captured = CollabGraphModule(model, Modes.merged(train.graph, evaluation.graph), constants=evaluation.constants)
     guarded = any(node.target is guard for node in evaluation.graph.nodes)
     traced = fingerprint([captured.modes.eval]) if guarded else None
     captured.meta[CAPTURE_KEY] = replace(options, fingerprint=traced)
     captured.meta[LIMITATIONS_KEY] = (
         *limitations({**train.opened, **evaluation.opened}, interface),
-        *_limitations_of_tracing(train, evaluation),
+        *dict.fromkeys((*train.notes, *evaluation.notes)),  # each once
     )
     return captured
-
-
-def _limitations_of_tracing(*modes: Traced) -> Iterable[str]:
-    assigned = [name for traced in modes for name in traced.assigned]
-    helpers = [
-        helper.title
-        for traced in modes
-        for helper in traced.helpers
-        if is_helper(helper.function) and any(node.target is helper.function for node in traced.graph.nodes)
-    ]
-    shared = dict.fromkeys(path for traced in modes for path in traced.shared)
-    sentences = (
-        *(f"{path} can't be copied, so that the forward was traced with the model's own" for path in shared),
-        *(f"what the forward assigns to {name} is not kept: the graph reads the value it had" for name in assigned),
-        *(f"function {title} can't be traced: calls of it are one node" for title in helpers),
-        *(note for traced in modes for note in traced.notes),
-    )
-    return dict.fromkeys(sentences)  # each once
 
 
 def opened_paths(model: nn.Module, splits: Iterable[str]) -> frozenset[str]:

@@ -62,7 +62,7 @@ class ExampleValues:
 
     def value(self, node: fx.Node) -> Any:
         """The example value of ``node``; those of the nodes before it are computed first, in the graph's order."""
-        with self._twin.running(), torch.enable_grad():
+        with self._twin.computing(), torch.enable_grad():
             for other in node.graph.nodes:
                 if other not in self._values:
                     before = GeneratorState() if self.real else None
@@ -86,7 +86,7 @@ class ExampleValues:
                 needed.update({other}, (source for source in other.all_input_nodes if source in self._drawn))
         order = [other for other in node.graph.nodes if other in needed and other.op.startswith("call")]
         draws = FEW_DRAWS if any(other.op == "call_module" for other in order) else DRAWS
-        with self._twin.running(), torch.no_grad():  # there are many, whose gradients nobody asks for
+        with self._twin.computing(), torch.no_grad():  # there are many, whose gradients nobody asks for
             again = (self._drawn_again(node, order, question, found) for found in self._drawn_values[:draws])
             return any(other != answer for other in again)
 

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fxcollab._torch import DATA_DEPENDENT_ERRORS, pytree
-from fxcollab.analysis.operations import Operations
-from fxcollab.codegen.modes import set_mode
 from fxcollab.errors import CaptureError, one_line
-from fxcollab.functional import named_tensors
+from fxcollab.functional import has_values
 from fxcollab.tracing.interface import ExampleInputs, InputSpec, Interface, forward_of, interface_of
-from fxcollab.tracing.leaks import purge_leaked_tensors
-from fxcollab.tracing.repeats import run_equal_once
+from fxcollab.tracing.leaks import purge_leaks
 from fxcollab.tracing.twin import twin_of
 
 SMALL_IMAGES = (64, 224, 32, 299, 128, 256, 384, 28)
 USUAL_IMAGES = (224, 299, 32, 64, 128, 256, 384, 28)
 BATCH = 2
-
-_USER_ERRORS = (Exception, SystemExit)  # what user code may raise on a wrong shape
 
 
 def guess_inputs(
@@ -33,8 +29,10 @@ def guess_inputs(
     """The first of the usual input shapes that ``model`` accepts in train and in eval mode.
 
     Image sizes are tried in the order of ``images``. Structured inputs can't be guessed; ``known`` is an interface of
-    an earlier capture, which may have seen some.
+    an earlier capture, which may have seen some, and is returned where it knows all shapes.
     """
+    if known is not None and known.known:
+        return known
     interface = interface_of(model)
     names = [spec.name for spec in interface.inputs]
     if structured := (known or interface).structured:
@@ -71,63 +69,44 @@ def known_interface(model: nn.Module, example_inputs: ExampleInputs | None) -> I
             why=f"{', '.join(structured)} is a list, a dict or the like, and only tensors are supported",
             hint="name the splits yourself",
         )
-    return interface if interface.known else guess_inputs(model, USUAL_IMAGES, known=interface)
+    return guess_inputs(model, USUAL_IMAGES, known=interface)
 
 
-@purge_leaked_tensors()
+@torch.no_grad()
 def accepts(model: nn.Module, interface: Interface) -> bool:
     """Whether ``model`` runs on such inputs in both modes, tried on fake tensors."""
-
-    def run(twin: nn.Module, *inputs: Tensor) -> str | None:
-        args, kwargs = interface.call(twin, inputs)
-        run_equal_once(twin, Operations())
-
-        def call(training: bool) -> None:
-            set_mode(twin, training)
-            twin(*args, **kwargs)
-
-        return _error_in_either_mode(call)
-
-    return run_on_twin(model, interface, run) is None
+    return _error(model, interface, (True, False)) is None
 
 
-@purge_leaked_tensors()
 def why_not(model: nn.Module, interface: Interface, *, training: bool | None = None) -> str | None:
     """The error, in a line, that ``model`` raises on such inputs; None if there is none, or if it depends on data.
 
     ``training`` is the mode, by default the model's own.
     """
-    try:
-        run_on_twin(model, interface, training=training)
-    except DATA_DEPENDENT_ERRORS:
-        return None
-    except _USER_ERRORS as error:
-        return one_line(error)
-    return None
+    return _error(model, interface, (training,), ignored=DATA_DEPENDENT_ERRORS)
 
 
+@torch.no_grad()
 def why_not_on(model: nn.Module, interface: Interface, values: Sequence[Any]) -> str | None:
     """The error, in a line, that ``model`` raises on these values in either mode; None for a model on meta."""
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        return None
-
-    def call(training: bool) -> None:
-        twin = twin_of(model, training, real=True)
-        with twin.running():
-            args, kwargs = interface.call(twin.model, copy.deepcopy(list(values)))
-            twin.model(*args, **kwargs)
-
-    return _error_in_either_mode(call)
+    return _error(model, interface, (True, False), values) if has_values(model) else None
 
 
-def _error_in_either_mode(call: Callable[[bool], object]) -> str | None:
-    """The error, in a line, that ``call`` raises in train or in eval mode."""
-    with torch.no_grad():
-        for training in (True, False):
-            try:
-                call(training)
-            except _USER_ERRORS as error:
-                return one_line(error)
+@purge_leaks()
+def _error(
+    model: nn.Module,
+    interface: Interface,
+    modes: Iterable[bool | None],
+    values: Sequence[Any] | None = None,
+    ignored: tuple[type[Exception], ...] = (),
+) -> str | None:
+    for training in modes:
+        try:
+            run_on_twin(model, interface, training=training, values=values)
+        except ignored:
+            return None
+        except (Exception, SystemExit) as error:  # user code may raise anything on a wrong shape
+            return one_line(error)
     return None
 
 
@@ -148,7 +127,7 @@ def run_on_twin(
 ) -> object:
     """What a twin of ``model`` returns for fake inputs; with ``values``, one with real tensors for copies of these.
 
-    ``run`` is called on the twin and the inputs, instead of the twin, of whose equal modules one is run.
+    ``run`` is called on the twin and the inputs, instead of the twin.
     ``training`` is the mode, by default the model's own.
     """
     twin = twin_of(model, training, real=values is not None)
@@ -158,35 +137,31 @@ def run_on_twin(
         with twin.running():
             if run is not None:
                 return run(twin.model, *inputs)
-            run_equal_once(twin.model, Operations())
             args, kwargs = interface.call(twin.model, inputs)
             return twin.model(*args, **kwargs)
     finally:
         twin.forget()
 
 
-@purge_leaked_tensors()
+@purge_leaks()
 def forward_flops(model: nn.Module, interface: Interface, values: Sequence[Any] | None = None) -> Mapping[str, int]:
     """The FLOPs of each of a model's modules in a forward, by path; that of the root is empty."""
-    operations, flops = Operations(), dict[str, int]()
+    counter = FlopCounterMode(display=False)
 
     def run(twin: nn.Module, *inputs: Tensor) -> None:
-        nonlocal flops
-        flops = run_equal_once(twin, operations)
         args, kwargs = interface.call(twin, inputs)
-        with operations.watched():
+        with counter:
             twin(*args, **kwargs)
 
     with torch.inference_mode(False):  # which would hide what operations are made of
         run_on_twin(model, interface, run, values=values)
-    return flops
+    counts = {name.partition(".")[2]: sum(of.values()) for name, of in counter.get_flop_counts().items()}
+    return counts | {"": counter.get_total_flops()}
 
 
 def real_values(model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None) -> Sequence[Any] | None:
     """What a copy of ``model`` can really run on; None where no examples are given, or on meta."""
-    if example_inputs is None or any(tensor.is_meta for _, tensor in named_tensors(model)):
-        return None
-    return interface.values_of(model, example_inputs)
+    return None if example_inputs is None or not has_values(model) else interface.values_of(model, example_inputs)
 
 
 def _candidates(model: nn.Module, name: str, images: Sequence[int]) -> Iterator[InputSpec]:

@@ -7,40 +7,28 @@ them at every call, so that the graph is right for every input.
 from __future__ import annotations
 
 import functools
-import operator
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from inspect import CO_VARARGS, CO_VARKEYWORDS
 from itertools import takewhile
 from types import CodeType, FrameType, FunctionType, TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxcollab._torch import pytree
-from fxcollab.tracing.callers import is_library_frame, loaded_scopes
+from fxcollab.tracing.callers import is_library_frame, loaded_scopes, replaced
 from fxcollab.tracing.errors import ArgumentError
 from fxcollab.tracing.example_values import ExampleValues
 
+Helper: TypeAlias = Callable[..., Any]
+"""A module-level function, or a class such as ``Normal``, whose calls become one node.
 
-@dataclass(frozen=True)
-class Helper:
-    """A module-level function, or a class such as ``Normal``, whose calls become one node.
-
-    Functions may be those of ``functools.lru_cache``.
-    """
-
-    function: Any
-
-    @property
-    def title(self) -> str:
-        """The full name."""
-        return f"{self.function.__module__}.{self.function.__qualname__}"
-
+Functions may be those of ``functools.lru_cache``.
+"""
 
 _Cached = functools._lru_cache_wrapper
 
@@ -55,8 +43,8 @@ def innermost_helper(error: BaseException, known: Iterable[Helper]) -> Helper | 
 
     For an `ArgumentError` it is the class of the object.
     """
-    if isinstance(error, ArgumentError) and _is_python_class(error.kind) and Helper(error.kind) not in known:
-        return Helper(error.kind)
+    if isinstance(error, ArgumentError) and _is_python_class(error.kind) and error.kind not in known:
+        return error.kind
     found = None
     caller: TracebackType | None = None
     trace = error.__traceback__
@@ -76,7 +64,7 @@ def asking_helper(known: Collection[Helper], outermost: CodeType) -> Helper | No
         helper = _called_helper(frame.f_back, frame) if frame.f_back is not None else None
         if helper is None or helper in known:
             continue
-        if isinstance(helper.function, type) or _has_recordable_arguments(frame):
+        if isinstance(helper, type) or _has_recordable_arguments(frame):
             return helper
     return None
 
@@ -85,7 +73,7 @@ def cached_helper(known: Collection[Helper]) -> Helper | None:
     """A function under ``lru_cache``, not yet ``known``, to which the user code refers that runs now."""
     frame = next((frame for frame, _ in traceback.walk_stack(None) if not is_library_frame(frame)), None)
     named = (frame.f_globals.get(name) for name in frame.f_code.co_names) if frame is not None else ()
-    found = (Helper(value) for value in named if isinstance(value, _Cached) and _is_importable(value))
+    found = (value for value in named if isinstance(value, _Cached) and _is_importable(value))
     return next((helper for helper in found if helper not in known), None)
 
 
@@ -117,7 +105,7 @@ def _called_helper(caller: FrameType, callee: FrameType) -> Helper | None:
         if function is None or issubclass(function, never_nodes) or hasattr(function, "__enter__"):
             return None
     of_torch = _package(function) == "torch" and (isinstance(function, type) or not is_library_frame(caller))
-    return Helper(function) if _is_importable(function) and (of_torch or is_helper(function)) else None
+    return function if _is_importable(function) and (of_torch or is_helper(function)) else None
 
 
 def _is_importable(function: Any) -> bool:
@@ -139,16 +127,14 @@ def _package(function: Any) -> str:
 @contextmanager
 def record_helpers(helpers: Iterable[Helper], record: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
     """Call ``record`` with function, arguments and keyword arguments where a helper is called with proxies."""
-    with ExitStack() as restored:
-        for helper in helpers:
-            function = helper.function
-            recorded: Any = _recorded(function, record)
-            if isinstance(function, type):
-                recorded = _class_that_calls(recorded, function)
-            for scope in loaded_scopes().all:
-                for name in [name for name, value in list(scope.items()) if value is function]:
-                    scope[name] = recorded
-                    restored.callback(operator.setitem, scope, name, function)
+    places = list[tuple[Any, str, Any]]()
+    for function in helpers:
+        recorded: Any = _recorded(function, record)
+        if isinstance(function, type):
+            recorded = _class_that_calls(recorded, function)
+        for scope in loaded_scopes():
+            places += ((scope, name, recorded) for name, value in list(scope.items()) if value is function)
+    with replaced(places):
         yield
 
 

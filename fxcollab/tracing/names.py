@@ -20,14 +20,14 @@ class Names:
     """Names of the state of a twin's model, of constants, and of objects that modules hold.
 
     State has the model's own names. Any other tensor is a constant; one that equals one of ``known``, those of the
-    other mode's graph, gets its name.
+    other mode's graph, gets its name. Tensors of examples are noted only if they are ``real``: fake ones are known.
 
     Attributes:
         constants: the constants, by name.
         tensors: state and constants, by name.
     """
 
-    def __init__(self, twin: Twin, known: Mapping[str, Tensor]) -> None:
+    def __init__(self, twin: Twin, known: Mapping[str, Tensor], *, real: bool) -> None:
         named = dict(_state_by_name(twin.original))
         names = {id(tensor): name for name, tensor in named.items()}
         self._root = twin.model
@@ -36,7 +36,7 @@ class Names:
         self._of_constants: dict[int, str] = {}
         self.constants: dict[str, Tensor] = dict(known)
         self.tensors: Mapping[str, Tensor] = ChainMap(self.constants, named)
-        self._of_examples = WeakIdKeyDictionary()
+        self._real, self._of_examples = real, WeakIdKeyDictionary()
         self._held: dict[int, Held] = dict(reversed(list(_attributes_by_id(twin.model))))  # each by its first name
 
     def is_state(self, tensor: Tensor) -> bool:
@@ -49,13 +49,14 @@ class Names:
 
     def note_example(self, value: Any) -> None:
         """Note that tensors in a value belong to an example or were computed for it: they can't be constants."""
-        for leaf in pytree.tree_leaves(value):
-            if isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor):
+        for leaf in pytree.tree_leaves(value) if self._real else ():
+            if isinstance(leaf, Tensor):
                 self._of_examples[leaf] = None
 
     def is_of_example(self, value: Any) -> bool:
         """Whether a tensor in a value belongs to an example or was computed for it."""
-        return any(isinstance(leaf, Tensor) and leaf in self._of_examples for leaf in pytree.tree_leaves(value))
+        leaves = pytree.tree_leaves(value) if self._real else ()
+        return any(isinstance(leaf, Tensor) and leaf in self._of_examples for leaf in leaves)
 
     def of_tensor(self, tensor: Tensor) -> str:
         """The name of a tensor: of state, or else of a constant."""

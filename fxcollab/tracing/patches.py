@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint as original_checkpoint
 
 from fxcollab._torch import JIT_ISINSTANCE, FakeTensor
 from fxcollab.runtime.operators import CustomFunction
-from fxcollab.tracing.callers import called_from_user_code, calling_line, is_library_frame, loaded_scopes
+from fxcollab.tracing.callers import called_from_user_code, calling_line, is_library_frame, loaded_scopes, replaced
 from fxcollab.tracing.errors import UntraceableError
 from fxcollab.tracing.recorder import Recorder, has_proxies
 
@@ -53,19 +53,10 @@ def patched_torch(tracer: Recorder) -> Iterator[None]:
             _noticed(tracer, torch.set_grad_enabled.__init__, partial(_note_grad_mode, tracer)),
         ),
     ]
-    saved = [(owner, name, vars(owner)[name]) for owner, name, _ in patches]
-    scopes = [scope for scope in loaded_scopes().all if scope.get("checkpoint") is original_checkpoint]
-    for owner, name, patch in patches:
-        setattr(owner, name, patch)
-    for scope in scopes:
-        scope["checkpoint"] = _transparent_checkpoint(tracer)
-    try:
+    scopes = [scope for scope in loaded_scopes() if scope.get("checkpoint") is original_checkpoint]
+    checkpoint = _transparent_checkpoint(tracer)
+    with replaced([*patches, *((scope, "checkpoint", checkpoint) for scope in scopes)]):
         yield
-    finally:
-        for owner, name, original in saved:
-            setattr(owner, name, original)
-        for scope in scopes:
-            scope["checkpoint"] = original_checkpoint
 
 
 def overrides_call(module: nn.Module) -> bool:
@@ -80,7 +71,6 @@ def recorded_overrides(tracer: Recorder, root: nn.Module) -> Iterator[None]:
     """Record calls of modules with a ``__call__`` of their own as a whole, where they are leaf modules."""
     classes = {type(module) for module in root.modules() if overrides_call(module)}
     owners = {next(base for base in cls.__mro__ if "__call__" in vars(base)) for cls in classes}
-    saved: list[tuple[Any, Any]] = [(owner, vars(owner)["__call__"]) for owner in owners]
 
     def recording(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -88,13 +78,8 @@ def recorded_overrides(tracer: Recorder, root: nn.Module) -> Iterator[None]:
 
         return call
 
-    for owner, original in saved:
-        owner.__call__ = recording(original)
-    try:
+    with replaced((owner, "__call__", recording(vars(owner)["__call__"])) for owner in owners):
         yield
-    finally:
-        for owner, original in saved:
-            owner.__call__ = original
 
 
 def _recording_apply(tracer: Recorder, original: Any) -> Callable[..., Any]:
@@ -113,7 +98,7 @@ def _recording_device(tracer: Recorder) -> property:
     original = vars(FakeTensor)["device"]
 
     def device(self: Any) -> Any:
-        asked = called_from_user_code() and not tracer.queries.computing and tracer.is_state(self)
+        asked = called_from_user_code() and not tracer.queries.computing and tracer.names.is_state(self)
         return tracer.record_of_state(lambda tensor: tensor.device, (self,), {}) if asked else original.fget(self)
 
     return property(device, original.fset)

@@ -20,6 +20,7 @@ from torch.fx.proxy import Attribute
 from fxcollab.runtime.operators import INPLACE, set_data_
 from fxcollab.tracing.callers import called_from_user_code, user_code_reads_class
 from fxcollab.tracing.errors import UntraceableError
+from fxcollab.tracing.leaks import watch
 from fxcollab.tracing.queries import ProxyQueries
 
 # A proxy formatted into a text leaves its node's name between two characters of Unicode's private use area.
@@ -31,8 +32,7 @@ class CaptureProxy(fx.Proxy):
     """The proxy of a capture; in user code it passes for the value that it stands for, where that is not a tensor."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        record: Callable[..., None] = self.tracer.set_item  # type: ignore[attr-defined]
-        record(self, key, value)
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
     def __setattr__(self, name: str, value: Any) -> Any:
         """Record an assignment to an attribute of tensors; others are those of the proxy."""
@@ -109,7 +109,7 @@ class _CaptureAttribute(CaptureProxy, Attribute):
     def __init__(self, root: fx.Proxy, attr: str) -> None:
         Attribute.__init__(self, root, attr)
         self._grad_enabled = torch.is_grad_enabled()
-        self.tracer.remember(self)  # type: ignore[attr-defined]  # not made by the tracer's `proxy`
+        watch(self)  # not made by the tracer's `proxy`
 
     @property
     def node(self) -> fx.Node:  # type: ignore[override]

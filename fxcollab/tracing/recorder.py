@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxcollab._torch import pytree
+from fxcollab.tracing.names import Names
 from fxcollab.tracing.queries import ProxyQueries
 
 
 class Recorder(Protocol):
     """What patches use of a tracer; ``notes`` has sentences about what the graph doesn't preserve."""
 
+    names: Names
     queries: ProxyQueries
     notes: dict[str, None]
 
@@ -26,23 +28,11 @@ class Recorder(Protocol):
     def assign_buffer(self, module: nn.Module, name: str, value: Any) -> None:
         """Record an assignment to a buffer."""
 
-    def is_state(self, tensor: Tensor) -> bool:
-        """Whether it is a tensor of the model, or stands for one."""
-
     def proxy_of_state(self, tensor: Any) -> fx.Proxy | None:
         """The proxy of a tensor of the model; None for any other value."""
 
     def record_of_state(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Record what is computed from tensors of the model."""
-
-    def note_example(self, value: Any) -> None:
-        """Note that tensors in a value belong to an example, or were computed for it."""
-
-    def is_of_example(self, value: Any) -> bool:
-        """Whether tensors in a value belong to an example, or were computed for it."""
-
-    def set_item(self, target: fx.Proxy, key: Any, value: Any) -> None:
-        """Record ``target[key] = value``."""
 
 
 def has_proxies(*values: Any) -> bool:

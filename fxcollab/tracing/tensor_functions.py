@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -48,7 +49,7 @@ class TensorFunctions(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._tracer.queries.computing:
             value = func(*args, **kwargs)
-            self._tracer.note_example(value)
+            self._tracer.names.note_example(value)
             return value
         if func in _FACTORIES:
             return self._tracer.create_proxy("call_function", func, args, kwargs)
@@ -58,14 +59,14 @@ class TensorFunctions(TorchFunctionMode):
         writes = assigns or writes_in_place(func.__name__, kwargs) or func in _ITEM_WRITES
         if writes or func == _DATA:
             return self._write(func, args, kwargs)
-        if any(
-            isinstance(leaf, Tensor) and self._tracer.is_state(leaf) for leaf in pytree.tree_leaves((args, kwargs))
-        ):
+        names = self._tracer.names
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(map(names.is_state, tensors)):
             return self._read(func, args, kwargs)
         result = func(*args, **kwargs)
-        if self._tracer.is_of_example((args, kwargs)):  # which a module or a hook has left where the forward finds it
-            self._tracer.note_example(result)
-        given = {storage_id(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        if names.is_of_example(tensors):  # which a module or a hook has left where the forward finds it
+            names.note_example(result)
+        given = set(map(storage_id, tensors))
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, Tensor) and storage_id(leaf) not in given:
                 self._created[storage_id(leaf)] = leaf
@@ -99,7 +100,7 @@ class TensorFunctions(TorchFunctionMode):
         if func == _SET_DATA:
             return self._tracer.create_proxy("call_function", set_data_, (proxy, *args[1:]), {})
         if func is Tensor.__setitem__:
-            return self._tracer.set_item(proxy, *args[1:])
+            return self._tracer.create_proxy("call_function", operator.setitem, (proxy, *args[1:]), {})
         if func in _ITEM_WRITES:
             function = INPLACE[func.__name__.strip("_")]
             return self._tracer.create_proxy("call_function", function, (proxy, *args[1:]), {})

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import operator
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any
@@ -33,19 +31,21 @@ from fxcollab.tracing.errors import ArgumentError, DrawnError, FirstCallError, U
 from fxcollab.tracing.example_values import Examples, ExampleValues
 from fxcollab.tracing.helpers import Helper, asking_helper, cached_helper, is_helper, record_helpers
 from fxcollab.tracing.interface import Interface, as_call, or_default
+from fxcollab.tracing.leaks import watch
 from fxcollab.tracing.names import Names
 from fxcollab.tracing.patches import overrides_call, patched_torch, recorded_overrides
 from fxcollab.tracing.proxy import CaptureProxy, unformat
 from fxcollab.tracing.queries import ProxyQueries, comes_from_helper
-from fxcollab.tracing.shared_arguments import SharedArguments
 from fxcollab.tracing.tensor_functions import TensorFunctions
-from fxcollab.tracing.twin import Twin
+from fxcollab.tracing.twin import Attributes, Twin
 from fxcollab.tracing.user_globals import patched_globals
 
 RETURNED_BY = "fxcollab_returned_by"
 """Meta key: the calls (``path`` or ``path@k``) of opened modules that return this node's value."""
 
-_WRITES_OBJECT = "what the forward assigns to attributes of {} is not kept: the graph reads old values"
+SHARES_LISTS = "fxcollab_shares_lists"
+"""Meta key: whether the call is handed a list or dict that other calls are handed, too."""
+
 _TRACE_LOCK = threading.RLock()  # since tracing patches torch
 
 
@@ -64,8 +64,8 @@ class LazyTracer(fx.Tracer):
 
     It traces into the modules of which ``opened`` has the paths, with ``operators`` also into every other that
     ``fx.Tracer`` traces into. A constant that equals one of ``constants``, those of the other mode's graph, gets its
-    name. Without ``examples``, a forward that needs concrete values can't be traced. A reference to every proxy is
-    added to ``proxies``. With ``lines``, a node's stack trace has the lines of user code that led to it.
+    name. Without ``examples``, a forward that needs concrete values can't be traced. A node's stack trace has the
+    lines of user code that led to it.
 
     After a trace, ``asking`` has helpers that asked for what a proxy doesn't have: as nodes they need no answers,
     which differ for other inputs; its values tell whether yes and no were all answers. ``asked`` has helpers whose
@@ -81,65 +81,59 @@ class LazyTracer(fx.Tracer):
         opened: frozenset[str],
         interface: Interface,
         *,
-        operators: bool = False,
-        constants: Mapping[str, Tensor] | None = None,
-        helpers: Iterable[Helper] = (),
-        never_nodes: Iterable[Helper] = (),
-        examples: Examples | None = None,
-        proxies: list[weakref.ref[fx.Proxy]] | None = None,
-        lines: bool = True,
+        operators: bool,
+        constants: Mapping[str, Tensor],
+        helpers: Iterable[Helper],
+        never_nodes: Iterable[Helper],
+        examples: Examples | None,
     ) -> None:
         super().__init__()
         self._twin = twin
         self._opened_paths, self._interface, self._operators = opened, interface, operators
         self._helpers, self._never_nodes = tuple(helpers), tuple(never_nodes)
-        self._examples, self._lines = examples, lines
-        self._known = dict(constants or {})
-        self._proxies = proxies if proxies is not None else []
+        self._examples, self._known = examples, constants
         self.notes: dict[str, None] = {}
         self.asking, self.asked = dict[Helper, bool](), list[Helper]()
         self.opened: dict[str, nn.Module] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root``; see ``fx.Tracer.trace``."""
-        self.opened = {"": root}
+        self.opened = {"": self._twin.original}
         modules = list(self._twin.original.named_modules())
         self._paths: dict[int, str] = {id(module): path for path, module in reversed(modules)}
-        self._names = Names(self._twin, self._known)
-        self._buffers, self._shared = AssignedBuffers(self._twin), SharedArguments()
+        real = self._examples is not None and self._examples.real
+        self.names = Names(self._twin, self._known, real=real)
+        self._buffers = AssignedBuffers(self._twin)
+        self._handed: dict[int, tuple[Any, list[fx.Node]]] = {}  # lists and dicts, with the calls that have them
         self._from_state: list[fx.Node] = []
         self._detached: dict[fx.Node, fx.Proxy] = {}
         self._state_proxies: dict[str, fx.Proxy] = {}
+        before = Attributes(root, dict(root.named_modules()) if self._operators else self._opened_paths)
         with _TRACE_LOCK:
             values = None if self._examples is None else self.values_for(self._examples)
             if values is not None:
-                self._names.note_example(values.given())
-            self.queries = ProxyQueries(self._interface, values, self._names.tensors, self._record, self.notes)
+                self.names.note_example(values.given())
+            self.queries = ProxyQueries(self._interface, values, self.names.tensors, self._record, self.notes)
             self._thread, self._generators = threading.get_ident(), ForeignState()
-            try:
-                with (
-                    torch.enable_grad(),
-                    patched_torch(self),
-                    recorded_overrides(self, root),
-                    patched_globals(self, user_scopes(root)),
-                    TensorFunctions(self),
-                    record_helpers(self._helpers, self._record_helper),
-                ):
-                    graph = super().trace(root, concrete_args)
-                self._buffers.keep_values_before()
-                self.constants = self._names.constants
-                for name in self._names.of_changed_objects():
-                    self.notes[_WRITES_OBJECT.format(name)] = None
-                self._erase_unused()
-                _refuse_parameters_made_at_the_first_call(root)
-                return graph
-            finally:
-                self._detached.clear()
-                self._state_proxies.clear()
+            with (
+                torch.enable_grad(),
+                patched_torch(self),
+                recorded_overrides(self, root),
+                patched_globals(self, user_scopes(root)),
+                TensorFunctions(self),
+                record_helpers(self._helpers, self._record_helper),
+            ):
+                graph = super().trace(root, concrete_args)
+        self._buffers.keep_values_before()
+        self.constants = self.names.constants
+        self._erase_unused()
+        self.notes |= dict.fromkeys(self._limitations(graph, before.changed()))
+        _refuse_parameters_made_at_the_first_call(root)
+        return graph
 
     def values_for(self, examples: Examples) -> ExampleValues:
         """Example values of the graph's nodes."""
-        return ExampleValues(self._twin.original, self._twin.training, examples, self._names.tensors)
+        return ExampleValues(self._twin.original, self._twin.training, examples, self.names.tensors)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Whether a proxy is true."""
@@ -154,10 +148,6 @@ class LazyTracer(fx.Tracer):
         keys = self.queries.keys(obj)
         return super().keys(obj) if keys is None else keys
 
-    def set_item(self, target: fx.Proxy, key: Any, value: Any) -> None:
-        """Record ``target[key] = value``."""
-        self._record(operator.setitem, (target, key, value))
-
     def _record(self, function: Any, args: tuple[Any, ...]) -> Any:
         if function is guard:
             helper = asking_helper((*self._helpers, *self._never_nodes), LazyTracer.trace.__code__)
@@ -166,7 +156,7 @@ class LazyTracer(fx.Tracer):
             if helper is not None:
                 self.asking[helper] = self.asking.get(helper, True) and isinstance(args[2], bool)
             elif args[0] == "bool" and args[1].node.op == "call_function":
-                self.asked.append(Helper(args[1].node.target))
+                self.asked.append(args[1].node.target)
         return self.create_proxy("call_function", function, args, {})
 
     def _record_helper(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -177,20 +167,15 @@ class LazyTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """The proxy of a node."""
         proxy = CaptureProxy(node, self)
-        self.remember(proxy)
+        watch(proxy)
         return proxy
-
-    def remember(self, proxy: fx.Proxy) -> None:
-        """Note a proxy, to be removed from caches afterwards."""
-        self._proxies.append(weakref.ref(proxy))
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Record an operation, and the lines of user code that led to it."""
         if self._generators.foreign_numbers_were_drawn():
             raise DrawnError("the forward draws random numbers of Python or numpy, anew at every call")
         node = super().create_node(*args, **kwargs)
-        if self._lines:
-            node.stack_trace = calling_lines(LazyTracer.trace.__code__)
+        node.stack_trace = calling_lines(LazyTracer.trace.__code__)
         return node
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
@@ -249,15 +234,26 @@ class LazyTracer(fx.Tracer):
         if not self.is_leaf_module(m, path):
             if compiler is not None:
                 raise UntraceableError(f"{path} is compiled by {compiler}, and can only be a leaf module")
-            self.opened[path] = m
+            self.opened[path] = self._twin.original.get_submodule(path)
         if compiler is None and not m._forward_pre_hooks and not overrides_call(m):  # which may change the arguments
             _check_arguments(m.forward, args, kwargs)
         calls = self.num_calls.get(path, 0) + 1
         value = super().call_module(m, forward, args, kwargs)
         if isinstance(value, fx.Proxy):
             value.node.meta.setdefault(RETURNED_BY, []).append(call_name(path, calls))
-            self._shared.note(value.node, (*args, *kwargs.values()))
+            self._note_lists(value.node, (*args, *kwargs.values()))
         return value
+
+    def _note_lists(self, call: fx.Node, given: Any) -> None:
+        """Mark calls that are handed the same list or dict as others."""
+        if isinstance(given, list | dict):
+            _, calls = self._handed.setdefault(id(given), (given, []))
+            calls.append(call)
+            for each in calls if len(calls) > 1 else ():
+                each.meta[SHARES_LISTS] = True
+        if isinstance(given, list | dict | tuple):
+            for part in given.values() if isinstance(given, dict) else given:
+                self._note_lists(call, part)
 
     def call_whole(self, module: nn.Module, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record a call of a leaf module; of any other run it."""
@@ -281,7 +277,7 @@ class LazyTracer(fx.Tracer):
         except NameError:
             # A slice of a Sequential only has what the model has, too.
             state = next(
-                (name for name, tensor in named_tensors(module) if self._names.of_state(tensor) is None), None
+                (name for name, tensor in named_tensors(module) if self.names.of_state(tensor) is None), None
             )
             if state is None:
                 return None
@@ -295,28 +291,15 @@ class LazyTracer(fx.Tracer):
         proxy = self.proxy_of_state(attr_val) if isinstance(attr_val, Tensor) and self._is_recording else None
         return attr_val if proxy is None else proxy
 
-    def is_state(self, tensor: Tensor) -> bool:
-        """Whether it is a tensor of the model, or stands for one."""
-        return self._names.is_state(tensor)
-
     def proxy_of_state(self, tensor: Any) -> fx.Proxy | None:
         """The proxy of a parameter, a buffer, or a tensor in an attribute; None for any other value."""
-        name = self._names.of_state(tensor)
+        name = self.names.of_state(tensor)
         return None if name is None else self._proxy_of(name)
 
     def _proxy_of(self, name: str) -> fx.Proxy:
         if name not in self._state_proxies:
             self._state_proxies[name] = self.create_proxy("get_attr", name, (), {})
         return self._state_proxies[name]
-
-    def note_example(self, value: Any) -> None:
-        """Note that tensors in a value belong to an example, or were computed for it."""
-        if self._examples is not None and self._examples.real:  # fake ones are known as such
-            self._names.note_example(value)
-
-    def is_of_example(self, value: Any) -> bool:
-        """Whether tensors in a value belong to an example, or were computed for it."""
-        return self._examples is not None and self._examples.real and self._names.is_of_example(value)
 
     def record_of_state(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Record what is computed from the model's tensors; erased afterwards if nothing uses it."""
@@ -332,7 +315,7 @@ class LazyTracer(fx.Tracer):
         """Nested values with proxies for the model's tensors."""
 
         def proxy(leaf: Any) -> Any:
-            return self._proxy_of(self._names.of_tensor(leaf)) if self.is_state(leaf) else leaf
+            return self._proxy_of(self.names.of_tensor(leaf)) if self.names.is_state(leaf) else leaf
 
         return pytree.tree_map_only(Tensor, proxy, values)
 
@@ -341,6 +324,17 @@ class LazyTracer(fx.Tracer):
         place = self._buffers.place_of(module, name) if self._is_recording else None
         if place is not None:
             self._buffers.note(place, self._record(set_data_, (self._proxy_of(place), value)).node)
+
+    def _limitations(self, graph: fx.Graph, assigned: Iterable[str]) -> Iterator[str]:
+        for path in self._twin.shared:
+            yield f"{path} can't be copied, so that the forward was traced with the model's own"
+        for name in assigned:
+            yield f"what the forward assigns to {name} is not kept: the graph reads the value it had"
+        for name in self.names.of_changed_objects():
+            yield f"what the forward assigns to attributes of {name} is not kept: the graph reads old values"
+        for helper in self._helpers:
+            if is_helper(helper) and graph.find_nodes(op="call_function", target=helper):
+                yield f"function {helper.__module__}.{helper.__qualname__} can't be traced: calls of it are one node"
 
     def _erase_unused(self) -> None:
         """Erase what was recorded from state in passing, as by ``state_dict()``."""
@@ -363,7 +357,7 @@ class LazyTracer(fx.Tracer):
                 return self.create_node("call_function", type(a), (), entries)
             return self.create_node("call_function", type(a), (entries,), {})
         if isinstance(a, Tensor):
-            return self.create_node("get_attr", self._names.of_tensor(a), (), {})
+            return self.create_node("get_attr", self.names.of_tensor(a), (), {})
         if isinstance(a, tuple) and hasattr(a, "_fields"):
             return self.create_node("call_function", type(a), tuple(map(self.create_arg, a)), {})
         if isinstance(a, torch.Generator):  # of which every branch would draw the next numbers
@@ -381,7 +375,7 @@ class LazyTracer(fx.Tracer):
     def _name_of_object(self, value: Any) -> str | None:
         """The name of a module, or of an attribute of a module or its class, such as a configuration."""
         path = self._path_of(value) if isinstance(value, nn.Module) else None
-        return self._names.of_object(value) if path is None else path
+        return self.names.of_object(value) if path is None else path
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None

@@ -19,7 +19,7 @@ from fxcollab._torch import FakeTensor, FakeTensorMode, as_parameter, storage_id
 from fxcollab.codegen.modes import set_mode
 from fxcollab.deep_copy import clone_of, deep_copy, deep_copy_into, parts_of_value
 from fxcollab.rng import preserve_rng_state
-from fxcollab.tracing.leaks import watch_for_leaks
+from fxcollab.tracing.leaks import watch
 
 _CONTAINERS = (list, dict, set, deque)
 
@@ -58,7 +58,13 @@ class Twin:
     @contextmanager
     def running(self) -> Iterator[None]:
         """A context in which to call the copy."""
-        with preserve_rng_state(), preserved_classes(self.original), without_tracebacks(), self.mode or nullcontext():
+        with preserved_classes(self.original), self.computing():
+            yield
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """A context like `running`, inside of one that preserves the classes already."""
+        with preserve_rng_state(), without_tracebacks(), self.mode or nullcontext():
             yield
 
     def of_original(self, value: Any) -> Any:
@@ -90,9 +96,9 @@ def twin_of(model: nn.Module, training: bool | None = None, *, real: bool = Fals
     """
     mode = None if real else FakeTensorMode(allow_non_fake_inputs=True)
     if mode is not None:
-        watch_for_leaks(mode)
-    copied = deep_copy(model, clone_of if mode is None else FakeTensors(mode))
-    twin = Twin(copied.value, model, training, copied.tensors, copied.shared, mode)
+        watch(mode)
+    copy_of, tensors, shared = deep_copy(model, clone_of if mode is None else FakeTensors(mode))
+    twin = Twin(copy_of, model, training, tensors, shared, mode)
     if training is not None:
         with twin.running():
             set_mode(twin.model, training)
@@ -150,9 +156,9 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 def _held(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, torch.jit.ScriptModule):  # which makes its attributes when they are read
         return {}
-    attributes = vars(module)
-    own = {name: value for name, value in attributes.items() if name not in _REGISTRIES}
-    held = {**own, **{k: v for name in _REGISTRIES for k, v in attributes[name].items()}}
+    held = dict(vars(module))
+    for name in _REGISTRIES:
+        held |= held.pop(name)
     return {name: _contents(value) for name, value in held.items()}
 
 

@@ -35,7 +35,7 @@ def patched_globals(tracer: Recorder, scopes: Iterable[dict[str, Any]]) -> Itera
         **{name: (getattr(torch.overrides, name), partial(_has_overrides, tracer)) for name in _ABOUT_OVERRIDES},
     }
     patched: list[dict[str, Any]] = []
-    loaded = loaded_scopes()
+    before = loaded_scopes()
     try:
         for scope in scopes:
             patched.append(scope)
@@ -46,8 +46,8 @@ def patched_globals(tracer: Recorder, scopes: Iterable[dict[str, Any]]) -> Itera
                 scope.setdefault(name, function)
         yield
     finally:
-        now = loaded_scopes()
-        loaded_since = now.all if now is not loaded else ()
+        known = set(map(id, before))
+        loaded_since = (scope for scope in loaded_scopes() if id(scope) not in known)
         for scope in (*patched, *loaded_since):  # a module loaded meanwhile may have imported the names
             for name, (original, stand_in) in stand_ins.items():
                 if scope.get(name) is stand_in:

@@ -17,6 +17,7 @@ from fxcollab.costs.profile import profile
 from fxcollab.costs.summary import Level, Summary, summarise
 from fxcollab.errors import CaptureError, StateError
 from fxcollab.tracing.examples import USUAL_IMAGES, accepts, example_tensors, guess_inputs
+from fxcollab.tracing.examples import forward_flops as flops_of_modules
 from fxcollab.tracing.interface import InputSpec, Interface
 from tests.costs.helpers import (
     FC,
@@ -48,6 +49,16 @@ def test_a_step_is_counted_by_hand() -> None:
     nodes = profile(fxcollab.capture(Cifar()), specs).nodes.values()
     head = 3 * 2 * 2 * 8 * 10
     assert sum(cost.flops for cost in nodes) == step_flops(2, (3, 4, 32), (4, 8, 16), (8, 8, 16)) + head
+
+
+def test_flops_of_modules_are_counted_at_every_call() -> None:
+    block = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU())
+    model = nn.Sequential(block, nn.Linear(4, 2), nn.Linear(2, 4), block)
+    found = flops_of_modules(model, Interface((InputSpec("input", (3, 4), "float32"),)))
+    once, around = 2 * 3 * 4 * 4, 2 * 3 * 4 * 2
+    assert {name: flops for name, flops in found.items() if flops} == {
+        "": 2 * (once + around), "0": 2 * once, "0.0": 2 * once, "1": around, "2": around,
+    }  # fmt: skip
 
 
 def test_counting_leaves_the_model_as_it_is() -> None:

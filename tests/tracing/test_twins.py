@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 import fxcollab
 from fxcollab.deep_copy import deep_copy
-from fxcollab.tracing.leaks import purge_leaked_tensors
+from fxcollab.tracing.leaks import purge_leaks
 from fxcollab.tracing.twin import clone_of, twin_of
 from tests.speeds import slow_but
 
@@ -361,7 +361,7 @@ def test_what_cant_be_copied_is_shared_and_said() -> None:
 
 
 def copied(value: Any) -> Any:
-    return deep_copy(value, clone_of).value
+    return deep_copy(value, clone_of)[0]
 
 
 class Marked(nn.Parameter):
@@ -499,7 +499,7 @@ def test_leaks_are_looked_for_among_what_the_own_thread_has_made() -> None:
 
     thread = threading.Thread(target=other)
     thread.start()
-    with purge_leaked_tensors():
+    with purge_leaks():
         entered.set()
         made.wait()
     thread.join()
