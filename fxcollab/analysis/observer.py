@@ -21,6 +21,7 @@ from fxcollab.functional import call_with, named_tensors
 from fxcollab.fx_utils import Interpreter, attribute, opened_around
 from fxcollab.rng import ForeignState
 from fxcollab.runtime.operators import GradientMethod, guard
+from fxcollab.runtime.tensors import CARRIES_NO_GRADIENT
 from fxcollab.tracing.helpers import is_helper
 from fxcollab.tracing.twin import Twin, same_members
 
@@ -130,6 +131,7 @@ class Observer(Interpreter):
             seen.random or drew,
             bool(changed.difference(*of_inputs.values())),
             seen.flops,
+            all(isinstance(part, (tuple, *CARRIES_NO_GRADIENT)) for part in parts_of_value(value)),
         )
 
     def _reads(self, node: fx.Node) -> Iterator[tuple[str, bool]]:
