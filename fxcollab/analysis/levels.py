@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from fxcollab.analysis.aliasing import refuse_storage_that_crosses_twice, refuse_writes_that_copies_miss
 from fxcollab.analysis.effects import Observation
-from fxcollab.analysis.storages import Storages, Write, track_storages, with_aliases
+from fxcollab.analysis.storages import Storages, Write, nodes_behind, track_storages, with_aliases
 from fxcollab.errors import SplitError
 from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import attribute, place
@@ -50,53 +50,32 @@ def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], observa
     while True:
         levels, floating = _levels(graph, cuts, names, written, observation)
         crossing = {u for node in graph.nodes for u in node.all_input_nodes if levels[u] < levels[node]}
-        storages = track_storages(graph, observation, crossing)
-        if not _deeper(storages, levels):
-            writes = (*storages.writes, *_writes_to_aliases(graph, levels, observation, crossing))
-            return GraphLevels(levels, writes, floating)
         tracked = with_aliases(graph, observation, crossing)
         storages = track_storages(graph, observation, tracked)
-        deeper = _deeper(storages, levels)
-        if not _add_dependences(graph, levels, storages.roots, deeper, written):
-            seen = track_storages(graph, observation, tracked, certain=True)
-            refuse_storage_that_crosses_twice(graph, levels, (storages, seen), deeper, observation)
-            refuse_writes_that_copies_miss(graph, levels, storages, deeper)
-            return GraphLevels(levels, storages.writes, floating)
-
-
-def _deeper(storages: Storages, levels: Mapping[fx.Node, int]) -> tuple[Write, ...]:
-    """The writes of branches into what belongs to a shallower level."""
-    return tuple(w for w in storages.writes if any(levels[root] < levels[w.node] for root in w.roots))
+        deeper = [w for w in storages.writes if any(levels[root] < levels[w.node] for root in w.roots)]
+        if not _add_dependences(graph, levels, storages, deeper, written):
+            break
+    if deeper:
+        seen = track_storages(graph, observation, tracked, certain=True)
+        refuse_storage_that_crosses_twice(graph, levels, (storages, seen), deeper, observation)
+        refuse_writes_that_copies_miss(graph, levels, storages, deeper)
+    writes = (*storages.writes, *_writes_to_aliases(graph, levels, storages, crossing))
+    return GraphLevels(levels, writes, floating)
 
 
 def _writes_to_aliases(
-    graph: fx.Graph, levels: Mapping[fx.Node, int], observation: Observation, crossing: Collection[fx.Node]
+    graph: fx.Graph, levels: Mapping[fx.Node, int], storages: Storages, crossing: Collection[fx.Node]
 ) -> Iterator[Write]:
     """Writes into aliases of crossing values, which later readers of the values see."""
-    if not _goes_on_beside(graph, levels, crossing):
-        return
-    storages = track_storages(graph, observation, with_aliases(graph, observation, crossing))
     seen: set[fx.Node] = set()
     writes = {write.node: write for write in storages.writes}
     for node in graph.nodes:
-        write = writes.get(node)
-        if write is not None:
+        if write := writes.get(node):
             hit = frozenset(v for v in seen if storages.roots[v] & write.roots and levels[node] <= levels[v])
-            if hit:
-                yield Write(node, hit, write.certain)
+            if hit - write.roots:
+                yield Write(node, hit - write.roots, write.certain)
         if node in crossing:
             seen.add(node)
-
-
-def _goes_on_beside(graph: fx.Graph, levels: Mapping[fx.Node, int], crossing: Collection[fx.Node]) -> bool:
-    """Whether anything is computed behind a crossing value in the order, and not behind the split."""
-    deepest = -1
-    for node in graph.nodes:
-        if levels[node] <= deepest and node.op.startswith("call"):
-            return True
-        if node in crossing:
-            deepest = max(deepest, levels[node])
-    return False
 
 
 def _levels(
@@ -206,7 +185,7 @@ def _needed_through_writes(graph: fx.Graph, observation: Observation) -> set[fx.
     writes: set[fx.Node] = set()
     while True:
         needed = _needed(graph, writes)
-        read = frozenset().union(*(storages.roots.get(node, frozenset()) for node in needed))
+        read = storages.of(needed)
         found = {write.node for write in storages.writes if write.certain and write.roots & read}
         if found <= writes:
             return needed
@@ -243,23 +222,18 @@ def _stateful(graph: fx.Graph, dependent: set[fx.Node], observation: Observation
 def _add_dependences(
     graph: fx.Graph,
     levels: Mapping[fx.Node, int],
-    roots: Mapping[fx.Node, frozenset[fx.Node]],
+    storages: Storages,
     writes: Iterable[Write],
     written: dict[fx.Node, set[fx.Node]],
 ) -> bool:
     """Make shallower readers that come after a write depend on it. Returns whether any was added."""
-    position = {node: i for i, node in enumerate(graph.nodes)}
-    added = False
+    before = sum(map(len, written.values()))
     for write in writes:
-        if not write.certain:
-            continue
-        for node in graph.nodes:
-            late = position[node] > position[write.node] and node.op != "output"
-            reads = any(roots.get(u, frozenset()) & write.roots for u in node.all_input_nodes)
-            if late and reads and levels[node] < levels[write.node] and write.node not in written.get(node, ()):
+        for node in nodes_behind(graph, write) if write.certain else ():
+            reads = storages.of(node.all_input_nodes) & write.roots
+            if reads and node.op != "output" and levels[node] < levels[write.node]:
                 written.setdefault(node, set()).add(write.node)
-                added = True
-    return added
+    return sum(map(len, written.values())) > before
 
 
 def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
