@@ -16,7 +16,6 @@ import itertools
 import operator
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,18 +34,13 @@ from fxcollab.runtime.rescale import rescale
 from fxcollab.tree import Path, branch_name
 
 
-@dataclass(frozen=True)
-class Duplicated:
-    """A training graph, and for each call with shallower parameters the target of the module itself by the call's."""
-
-    graph: fx.Graph
-    functional: Mapping[str, str]
-
-
 def duplicate(
     graph: fx.Graph, captured: CollabGraphModule, partition: Partition, options: RewriteOptions
-) -> Duplicated:
-    """The training graph of one captured graph, which is not changed."""
+) -> tuple[fx.Graph, Mapping[str, str]]:
+    """The training graph of one captured graph, which is not changed.
+
+    Also, for the target of each call with shallower parameters, that of the module itself.
+    """
     return _Writer(graph, captured, partition, options).write()
 
 
@@ -67,7 +61,7 @@ class _Writer:
         self._functional: dict[str, str] = {}
         self._position = 0
 
-    def write(self) -> Duplicated:
+    def write(self) -> tuple[fx.Graph, Mapping[str, str]]:
         for position, node in enumerate(self._captured.nodes):
             self._position = position
             if node.op == "output":
@@ -78,7 +72,7 @@ class _Writer:
                 self._note_writes(node)
         for one, other in self._partition.ordered[self._captured]:
             self._keep_order(self._instances_of(one), self._instances_of(other))
-        return Duplicated(copy_graph(self._graph, branch_order(self._graph.nodes, self._before)), self._functional)
+        return copy_graph(self._graph, branch_order(self._graph.nodes, self._before)), self._functional
 
     def _instances_of(self, node: fx.Node) -> Iterator[fx.Node]:
         return (self._instances[node, path] for path in self._tree.paths(self._levels[node]))
