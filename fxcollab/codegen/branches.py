@@ -23,7 +23,7 @@ from torch import fx, nn
 
 from fxcollab._torch import codegen_of, format_target
 from fxcollab.errors import PatternError
-from fxcollab.fx_utils import Target, copy_graph, place
+from fxcollab.fx_utils import Target, attribute, copy_graph, place
 from fxcollab.provenance import provenance_of
 from fxcollab.runtime.recompute import never_compile_pieces, recompute, recompute_module
 from fxcollab.tree import Path, branch_name
@@ -116,14 +116,15 @@ def _runs(graph: fx.Graph, peers: str) -> Iterator[tuple[Path, list[fx.Node]]]:
 
 
 def _stateful(nodes: Iterable[fx.Node], root: nn.Module) -> Iterator[str]:
-    """The modules that nodes call, and tensors that they read, except parameters."""
+    """The modules that nodes call or hand on, and tensors that they read, except parameters."""
     for node in nodes:
-        target = Target(str(node.target), own=getattr(node.target, "own", False))
-        if node.op == "call_module":
-            yield format_target("self", target)
-        elif node.op == "get_attr":
+        if node.op in ("call_module", "get_attr"):
+            value = attribute(root, str(node.target))
+            target = Target(str(node.target), own=getattr(node.target, "own", False))
             owner, _, name = target.rpartition(".")
-            if name not in root.get_submodule(owner)._parameters:
+            if isinstance(value, nn.Module):
+                yield format_target("self", target)
+            elif not isinstance(value, nn.Parameter):
                 yield f"({format_target('self', Target(owner, target.own))}, {name!r})"
 
 
