@@ -17,7 +17,7 @@ from fxcollab.analysis.effects import Observation
 from fxcollab.analysis.storages import Storages, Write, nodes_behind, track_storages, with_aliases
 from fxcollab.errors import SplitError
 from fxcollab.functional import tensors_of
-from fxcollab.fx_utils import attribute, place
+from fxcollab.fx_utils import attribute, get_output, place
 
 Cuts = Sequence[tuple[fx.Node, ...]]
 
@@ -88,17 +88,28 @@ def _levels(
     behind = {node: 1 << k for k, cut in enumerate(cuts) for node in cut}
     masks: dict[fx.Node, int] = {}
     dependent: set[fx.Node] = set()
+    stateful: set[fx.Node] = set()  # without inputs, reads state or draws random numbers; constants stay in the trunk
     for node in graph.nodes:
         sources = [*node.all_input_nodes, *written.get(node, ())]
         masks[node] = 0
         for source in sources:
             masks[node] |= masks[source] | behind.get(source, 0)
-        if node.op in ("placeholder", "output") or any(source in dependent for source in sources):
+        reads = node.op in ("get_attr", "call_module") or observation.of(node).random
+        if node.op in ("placeholder", "output") or not dependent.isdisjoint(sources):
             dependent.add(node)
+        elif reads or not stateful.isdisjoint(node.all_input_nodes):
+            stateful.add(node)
     _check_order(masks, cuts, names)
     levels = {node: masks[node].bit_length() for node in graph.nodes}
-    levels[next(iter(reversed(graph.nodes)))] = len(cuts)
-    return levels, _lower_to_users(graph, levels, dependent, observation)
+    levels[get_output(graph)] = len(cuts)
+    floating = set()
+    for node in reversed(graph.nodes):
+        if node in stateful:
+            users = [levels[user] for user in node.users if user not in floating]
+            levels[node] = min(users, default=levels[node])
+            if not users:
+                floating.add(node)
+    return levels, frozenset(floating)
 
 
 def _check_order(masks: Mapping[fx.Node, int], cuts: Cuts, names: Sequence[str]) -> None:
@@ -172,7 +183,7 @@ def check_reaches_output(graph: fx.Graph, cuts: Cuts, names: Sequence[str], obse
 
 
 def _needed(graph: fx.Graph, also: Iterable[fx.Node] = ()) -> set[fx.Node]:
-    needed = {next(iter(reversed(graph.nodes))), *also}
+    needed = {get_output(graph), *also}
     for node in reversed(graph.nodes):
         if node in needed:
             needed.update(node.all_input_nodes)
@@ -190,33 +201,6 @@ def _needed_through_writes(graph: fx.Graph, observation: Observation) -> set[fx.
         if found <= writes:
             return needed
         writes |= found
-
-
-def _lower_to_users(
-    graph: fx.Graph, levels: dict[fx.Node, int], dependent: set[fx.Node], observation: Observation
-) -> frozenset[fx.Node]:
-    """Give nodes that depend on no input the least level of their users. Returns those that have no users."""
-    stateful = _stateful(graph, dependent, observation)
-    unused = set()
-    for node in reversed(graph.nodes):
-        if node in dependent or node not in stateful:
-            continue
-        users = [levels[user] for user in node.users if user not in unused]
-        if users:
-            levels[node] = min(users)
-        else:
-            unused.add(node)
-    return frozenset(unused)
-
-
-def _stateful(graph: fx.Graph, dependent: set[fx.Node], observation: Observation) -> set[fx.Node]:
-    """Nodes without inputs that read state or draw random numbers; plain constants may stay in the trunk."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        reads = node.op in ("get_attr", "call_module") or observation.of(node).random
-        if node not in dependent and (reads or any(source in found for source in node.all_input_nodes)):
-            found.add(node)
-    return found
 
 
 def _add_dependences(
