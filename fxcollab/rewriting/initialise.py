@@ -167,8 +167,8 @@ def _reset_all(
     redrawn: dict[str, None] = {}
     for path, branch in branches.items():
         with isolated_randomness(seed, branch_name(path)):
-            own = {name: originals[name] for name in state.tensors[len(path)] if name in fresh}
-            redrawn |= dict.fromkeys(_reset(branch, own, library, keeps_zeros))
+            likes = {id(t): originals[name] for name, t in state.own(path, branch).items() if name in fresh}
+            redrawn |= dict.fromkeys(_reset(branch, likes, library, keeps_zeros))
     if names := [name for name in redrawn if name in fresh]:
         warn_caller(
             f"no module initialises {', '.join(names[:6])}{' and more' if len(names) > 6 else ''}: "
@@ -185,18 +185,19 @@ def _library_initialiser(root: nn.Module) -> Callable[[nn.Module], object] | Non
 
 
 def _reset(
-    branch: nn.Module, own: Mapping[str, Tensor], library: Callable[[nn.Module], object] | None, keeps_zeros: bool
+    branch: nn.Module, likes: Mapping[int, Tensor], library: Callable[[nn.Module], object] | None, keeps_zeros: bool
 ) -> list[str]:
     """``reset_parameters`` and the library's initialiser, inner modules first; what neither initialises is redrawn.
 
-    ``own`` are the originals of the branch's own tensors. Returns the names of parameters that were redrawn.
+    ``likes`` are the originals of the branch's own tensors, by their ids. Returns the parameters that were redrawn.
     """
-    tensors = tensors_of(branch)
-    likes = {id(tensors[name]): original for name, original in own.items()}
     redrawn: list[str] = []
     modules = list(branch.named_modules())
     copied = {id(p) for _, part in modules if type(part) is not Branch for p in part.parameters(recurse=False)}
-    with torch.no_grad(), _copies_of_shared(branch, {id(tensor) for tensor in tensors.values()} - likes.keys()):
+    with (
+        torch.no_grad(),
+        _copies_of_shared(branch, {id(tensor) for tensor in tensors_of(branch).values()} - likes.keys()),
+    ):
         for path, module in reversed(modules):
             prefix = f"{path}." if path else ""
             # a container only has the other names of what a copied module has and initialises
