@@ -126,8 +126,15 @@ class Observer(Interpreter):
             seen.random or drew,
             bool(changed.difference(*of_inputs.values())),
             seen.flops,
-            all(isinstance(part, (tuple, *CARRIES_NO_GRADIENT)) for part in parts_of_value(value)),
+            self._is_plain(node, value),
         )
+
+    def _is_plain(self, node: fx.Node, value: Any) -> bool:
+        """Whether torch or Python computes something else than tensors of tensors; a module may return one later."""
+        sources = node.all_input_nodes
+        known = all(isinstance(self.env[source], Tensor) or self.effects[source].plain for source in sources)
+        of_torch = known and node.op != "call_module" and not is_helper(node.target)
+        return of_torch and all(isinstance(part, (tuple, *CARRIES_NO_GRADIENT)) for part in parts_of_value(value))
 
     def _reads(self, node: fx.Node) -> Iterator[tuple[str, bool]]:
         read = self._operations.read
