@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx, nn
 
+from fxcollab._torch import pytree
 from fxcollab.analysis.aliasing import refuse_storage_that_crosses_twice, refuse_writes_that_copies_miss
 from fxcollab.analysis.effects import Observation
 from fxcollab.analysis.storages import Storages, Write, nodes_behind, track_storages, with_aliases
@@ -214,17 +216,34 @@ def _add_dependences(
     before = sum(map(len, written.values()))
     for write in writes:
         for node in nodes_behind(graph, write) if write.certain else ():
-            reads = storages.of(node.all_input_nodes) & write.roots
-            if reads and node.op != "output" and levels[node] < levels[write.node]:
+            is_shallower = levels[node] < levels[write.node] and node.op != "output"
+            if is_shallower and storages.of(node.all_input_nodes) & write.roots:
                 written.setdefault(node, set()).add(write.node)
     return sum(map(len, written.values())) > before
 
 
+def refuse_gradients_across_splits(levels: Mapping[fx.Node, int], splits: Sequence[str]) -> None:
+    """Raise a SplitError where ``torch.autograd.grad`` differentiates by a value of another level than its own."""
+    for node, level in levels.items():
+        if node.target is not torch.autograd.grad:
+            continue
+        inputs = node.kwargs["inputs"] if "inputs" in node.kwargs else node.args[1]
+        for value in pytree.tree_leaves(inputs):
+            if isinstance(value, fx.Node) and levels[value] < level:
+                split = splits[levels[value]] if splits else "the input"
+                raise SplitError(
+                    f"The forward differentiates through {f'split {split!r}' if splits else split}.",
+                    where=f"{node.name}: torch.autograd.grad by {value.name}",
+                    why="a split scales what comes back through it, also the gradients that the forward computes",
+                    hint=f"use pattern 'multi-instance', or split before {value.name!r} or behind {node.name!r}"
+                    if splits
+                    else f"compute {value.name!r} in the forward: x = x.detach().requires_grad_()",
+                )
+
+
 def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
     """The module that a node calls, or that it hands to calls; None for other nodes."""
-    if node.op == "call_module":
-        return root.get_submodule(str(node.target))
-    value = attribute(root, str(node.target)) if node.op == "get_attr" else None
+    value = attribute(root, str(node.target)) if node.op in ("call_module", "get_attr") else None
     return value if isinstance(value, nn.Module) else None
 
 
