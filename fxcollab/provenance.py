@@ -10,7 +10,7 @@ from torch import fx
 
 from fxcollab.errors import StateError
 from fxcollab.fx_utils import place
-from fxcollab.tree import Path, branch_name, parse_branch_name
+from fxcollab.tree import Path, branch_and_name, branch_name
 
 META_KEY = "fxcollab"
 
@@ -108,10 +108,7 @@ def _own_branch(node: fx.Node, peers: str) -> tuple[Path, Any]:
     """The branch whose state a node names, and its target in the original."""
     if node.op not in ("call_module", "get_attr"):
         return (), node.target
-    owner, _, rest = str(node.target).partition(".")
-    name, _, target = rest.partition(".")
-    path = parse_branch_name(name) if owner == peers else None
-    return ((), node.target) if path is None else (path, target)
+    return branch_and_name(str(node.target), peers)
 
 
 def _common_branch(paths: Sequence[Path]) -> Path:

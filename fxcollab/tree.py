@@ -147,10 +147,15 @@ def original_name(name: str, *, peers: str = "peers") -> str:
         name: as in the training model's state dict.
         peers: the name under which peers live.
     """
+    return branch_and_name(name, peers)[1]
+
+
+def branch_and_name(name: str, peers: str) -> tuple[Path, str]:
+    """The branch whose state a name of a training model means, () for trunk and head 0, and its `original_name`."""
     first, _, rest = name.partition(".")
     branch, _, inner = rest.partition(".")
     path = parse_branch_name(branch) if first == peers else None
-    return inner if path is not None and inner and branch == branch_name(path) else name
+    return (path, inner) if path is not None and inner and branch == branch_name(path) else ((), name)
 
 
 def multi_instance(heads: int = 2) -> HeadTree:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import fx
 
 from fxcollab.analysis.effects import Observation
-from fxcollab.analysis.storages import Storages, Write
+from fxcollab.analysis.storages import Storages, Write, nodes_behind
 from fxcollab.errors import SplitError
 from fxcollab.fx_utils import place
 
@@ -34,17 +33,17 @@ def refuse_storage_that_crosses_twice(
     entries = _entries(graph, levels, observation)
     hit = {write.node: write.roots for write in seen.writes}
     for write in writes:
-        for node in _nodes_behind(graph, write):
+        for node in nodes_behind(graph, write):
             if levels[node] < levels[write.node]:
                 continue
             for source in node.all_input_nodes:
                 crosses = levels[source] < levels[write.node] and source.op != "get_attr"
                 others = entries[write.node] - {source}
                 if source in entries[write.node]:  # each entry is copied by itself
-                    views = _union(seen, {source}) & _union(seen, others)
+                    views = seen.of({source}) & seen.of(others)
                 else:
-                    views = _union(possible, {source} - write.roots) & write.roots
-                    views |= _union(seen, {source}) & hit.get(write.node, frozenset())
+                    views = possible.of({source} - write.roots) & write.roots
+                    views |= seen.of({source}) & hit.get(write.node, frozenset())
                 if crosses and views:
                     verb, hint = _OBSERVED if write.certain else _UNOBSERVED
                     written = ", ".join(sorted(other.name for other in others))
@@ -54,11 +53,6 @@ def refuse_storage_that_crosses_twice(
                         why=f"{source.name!r} may share the storage of {written} and is read after the write",
                         hint=hint,
                     )
-
-
-def _union(storages: Storages, nodes: Iterable[fx.Node]) -> frozenset[fx.Node]:
-    """The tracked values of which ``nodes`` are aliases."""
-    return frozenset().union(*(storages.roots.get(node, frozenset()) for node in nodes))
 
 
 _OBSERVED = "writes", "make the operation out-of-place, or clone the value before the split"
@@ -111,14 +105,9 @@ def _readers_after(
     graph: fx.Graph, levels: Levels, storages: Storages, late: Write, write: Write
 ) -> Iterator[fx.Node]:
     """What reads the storage of ``late`` after it, behind the split."""
-    for node in _nodes_behind(graph, late):
-        reads = any(storages.roots.get(source, frozenset()) & late.roots for source in node.all_input_nodes)
-        if reads and levels[node] >= levels[write.node]:
+    for node in nodes_behind(graph, late):
+        if storages.of(node.all_input_nodes) & late.roots and levels[node] >= levels[write.node]:
             yield node
-
-
-def _nodes_behind(graph: fx.Graph, write: Write) -> Iterator[fx.Node]:
-    return itertools.islice(itertools.dropwhile(lambda node: node is not write.node, graph.nodes), 1, None)
 
 
 def _entries(graph: fx.Graph, levels: Levels, observation: Observation) -> dict[fx.Node, frozenset[fx.Node]]:

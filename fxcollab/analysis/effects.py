@@ -23,6 +23,7 @@ class Effects:
         random: whether random numbers are drawn.
         literals: whether a list or dict is changed that stands in the graph, and is made anew for every call.
         flops: floating point operations, as ``FlopCounterMode`` computes them; the most of all runs.
+        plain: whether a call returns nothing that could carry a gradient: numbers, sizes, types.
         certain: False where the node could not be run.
     """
 
@@ -33,6 +34,7 @@ class Effects:
     random: bool = False
     literals: bool = False
     flops: int = 0
+    plain: bool = False
     certain: bool = True
 
     def __or__(self, other: Effects) -> Effects:
@@ -45,6 +47,7 @@ class Effects:
             self.random or other.random,
             self.literals or other.literals,
             max(self.flops, other.flops),
+            self.plain and other.plain,
             self.certain and other.certain,
         )
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx, nn
 
+from fxcollab._torch import pytree
 from fxcollab.analysis.aliasing import refuse_storage_that_crosses_twice, refuse_writes_that_copies_miss
 from fxcollab.analysis.effects import Observation
-from fxcollab.analysis.storages import Storages, Write, track_storages, with_aliases
+from fxcollab.analysis.storages import Storages, Write, nodes_behind, track_storages, with_aliases
 from fxcollab.errors import SplitError
 from fxcollab.functional import tensors_of
-from fxcollab.fx_utils import attribute, place
+from fxcollab.fx_utils import attribute, get_output, place
 
 Cuts = Sequence[tuple[fx.Node, ...]]
 
@@ -50,53 +52,32 @@ def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], observa
     while True:
         levels, floating = _levels(graph, cuts, names, written, observation)
         crossing = {u for node in graph.nodes for u in node.all_input_nodes if levels[u] < levels[node]}
-        storages = track_storages(graph, observation, crossing)
-        if not _deeper(storages, levels):
-            writes = (*storages.writes, *_writes_to_aliases(graph, levels, observation, crossing))
-            return GraphLevels(levels, writes, floating)
         tracked = with_aliases(graph, observation, crossing)
         storages = track_storages(graph, observation, tracked)
-        deeper = _deeper(storages, levels)
-        if not _add_dependences(graph, levels, storages.roots, deeper, written):
-            seen = track_storages(graph, observation, tracked, certain=True)
-            refuse_storage_that_crosses_twice(graph, levels, (storages, seen), deeper, observation)
-            refuse_writes_that_copies_miss(graph, levels, storages, deeper)
-            return GraphLevels(levels, storages.writes, floating)
-
-
-def _deeper(storages: Storages, levels: Mapping[fx.Node, int]) -> tuple[Write, ...]:
-    """The writes of branches into what belongs to a shallower level."""
-    return tuple(w for w in storages.writes if any(levels[root] < levels[w.node] for root in w.roots))
+        deeper = [w for w in storages.writes if any(levels[root] < levels[w.node] for root in w.roots)]
+        if not _add_dependences(graph, levels, storages, deeper, written):
+            break
+    if deeper:
+        seen = track_storages(graph, observation, tracked, certain=True)
+        refuse_storage_that_crosses_twice(graph, levels, (storages, seen), deeper, observation)
+        refuse_writes_that_copies_miss(graph, levels, storages, deeper)
+    writes = (*storages.writes, *_writes_to_aliases(graph, levels, storages, crossing))
+    return GraphLevels(levels, writes, floating)
 
 
 def _writes_to_aliases(
-    graph: fx.Graph, levels: Mapping[fx.Node, int], observation: Observation, crossing: Collection[fx.Node]
+    graph: fx.Graph, levels: Mapping[fx.Node, int], storages: Storages, crossing: Collection[fx.Node]
 ) -> Iterator[Write]:
     """Writes into aliases of crossing values, which later readers of the values see."""
-    if not _goes_on_beside(graph, levels, crossing):
-        return
-    storages = track_storages(graph, observation, with_aliases(graph, observation, crossing))
     seen: set[fx.Node] = set()
     writes = {write.node: write for write in storages.writes}
     for node in graph.nodes:
-        write = writes.get(node)
-        if write is not None:
+        if write := writes.get(node):
             hit = frozenset(v for v in seen if storages.roots[v] & write.roots and levels[node] <= levels[v])
-            if hit:
-                yield Write(node, hit, write.certain)
+            if hit - write.roots:
+                yield Write(node, hit - write.roots, write.certain)
         if node in crossing:
             seen.add(node)
-
-
-def _goes_on_beside(graph: fx.Graph, levels: Mapping[fx.Node, int], crossing: Collection[fx.Node]) -> bool:
-    """Whether anything is computed behind a crossing value in the order, and not behind the split."""
-    deepest = -1
-    for node in graph.nodes:
-        if levels[node] <= deepest and node.op.startswith("call"):
-            return True
-        if node in crossing:
-            deepest = max(deepest, levels[node])
-    return False
 
 
 def _levels(
@@ -109,17 +90,28 @@ def _levels(
     behind = {node: 1 << k for k, cut in enumerate(cuts) for node in cut}
     masks: dict[fx.Node, int] = {}
     dependent: set[fx.Node] = set()
+    stateful: set[fx.Node] = set()  # without inputs, reads state or draws random numbers; constants stay in the trunk
     for node in graph.nodes:
         sources = [*node.all_input_nodes, *written.get(node, ())]
         masks[node] = 0
         for source in sources:
             masks[node] |= masks[source] | behind.get(source, 0)
-        if node.op in ("placeholder", "output") or any(source in dependent for source in sources):
+        reads = node.op in ("get_attr", "call_module") or observation.of(node).random
+        if node.op in ("placeholder", "output") or not dependent.isdisjoint(sources):
             dependent.add(node)
+        elif reads or not stateful.isdisjoint(node.all_input_nodes):
+            stateful.add(node)
     _check_order(masks, cuts, names)
     levels = {node: masks[node].bit_length() for node in graph.nodes}
-    levels[next(iter(reversed(graph.nodes)))] = len(cuts)
-    return levels, _lower_to_users(graph, levels, dependent, observation)
+    levels[get_output(graph)] = len(cuts)
+    floating = set()
+    for node in reversed(graph.nodes):
+        if node in stateful:
+            users = [levels[user] for user in node.users if user not in floating]
+            levels[node] = min(users, default=levels[node])
+            if not users:
+                floating.add(node)
+    return levels, frozenset(floating)
 
 
 def _check_order(masks: Mapping[fx.Node, int], cuts: Cuts, names: Sequence[str]) -> None:
@@ -193,7 +185,7 @@ def check_reaches_output(graph: fx.Graph, cuts: Cuts, names: Sequence[str], obse
 
 
 def _needed(graph: fx.Graph, also: Iterable[fx.Node] = ()) -> set[fx.Node]:
-    needed = {next(iter(reversed(graph.nodes))), *also}
+    needed = {get_output(graph), *also}
     for node in reversed(graph.nodes):
         if node in needed:
             needed.update(node.all_input_nodes)
@@ -206,67 +198,52 @@ def _needed_through_writes(graph: fx.Graph, observation: Observation) -> set[fx.
     writes: set[fx.Node] = set()
     while True:
         needed = _needed(graph, writes)
-        read = frozenset().union(*(storages.roots.get(node, frozenset()) for node in needed))
+        read = storages.of(needed)
         found = {write.node for write in storages.writes if write.certain and write.roots & read}
         if found <= writes:
             return needed
         writes |= found
 
 
-def _lower_to_users(
-    graph: fx.Graph, levels: dict[fx.Node, int], dependent: set[fx.Node], observation: Observation
-) -> frozenset[fx.Node]:
-    """Give nodes that depend on no input the least level of their users. Returns those that have no users."""
-    stateful = _stateful(graph, dependent, observation)
-    unused = set()
-    for node in reversed(graph.nodes):
-        if node in dependent or node not in stateful:
-            continue
-        users = [levels[user] for user in node.users if user not in unused]
-        if users:
-            levels[node] = min(users)
-        else:
-            unused.add(node)
-    return frozenset(unused)
-
-
-def _stateful(graph: fx.Graph, dependent: set[fx.Node], observation: Observation) -> set[fx.Node]:
-    """Nodes without inputs that read state or draw random numbers; plain constants may stay in the trunk."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        reads = node.op in ("get_attr", "call_module") or observation.of(node).random
-        if node not in dependent and (reads or any(source in found for source in node.all_input_nodes)):
-            found.add(node)
-    return found
-
-
 def _add_dependences(
     graph: fx.Graph,
     levels: Mapping[fx.Node, int],
-    roots: Mapping[fx.Node, frozenset[fx.Node]],
+    storages: Storages,
     writes: Iterable[Write],
     written: dict[fx.Node, set[fx.Node]],
 ) -> bool:
     """Make shallower readers that come after a write depend on it. Returns whether any was added."""
-    position = {node: i for i, node in enumerate(graph.nodes)}
-    added = False
+    before = sum(map(len, written.values()))
     for write in writes:
-        if not write.certain:
-            continue
-        for node in graph.nodes:
-            late = position[node] > position[write.node] and node.op != "output"
-            reads = any(roots.get(u, frozenset()) & write.roots for u in node.all_input_nodes)
-            if late and reads and levels[node] < levels[write.node] and write.node not in written.get(node, ()):
+        for node in nodes_behind(graph, write) if write.certain else ():
+            is_shallower = levels[node] < levels[write.node] and node.op != "output"
+            if is_shallower and storages.of(node.all_input_nodes) & write.roots:
                 written.setdefault(node, set()).add(write.node)
-                added = True
-    return added
+    return sum(map(len, written.values())) > before
+
+
+def refuse_gradients_across_splits(levels: Mapping[fx.Node, int], splits: Sequence[str]) -> None:
+    """Raise a SplitError where ``torch.autograd.grad`` differentiates by a value of another level than its own."""
+    for node, level in levels.items():
+        if node.target is not torch.autograd.grad:
+            continue
+        inputs = node.kwargs["inputs"] if "inputs" in node.kwargs else node.args[1]
+        for value in pytree.tree_leaves(inputs):
+            if isinstance(value, fx.Node) and levels[value] < level:
+                split = splits[levels[value]] if splits else "the input"
+                raise SplitError(
+                    f"The forward differentiates through {f'split {split!r}' if splits else split}.",
+                    where=f"{node.name}: torch.autograd.grad by {value.name}",
+                    why="a split scales what comes back through it, also the gradients that the forward computes",
+                    hint=f"use pattern 'multi-instance', or split before {value.name!r} or behind {node.name!r}"
+                    if splits
+                    else f"compute {value.name!r} in the forward: x = x.detach().requires_grad_()",
+                )
 
 
 def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
     """The module that a node calls, or that it hands to calls; None for other nodes."""
-    if node.op == "call_module":
-        return root.get_submodule(str(node.target))
-    value = attribute(root, str(node.target)) if node.op == "get_attr" else None
+    value = attribute(root, str(node.target)) if node.op in ("call_module", "get_attr") else None
     return value if isinstance(value, nn.Module) else None
 
 

@@ -96,9 +96,8 @@ def _everything(node: fx.Node) -> Effects:
 
 def _examples(captured: CollabGraphModule) -> Iterator[Sequence[Any]]:
     """Values of the inputs to try: those given, random ones of the shapes that are known, or of usual ones."""
-    options = captured.meta[CAPTURE_KEY]
-    assert isinstance(options, CaptureOptions)
-    interface: Interface = options.interface
+    options: CaptureOptions = captured.meta[CAPTURE_KEY]
+    interface = options.interface
     if options.example_inputs is not None:
         yield interface.values_of(captured.root, options.example_inputs)
     elif interface.known:

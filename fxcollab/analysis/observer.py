@@ -21,6 +21,7 @@ from fxcollab.functional import call_with, named_tensors
 from fxcollab.fx_utils import Interpreter, attribute, opened_around
 from fxcollab.rng import ForeignState
 from fxcollab.runtime.operators import GradientMethod, guard
+from fxcollab.runtime.tensors import CARRIES_NO_GRADIENT
 from fxcollab.tracing.helpers import is_helper
 from fxcollab.tracing.twin import Twin, same_members
 
@@ -81,7 +82,7 @@ class Observer(Interpreter):
         inputs = node.all_input_nodes
         if any(isinstance(self.env[source], Unknown) for source in inputs):
             return Unknown()
-        generators, buffers = ForeignState(), dict(self._buffers_of(node))
+        generators, buffers = ForeignState(), self._buffers_of(node)
         self._operations.start()
         try:
             with self._operations.watched():
@@ -93,29 +94,24 @@ class Observer(Interpreter):
         if self._operations.opaque:
             return value
         changed = {id(part) for part, old in self._given if not same_members(part, old)}
-        effects = self._effects(node, value, changed, generators.foreign_numbers_were_drawn())
-        for (module, name), buffer in buffers.items():
-            if module._buffers.get(name) is not buffer:  # assigned, and not written
-                module._buffers[name] = buffer
-                key = storage_id(buffer)
-                effects = replace(
-                    effects, changes=effects.changes | {self._names[key]} if key in self._names else effects.changes
-                )
+        assigned = set[int]()  # buffers that have others in their place, and are not written
+        for registry, before in buffers:
+            assigned |= {storage_id(buffer) for name, buffer in before.items() if registry.get(name) is not buffer}
+            registry.update(before)
+        effects = self._effects(node, value, changed, assigned, generators.foreign_numbers_were_drawn())
         if is_helper(node.target):  # which may do otherwise for other sizes, as it asks about them
             values = frozenset(source for source in inputs if self._keys[source])
             effects = replace(effects, writes=values, shares=values, certain=False)
         self.effects[node] = effects
         return value
 
-    def _buffers_of(self, node: fx.Node) -> Iterator[tuple[tuple[nn.Module, str], Tensor]]:
-        if node.op == "call_module":
-            for part in self._twin.model.get_submodule(str(node.target)).modules():
-                if not isinstance(part, torch.jit.ScriptModule):
-                    yield from (
-                        ((part, name), buffer) for name, buffer in part._buffers.items() if buffer is not None
-                    )
+    def _buffers_of(self, node: fx.Node) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
+        """The registries of a called module, with the buffers in each."""
+        parts = self._twin.model.get_submodule(str(node.target)).modules() if node.op == "call_module" else ()
+        registries = (part._buffers for part in parts if not isinstance(part, torch.jit.ScriptModule))
+        return [(one, {name: buffer for name, buffer in one.items() if buffer is not None}) for one in registries]
 
-    def _effects(self, node: fx.Node, value: Any, changed: set[int], drew: bool) -> Effects:
+    def _effects(self, node: fx.Node, value: Any, changed: set[int], assigned: set[int], drew: bool) -> Effects:
         seen = self._operations
         written = seen.classes(seen.written)
         if isinstance(node.target, GradientMethod):  # it changes how a tensor's gradient is computed
@@ -126,11 +122,19 @@ class Observer(Interpreter):
             frozenset(source for source, keys in of_inputs.items() if keys & (written | changed)),
             frozenset(source for source, keys in of_inputs.items() if keys & returned),
             frozenset(self._reads(node)),
-            frozenset(self._names[key] for key in seen.written & self._names.keys()),
+            frozenset(self._names[key] for key in (seen.written | assigned) & self._names.keys()),
             seen.random or drew,
             bool(changed.difference(*of_inputs.values())),
             seen.flops,
+            self._is_plain(node, value),
         )
+
+    def _is_plain(self, node: fx.Node, value: Any) -> bool:
+        """Whether torch or Python computes something else than tensors of tensors; a module may return one later."""
+        sources = node.all_input_nodes
+        known = all(isinstance(self.env[source], Tensor) or self.effects[source].plain for source in sources)
+        of_torch = known and node.op != "call_module" and not is_helper(node.target)
+        return of_torch and all(isinstance(part, (tuple, *CARRIES_NO_GRADIENT)) for part in parts_of_value(value))
 
     def _reads(self, node: fx.Node) -> Iterator[tuple[str, bool]]:
         read = self._operations.read

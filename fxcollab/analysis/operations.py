@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,18 +70,19 @@ class Operations:
             return
         operator = _operator(function)
         self.flops += flops_of(function, args, kwargs, result)
-        for position, argument in enumerate(operator.arguments):
-            value = argument.given(position, args, kwargs)
-            for tensor in (value,) if isinstance(value, Tensor) else value if isinstance(value, list | tuple) else ():
+        given = {**operator.defaults, **dict(zip(operator.defaults, args, strict=False)), **kwargs}
+        written = operator.written | (_STATISTICS if given.get("training") else set())
+        for name, value in given.items():
+            for tensor in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(tensor, Tensor):
                     key = storage_id(tensor)
                     self.read.add(key)
-                    if argument.written or (argument.name in _STATISTICS and operator.is_training(args, kwargs)):
+                    if name in written:
                         self.written.add(key)
         if function is CONVERSION:
             self.join(args[0], result)
         if operator.random and not self.random:
-            rates = [one.given(i, args, kwargs) for i, one in enumerate(operator.arguments) if one.name in _RATES]
+            rates = [given[name] for name in _RATES & given.keys()]
             self.random = not rates or any(rate != 0 for rate in rates)
 
 
@@ -92,36 +92,23 @@ _STATISTICS = {"running_mean", "running_var"}
 """Arguments that batch norm writes in training, which its schema doesn't say."""
 
 
-@dataclass(frozen=True)
-class _Argument:
-    name: str
-    default: Any
-    written: bool
+class _Operator(NamedTuple):
+    """What the schema of an operator says: arguments with their defaults, those that it writes, whether it draws."""
 
-    def given(self, position: int, args: Any, kwargs: Any) -> Any:
-        """Its value in a call."""
-        return args[position] if position < len(args) else kwargs.get(self.name, self.default)
-
-
-@dataclass(frozen=True)
-class _Operator:
-    arguments: tuple[_Argument, ...]
+    defaults: dict[str, Any]
+    written: set[str]
     random: bool
-
-    def is_training(self, args: Any, kwargs: Any) -> bool:
-        """Whether an argument ``training`` is true in a call."""
-        return any(one.name == "training" and one.given(i, args, kwargs) for i, one in enumerate(self.arguments))
 
 
 @cache
 def _operator(function: OpOverload) -> _Operator:
-    """What the schema of an operator says, which takes long to ask."""
-    declared = schema_of(function).arguments
-    arguments = (
-        _Argument(one.name, one.default_value, one.alias_info is not None and one.alias_info.is_write)
-        for one in declared
+    """From the schema, which takes long to ask."""
+    arguments = schema_of(function).arguments
+    return _Operator(
+        {one.name: one.default_value for one in arguments},
+        {one.name for one in arguments if one.alias_info is not None and one.alias_info.is_write},
+        torch.Tag.nondeterministic_seeded in function.tags,
     )
-    return _Operator(tuple(arguments), torch.Tag.nondeterministic_seeded in function.tags)
 
 
 def flops_of(function: OpOverload, args: Any, kwargs: Any, result: Any) -> int:

@@ -66,7 +66,7 @@ def _uses(
     for node in graph.nodes:
         if node.op == "output":
             continue
-        read = frozenset().union(*(storages.roots.get(source, frozenset()) for source in node.all_input_nodes))
+        read = storages.of(node.all_input_nodes)
         written = {state.get(value, value) for value in writes.get(node, ())}
         used: dict[Any, bool] = {key: key in written for key in (state.get(value, value) for value in read)}
         if node.op == "call_module":

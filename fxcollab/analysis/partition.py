@@ -16,13 +16,13 @@ from fxcollab.analysis.foreign import (
     refuse_state_written_by_modes,
     refuse_written_literals,
 )
-from fxcollab.analysis.inner_gradients import refuse_gradients_across_splits
 from fxcollab.analysis.levels import (
     Cuts,
     GraphLevels,
     check_reaches_output,
     dependence_levels,
     module_of,
+    refuse_gradients_across_splits,
     state_tensors,
 )
 from fxcollab.analysis.observe import observe

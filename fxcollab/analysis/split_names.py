@@ -54,8 +54,8 @@ def owners(split: str, graph: fx.Graph, root: nn.Module) -> tuple[str | None, ..
     """For every value of a split, the module in whose forward it is computed; None for what a module returns."""
     parts = [part.strip() for part in split.split("+")]
     by_module = [bool(_returned_values(part.partition("@")[0], graph, root)) for part in parts]
-    nodes = [_find_value(part, graph, root) for part in parts]
-    return tuple(None if module else _owner(node) for module, node in zip(by_module, nodes, strict=True))
+    found = zip(parts, by_module, strict=True)
+    return tuple(None if module else _owner(_find_value(part, graph, root)) for part, module in found)
 
 
 def _owner(node: fx.Node) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import fx
@@ -29,28 +30,27 @@ class Storages:
     """
 
     roots: dict[fx.Node, frozenset[fx.Node]]
-    writes: tuple[Write, ...]
+    writes: list[Write]
+
+    def of(self, nodes: Iterable[fx.Node]) -> frozenset[fx.Node]:
+        """The tracked values of which ``nodes`` may be aliases."""
+        return frozenset().union(*(self.roots.get(node, frozenset()) for node in nodes))
 
 
 def track_storages(
     graph: fx.Graph, observation: Observation, tracked: Iterable[fx.Node], *, certain: bool = False
 ) -> Storages:
     """Follow the storage of ``tracked`` values through ``graph``; with ``certain`` only through certain effects."""
-    roots = {node: frozenset({node}) for node in tracked}
-    writes = []
+    storages = Storages({node: frozenset({node}) for node in tracked}, [])
     for node in graph.nodes:
-        if not any(argument in roots for argument in node.all_input_nodes) or node.op == "output":
-            continue
         effect = observation.of(node)
-        if certain and not effect.certain:
+        if node.op == "output" or (certain and not effect.certain):
             continue
-        hit = _union(roots, effect.writes)
-        if hit:
-            writes.append(Write(node, hit, effect.certain))
-        shared = _union(roots, effect.shares)
-        if shared:
-            roots[node] = roots.get(node, frozenset()) | shared
-    return Storages(roots, tuple(writes))
+        if hit := storages.of(effect.writes):
+            storages.writes.append(Write(node, hit, effect.certain))
+        if shared := storages.of(effect.shares):
+            storages.roots[node] = storages.of((node,)) | shared
+    return storages
 
 
 def with_aliases(graph: fx.Graph, observation: Observation, nodes: Iterable[fx.Node]) -> set[fx.Node]:
@@ -63,5 +63,6 @@ def with_aliases(graph: fx.Graph, observation: Observation, nodes: Iterable[fx.N
     return found
 
 
-def _union(roots: dict[fx.Node, frozenset[fx.Node]], nodes: Iterable[fx.Node]) -> frozenset[fx.Node]:
-    return frozenset().union(*(roots.get(node, frozenset()) for node in nodes))
+def nodes_behind(graph: fx.Graph, write: Write) -> Iterator[fx.Node]:
+    """The nodes that run after a write."""
+    return itertools.islice(itertools.dropwhile(lambda node: node is not write.node, graph.nodes), 1, None)

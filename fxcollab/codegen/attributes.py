@@ -34,18 +34,15 @@ def adopt_attributes(train_model: nn.Module, peers: str) -> None:
 
 def _of_original(train_model: Any, name: str, peers: str) -> Any:
     value = getattr(train_model.root, name)
-    if getattr(value, "__self__", None) is not train_model.root:
+    if getattr(value, "__self__", None) is not train_model.root or name in _AS_IS:
         return value
-    if name not in _ANSWERS:
+    answer = on_all_branches if "checkpointing" in name else _ANSWERS.get(name)
+    if answer is None:
         raise AttributeError(
             f"{name!r} is a method of the original {type(train_model.root).__name__}, which doesn't know the other "
             f"heads of this training model: it is at fxcollab.original(train_model).{name}"
         )
-    return _ANSWERS[name](value, train_model, peers)
-
-
-def _as_is(method: Callable[..., Any], instance: nn.Module, peers: str) -> Callable[..., Any]:
-    return method
+    return answer(value, train_model, peers)
 
 
 def _names_of_all_branches(method: Callable[..., Any], instance: nn.Module, peers: str) -> Callable[..., Any]:
@@ -81,15 +78,9 @@ def _patterns_of_all_branches(method: Callable[..., Any], instance: nn.Module, p
 
 _ANCHOR = re.compile(r"(?<![\[\\])\^")
 _ANSWERS: Mapping[str, Callable[[Callable[..., Any], Any, str], Callable[..., Any]]] = {
-    "no_weight_decay": _names_of_all_branches,  # timm
+    "no_weight_decay": _names_of_all_branches,
     "group_matcher": _patterns_of_all_branches,
-    "set_grad_checkpointing": on_all_branches,
-    "get_classifier": _as_is,
-    "get_input_embeddings": _as_is,  # transformers
-    "get_output_embeddings": _as_is,
-    "activation_checkpointing_enable": on_all_branches,
-    "activation_checkpointing_disable": on_all_branches,
-    "gradient_checkpointing_enable": on_all_branches,  # their names before
-    "gradient_checkpointing_disable": on_all_branches,
 }
-"""What optimizers and trainers ask a model."""
+"""What timm's optimizers ask a model; methods whose names say that they concern checkpointing act on all branches."""
+_AS_IS = frozenset({"get_classifier", "get_input_embeddings", "get_output_embeddings"})
+"""What trainers ask for that is head 0's or the trunk's."""

@@ -16,8 +16,6 @@ import copy
 import re
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
@@ -25,7 +23,7 @@ from torch import fx, nn
 
 from fxcollab._torch import codegen_of, format_target
 from fxcollab.errors import PatternError
-from fxcollab.fx_utils import Target, copy_graph, place
+from fxcollab.fx_utils import Target, attribute, copy_graph, place
 from fxcollab.provenance import provenance_of
 from fxcollab.runtime.recompute import never_compile_pieces, recompute, recompute_module
 from fxcollab.tree import Path, branch_name
@@ -50,8 +48,8 @@ def branch_by_branch(graph: fx.Graph, root: nn.Module, peers: str) -> fx.Graph:
         StateError: an added node reads values of several heads.
     """
     copied = _copy_with_recompute(graph)
-    segments = tuple(_segments(copied, root, peers))
-    return _generated(copied, partial(_in_functions, segments=segments))
+    runs = list(_runs(copied, peers))
+    return _generated(copied, lambda body: _in_functions(body, copied, runs, root))
 
 
 def module_by_module(graph: fx.Graph, modules: Collection[str]) -> fx.Graph:
@@ -90,46 +88,6 @@ def _generated(graph: fx.Graph, edit: Callable[[Sequence[str]], list[str]]) -> f
     return graph
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """The nodes of one branch.
-
-    Attributes:
-        name: of the function that they become.
-        first, last: positions of its first and last node.
-        inputs: what it reads of other branches.
-        outputs: what other branches read of it.
-        last_read: inputs that no later node reads.
-        stateful: expressions for modules that it calls, and pairs of a module and a name for tensors it reads.
-    """
-
-    name: str
-    first: int
-    last: int
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    last_read: tuple[str, ...]
-    stateful: tuple[str, ...]
-
-
-def _segments(graph: fx.Graph, root: nn.Module, peers: str) -> Iterator[_Segment]:
-    positions = {node: position for position, node in enumerate(graph.nodes)}
-    taken = {node.name for node in graph.nodes}
-    for branch, nodes in _runs(graph, peers):
-        inside = set(nodes)
-        read = dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source not in inside)
-        last = positions[nodes[-1]]
-        yield _Segment(
-            name=_unused(f"branch_{branch_name(branch)}", taken),
-            first=positions[nodes[0]],
-            last=last,
-            inputs=_names(read),
-            outputs=_names(node for node in nodes if any(user not in inside for user in node.users)),
-            last_read=_names(node for node in read if all(positions[user] <= last for user in node.users)),
-            stateful=tuple(dict.fromkeys(_stateful(nodes, root))),
-        )
-
-
 def _runs(graph: fx.Graph, peers: str) -> Iterator[tuple[Path, list[fx.Node]]]:
     """The branches that call anything, with their nodes.
 
@@ -158,33 +116,42 @@ def _runs(graph: fx.Graph, peers: str) -> Iterator[tuple[Path, list[fx.Node]]]:
 
 
 def _stateful(nodes: Iterable[fx.Node], root: nn.Module) -> Iterator[str]:
-    """The modules that nodes call, and tensors that they read, except parameters."""
+    """The modules that nodes call or hand on, and tensors that they read, except parameters."""
     for node in nodes:
-        target = Target(str(node.target), own=getattr(node.target, "own", False))
-        if node.op == "call_module":
-            yield format_target("self", target)
-        elif node.op == "get_attr":
+        if node.op in ("call_module", "get_attr"):
+            value = attribute(root, str(node.target))
+            target = Target(str(node.target), own=getattr(node.target, "own", False))
             owner, _, name = target.rpartition(".")
-            if name not in root.get_submodule(owner)._parameters:
+            if isinstance(value, nn.Module):
+                yield format_target("self", target)
+            elif not isinstance(value, nn.Parameter):
                 yield f"({format_target('self', Target(owner, target.own))}, {name!r})"
 
 
-def _in_functions(body: Sequence[str], segments: Sequence[_Segment]) -> list[str]:
-    """The statements of a forward, those of each segment put into a function."""
+def _in_functions(
+    body: Sequence[str], graph: fx.Graph, runs: Iterable[tuple[Path, list[fx.Node]]], root: nn.Module
+) -> list[str]:
+    """The statements of a forward, those of each branch put into a function of what it reads of others."""
     statements = _by_node(body)
-    for segment in segments:
-        own = slice(segment.first, segment.last + 1)
-        inner = f"{''.join(statements[own])}return {_value(segment.outputs)}\n"
-        function = f"def {segment.name}({', '.join(segment.inputs)}):\n{textwrap.indent(inner, '    ')}"
+    positions = {node: position for position, node in enumerate(graph.nodes)}
+    taken = {node.name for node in graph.nodes}
+    for branch, nodes in runs:
+        own, inside = slice(positions[nodes[0]], positions[nodes[-1]] + 1), set(nodes)
+        name = f"branch_{branch_name(branch)}"
+        while name in taken:
+            name += "_"
+        read = dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source not in inside)
+        last_read = [source for source in read if all(positions[user] < own.stop for user in source.users)]
+        outputs = [node.name for node in nodes if not inside.issuperset(node.users)]
+        value = outputs[0] if len(outputs) == 1 else _tuple(outputs)
+        inner = textwrap.indent(f"{''.join(statements[own])}return {value}\n", "    ")
+        function = f"def {name}({', '.join(source.name for source in read)}):\n{inner}"
+        stateful = _tuple([*dict.fromkeys(_stateful(nodes, root))])
+        arguments = ", ".join([name, stateful, *(source.name for source in read)])
+        freed = "".join(f";  {source.name} = None" for source in last_read)
         # Later statements keep their places.
-        statements[own] = [function + _call(segment), *[""] * (segment.last - segment.first)]
+        statements[own] = [f"{function}{value} = fxcollab_recompute({arguments}){freed}\n", *[""] * (len(nodes) - 1)]
     return statements
-
-
-def _call(segment: _Segment) -> str:
-    arguments = ", ".join((segment.name, _tuple(segment.stateful), *segment.inputs))
-    freed = "".join(f";  {name} = None" for name in segment.last_read)
-    return f"{_value(segment.outputs)} = fxcollab_recompute({arguments}){freed}\n"
 
 
 _MARK = re.compile(r"# COUNTER: (\d+)\n")  # what torch.fx puts before the statement of each node
@@ -196,23 +163,6 @@ def _by_node(body: Sequence[str]) -> list[str]:
     starts = [mark.start() for mark in _MARK.finditer(whole)]
     assert starts and not whole[: starts[0]].strip(), "torch.fx no longer marks the statements of nodes"
     return [whole[start:end] for start, end in zip(starts, [*starts[1:], len(whole)], strict=True)]
-
-
-def _names(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
-    return tuple(node.name for node in nodes)
-
-
-def _unused(name: str, taken: set[str]) -> str:
-    """``name``, or a similar one if it is taken; added to ``taken``."""
-    while name in taken:
-        name = f"{name}_"
-    taken.add(name)
-    return name
-
-
-def _value(names: Sequence[str]) -> str:
-    """One value, or several as a tuple."""
-    return names[0] if len(names) == 1 else _tuple(names)
 
 
 def _tuple(items: Sequence[str]) -> str:

@@ -33,8 +33,9 @@ def on_all_branches(method: Callable[..., Any], train_model: Any, peers: str) ->
                     setattr(part, attribute, value)
         switched = {id(module): value for module, _, value in writes if isinstance(value, bool)}
         on = {name for name, module in originals.items() if switched.get(id(module))}
-        again = _called_by(on, train_model, peers)
-        if on and not again and not any(_is_kept_whole(name, train_model) for name in on):
+        called = {str(node.target) for node in train_model.modes.train.nodes if node.op == "call_module"}
+        again = _called_by(on, called, train_model, peers)
+        if on and not again and not any(f"{name}.".startswith(f"{target}.") for name in on for target in called):
             raise StateError(
                 "Gradient checkpointing would have no effect.",
                 why="the modules that would compute again what they call are opened down to single layers",
@@ -46,9 +47,8 @@ def on_all_branches(method: Callable[..., Any], train_model: Any, peers: str) ->
     return call
 
 
-def _called_by(switched_on: set[str], train_model: Any, peers: str) -> frozenset[str]:
-    """The modules that opened ones call which are switched on, while none inside them is."""
-    called = {str(node.target) for node in train_model.modes.train.nodes if node.op == "call_module"}
+def _called_by(switched_on: set[str], called: set[str], train_model: Any, peers: str) -> frozenset[str]:
+    """The ``called`` modules that opened ones call which are switched on, while none inside them is."""
     names = {target: original_name(target, peers=peers) for target in called}
     opened = switched_on & {"", *opened_around(names.values())}
     innermost = [outer for outer in opened if not any(_is_inside(inner, outer) for inner in switched_on)]
@@ -58,12 +58,6 @@ def _called_by(switched_on: set[str], train_model: Any, peers: str) -> frozenset
         if any(_is_inside(name, outer) for outer in innermost)
         and next(train_model.get_submodule(target).children(), None) is not None
     )
-
-
-def _is_kept_whole(name: str, train_model: Any) -> bool:
-    """Whether a module runs as it is, by itself or inside another one."""
-    called = {str(node.target) for node in train_model.modes.train.nodes if node.op == "call_module"}
-    return any(name == target or _is_inside(name, target) for target in called)
 
 
 def _is_inside(name: str, outer: str) -> bool:

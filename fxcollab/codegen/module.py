@@ -83,33 +83,30 @@ class CollabGraphModule(fx.GraphModule):
         super().__init__(nn.Module(), fx.Graph(), class_name=type(root).__name__)
         # The same dictionaries, not copies: .to(), .double() and load_state_dict(assign=True) replace their entries,
         # and state would no longer be shared with the root.
-        self.__dict__["_parameters"] = root._parameters
-        self.__dict__["_buffers"] = root._buffers
-        self.__dict__["_non_persistent_buffers_set"] = root._non_persistent_buffers_set
-        self.__dict__["_modules"] = {**root._modules, **(peers or {})}
-        for name in _STATE_HOOKS:
-            if name in root.__dict__:
-                self.__dict__[name] = root.__dict__[name]
-        self.__dict__["_root"] = root
-        self.__dict__["_modes"] = modes
-        self.__dict__["_peers"] = tuple(peers or ())
-        self.__dict__["_constants"] = tuple(constants or ())
-        self.__dict__["_recompute"] = recompute
-        self.__dict__["_eval_graph"] = eval_graph
-        self.__dict__["_other_inputs"] = other_inputs
+        shared = (*_REGISTRIES, *(name for name in _STATE_HOOKS if name in root.__dict__))
+        self.__dict__.update({name: root.__dict__[name] for name in shared})
+        self.__dict__.update(
+            _modules={**root._modules, **(peers or {})},
+            _root=root,
+            _modes=modes,
+            _peers=tuple(peers or ()),
+            _constants=tuple(constants or ()),
+            _recompute=recompute,
+            _eval_graph=eval_graph,
+            _other_inputs=other_inputs,
+        )
         self.__dict__[OWN] = own = nn.Module()
         own.__dict__.update({name: self.__dict__[name] for name in _REGISTRIES})
         for name, value in (*_plain_attributes(root, modes), *(constants or {}).items()):
             (own if name in self.__dict__ or hasattr(type(self), name) else self).__dict__[name] = value
         _adopt_methods(self)
         self.training = root.training
+        self._graph = modes.of(self.training)
+        for graph in modes:
+            graph.owning_module = self
+            make_printable(graph, self._is_hidden)
         if generate:
-            self.graph = modes.of(self.training)
-        else:
-            self._graph = modes.of(self.training)
-            self._graph.owning_module = self
-            for graph in modes:
-                make_printable(graph, self._is_hidden)
+            self.recompile()
 
     def _is_hidden(self, name: str) -> bool:
         """Whether an attribute of this class hides a module or tensor of the root."""
@@ -191,7 +188,7 @@ class CollabGraphModule(fx.GraphModule):
         if other is not None:
             forwards[-1] = forwards[-1]._replace(function=_with_other_inputs(forwards[-1].function, other))
         result = self._generate(modes.of(self.training))
-        self._graph = modes.of(self.training) if one is None or self.training else one
+        self._graph = self._graph_now()
         if forwards:
             type(self).forward = forward_of_modes(forwards)
             self._code = code_of_modes(forwards) if several else self._code
@@ -248,9 +245,13 @@ class CollabGraphModule(fx.GraphModule):
         for name in self.__dict__["_peers"]:
             _follow_modes(self._modules[name], dict(self.named_modules(remove_duplicate=False)))
         self.training = self.root.training
-        one = self._graph_of_eval
-        self._graph = self.modes.of(self.training) if one is None or self.training else one
+        self._graph = self._graph_now()
         return self
+
+    def _graph_now(self) -> fx.Graph:
+        """The graph that the forward runs in the current mode."""
+        one = None if self.training else self._graph_of_eval
+        return self.modes.of(self.training) if one is None else one
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in ``nn.Module``; a checkpoint of a single network, or of another head tree, is told as such.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,11 +12,12 @@ from fxcollab._torch import OpOverload, codegen_of
 from fxcollab.provenance import META_KEY
 
 
-@dataclass(frozen=True)
-class _Input:
-    """A node as an argument in a packed graph."""
+class _Input(str):
+    """The name of a node, as an argument in a packed graph."""
 
-    name: str
+
+class _Operator(str):
+    """The name of an operator overload; torch's own can't be pickled."""
 
 
 def pack(graph: fx.Graph) -> dict[str, Any]:
@@ -26,9 +26,7 @@ def pack(graph: fx.Graph) -> dict[str, Any]:
         (
             node.op,
             node.name,
-            _pack_target(node.target),
-            map_aggregate(node.args, _pack_argument),
-            map_aggregate(node.kwargs, _pack_argument),
+            map_aggregate((node.target, node.args, node.kwargs), _packed),
             node.type,
             {key: node.meta[key] for key in (META_KEY, "stack_trace") if key in node.meta},
         )
@@ -37,28 +35,10 @@ def pack(graph: fx.Graph) -> dict[str, Any]:
     return {"nodes": nodes, "codegen": codegen_of(graph)}
 
 
-def _pack_argument(value: Any) -> Any:
+def _packed(value: Any) -> Any:
     if isinstance(value, fx.Node):
         return _Input(value.name)
-    return _pack_target(value) if isinstance(value, OpOverload) else value
-
-
-@dataclass(frozen=True)
-class _Operator:
-    """An operator overload by name; torch's own can't be pickled."""
-
-    name: str
-
-    def resolve(self) -> Any:
-        namespace, name = self.name.split("::")
-        operator, _, overload = name.partition(".")
-        return getattr(getattr(getattr(torch.ops, namespace), operator), overload or "default")
-
-
-def _pack_target(target: Any) -> Any:
-    if isinstance(target, OpOverload):
-        return _Operator(target.name())  # type: ignore[no-untyped-call]
-    return str(target) if isinstance(target, str) else target
+    return _Operator(value.name()) if isinstance(value, OpOverload) else value  # type: ignore[no-untyped-call]
 
 
 def unpack(packed: dict[str, Any]) -> fx.Graph:
@@ -66,21 +46,15 @@ def unpack(packed: dict[str, Any]) -> fx.Graph:
     graph = fx.Graph()
     values: dict[str, fx.Node] = {}
 
-    def argument(value: Any) -> Any:
-        if isinstance(value, _Input):
-            return values[value.name]
-        return value.resolve() if isinstance(value, _Operator) else value
+    def unpacked(value: Any) -> Any:
+        if isinstance(value, _Operator):
+            namespace, name, overload = (*value.replace("::", ".").split("."), "default")[:3]
+            return getattr(getattr(getattr(torch.ops, namespace), name), overload)
+        return values[value] if isinstance(value, _Input) else value
 
-    for op, name, target, args, kwargs, type_expr, meta in packed["nodes"]:
-        node = graph.create_node(
-            op,
-            argument(target),
-            map_aggregate(args, argument),
-            map_aggregate(kwargs, argument),
-            name=name,
-            type_expr=type_expr,
-        )
-        node.meta.update(meta)
-        values[name] = node
+    for op, name, call, type_expr, meta in packed["nodes"]:
+        target, args, kwargs = map_aggregate(call, unpacked)
+        values[name] = graph.create_node(op, target, args, kwargs, name, type_expr)
+        values[name].meta.update(meta)
     graph.set_codegen(packed["codegen"])
     return graph

@@ -12,14 +12,10 @@ Nodes are in the order of branches, depth first: the trunk, then each branch, fo
 
 from __future__ import annotations
 
-import builtins
-import heapq
 import itertools
-import math
 import operator
-from collections import Counter
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,18 +34,13 @@ from fxcollab.runtime.rescale import rescale
 from fxcollab.tree import Path, branch_name
 
 
-@dataclass(frozen=True)
-class Duplicated:
-    """A training graph, and for each call with shallower parameters the target of the module itself by the call's."""
-
-    graph: fx.Graph
-    functional: Mapping[str, str]
-
-
 def duplicate(
     graph: fx.Graph, captured: CollabGraphModule, partition: Partition, options: RewriteOptions
-) -> Duplicated:
-    """The training graph of one captured graph, which is not changed."""
+) -> tuple[fx.Graph, Mapping[str, str]]:
+    """The training graph of one captured graph, which is not changed.
+
+    Also, for the target of each call with shallower parameters, that of the module itself.
+    """
     return _Writer(graph, captured, partition, options).write()
 
 
@@ -70,7 +61,7 @@ class _Writer:
         self._functional: dict[str, str] = {}
         self._position = 0
 
-    def write(self) -> Duplicated:
+    def write(self) -> tuple[fx.Graph, Mapping[str, str]]:
         for position, node in enumerate(self._captured.nodes):
             self._position = position
             if node.op == "output":
@@ -81,7 +72,7 @@ class _Writer:
                 self._note_writes(node)
         for one, other in self._partition.ordered[self._captured]:
             self._keep_order(self._instances_of(one), self._instances_of(other))
-        return Duplicated(copy_graph(self._graph, branch_order(self._graph.nodes, self._before)), self._functional)
+        return copy_graph(self._graph, branch_order(self._graph.nodes, self._before)), self._functional
 
     def _instances_of(self, node: fx.Node) -> Iterator[fx.Node]:
         return (self._instances[node, path] for path in self._tree.paths(self._levels[node]))
@@ -139,9 +130,15 @@ class _Writer:
     def _rescaled(self, source: fx.Node, value: fx.Node, path: Path) -> fx.Node:
         """``value``, an instance of ``source``, as branch ``path`` reads it."""
         same = len(path) == len(_branch_of(value))
-        if not self._options.rescale or same or not _may_carry_gradient(source, self._root):
+        if not self._options.rescale or same or not self._may_carry_gradient(source):
             return value
         return self._insert_rescale(source, value, path)
+
+    def _may_carry_gradient(self, node: fx.Node) -> bool:
+        """Whether a node's value can be a tensor with a gradient."""
+        if node.op == "get_attr":
+            return isinstance(attribute(self._root, str(node.target)), nn.Parameter)
+        return not self._partition.observation.of(node).plain
 
     def _private(self, source: fx.Node, value: fx.Node, path: Path) -> fx.Node:
         """The private copy of ``value`` that branch ``path`` has."""
@@ -217,54 +214,27 @@ class _Writer:
 def branch_order(nodes: Iterable[fx.Node], before: Iterable[tuple[fx.Node, fx.Node]]) -> list[fx.Node]:
     """Nodes of a training graph branch by branch, depth first, as far as the data flow and ``before`` allow.
 
-    ``before`` are pairs whose first node has to run before the second, as they do in ``nodes``. Inside a branch the
-    captured nodes keep their order: what one of them waits for, all behind it wait for.
+    ``before`` are pairs whose first node has to run before the second, as they do in ``nodes``. Inside a branch nodes
+    keep their order; as long as a branch can go on, it does.
     """
-    ordered = list(nodes)
-    number = {node: count for count, node in enumerate(ordered)}
-    after: dict[fx.Node, list[fx.Node]] = {node: list(node.users) for node in ordered}
-    for early, late in (*before, *_neighbours(ordered)):
-        after[early].append(late)
-    waits = Counter(late for lates in after.values() for late in lates)
-    found: list[fx.Node] = []
-    ready: dict[tuple[int, Path], list[int]] = {}
-    branches: list[tuple[int, Path]] = []
-
-    def make_ready(node: fx.Node) -> None:
-        branch = _rank(node), _branch_of(node)
-        heapq.heappush(ready.setdefault(branch, []), number[node])
-        heapq.heappush(branches, branch)
-
-    for node in ordered:
-        if not waits[node]:
-            make_ready(node)
-    while branches:
-        branch = heapq.heappop(branches)
-        while ready[branch]:  # as long as the branch can go on, it does
-            node = ordered[heapq.heappop(ready[branch])]
-            found.append(node)
-            for late in after[node]:
-                waits[late] -= 1
-                if not waits[late]:
-                    make_ready(late)
-    assert len(found) == len(ordered), "the order of nodes has a cycle"
-    return found
-
-
-def _neighbours(nodes: Iterable[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """For each captured node the next one in its branch."""
-    latest: dict[Path, fx.Node] = {}
-    for node in nodes:
-        found = node.meta[META_KEY]
-        if not found.inserted and node.op != "output":
-            if found.branch in latest:
-                yield latest[found.branch], node
-            latest[found.branch] = node
-
-
-def _rank(node: fx.Node) -> int:
-    """Inputs come first, the output last."""
-    return {"placeholder": 0, "output": 2}.get(node.op, 1)
+    waits = {node: set(node.all_input_nodes) for node in nodes}
+    for early, late in before:
+        waits[late].add(early)
+    *others, output = waits
+    found = dict.fromkeys(node for node in others if node.op == "placeholder")
+    queues: dict[Path, deque[fx.Node]] = {}
+    for node in others:
+        if node not in found:
+            queues.setdefault(_branch_of(node), deque()).append(node)
+    queues = dict(sorted(queues.items()))
+    while queues:
+        branch = next(path for path, queue in queues.items() if waits[queue[0]] <= found.keys())
+        queue = queues[branch]
+        while queue and waits[queue[0]] <= found.keys():
+            found[queue.popleft()] = None
+        if not queue:
+            del queues[branch]
+    return [*found, output]
 
 
 def _copy_levels(levels: Mapping[fx.Node, int], writes: Iterable[Write]) -> dict[fx.Node, list[int]]:
@@ -281,35 +251,3 @@ def _branch_of(node: fx.Node) -> Path:
     found = node.meta[META_KEY]
     assert isinstance(found, Provenance)
     return found.branch
-
-
-_PLAIN_METHODS = frozenset(
-    (
-        "size", "dim", "numel", "ndimension", "element_size", "stride", "storage_offset", "is_contiguous",
-        "tolist", "format",
-    )
-)  # fmt: skip
-_PLAIN_ATTRIBUTES = frozenset(
-    (
-        "shape", "dtype", "device", "ndim", "is_cuda", "is_sparse", "is_quantized", "requires_grad",
-        "layout", "names", "itemsize", "nbytes",
-    )
-)  # fmt: skip
-_PLAIN_MODULES = ("_operator", "operator", "builtins", "math")
-
-
-def _may_carry_gradient(node: fx.Node, root: nn.Module) -> bool:
-    """Whether a node's value can be a tensor with a gradient, by what the node is."""
-    if node.op == "get_attr":
-        return isinstance(attribute(root, str(node.target)), nn.Parameter)
-    if node.op == "call_method":
-        return str(node.target) not in _PLAIN_METHODS
-    if node.op != "call_function":
-        return True
-    if node.target is builtins.getattr:
-        return node.args[1] not in _PLAIN_ATTRIBUTES
-    plain = getattr(node.target, "__module__", "") in _PLAIN_MODULES or node.target in (
-        operator.getitem,
-        math.prod,
-    )
-    return not plain or any(_may_carry_gradient(source, root) for source in node.all_input_nodes)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -46,10 +47,10 @@ def initialise(
                     init(branch, branch_name(path))
             _copy_back(branches, state, frozen_names(state.root))
             return
-        material = {path: branch for path, branch in branches.items() if _has_values(branch)}
+        material = {path: branch for path, branch in branches.items() if any(map(_is_known, branch.parameters()))}
         if not (material and factory is not None and _from_factory(material, state, tree, seed, factory)):
             _reset_all(material, state, seed, fresh, keeps_zeros=init == "fresh")
-        _copy_back(branches, state, state.tensors.keys() - fresh)
+        _copy_back(branches, state, set(chain(*state.tensors.values())).difference(fresh))
         _warn_of_training(material, state, fresh, init)
 
 
@@ -60,12 +61,13 @@ def has_different_heads(branches: Mapping[Path, Branch], state: State, depth: in
     """
     originals = dict(state.root.named_parameters(remove_duplicate=False))
 
-    def differs(branch: Branch) -> bool:
-        tensors = tensors_of(branch)
-        pairs = ((originals[name], tensors[name]) for name in state.tensors_of(depth) if name in originals)
+    def differs(own: Mapping[str, Tensor]) -> bool:
+        pairs = ((originals[name], peer) for name, peer in own.items() if name in originals)
         return any(not _is_known(own) or not torch.equal(own.detach(), peer.detach()) for own, peer in pairs)
 
-    return all(differs(branch) for path, branch in branches.items() if len(path) == depth and path[-1])
+    return all(
+        differs(state.own(path, branch)) for path, branch in branches.items() if len(path) == depth and path[-1]
+    )
 
 
 def _copy_back(branches: Mapping[Path, Branch], state: State, names: Container[str]) -> None:
@@ -73,17 +75,15 @@ def _copy_back(branches: Mapping[Path, Branch], state: State, names: Container[s
     originals = tensors_of(state.root)
     with torch.no_grad():
         for path, branch in branches.items():
-            tensors = tensors_of(branch)
-            for name in state.tensors_of(len(path)):
+            for name, tensor in state.own(path, branch).items():
                 if name in names:
-                    tensors[name].copy_(originals[name])
+                    tensor.copy_(originals[name])
 
 
 def _warn_of_training(branches: Mapping[Path, Branch], state: State, fresh: Collection[str], init: Init) -> None:
     """Warn where the given model looks trained, and the other heads don't have what it learnt."""
     for path, branch in branches.items() if init == "fresh" else ():
-        tensors = tensors_of(branch)
-        started = {name: tensors[name] for name in state.tensors_of(len(path)) if name in fresh}
+        started = {name: tensor for name, tensor in state.own(path, branch).items() if name in fresh}
         if name := looks_trained(started, tensors_of(state.root)):
             warn_caller(
                 f"the model looks trained ({name} is no longer what it starts as), and all heads but head 0 start "
@@ -100,20 +100,14 @@ def _unmarked(branches: Mapping[Path, Branch], state: State) -> Iterator[None]:
     """Without the mark that keeps the initialisers of transformers from changing what was loaded."""
     originals, removed = set(state.root.modules()), list[tuple[Any, Any]]()
     for path, branch in branches.items():
-        tensors = tensors_of(branch)
-        own = (tensors[name] for name in state.tensors_of(len(path)))
         copies = (module for module in branch.modules() if module not in originals)
-        marked = [one for one in (*own, *copies) if _MARK in one.__dict__]
+        marked = [one for one in (*state.own(path, branch).values(), *copies) if _MARK in one.__dict__]
         removed.extend((one, one.__dict__.pop(_MARK)) for one in marked)
     try:
         yield
     finally:
         for one, value in removed:
             one.__dict__[_MARK] = value
-
-
-def _has_values(branch: nn.Module) -> bool:
-    return any(map(_is_known, branch.parameters()))
 
 
 def _is_known(tensor: Tensor) -> bool:
@@ -123,44 +117,30 @@ def _is_known(tensor: Tensor) -> bool:
 def _from_factory(branches: Mapping[Path, Branch], state: State, tree: HeadTree, seed: int, factory: Factory) -> bool:
     """Take the values from new models, one a head. Returns False where the factory always makes the same."""
     original = tensors_of(state.root)
-    names = {name for path in branches for name in state.tensors_of(len(path))}
+    names = {name for path in branches for name in state.tensors[len(path)]}
+    parameters = [name for name in names if isinstance(original[name], nn.Parameter)]
     for head in range(1, tree.heads):
         full = tree.head_path(head)
-        starting = {path: branches[path] for path in _starting_at(full) if path in branches}
-        if starting and not _fill(starting, state, original, names, factory, seed, full):
+        first = (
+            full[:level] for level in range(1, len(full) + 1) if not any(full[level:])
+        )  # branches that it begins
+        starting = {path: branches[path] for path in first if path in branches}
+        if not starting:
+            continue
+        with isolated_randomness(seed, branch_name(full)):
+            made = tensors_of(factory())
+        _check_alike(original, made)
+        if parameters and all(torch.equal(original[name].cpu(), made[name].cpu()) for name in parameters):
             warn_caller(
                 "the factory makes the same weights at every call (does it set a seed, or load weights?): "
                 "peers are initialised by their modules' own reset_parameters instead"
             )
             return False
-    return True
-
-
-def _starting_at(full: Path) -> Iterator[Path]:
-    """The branches whose first head this is."""
-    return (full[:level] for level in range(1, len(full) + 1) if not any(full[level:]))
-
-
-def _fill(
-    starting: Mapping[Path, Branch],
-    state: State,
-    original: Mapping[str, Tensor],
-    names: Iterable[str],
-    factory: Factory,
-    seed: int,
-    full: Path,
-) -> bool:
-    """Fill branches from a new model, which is freed on return. Returns False where it equals the original."""
-    with isolated_randomness(seed, branch_name(full)):
-        made = tensors_of(factory())
-    _check_alike(original, made)
-    if _equal(names, original, made):
-        return False
-    for path, branch in starting.items():
-        peers = tensors_of(branch)
         with torch.no_grad():
-            for name in state.tensors_of(len(path)):
-                peers[name].copy_(made[name])
+            for path, branch in starting.items():
+                for name, tensor in state.own(path, branch).items():
+                    tensor.copy_(made[name])
+        del made  # before the next one is made
     return True
 
 
@@ -179,13 +159,6 @@ def _check_alike(original: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> 
         )
 
 
-def _equal(names: Iterable[str], original: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> bool:
-    parameters = [name for name in names if isinstance(original[name], nn.Parameter)]
-    return bool(parameters) and all(
-        torch.equal(original[name].detach().cpu(), made[name].detach().cpu()) for name in parameters
-    )
-
-
 def _reset_all(
     branches: Mapping[Path, Branch], state: State, seed: int, fresh: Collection[str], *, keeps_zeros: bool
 ) -> None:
@@ -194,8 +167,8 @@ def _reset_all(
     redrawn: dict[str, None] = {}
     for path, branch in branches.items():
         with isolated_randomness(seed, branch_name(path)):
-            own = {name: originals[name] for name in state.tensors_of(len(path)) if name in fresh}
-            redrawn |= dict.fromkeys(_reset(branch, own, library, keeps_zeros))
+            likes = {id(t): originals[name] for name, t in state.own(path, branch).items() if name in fresh}
+            redrawn |= dict.fromkeys(_reset(branch, likes, library, keeps_zeros))
     if names := [name for name in redrawn if name in fresh]:
         warn_caller(
             f"no module initialises {', '.join(names[:6])}{' and more' if len(names) > 6 else ''}: "
@@ -212,18 +185,19 @@ def _library_initialiser(root: nn.Module) -> Callable[[nn.Module], object] | Non
 
 
 def _reset(
-    branch: nn.Module, own: Mapping[str, Tensor], library: Callable[[nn.Module], object] | None, keeps_zeros: bool
+    branch: nn.Module, likes: Mapping[int, Tensor], library: Callable[[nn.Module], object] | None, keeps_zeros: bool
 ) -> list[str]:
     """``reset_parameters`` and the library's initialiser, inner modules first; what neither initialises is redrawn.
 
-    ``own`` are the originals of the branch's own tensors. Returns the names of parameters that were redrawn.
+    ``likes`` are the originals of the branch's own tensors, by their ids. Returns the parameters that were redrawn.
     """
-    tensors = tensors_of(branch)
-    likes = {id(tensors[name]): original for name, original in own.items()}
     redrawn: list[str] = []
     modules = list(branch.named_modules())
     copied = {id(p) for _, part in modules if type(part) is not Branch for p in part.parameters(recurse=False)}
-    with torch.no_grad(), _copies_of_shared(branch, {id(tensor) for tensor in tensors.values()} - likes.keys()):
+    with (
+        torch.no_grad(),
+        _copies_of_shared(branch, {id(tensor) for tensor in tensors_of(branch).values()} - likes.keys()),
+    ):
         for path, module in reversed(modules):
             prefix = f"{path}." if path else ""
             # a container only has the other names of what a copied module has and initialises

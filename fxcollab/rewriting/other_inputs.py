@@ -13,7 +13,7 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import GuardError
 from fxcollab.fingerprint import fingerprint
 from fxcollab.runtime.operators import guard
-from fxcollab.tracing.capture import CAPTURE_KEY, CaptureOptions
+from fxcollab.tracing.capture import CAPTURE_KEY
 from fxcollab.tracing.interface import Interface
 
 OTHER_INPUTS_KEY = "fxcollab_other_inputs"
@@ -48,7 +48,6 @@ def other_inputs(captured: CollabGraphModule, observation: Observation) -> Other
     change, and for a model object with a forward of its own, which knows no other heads.
     """
     graph, options = captured.modes.eval, captured.meta[CAPTURE_KEY]
-    assert isinstance(options, CaptureOptions)
     alone = Observation(observation.evaluation)
     tracked = (node for node in graph.nodes if node.op in ("placeholder", "get_attr"))
     written = {write.node for write in track_storages(graph, alone, tracked).writes}

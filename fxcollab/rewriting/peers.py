@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
+from collections import ChainMap, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,34 +23,25 @@ class Branch(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """The caller's module, with the levels of modules called as one node, and of tensors by every name."""
+    """The caller's module; by level, the paths of modules that are called as one node, and all names of tensors."""
 
     root: nn.Module
-    modules: Mapping[str, int]
-    tensors: Mapping[str, int]
+    modules: Mapping[int, Sequence[str]]
+    tensors: Mapping[int, Sequence[str]]
 
-    def modules_of(self, level: int) -> Sequence[str]:
-        """Paths of the modules that exist once for each branch of a level."""
-        return self._modules_by_level.get(level, ())
+    @classmethod
+    def of(cls, root: nn.Module, modules: Mapping[str, int], tensors: Mapping[str, int]) -> State:
+        """From the level of every name."""
+        by_level: list[dict[int, list[str]]] = [defaultdict(list), defaultdict(list)]
+        for found, levels in zip(by_level, (modules, tensors), strict=True):
+            for name, level in levels.items():
+                found[level].append(name)
+        return cls(root, *by_level)
 
-    def tensors_of(self, level: int) -> Sequence[str]:
-        """Names of the tensors that exist once for each branch of a level."""
-        return self._tensors_by_level.get(level, ())
-
-    @cached_property
-    def _modules_by_level(self) -> dict[int, list[str]]:
-        return _by_level(self.modules)
-
-    @cached_property
-    def _tensors_by_level(self) -> dict[int, list[str]]:
-        return _by_level(self.tensors)
-
-
-def _by_level(levels: Mapping[str, int]) -> dict[int, list[str]]:
-    found: dict[int, list[str]] = {}
-    for name, level in levels.items():
-        found.setdefault(level, []).append(name)
-    return found
+    def own(self, path: Path, branch: nn.Module) -> dict[str, Tensor]:
+        """The tensors that only this branch has, by their names in the root."""
+        tensors = tensors_of(branch)
+        return {name: tensors[name] for name in self.tensors[len(path)] if name in tensors}
 
 
 def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
@@ -64,7 +55,7 @@ def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
     """
     tensors = tensors_of(state.root)
     # A module that refers to one around it must not copy that one.
-    around = (state.root.get_submodule(name) for name in {"", *opened_around(state.modules)})
+    around = (state.root.get_submodule(name) for name in {"", *opened_around(chain(*state.modules.values()))})
     kept = {id(module): module for module in around}
     instances: dict[Path, ChainMap[int, Any]] = {(): ChainMap(_originals(state, tensors, 0) | kept)}
     branches: dict[Path, Branch] = {}
@@ -82,11 +73,11 @@ def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
 def _build(state: State, tensors: Mapping[str, Tensor], path: Path, instances: ChainMap[int, Any]) -> Branch:
     """The peers of one branch; ``instances`` are its own of the tensors, and those of the branches around it."""
     branch = Branch()
-    names = state.modules_of(len(path))
+    names = state.modules[len(path)]
     for name, module in zip(names, _copied(state.root, names, instances), strict=True):
         owner, _, leaf = name.rpartition(".")
         _container(branch, owner).add_module(leaf, module)
-    for name in state.tensors_of(len(path)):
+    for name in state.tensors[len(path)]:
         _attach_tensor(branch, name, instances[id(tensors[name])], state.root)
     for part in branch.modules():
         if isinstance(part, Branch):  # copied modules have the modes of their originals
@@ -95,7 +86,7 @@ def _build(state: State, tensors: Mapping[str, Tensor], path: Path, instances: C
 
 
 def _originals(state: State, tensors: Mapping[str, Tensor], level: int) -> dict[int, Any]:
-    return {id(tensors[name]): tensors[name] for name in state.tensors_of(level)}
+    return {id(tensors[name]): tensors[name] for name in state.tensors[level]}
 
 
 def _copied(root: nn.Module, names: Sequence[str], instances: ChainMap[int, Any]) -> tuple[nn.Module, ...]:

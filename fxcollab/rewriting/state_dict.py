@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fxcollab.errors import PatternError, StateError
-from fxcollab.tree import HeadTree, Path, branch_name, parse_branch_name
+from fxcollab.tree import HeadTree, Path, branch_and_name, branch_name
 
 _INFIXES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 _WRAPPERS_OWN = frozenset({"n_averaged"})
@@ -43,8 +43,8 @@ def prune_names(keys: Iterable[str], head: int, *, peers: str = "peers") -> dict
     branches: dict[Path, dict[str, str]] = {}
     original: dict[str, str] = {}
     for key in keys:
-        path, name = _branch_and_name(key, peers)
-        (original if path is None else branches.setdefault(path, {}))[name] = key
+        path, name = branch_and_name(key, peers)
+        (branches.setdefault(path, {}) if path else original)[name] = key
     if not branches:
         raise StateError(
             "The checkpoint holds no peers.",
@@ -66,7 +66,7 @@ def refuse_other_checkpoint(checkpoint: Iterable[str], own: Iterable[str], peers
     """
     trees = []
     for keys in (checkpoint, own):
-        paths = {path: None for path, _ in (_branch_and_name(key, peers) for key in keys) if path is not None}
+        paths = {path: None for path, _ in (branch_and_name(key, peers) for key in keys) if path}
         trees.append(tree_of(paths) if paths else None)
     found, expected = trees
     if found is None:
@@ -143,16 +143,6 @@ def tree_of(branches: Mapping[Path, Any]) -> HeadTree:
             hint="was it saved whole?",
         )
     return tree
-
-
-def _branch_and_name(key: str, peers: str) -> tuple[Path | None, str]:
-    """The branch and the original name of a key; no branch for trunk and head 0."""
-    if key.startswith(f"{peers}."):
-        branch, _, name = key.removeprefix(f"{peers}.").partition(".")
-        path = parse_branch_name(branch)
-        if path is not None and name:
-            return path, name
-    return None, key
 
 
 def without_infixes(key: str) -> str:

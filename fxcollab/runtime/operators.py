@@ -162,8 +162,9 @@ def guard(question: str, value: Any, answer: Any, where: str) -> None:
     differs = (not found if answer else bool(found)) if type(answer) is bool else found != answer
     if differs:
         hint = _HINTS.get(question, "capture with an example like this input; or")
+        asked = f"'... {question}'" if " " in question else f"{question}(...)"
         raise GuardError(
-            f"The graph was captured where {_asked(question)} is {answer}; here it is {found}.",
+            f"The graph was captured where {asked} is {answer}; here it is {found}.",
             where=where,
             why="the forward takes a different branch for this input",
             hint=f"{hint} keep this code in a module of its own, which becomes one node",
@@ -178,24 +179,13 @@ _HINTS = {
 }  # fmt: skip
 
 
-def _asked(question: str) -> str:
-    return f"'... {question}'" if " " in question else f"{question}(...)"
-
-
 def _keys(value: Any) -> list[Any]:
     return [key for key, _ in value] if isinstance(value, ItemsView) else list(value)
 
 
-def _is_none(value: Any) -> bool:
-    return value is None
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, torch.Size) else value
-
-
 QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "bool": bool, "int": int, "float": float, "index": operator.index, "len": len, "keys": _keys,
-    "value": _plain, "is None": _is_none, "requires grad": bool,
+    "value": lambda value: tuple(value) if isinstance(value, torch.Size) else value,
+    "is None": lambda value: value is None, "requires grad": bool,
 }  # fmt: skip
 """Functions whose result depends on the value of a tensor, by name."""

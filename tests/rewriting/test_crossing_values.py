@@ -104,6 +104,35 @@ def test_sizes_cross_without_a_rescale() -> None:
 Named = namedtuple("Named", ["trunk", "middle", "top"])
 
 
+class Penalised(nn.Module):
+    """A module that returns a penalty, too, once that is switched on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.on = nn.Linear(4, 4), False
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+        value = self.linear(x)
+        return value, value.pow(2).mean() if self.on else 0
+
+
+class PenalisedNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.middle, self.head = Penalised(), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, penalty = self.stem(x)
+        return self.head(self.middle(value)) + penalty
+
+
+def test_what_is_a_number_at_first_and_a_tensor_later_is_rescaled() -> None:
+    model = PenalisedNet()
+    train_model = proven(model, ["middle"])
+    model.stem.on = True
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+
+
 @dataclass
 class Record:
     trunk: Tensor

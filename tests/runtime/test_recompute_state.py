@@ -430,6 +430,28 @@ def test_what_is_used_on_both_sides_of_a_split_is_computed_again() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:limitation")
+class NormHandedOn(nn.Module):
+    """A BatchNorm that a function calls, which stays one node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(768, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(called(self.norm, self.first(x.flatten(1))))
+
+
+@torch.fx.wrap
+def called(module: nn.Module, x: Tensor) -> Any:
+    return module(x)
+
+
+def test_the_state_of_a_module_that_is_handed_to_a_function_is_written_once() -> None:
+    plain, again = pair(NormHandedOn, pattern="simple", splits=["first"])
+    assert_equal(step(again), step(plain))
+    assert again.get_buffer("norm.num_batches_tracked") == 1
+
+
 def test_statistics_that_would_be_gathered_in_another_order_are_refused() -> None:
     with pytest.raises(PatternError, match=r"(?s)can't be computed again: b0.*norm_1.*between 'norm' and 'add'"):
         fxcollab.transform(TrunkGoesOn(), "simple", ["first"], recompute="heads")
