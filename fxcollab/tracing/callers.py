@@ -8,7 +8,7 @@ import inspect
 import operator
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -91,6 +91,11 @@ def user_scopes(root: nn.Module) -> Iterator[dict[str, Any]]:
 def loaded_scopes() -> list[dict[str, Any]]:
     """The globals of all loaded modules."""
     return [vars(module) for _, module in _loaded()]
+
+
+def loaded_since(before: Mapping[str, ModuleType]) -> list[dict[str, Any]]:
+    """The globals of the modules that aren't among those loaded before."""
+    return [vars(module) for name, module in _loaded() if before.get(name) is not module]
 
 
 def _loaded() -> list[tuple[str, ModuleType]]:

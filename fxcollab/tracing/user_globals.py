@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcollab._torch import FakeTensor, pytree
-from fxcollab.tracing.callers import calling_line, loaded_scopes
+from fxcollab.tracing.callers import calling_line, loaded_since
 from fxcollab.tracing.recorder import Recorder, has_proxies
 
 # These don't take proxies in every form: sizes given one by one, the dtype of a proxy.
@@ -35,7 +36,7 @@ def patched_globals(tracer: Recorder, scopes: Iterable[dict[str, Any]]) -> Itera
         **{name: (getattr(torch.overrides, name), partial(_has_overrides, tracer)) for name in _ABOUT_OVERRIDES},
     }
     patched: list[dict[str, Any]] = []
-    before = loaded_scopes()
+    before = sys.modules.copy()
     try:
         for scope in scopes:
             patched.append(scope)
@@ -46,9 +47,7 @@ def patched_globals(tracer: Recorder, scopes: Iterable[dict[str, Any]]) -> Itera
                 scope.setdefault(name, function)
         yield
     finally:
-        known = set(map(id, before))
-        loaded_since = (scope for scope in loaded_scopes() if id(scope) not in known)
-        for scope in (*patched, *loaded_since):  # a module loaded meanwhile may have imported the names
+        for scope in (*patched, *loaded_since(before)):  # a module loaded meanwhile may have imported the names
             for name, (original, stand_in) in stand_ins.items():
                 if scope.get(name) is stand_in:
                     scope[name] = original
