@@ -148,6 +148,11 @@ class CollabGraphModule(fx.GraphModule):
         return names
 
     @property
+    def name_of_peers(self) -> str:
+        """The name of the module that has the peers."""
+        return str(self.__dict__["_peers"][0])
+
+    @property
     def recompute(self) -> Recompute | None:
         """What is computed again in the backward pass; None for nothing."""
         recompute: Recompute | None = self.__dict__["_recompute"]

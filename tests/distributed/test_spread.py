@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.testing import assert_close
 
@@ -126,7 +127,7 @@ def _spread_data(rank: int) -> Saved:
     mesh = _mesh(2)
     part = fxcollab.spread(made(case), mesh)
     half = slice(4 * mesh["data"].get_local_rank(), 4 * mesh["data"].get_local_rank() + 4)
-    step(case, part, X[half], LABELS[half])
+    step(case, DistributedDataParallel(part, process_group=mesh["data"].get_group()), X[half], LABELS[half])
     yield "halves", state_of(part)
 
 
