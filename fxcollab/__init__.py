@@ -13,7 +13,7 @@ from fxcollab.costs.summary import Summary, summarise
 from fxcollab.diffs.build import diff
 from fxcollab.diffs.compare import Comparison
 from fxcollab.diffs.diff import Diff
-from fxcollab.distributed.spread import align, gathered_state_dict, gradient_norm, spread
+from fxcollab.distributed.spread import align, gathered_state_dict, gradient_norm, head_state_dicts, spread
 from fxcollab.errors import (
     ArtifactError,
     CaptureError,
@@ -93,6 +93,7 @@ __all__ = [
     "find_splits",
     "gathered_state_dict",
     "gradient_norm",
+    "head_state_dicts",
     "load",
     "original",
     "original_name",

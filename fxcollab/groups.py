@@ -80,7 +80,7 @@ def parallel_plan(train_model: nn.Module, plan: Mapping[str, Any]) -> dict[str, 
     for pattern, style in plan.items():
         atoms = pattern.split(".")
         fits = [name for name, own in names.items() if len(own) == len(atoms) and all(map(fnmatchcase, own, atoms))]
-        opened = [name for name in fits if not any(f"{name}.".startswith(f"{call}.") for call in calls)]
+        opened = [name for name in fits if any(call.startswith(f"{name}.") for call in calls)]
         if not fits or opened:
             raise StateError(
                 f"{pattern!r} is not a module that the training graph calls.",
@@ -88,5 +88,5 @@ def parallel_plan(train_model: nn.Module, plan: Mapping[str, Any]) -> dict[str, 
                 why="a split lies inside, so that its parts are called" if opened else "there is none of that name",
                 hint="name the modules in it" if opened else "give names of the original's named_modules()",
             )
-        found.update(dict.fromkeys(fits, style))
+        found.update((name, style) for name in fits if any(f"{name}.".startswith(f"{call}.") for call in calls))
     return found

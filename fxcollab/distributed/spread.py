@@ -29,7 +29,7 @@ from fxcollab.functional import tensors_of
 from fxcollab.plan import Plan, plan_of, unwrapped
 from fxcollab.rewriting.eval_output import mean_of_heads
 from fxcollab.rewriting.prune import prune
-from fxcollab.tree import Path, parse_branch_name
+from fxcollab.tree import Path, original_name, parse_branch_name
 
 SPREAD_KEY = "fxcollab.spread"
 
@@ -105,7 +105,9 @@ def spread(
     align(part)
     if random:
         part.register_forward_pre_hook(torch.compiler.disable(partial(_seed, ranks)))
-    part.register_forward_hook(_Gather(plan, ranks, check_every), with_kwargs=True)
+    gather = _Gather(plan, ranks, check_every)
+    part.register_forward_pre_hook(gather.check_batch, with_kwargs=True)
+    part.register_forward_hook(gather, with_kwargs=True)
     return part
 
 
@@ -118,13 +120,16 @@ class _Gather:
         self._counts = [len(heads_of(plan.tree, len(ranks.row), place)) for place in range(len(ranks.row))]
 
     def __call__(self, module: CollabGraphModule, args: Any, kwargs: Any, outputs: tuple[Any, ...]) -> Any:
-        batch = [leaf.detach() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        torch.ops.fxcollab.agree(batch, "batch", 1e-4, self._every, self._group)
         gathered = self._gathered(outputs)
         eval_output = self._plan.options.eval_output
         if module.training or module.returns_all or eval_output == "all":
             return gathered
         return gathered[0] if eval_output == "head" else mean_of_heads(gathered)
+
+    def check_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Before the forward: whether all ranks have the same batch."""
+        batch = [leaf.detach() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        torch.ops.fxcollab.agree(batch, "batch", 1e-4, self._every, self._group)
 
     def _gathered(self, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
         flat, specs = zip(*map(pytree.tree_flatten, outputs), strict=True)
@@ -199,6 +204,29 @@ def gathered_state_dict(part: nn.Module) -> dict[str, Any]:
     return state
 
 
+def head_state_dicts(part: nn.Module) -> list[dict[str, Any]]:
+    """The tensors of each of this rank's heads under the original's names, to load an original's checkpoint into.
+
+    Ranks with fewer heads have their last one again, so that every rank of a row loads as often:
+    ``for state in head_state_dicts(part): torch.distributed.checkpoint.load(state, checkpoint_id=...)``. All heads
+    then start as that original: redraw their last layers, as ``init="finetune"`` does.
+
+    Args:
+        part: what `spread` returned, or a wrapper around it.
+
+    Raises:
+        StateError: ``part`` is something else.
+    """
+    model, found = _part(part)
+    own, tree, places = model.state_dict(), found.plan.tree, range(len(found.ranks.row))
+    turns = range(max(len(heads_of(tree, len(places), place)) for place in places))
+    paths = [tree.head_path(found.ranks.heads[min(turn, len(found.ranks.heads) - 1)]) for turn in turns]
+    peers = found.plan.options.peers
+    return [
+        {original_name(key, peers=peers): own[key] for key in own if _is_of(found.keys[key], path)} for path in paths
+    ]
+
+
 def gradient_norm(part: nn.Module) -> Tensor:
     """The 2-norm of all gradients of the whole training model, on all ranks; all ranks must call it.
 
@@ -226,6 +254,10 @@ def spread_of(module: nn.Module) -> Spread | None:
     inner = (model for model in module.modules() if isinstance(model, CollabGraphModule))
     found: Spread | None = next((model.meta[SPREAD_KEY] for model in inner if SPREAD_KEY in model.meta), None)
     return found
+
+
+def _is_of(branch: Path, head: Path) -> bool:
+    return branch == head[: len(branch)]
 
 
 def _part(part: nn.Module) -> tuple[CollabGraphModule, Spread]:
