@@ -7,7 +7,7 @@ Each has a line that says what it is for where torch has no public name, and a t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import CodeType
 from typing import Any
 
@@ -123,16 +123,6 @@ def saved_for_backward(function: Any) -> Iterator[Any]:
         if name.startswith("_raw_saved_"):
             for saved in pytree.tree_leaves(getattr(function, name)):
                 yield saved.data if saved is not None and saved.unpack_hook is None else None
-
-
-def backward_id() -> int:
-    """Which backward is running; -1 where none is."""
-    return torch._C._current_graph_task_id()
-
-
-def at_end_of_backward(callback: Callable[[], None]) -> None:
-    """Call ``callback`` at the end of the backward that is running, as DDP does."""
-    torch.autograd.Variable._execution_engine.queue_callback(callback)
 
 
 def is_traced() -> bool:

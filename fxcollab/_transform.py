@@ -158,7 +158,7 @@ def _refuse_distributed(model: nn.Module) -> None:
             "The model is distributed already.",
             where=sharded or type(model).__qualname__,
             why="layers that are cloned belong to ranks and groups of their own",
-            hint="transform first, then parallelize_module, fully_shard or DistributedDataParallel on what it returns",
+            hint="transform first, then shard or wrap what it returns",
         )
 
 

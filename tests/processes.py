@@ -26,7 +26,8 @@ FOLDER = "FXCOLLAB_TEST_FOLDER"
 def saved_by(jobs: Jobs, processes: int, folder: Path) -> Callable[[str], list[Any]]:
     """Run jobs, one after the other. Gives what they saved under ``job`` or ``job/name``, rank by rank."""
     # Forked off one server that has imported what takes long; it has used no threads.
-    multiprocessing.set_forkserver_preload(["fxcollab", "torch.distributed.tensor.parallel", "torch.distributed.fsdp"])
+    imported = ["fxcollab", "torch.distributed.tensor.parallel", "torch.distributed.fsdp"]
+    multiprocessing.set_forkserver_preload(imported)
     arguments = (jobs, processes, str(folder))
     torch.multiprocessing.start_processes(_work, arguments, nprocs=processes, start_method="forkserver")
 

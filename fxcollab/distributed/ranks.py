@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -96,7 +97,8 @@ def place_ranks(tree: HeadTree, mesh: DeviceMesh) -> Ranks:
         if len(having) > 1 and having not in made:
             # Rows need not know of each other, but names of groups count them: a rank that isn't in it makes another.
             ranks = [row[other] for other in (having if place in having else (place,))]
-            made[having] = dist.new_group(ranks, use_local_synchronization=True)
+            new: Any = dist.new_group(ranks, use_local_synchronization=True)
+            made[having] = new
         if place in having:
             groups[path] = made.get(having)
     others = tuple(mesh.get_group(name) for name in names if name != HEADS) if mesh.ndim > 1 else ()

@@ -8,7 +8,7 @@ what torch does over the other dimensions of a mesh (DDP, FSDP2, tensor parallel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +21,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from fxcollab._torch import pytree
 from fxcollab.analysis.partition import partition
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.distributed.exchange import Gathered, local, register
 from fxcollab.distributed.ranks import Ranks, heads_of, place_ranks
 from fxcollab.distributed.subtree import keep_heads
 from fxcollab.errors import StateError
@@ -29,6 +28,8 @@ from fxcollab.functional import tensors_of
 from fxcollab.plan import Plan, plan_of, unwrapped
 from fxcollab.rewriting.eval_output import mean_of_heads
 from fxcollab.rewriting.prune import prune
+from fxcollab.rewriting.state_dict import without_infixes
+from fxcollab.runtime.exchange import Gathered, local, register
 from fxcollab.tree import Path, original_name, parse_branch_name
 
 SPREAD_KEY = "fxcollab.spread"
@@ -54,7 +55,7 @@ class Spread:
 
     def branch_of(self, name: str) -> Path:
         """The branch that a tensor of the training model belongs to."""
-        return _branch_of(name, self.plan.options.peers, self.levels)
+        return _branch_of(without_infixes(name), self.plan.options.peers, self.levels)
 
 
 def spread(
@@ -70,12 +71,12 @@ def spread(
     comes after, as for a single network: ``parallelize_module(part, mesh["tensor"], ...)`` (see `parallel_plan`),
     ``torch.compile``, ``fully_shard(part, mesh=mesh["data"])``, or ``DistributedDataParallel(part,
     process_group=mesh["data"].get_group())``. Never give these the dimension ``heads`` for what a rank has alone.
-    For a model on the meta device: ``spread``, ``fully_shard``, ``part.to_empty(device=...)``, then load a checkpoint.
+    On the meta device: ``spread``, ``fully_shard``, ``part.to_empty(device=...)``, then load a checkpoint.
 
     Norms differ from rank to rank: clip by `gradient_norm`. A gradient scaler has to agree over ranks:
     ``torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler``. BatchNorm over data: ``SyncBatchNorm`` with the
-    process group of ``mesh["data"]``. Where anything draws random numbers, every forward in train mode begins with one
-    seed for the row, drawn on its first rank; sibling branches on different ranks then draw the same ones.
+    process group of ``mesh["data"]``. Where anything is random, every forward in train mode begins with one seed for
+    the row; sibling branches on different ranks then draw the same numbers.
 
     Args:
         train_model: what `transform` or `load` returned.
@@ -104,7 +105,8 @@ def spread(
     part.meta[SPREAD_KEY] = Spread(plan, ranks, keys, cut.state, random)
     align(part)
     if random:
-        part.register_forward_pre_hook(torch.compiler.disable(partial(_seed, ranks)))
+        never_compiled: Any = torch.compiler
+        part.register_forward_pre_hook(never_compiled.disable(partial(_seed, ranks)))
     gather = _Gather(plan, ranks, check_every)
     part.register_forward_pre_hook(gather.check_batch, with_kwargs=True)
     part.register_forward_hook(gather, with_kwargs=True)
@@ -136,7 +138,8 @@ class _Gather:
         own = [leaf for leaves in flat for leaf in leaves if isinstance(leaf, Tensor)]
         gathered = iter(Gathered.apply(self._counts, self._place, self._group, self._every, self._always, *own))
         heads = [
-            [next(gathered) if isinstance(leaf, Tensor) else leaf for leaf in flat[0]] for _ in range(sum(self._counts))
+            [next(gathered) if isinstance(leaf, Tensor) else leaf for leaf in flat[0]]
+            for _ in range(sum(self._counts))
         ]
         return tuple(pytree.tree_unflatten(leaves, specs[0]) for leaves in heads)
 
@@ -186,21 +189,18 @@ def gathered_state_dict(part: nn.Module) -> dict[str, Any]:
         StateError: ``part`` is something else.
     """
     model, found = _part(part)
-    own, row = {key: whole(value) for key, value in model.state_dict().items()}, found.ranks
+    own, row = {key: whole(value) for key, value in _state_of(model).items()}, found.ranks
     mine = dist.get_rank()
-    described = {key: _description(own[key]) for key, path in found.keys.items() if row.first(path) == mine}
+    first = {key: own[key] for key, path in found.keys.items() if row.first(path) == mine}
     everyone: list[dict[str, Any]] = [{} for _ in row.row]
-    dist.all_gather_object(everyone, described, group=row.group)
+    shapes = {key: value.to("meta") if isinstance(value, Tensor) else value for key, value in first.items()}
+    dist.all_gather_object(everyone, shapes, group=row.group)
     state: dict[str, Any] = {}
     for key, path in found.keys.items():
-        shape, dtype, value = next(rank[key] for rank in everyone if key in rank)
-        if dtype is None:
-            state[key] = value
-            continue
-        state[key] = torch.empty(shape, dtype=dtype, device=_device(model))
-        if row.first(path) == mine:
-            state[key].copy_(own[key])
-        dist.broadcast(state[key], row.first(path), group=row.group)
+        state[key] = next(rank[key] for rank in everyone if key in rank)
+        if isinstance(state[key], Tensor):
+            state[key] = torch.empty_like(state[key], device=_device(model)).copy_(own[key] if key in first else 0)
+            dist.broadcast(state[key], row.first(path), group=row.group)
     return state
 
 
@@ -218,12 +218,13 @@ def head_state_dicts(part: nn.Module) -> list[dict[str, Any]]:
         StateError: ``part`` is something else.
     """
     model, found = _part(part)
-    own, tree, places = model.state_dict(), found.plan.tree, range(len(found.ranks.row))
-    turns = range(max(len(heads_of(tree, len(places), place)) for place in places))
-    paths = [tree.head_path(found.ranks.heads[min(turn, len(found.ranks.heads) - 1)]) for turn in turns]
-    peers = found.plan.options.peers
+    tree, own, peers = found.plan.tree, found.ranks.heads, found.plan.options.peers
+    turns = max(len(heads_of(tree, len(found.ranks.row), place)) for place in range(len(found.ranks.row)))
+    branches = {key: (found.branch_of(key), value) for key, value in _state_of(model).items()}
+    paths = [tree.head_path(own[min(turn, len(own) - 1)]) for turn in range(turns)]
     return [
-        {original_name(key, peers=peers): own[key] for key in own if _is_of(found.keys[key], path)} for path in paths
+        {original_name(k, peers=peers): value for k, (b, value) in branches.items() if b == path[: len(b)]}
+        for path in paths
     ]
 
 
@@ -251,13 +252,8 @@ def gradient_norm(part: nn.Module) -> Tensor:
 
 def spread_of(module: nn.Module) -> Spread | None:
     """What `spread` noted of a part, also inside wrappers; None for anything else."""
-    inner = (model for model in module.modules() if isinstance(model, CollabGraphModule))
-    found: Spread | None = next((model.meta[SPREAD_KEY] for model in inner if SPREAD_KEY in model.meta), None)
-    return found
-
-
-def _is_of(branch: Path, head: Path) -> bool:
-    return branch == head[: len(branch)]
+    found = (inner.meta.get(SPREAD_KEY) for inner in module.modules() if isinstance(inner, CollabGraphModule))
+    return next(filter(None, found), None)
 
 
 def _part(part: nn.Module) -> tuple[CollabGraphModule, Spread]:
@@ -269,6 +265,10 @@ def _part(part: nn.Module) -> tuple[CollabGraphModule, Spread]:
             hint="pass what spread returned",
         )
     return unwrapped(part), found
+
+
+def _state_of(model: nn.Module) -> dict[str, Any]:
+    return {without_infixes(key): value for key, value in model.state_dict().items()}
 
 
 def _branch_of(name: str, peers: str, levels: Mapping[str, int]) -> Path:
@@ -283,10 +283,6 @@ def _branch_of(name: str, peers: str, levels: Mapping[str, int]) -> Path:
 def whole(value: Any) -> Any:
     """All of a ``DTensor``; anything else itself. Its ranks must all call it."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value
-
-
-def _description(value: object) -> tuple[Any, Any, Any]:
-    return (tuple(value.shape), value.dtype, None) if isinstance(value, Tensor) else (None, None, value)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 from torch import fx, nn
 
-from fxcollab._torch import codegen_of
+from fxcollab._torch import codegen_of, pytree
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.distributed.exchange import Exchange, register
 from fxcollab.distributed.ranks import Ranks
 from fxcollab.functional import shallow
 from fxcollab.fx_utils import copy_node, get_output, map_inputs
 from fxcollab.plan import Plan, plan_of
 from fxcollab.provenance import META_KEY, Provenance, provenance_of
 from fxcollab.rewriting.outputs import codegen_for_heads, codegen_for_one, is_flat, output_of
+from fxcollab.runtime.exchange import Exchange, register
 from fxcollab.runtime.rescale import rescale
 from fxcollab.tree import Path, branch_name, parse_branch_name
 
@@ -88,7 +89,7 @@ class _Part:
             crossing = [s for s in node.all_input_nodes if len(self._provenance[s].branch) < len(own)]
             read.update(node.all_input_nodes if self._is_scaling(node) else crossing)
         for output in self._outputs.values():
-            map_inputs(output, lambda node: read.add(node) or node)
+            read.update(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, fx.Node))
         found: dict[Path, list[fx.Node]] = {}
         for node in self._kept:
             if node in read and self._is_shared(node) and not self._is_scaling(node):
@@ -131,11 +132,9 @@ class _Part:
         return node
 
     def _write_output(self, whole: fx.Graph) -> None:
-        outputs = [
-            map_inputs(output, lambda source, path=path: self._read(source, path))
-            for path, output in self._outputs.items()
-        ]
-        codegen, kind = codegen_of(whole), type(get_output(whole).args[0])
+        outputs = [map_inputs(output, partial(self._read, reader=path)) for path, output in self._outputs.items()]
+        kind: Any = type(get_output(whole).args[0])
+        codegen = codegen_of(whole)
         leaves: Any = kind(leaf for head in outputs for leaf in head) if is_flat(codegen) else tuple(outputs)
         self.graph.output(leaves).meta = dict(get_output(whole).meta)
         self.graph.set_codegen(codegen_for_heads(codegen_for_one(codegen), len(outputs)))

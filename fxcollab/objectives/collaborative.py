@@ -10,7 +10,7 @@ The regularisation term of equation 4 is the optimizer's weight decay.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -115,7 +115,12 @@ class CollaborativeLoss(TwoTerms):
         return [self.task.distillation(t, z, self.temperature) for t, z in zip(teachers, heads, strict=True)]
 
     def forward(
-        self, outputs: Sequence[object], target: Tensor | None, *, num_items: int | Tensor | None = None
+        self,
+        outputs: Sequence[object],
+        target: Tensor | None,
+        *args: Any,
+        num_items: int | Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         """As of every `Objective`; of hidden states and output layers a few rows at a time.
 
@@ -123,13 +128,12 @@ class CollaborativeLoss(TwoTerms):
             ObjectiveError: as of every `Objective`; or there are hidden states, and an option needs all logits.
         """
         if not isinstance(self.logits, tuple):
-            return super().forward(outputs, target, num_items=num_items)
+            return super().forward(outputs, target, *args, num_items=num_items, **kwargs)
         states, *layer = (logits_of_heads(outputs, field) for field in self.logits)
         if not self._is_plain(len(states)) or self.reduction == "none" or target is None:
             raise ObjectiveError(
                 "The loss can't be computed from hidden states.",
-                why="That is for class indices or soft labels, the plain cross entropy, a consensus that is a constant, "
-                "and the reductions mean and sum.",
+                why="That needs labels, the plain cross entropy, a constant consensus, and reduction mean or sum.",
                 hint="Return logits from the model, and name their field.",
             )
         rows = states[0].shape[:-1]

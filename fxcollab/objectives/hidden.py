@@ -43,7 +43,9 @@ def loss(
     if counted is not None:
         soft = (soft * counted.to(wide(rows))).unsqueeze(1)
     matrices, biases = [weight for weight, _ in layers], [bias for _, bias in layers]
-    total: Tensor = _FromHidden.apply(hard, soft, weights.temperature, target, len(hidden), *hidden, *matrices, *biases)
+    total: Tensor = _FromHidden.apply(
+        hard, soft, weights.temperature, target, len(hidden), *hidden, *matrices, *biases
+    )
     return total
 
 
@@ -58,9 +60,9 @@ class _FromHidden(torch.autograd.Function):
         heads: int,
         *tensors: Tensor | None,
     ) -> Tensor:
-        """The loss; gradients of a tensor are kept in its type, those of an output layer summed in float32 or wider."""
+        """The loss; gradients of hidden states are kept in their type, those of output layers in float32 or wider."""
         hidden: Any = tensors[:heads]  # under autocast output layers have another type
-        others = [t if t is None else t.to(hidden[0].dtype) for t in tensors[heads:]]
+        others: Any = [t if t is None else t.to(hidden[0].dtype) for t in tensors[heads:]]
         weight, bias = others[:heads], others[heads:]
         need = ctx.needs_input_grad[5:]
         types = [t.dtype if t is not None and i < heads else wide(hidden[0]) for i, t in enumerate(tensors)]
@@ -87,7 +89,8 @@ class _FromHidden(torch.autograd.Function):
                 if of_bias is not None:
                     of_bias += gradient.sum(0)
         ctx.types = [None if tensor is None else tensor.dtype for tensor in tensors]
-        return total
+        loss: Tensor = total
+        return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable

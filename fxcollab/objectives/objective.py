@@ -45,9 +45,9 @@ class Objective(nn.Module, ABC):
         hard: the loss on the labels, any callable (logits, target) to a scalar. The default is the task's usual one:
             cross entropy, binary cross entropy with logits, squared error.
         logits: name of the field that holds the logits, where a head's output is a structure: "logits" for
-            transformers, "out" for torchvision's segmentation models; 0 for the first of a tuple. Two or three fields,
-            ``("hidden", "weight", "bias")``, are the last hidden states and the output layer: `CollaborativeLoss` then
-            never has all logits of a head.
+            transformers, "out" for torchvision's segmentation models; 0 for the first of a tuple. Two or three
+            fields, ``("hidden", "weight", "bias")``, are the last hidden states and the output layer: then
+            `CollaborativeLoss` never has all logits of a head.
         tokens: for logits (N, T, V) of a language model with labels (N, T): "aligned" where those at t are scored by
             the label at t; "shifted" by the label at t + 1, as of a causal model. The default, None, is for classes
             in dimension 1.

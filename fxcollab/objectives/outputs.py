@@ -14,7 +14,6 @@ from torch import Tensor
 from fxcollab._torch import is_traced, is_transformed
 from fxcollab.errors import ObjectiveError, closest
 
-
 Field: TypeAlias = str | int | tuple[str | int, ...]
 """Where an output has its logits: a field's name or place; or the fields of hidden states, weight and bias."""
 

@@ -18,7 +18,9 @@ from fxcollab.proof.report import Check, Report
 from fxcollab.tracing.interface import ExampleInputs
 
 
-def verify_part(train_model: CollabGraphModule, part: nn.Module, found: Spread, inputs: ExampleInputs | None) -> Report:
+def verify_part(
+    train_model: CollabGraphModule, part: nn.Module, found: Spread, inputs: ExampleInputs | None
+) -> Report:
     """Compare the gradients of a part with those that ``train_model``, with the part's weights, has in one process.
 
     Each rank gives the inputs that it would train on; those of one process are the mean over all ranks'. It runs in
@@ -35,12 +37,12 @@ def verify_part(train_model: CollabGraphModule, part: nn.Module, found: Spread, 
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, pytree.tree_map(lambda leaf: leaf.cpu(), inputs))
     for given in everyone:
-        (_loss_of(reference.train(training), given) / len(everyone)).backward()
+        _backward(_loss_of(reference.train(training), given) / len(everyone))
     expected = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
     buffers = {name: buffer.clone() for name, buffer in part.named_buffers()}
     gradients, mode = {name: p.grad for name, p in part.named_parameters()}, part.training
     part.zero_grad()
-    _loss_of(part.train(training), inputs).backward()
+    _backward(_loss_of(part.train(training), inputs))
     compared = {name: whole(p.grad) for name, p in _named(part) if p.grad is not None}
     part.train(mode)
     for name, p in part.named_parameters():
@@ -49,6 +51,10 @@ def verify_part(train_model: CollabGraphModule, part: nn.Module, found: Spread, 
         for name, buffer in part.named_buffers():
             buffer.copy_(buffers[name])
     return Report((_check(compared, expected, len(everyone)),))
+
+
+def _backward(loss: Any) -> None:
+    loss.backward()
 
 
 def _named(part: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -75,4 +81,6 @@ def _check(found: dict[str, Tensor], expected: dict[str, Tensor], ranks: int) ->
         if not difference <= torch.finfo(gradient.dtype).eps ** 0.5 and not where:
             where = f" at {key}"
         worst = max(worst, difference)
-    return Check(name, not where, f"{len(found)} tensors of this rank, largest relative difference {worst:.1e}{where}")
+    return Check(
+        name, not where, f"{len(found)} tensors of this rank, largest relative difference {worst:.1e}{where}"
+    )

@@ -48,7 +48,8 @@ def verify(
     Args:
         model: the original, the same object that was transformed; for a part the whole training model, any weights.
         train_model: what `transform` or `load` returned; or `spread`, sharded and wrapped as for training.
-        example_inputs: tuple or dict of tensors; for a part a batch of this rank's. By default random ones of the shapes given to `transform`,
+        example_inputs: tuple or dict of tensors; for a part a batch of this rank's.
+            By default random ones of the shapes given to `transform`,
             or of the first usual shape that the model accepts.
         seed: for the random inputs and the random operations of the model.
 

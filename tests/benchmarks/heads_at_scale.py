@@ -64,7 +64,11 @@ def start(rank: int, arguments: argparse.Namespace) -> dict[str, Any]:
     times["spread"] = time.perf_counter() - began
     began = time.perf_counter()
     for name, module in part.named_modules():
-        if name.rpartition(".")[2].isdigit() and ".layers." in f".{name}" and any(module.parameters(recurse=False)) is False:
+        if (
+            name.rpartition(".")[2].isdigit()
+            and ".layers." in f".{name}"
+            and any(module.parameters(recurse=False)) is False
+        ):
             fully_shard(module, mesh=mesh["data"])
     fully_shard(part, mesh=mesh["data"])
     times["fully_shard"] = time.perf_counter() - began
@@ -78,7 +82,14 @@ def start(rank: int, arguments: argparse.Namespace) -> dict[str, Any]:
         local += parameter.to_local().numel()
     dist.destroy_process_group()
     whole = sum(parameter.numel() for parameter in train_model.parameters())
-    return {"rank": rank, "heads": list(found.ranks.heads), "held": held, "local": local, "whole": whole, "times": times}
+    return {
+        "rank": rank,
+        "heads": list(found.ranks.heads),
+        "held": held,
+        "local": local,
+        "whole": whole,
+        "times": times,
+    }
 
 
 def main() -> None:
@@ -97,7 +108,8 @@ def main() -> None:
         total = sum(row["held"].values())
         print(f"ranks {row['rank']} to {row['rank'] + columns - 1}: heads {row['heads']}: {held}", flush=True)
         print(
-            f"  {total / 1e9:.2f}B of {row['whole'] / 1e9:.2f}B parameters a column; a rank {row['local'] * 2 / GIB:.2f} "
+            f"  {total / 1e9:.2f}B of {row['whole'] / 1e9:.2f}B parameters a column; a rank "
+            f"{row['local'] * 2 / GIB:.2f} "
             f"GiB of weights, {row['local'] * 16 / GIB:.2f} GiB with gradients and Adam in float32"
         )
         print("  " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in row["times"].items()), flush=True)
@@ -109,10 +121,14 @@ def _traffic(arguments: argparse.Namespace, parameters: int) -> None:
     columns, heads, tokens = arguments.world // arguments.heads, arguments.heads, arguments.tokens
     crossing = len(arguments.splits.split(",")) * tokens * 8192 * 2
     print(f"a step of {tokens} tokens a row, sent by each rank, GiB:")
-    print(f"  over data: {3 * parameters * 2 * (columns - 1) / columns / GIB:.1f} (two all-gathers, a reduce-scatter)")
+    print(
+        f"  over data: {3 * parameters * 2 * (columns - 1) / columns / GIB:.1f} (two all-gathers, a reduce-scatter)"
+    )
     print(f"  over heads, gradients at splits: {2 * crossing * (heads - 1) / heads / GIB:.3f} (all-reduce)")
     print(f"  over heads, logits: {tokens * 128256 * 2 * (heads - 1) / GIB:.2f} (all-gather)")
-    print(f"  over heads, were it the trunk's gradients: {2 * parameters * 2 / columns * (heads - 1) / heads / GIB:.2f}")
+    print(
+        f"  over heads, were it the trunk's gradients: {2 * parameters * 2 / columns * (heads - 1) / heads / GIB:.2f}"
+    )
     print("  what goes over heads depends on a row's tokens alone, not on the number of rows: 64 ranks or 4,096")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable
 from functools import partial
@@ -11,10 +10,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
@@ -190,7 +192,10 @@ def _checkpoints(rank: int) -> Saved:
         optimizer = torch.optim.Adam(part.parameters(), lr=0.01)
         options = StateDictOptions(**whole)
         if turn:
-            state = {"model": part.state_dict(), "optimizer": get_optimizer_state_dict(part, optimizer, options=options)}
+            state = {
+                "model": part.state_dict(),
+                "optimizer": get_optimizer_state_dict(part, optimizer, options=options),
+            }
             dcp.load(state, checkpoint_id=folder)
             part.load_state_dict(state["model"])
             set_optimizer_state_dict(part, optimizer, state["optimizer"], options=options)
@@ -205,7 +210,10 @@ def _checkpoints(rank: int) -> Saved:
             fxcollab.CollaborativeLoss()(part(x.chunk(count)[place]), y.chunk(count)[place]).backward()
             optimizer.step()
         if not turn:
-            state = {"model": part.state_dict(), "optimizer": get_optimizer_state_dict(part, optimizer, options=options)}
+            state = {
+                "model": part.state_dict(),
+                "optimizer": get_optimizer_state_dict(part, optimizer, options=options),
+            }
             dcp.save(state, checkpoint_id=folder)
     yield "", fxcollab.gathered_state_dict(part)
 
@@ -228,7 +236,9 @@ def _scaler(rank: int) -> Saved:
 def _random(rank: int) -> Saved:
     """Dropout in the trunk, and ranks with one head and with two: masks of the trunk are the same."""
     torch.manual_seed(rank)
-    part = fxcollab.spread(made("uneven", network=Dropped), init_device_mesh("cpu", (2, 4), mesh_dim_names=("data", "heads"))["heads"])
+    part = fxcollab.spread(
+        made("uneven", network=Dropped), init_device_mesh("cpu", (2, 4), mesh_dim_names=("data", "heads"))["heads"]
+    )
     losses = []
     for ((x, y),) in batches():
         losses.append(fxcollab.CollaborativeLoss()(part(x), y).detach())
@@ -278,7 +288,10 @@ def _proof(rank: int) -> Saved:
     model = made("four")
     right = ddp(fxcollab.spread(made("four"), mesh), mesh)
     wrong = fxcollab.spread(made("four"), mesh)
-    yield "", [(bool(report), str(report)) for report in (fxcollab.verify(model, part, (x,)) for part in (right, wrong))]
+    yield (
+        "",
+        [(bool(report), str(report)) for report in (fxcollab.verify(model, part, (x,)) for part in (right, wrong))],
+    )
 
 
 def _dead(rank: int) -> Saved:

@@ -25,15 +25,18 @@ _CALLS: Counter[tuple[str, str]] = Counter()
 
 
 def register(group: dist.ProcessGroup) -> str:
-    """The name by which operators find a process group."""
-    _GROUPS[group.group_name] = group
-    return group.group_name
+    """The name by which the operators of one part find a process group."""
+    name = f"{group.group_name}.{len(_GROUPS)}"
+    _GROUPS[name] = group
+    return name
 
 
 # ------------------------------------------------------------------------------------------------ operators
 
 
-@torch.library.custom_op("fxcollab::sum_over_ranks", mutates_args=(), schema="(Tensor[] values, str group) -> Tensor[]")
+@torch.library.custom_op(
+    "fxcollab::sum_over_ranks", mutates_args=(), schema="(Tensor[] values, str group) -> Tensor[]"
+)
 def _sum_over_ranks(values: Sequence[Tensor], group: str) -> list[Tensor]:
     sums = [value.clone(memory_format=torch.contiguous_format) for value in values]
     with _answered(group) as ranks:
@@ -69,14 +72,18 @@ def _gather_heads(own: Sequence[Tensor], counts: Sequence[int], place: int, grou
 @_gather_heads.register_fake
 def _(own: Sequence[Tensor], counts: Sequence[int], place: int, group: str) -> list[Tensor]:
     leaves = own[: len(own) // counts[place]]
-    return [torch.empty_like(leaf, memory_format=torch.contiguous_format) for _ in range(sum(counts)) for leaf in leaves]
+    return [
+        torch.empty_like(leaf, memory_format=torch.contiguous_format) for _ in range(sum(counts)) for leaf in leaves
+    ]
 
 
 @torch.library.custom_op(
-    "fxcollab::agree", mutates_args=(), schema="(Tensor[] values, str what, float tolerance, int every, str group) -> ()"
+    "fxcollab::agree",
+    mutates_args=(),
+    schema="(Tensor[] values, str what, float tolerance, int every, str group) -> ()",
 )
 def _agree(values: Sequence[Tensor], what: str, tolerance: float, every: int, group: str) -> None:
-    """Raise a `StateError` unless all ranks of a group have the same values, to a tolerance; at every so many calls."""
+    """Raise a `StateError` unless all ranks of a group have the same values, to a tolerance; every so many calls."""
     _CALLS[what, group] += 1
     if not values or not every or (_CALLS[what, group] - 1) % every:
         return
@@ -85,7 +92,9 @@ def _agree(values: Sequence[Tensor], what: str, tolerance: float, every: int, gr
         found = [torch.empty_like(mine) for _ in range(ranks.size())]
         dist.all_gather(found, mine, group=ranks)
     table = torch.stack(found).cpu()  # ranks, values, (projection, size)
-    apart = (table - table[0]).abs() > tolerance * table[..., 1:].amax(0)
+    rounding = [4 * torch.finfo(v.dtype).eps if v.is_floating_point() else 0.0 for v in values]
+    tolerances = torch.tensor(rounding, dtype=table.dtype).clamp(min=tolerance)[:, None]
+    apart = (table - table[0]).abs() > tolerances * table[..., 1:].amax(0)
     if apart.any():
         members = dist.get_process_group_ranks(_GROUPS[group])
         other = members[int(apart.flatten(1).any(1).nonzero()[0])]
@@ -149,8 +158,8 @@ def _fingerprint(value: Tensor) -> Tensor:
     """A projection of a tensor's values, in which each position counts differently, and their size."""
     value = local(value)
     value = torch.view_as_real(value) if value.is_complex() else value
-    rows = value.detach().reshape(len(value) if value.dim() else 1, -1)
-    rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+    rows = value.detach().reshape(-1, value.shape[-1] if value.dim() else 1)
+    rows = rows if rows.is_floating_point() else rows.float()
     each = (rows @ _weights(rows.shape[1], rows.dtype, rows.device)).double().nan_to_num(0.5, 1e6, -1e6)
     return torch.stack((each @ _weights(len(each), each.dtype, each.device), torch.linalg.vector_norm(each)))
 
@@ -178,7 +187,7 @@ class Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """This rank's share, after a look whether the others have the same."""
+        """The rank's share, after a look whether the others have the same."""
         real = [gradient for gradient in gradients if _learns(gradient)]
         torch.ops.fxcollab.agree(real, "loss", 1e-3, ctx.every, ctx.group)
         return None, None, None, None, None, *gradients[ctx.own]
@@ -222,7 +231,7 @@ class Exchange(nn.Module):
 
 
 def local(value: Any) -> Any:
-    """This rank's share of a ``DTensor``, whose import takes seconds; anything else itself."""
+    """The rank's share of a ``DTensor``, whose import takes seconds; anything else itself."""
     return value.to_local() if hasattr(value, "to_local") else value
 
 
