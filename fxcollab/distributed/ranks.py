@@ -51,10 +51,6 @@ class Ranks:
         """The places in the row of the ranks that have a branch."""
         return holders(self.tree, len(self.row), path)
 
-    def first(self, path: Path) -> int:
-        """The first rank that has a branch."""
-        return self.row[self.holders(path)[0]]
-
 
 def heads_of(tree: HeadTree, places: int, place: int) -> range:
     """The heads at one of several places along a row: consecutive ones, in shares that differ by one at most."""

@@ -2,8 +2,8 @@
 
 A rank runs the part of the training graph that its heads need, then gathers the outputs of all, so that every rank
 computes the loss of all heads. Where a value leaves a branch that several ranks have, its gradients are summed over
-them. So every rank has the gradients that one process with all heads would have, to rounding, for all that it holds;
-what torch does over the other dimensions of a mesh (DDP, FSDP2, tensor parallelism) does not know of heads.
+them. So a rank has the gradients that one process would have for all that it holds, and what torch does over other
+dimensions of a mesh (DDP, FSDP2, tensor parallelism) does not know of heads.
 """
 
 from __future__ import annotations
@@ -42,20 +42,29 @@ class Spread:
     Attributes:
         plan: that of the whole.
         ranks: which rank has which heads.
-        keys: the keys of the whole training model's state dict, in order, with the branch that each belongs to.
+        keys: those of the whole training model's state dict, in order.
         levels: the levels of the original's state.
         random: whether anything draws random numbers.
     """
 
     plan: Plan
     ranks: Ranks
-    keys: Mapping[str, Path]
+    keys: tuple[str, ...]
     levels: Mapping[str, int]
     random: bool
 
     def branch_of(self, name: str) -> Path:
         """The branch that a tensor of the training model belongs to."""
-        return _branch_of(without_infixes(name), self.plan.options.peers, self.levels)
+        name, peers = without_infixes(name), self.plan.options.peers
+        if not name.startswith(f"{peers}."):
+            return (0,) * self.levels.get(name, 0)
+        path = parse_branch_name(name.split(".", 2)[1])
+        assert path is not None
+        return path
+
+    def first(self, name: str) -> int:
+        """The first rank of the row that has it."""
+        return self.ranks.row[self.ranks.holders(self.branch_of(name))[0]]
 
 
 def spread(
@@ -75,8 +84,7 @@ def spread(
 
     Norms differ from rank to rank: clip by `gradient_norm`. A gradient scaler has to agree over ranks:
     ``torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler``. BatchNorm over data: ``SyncBatchNorm`` with the
-    process group of ``mesh["data"]``. Where anything is random, every forward in train mode begins with one seed for
-    the row; sibling branches on different ranks then draw the same numbers.
+    group of ``mesh["data"]``. Where anything is random, every forward in train mode begins with one seed for the row.
 
     Args:
         train_model: what `transform` or `load` returned.
@@ -100,9 +108,8 @@ def spread(
     ranks = place_ranks(plan.tree, mesh)
     cut = partition(prune(train_model), plan.tree)
     part = keep_heads(train_model, ranks, cut.state, check_every)
-    keys = {key: _branch_of(key, plan.options.peers, cut.state) for key in train_model.state_dict()}
     random = any(cut.observation.of(node).random for nodes in cut.nodes.values() for node in nodes)
-    part.meta[SPREAD_KEY] = Spread(plan, ranks, keys, cut.state, random)
+    part.meta[SPREAD_KEY] = Spread(plan, ranks, tuple(train_model.state_dict()), cut.state, random)
     align(part)
     if random:
         never_compiled: Any = torch.compiler
@@ -190,17 +197,17 @@ def gathered_state_dict(part: nn.Module) -> dict[str, Any]:
     """
     model, found = _part(part)
     own, row = {key: whole(value) for key, value in _state_of(model).items()}, found.ranks
-    mine = dist.get_rank()
-    first = {key: own[key] for key, path in found.keys.items() if row.first(path) == mine}
+    first = {key: own[key] for key in found.keys if found.first(key) == dist.get_rank()}
     everyone: list[dict[str, Any]] = [{} for _ in row.row]
     shapes = {key: value.to("meta") if isinstance(value, Tensor) else value for key, value in first.items()}
     dist.all_gather_object(everyone, shapes, group=row.group)
     state: dict[str, Any] = {}
-    for key, path in found.keys.items():
+    for key in found.keys:
         state[key] = next(rank[key] for rank in everyone if key in rank)
         if isinstance(state[key], Tensor):
-            state[key] = torch.empty_like(state[key], device=_device(model)).copy_(own[key] if key in first else 0)
-            dist.broadcast(state[key], row.first(path), group=row.group)
+            state[key] = torch.empty_like(state[key], device=_device(model))
+            state[key].copy_(first.get(key, state[key]))
+            dist.broadcast(state[key], found.first(key), group=row.group)
     return state
 
 
@@ -244,7 +251,7 @@ def gradient_norm(part: nn.Module) -> Tensor:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             square = whole(torch.linalg.vector_norm(parameter.grad, dtype=torch.float64)).square()
-            if found.ranks.first(found.branch_of(name)) == dist.get_rank():
+            if found.first(name) == dist.get_rank():
                 total += square
     dist.all_reduce(total, group=found.ranks.group)
     return total.sqrt()
@@ -269,15 +276,6 @@ def _part(part: nn.Module) -> tuple[CollabGraphModule, Spread]:
 
 def _state_of(model: nn.Module) -> dict[str, Any]:
     return {without_infixes(key): value for key, value in model.state_dict().items()}
-
-
-def _branch_of(name: str, peers: str, levels: Mapping[str, int]) -> Path:
-    """The branch that a tensor of a training model belongs to."""
-    if not name.startswith(f"{peers}."):
-        return (0,) * levels.get(name, 0)
-    path = parse_branch_name(name.split(".", 2)[1])
-    assert path is not None
-    return path
 
 
 def whole(value: Any) -> Any:

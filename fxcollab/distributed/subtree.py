@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,14 +12,15 @@ from torch import fx, nn
 from fxcollab._torch import codegen_of, pytree
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.distributed.ranks import Ranks
-from fxcollab.functional import shallow
+from fxcollab.functional import without
 from fxcollab.fx_utils import copy_node, get_output, map_inputs
 from fxcollab.plan import Plan, plan_of
 from fxcollab.provenance import META_KEY, Provenance, provenance_of
 from fxcollab.rewriting.outputs import codegen_for_heads, codegen_for_one, is_flat, output_of
+from fxcollab.rewriting.peers import kept_peers
 from fxcollab.runtime.exchange import Exchange, register
 from fxcollab.runtime.rescale import rescale
-from fxcollab.tree import Path, branch_name, parse_branch_name
+from fxcollab.tree import Path, branch_name
 
 EXCHANGE = "exchange"
 """The module under the peers that has those through which ranks exchange gradients."""
@@ -36,12 +37,12 @@ def keep_heads(
     """
     plan = plan_of(train_model)
     dropped = {name for name, level in levels.items() if (0,) * level not in ranks.groups}
-    peers = _kept_peers(train_model.get_submodule(plan.options.peers), ranks.groups)
+    peers = kept_peers(train_model.get_submodule(plan.options.peers), ranks.groups)
     shared = {branch_name(path): group for path, group in ranks.groups.items() if group is not None}
     exchanges = nn.ModuleDict({name: Exchange(register(group), every) for name, group in shared.items()})
     peers.add_module(EXCHANGE, exchanges)
     return CollabGraphModule(
-        _without(train_model.root, dropped),
+        without(train_model.root, dropped),
         train_model.modes.map(lambda graph: _Part(graph, plan, ranks).graph),
         constants={name: getattr(train_model, name) for name in train_model.constants},
         peers={plan.options.peers: peers},
@@ -138,31 +139,3 @@ class _Part:
         leaves: Any = kind(leaf for head in outputs for leaf in head) if is_flat(codegen) else tuple(outputs)
         self.graph.output(leaves).meta = dict(get_output(whole).meta)
         self.graph.set_codegen(codegen_for_heads(codegen_for_one(codegen), len(outputs)))
-
-
-def _without(module: nn.Module, dropped: Collection[str]) -> nn.Module:
-    """A copy of ``module`` without some of its tensors, which shares all others."""
-    if not dropped:
-        return module
-    new = shallow(module)
-    for name in dropped:
-        for registry in (new._parameters, new._buffers):
-            registry.pop(name, None)
-    for child, part in module._modules.items():
-        below = {name.removeprefix(f"{child}.") for name in dropped if name.startswith(f"{child}.")}
-        if below and part is not None:
-            new._modules[child] = _without(part, below)
-    return new
-
-
-def _kept_peers(peers: nn.Module, kept: Collection[Path]) -> nn.Module:
-    """The peers of the kept branches."""
-    new = nn.Module()
-    new.training = peers.training
-    for name, child in peers.named_children():
-        path = parse_branch_name(name)
-        if path is None:
-            new.add_module(name, _kept_peers(child, kept))
-        elif path in kept:
-            new.add_module(name, child)
-    return new

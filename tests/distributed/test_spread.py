@@ -53,6 +53,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], int]] = {
     "no rescale": (SmallConvNet, {"splits": ["layer1", "layer2"], "rescale": False}, 4),
     "computed again": (SmallConvNet, {"splits": ["layer1", "layer2"], "recompute": "heads"}, 2),
     "tied": (Tied, {"pattern": "simple", "splits": ["first"], "heads": 2}, 2),
+    "tied, no rescale": (Tied, {"pattern": "simple", "splits": ["first"], "heads": 2, "rescale": False}, 2),
     "head 0 frozen": (SmallConvNet, {"pattern": "simple", "splits": ["layer2"], "heads": 2}, 2),
     "an uneven tree": (SmallConvNet, {"splits": ["layer1", "layer2"], "fanouts": (2, (2, 1))}, 2),
     "a ladder on four ranks": (SkipNet, {"pattern": "ladder", "splits": ["conv1", "layer1", "layer2"]}, 4),
