@@ -109,13 +109,15 @@ def spread(
     cut = partition(prune(train_model), plan.tree)
     part = keep_heads(train_model, ranks, cut.state, check_every)
     random = any(cut.observation.of(node).random for nodes in cut.nodes.values() for node in nodes)
-    part.meta[SPREAD_KEY] = Spread(plan, ranks, tuple(train_model.state_dict()), cut.state, random)
+    part.is_part, part.meta[SPREAD_KEY] = (
+        True,
+        Spread(plan, ranks, tuple(train_model.state_dict()), cut.state, random),
+    )
     align(part)
     if random:
-        never_compiled: Any = torch.compiler
-        part.register_forward_pre_hook(never_compiled.disable(partial(_seed, ranks)))
+        part.register_forward_pre_hook(torch.compiler.disable(partial(_seed, ranks)))  # type: ignore[no-untyped-call]
     gather = _Gather(plan, ranks, check_every)
-    part.register_forward_pre_hook(gather.check_batch, with_kwargs=True)
+    part.register_forward_pre_hook(gather._check_batch, with_kwargs=True)
     part.register_forward_hook(gather, with_kwargs=True)
     return part
 
@@ -135,20 +137,19 @@ class _Gather:
             return gathered
         return gathered[0] if eval_output == "head" else mean_of_heads(gathered)
 
-    def check_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Before the forward: whether all ranks have the same batch."""
+    def _check_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         batch = [leaf.detach() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         torch.ops.fxcollab.agree(batch, "batch", 1e-4, self._every, self._group)
 
     def _gathered(self, outputs: tuple[Any, ...]) -> tuple[Any, ...]:
         flat, specs = zip(*map(pytree.tree_flatten, outputs), strict=True)
         own = [leaf for leaves in flat for leaf in leaves if isinstance(leaf, Tensor)]
+        first = [leaf.detach() for leaf in own[: len(own) // len(outputs)]]
+        torch.ops.fxcollab.agree(first, "heads", 0.0, self._every, self._group)
         gathered = iter(Gathered.apply(self._counts, self._place, self._group, self._every, self._always, *own))
-        heads = [
-            [next(gathered) if isinstance(leaf, Tensor) else leaf for leaf in flat[0]]
-            for _ in range(sum(self._counts))
-        ]
-        return tuple(pytree.tree_unflatten(leaves, specs[0]) for leaves in heads)
+        heads = range(sum(self._counts))
+        leaves = [[next(gathered) if isinstance(leaf, Tensor) else leaf for leaf in flat[0]] for _ in heads]
+        return tuple(pytree.tree_unflatten(head, specs[0]) for head in leaves)
 
 
 def _seed(ranks: Ranks, module: nn.Module, args: Any) -> None:
@@ -160,10 +161,10 @@ def _seed(ranks: Ranks, module: nn.Module, args: Any) -> None:
 
 
 def align(part: nn.Module) -> None:
-    """Give what several ranks have the first one's values, parameters and buffers; all ranks must call it.
+    """Give what several ranks have the first one's values; all ranks must call it, and `spread` does.
 
-    `spread` does. Later on it is only needed where ranks loaded different weights, and, every few thousand steps,
-    where kernels are not deterministic and the trunk is not synchronised over ``heads`` by FSDP2 or DDP.
+    Later on it is needed where ranks loaded different weights, and, every few thousand steps, where kernels are not
+    deterministic and FSDP2 does not synchronise the trunk over ``heads``.
 
     Args:
         part: what `spread` returned, or a wrapper around it.

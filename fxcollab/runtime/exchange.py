@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.fx import has_side_effect
 
-from fxcollab.errors import StateError
+from fxcollab.errors import StateError, warn_caller
 from fxcollab.runtime.tensors import map_tensors
 
 _GROUPS: dict[str, dist.ProcessGroup] = {}
@@ -83,7 +83,10 @@ def _(own: Sequence[Tensor], counts: Sequence[int], place: int, group: str) -> l
     schema="(Tensor[] values, str what, float tolerance, int every, str group) -> ()",
 )
 def _agree(values: Sequence[Tensor], what: str, tolerance: float, every: int, group: str) -> None:
-    """Raise a `StateError` unless all ranks of a group have the same values, to a tolerance; every so many calls."""
+    """Raise a `StateError` unless all ranks of a group have the same values, to a tolerance; every so many calls.
+
+    Of ``heads`` it is told where they are the same: DDP and FSDP2 over other heads' ranks give all one's weights.
+    """
     _CALLS[what, group] += 1
     if not values or not every or (_CALLS[what, group] - 1) % every:
         return
@@ -94,6 +97,10 @@ def _agree(values: Sequence[Tensor], what: str, tolerance: float, every: int, gr
     table = torch.stack(found).cpu()  # ranks, values, (projection, size)
     rounding = [4 * torch.finfo(v.dtype).eps if v.is_floating_point() else 0.0 for v in values]
     tolerances = torch.tensor(rounding, dtype=table.dtype).clamp(min=tolerance)[:, None]
+    if what == "heads":
+        if bool((table == table[0]).all()):
+            warn_caller("heads on different ranks give the same outputs: is DDP or FSDP2 over the dimension 'heads'?")
+        return
     apart = (table - table[0]).abs() > tolerances * table[..., 1:].amax(0)
     if apart.any():
         members = dist.get_process_group_ranks(_GROUPS[group])

@@ -2,7 +2,7 @@
 
 Forward and backward of four heads with 4,096 rows: the seconds, and the memory at the peak beside the inputs, as a
 share of the logits of all heads. The naive formula, the same a chunk of rows at a time (each chunk's backward at
-once), ours; and, from hidden states of 512, ours with 128k classes against ours of the whole logits. A process for each.
+once), ours; and, from hidden states of 512, ours with 128k classes against ours of the whole logits. Each runs alone.
 """
 
 from __future__ import annotations

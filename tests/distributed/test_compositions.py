@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -278,7 +279,10 @@ def _guards(rank: int) -> Saved:
             fxcollab.transform(model, "simple", ["0"])
         except FxCollabError as error:
             errors.append(str(error))
-    yield "", errors
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        DistributedDataParallel(fxcollab.spread(made("two"), mesh))(x)  # over all ranks
+    yield "", (errors, [str(warning.message) for warning in told if "same outputs" in str(warning.message)])
 
 
 def _proof(rank: int) -> Saved:
@@ -362,7 +366,8 @@ def test_what_ranks_share_draws_the_same_random_numbers(results: Callable[[str],
 
 
 def test_ranks_that_go_apart_are_told(results: Callable[[str], list[Any]]) -> None:
-    for errors in results("guards"):
+    for errors, told in results("guards"):
+        assert len(told) == 1
         assert [error.split("\n")[0].partition("got ")[2] for error in errors[:8]] == [
             "", "different batches.", "different gradients of the loss.",
             "different values of the layers that they share.", "", "", "", "different batches.",

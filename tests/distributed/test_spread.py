@@ -115,6 +115,7 @@ def _spread_cases(rank: int) -> Saved:
     """Without data parallelism: the rows see the same batch."""
     for case, (_, _, places) in CASES.items():
         part = fxcollab.spread(made(case), _mesh(places))
+        part.load_state_dict(part.state_dict())
         step(case, part)
         yield f"{case} accumulated once", state_of(part)
         loss = step(case, part)
