@@ -109,15 +109,13 @@ def spread(
     cut = partition(prune(train_model), plan.tree)
     part = keep_heads(train_model, ranks, cut.state, check_every)
     random = any(cut.observation.of(node).random for nodes in cut.nodes.values() for node in nodes)
-    part.is_part, part.meta[SPREAD_KEY] = (
-        True,
-        Spread(plan, ranks, tuple(train_model.state_dict()), cut.state, random),
-    )
+    keys, part.is_part = tuple(train_model.state_dict()), True
+    part.meta[SPREAD_KEY] = Spread(plan, ranks, keys, cut.state, random)
     align(part)
     if random:
         part.register_forward_pre_hook(torch.compiler.disable(partial(_seed, ranks)))  # type: ignore[no-untyped-call]
     gather = _Gather(plan, ranks, check_every)
-    part.register_forward_pre_hook(gather._check_batch, with_kwargs=True)
+    part.register_forward_pre_hook(gather.check_batch, with_kwargs=True)
     part.register_forward_hook(gather, with_kwargs=True)
     return part
 
@@ -131,13 +129,13 @@ class _Gather:
         self._counts = [len(heads_of(plan.tree, len(ranks.row), place)) for place in range(len(ranks.row))]
 
     def __call__(self, module: CollabGraphModule, args: Any, kwargs: Any, outputs: tuple[Any, ...]) -> Any:
-        gathered = self._gathered(outputs)
-        eval_output = self._plan.options.eval_output
+        gathered, eval_output = self._gathered(outputs), self._plan.options.eval_output
         if module.training or module.returns_all or eval_output == "all":
             return gathered
         return gathered[0] if eval_output == "head" else mean_of_heads(gathered)
 
-    def _check_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def check_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Before the forward: whether all ranks have the same batch."""
         batch = [leaf.detach() for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         torch.ops.fxcollab.agree(batch, "batch", 1e-4, self._every, self._group)
 
