@@ -13,7 +13,7 @@ from fxcollab.costs.summary import Summary, summarise
 from fxcollab.diffs.build import diff
 from fxcollab.diffs.compare import Comparison
 from fxcollab.diffs.diff import Diff
-from fxcollab.distributed.spread import gathered_state_dict, gradient_norm, spread
+from fxcollab.distributed.spread import align, gathered_state_dict, gradient_norm, head_state_dicts, spread
 from fxcollab.errors import (
     ArtifactError,
     CaptureError,
@@ -26,7 +26,7 @@ from fxcollab.errors import (
     StateError,
     VerificationError,
 )
-from fxcollab.groups import parameter_groups
+from fxcollab.groups import parallel_plan, parameter_groups
 from fxcollab.heads import all_heads, ensemble, evaluate_heads, original
 from fxcollab.io.artifact import load, save
 from fxcollab.objectives.collaborative import CollaborativeLoss
@@ -82,6 +82,7 @@ __all__ = [
     "Summary",
     "VerificationError",
     "__version__",
+    "align",
     "all_heads",
     "capture",
     "choose_splits",
@@ -92,9 +93,11 @@ __all__ = [
     "find_splits",
     "gathered_state_dict",
     "gradient_norm",
+    "head_state_dicts",
     "load",
     "original",
     "original_name",
+    "parallel_plan",
     "parameter_groups",
     "partition",
     "private_copy",

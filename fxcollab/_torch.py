@@ -7,7 +7,7 @@ Each has a line that says what it is for where torch has no public name, and a t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import CodeType
 from typing import Any
 
@@ -112,16 +112,6 @@ def storage_id(tensor: Tensor) -> int:
 def gradient_types(node: Any) -> Iterator[torch.dtype]:
     """The types of the gradients that a node of autograd's graph takes."""
     return (meta.dtype for meta in node._input_metadata)
-
-
-def backward_id() -> int:
-    """Which backward is running; -1 where none is."""
-    return torch._C._current_graph_task_id()
-
-
-def at_end_of_backward(callback: Callable[[], None]) -> None:
-    """Call ``callback`` at the end of the backward that is running, as DDP does."""
-    torch.autograd.Variable._execution_engine.queue_callback(callback)
 
 
 def is_traced() -> bool:

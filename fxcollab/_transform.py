@@ -10,7 +10,8 @@ from torch import nn
 
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.errors import CaptureError, ForwardError, PatternError, warn_caller
+from fxcollab.errors import CaptureError, ForwardError, PatternError, StateError, warn_caller
+from fxcollab.functional import tensors_of
 from fxcollab.passes import AfterPass, CapturePass, PartitionPass, run_passes, training_passes
 from fxcollab.patterns import AUTO, Fanouts, fanouts_to_choose, head_tree, split_names
 from fxcollab.plan import RewriteOptions
@@ -103,7 +104,8 @@ def transform(
         PatternError: pattern, splits, heads, fan-outs and budgets don't fit together.
         SplitError: a split can't be found or cut, or no choice keeps the budgets.
         CaptureError: an opened forward can't be traced; the hint names the nearest splits that work.
-        StateError: the model has something named ``peers``, or a ``state_dict`` of its own.
+        StateError: the model has something named ``peers``, or a ``state_dict`` of its own; or it is sharded already,
+            as by ``fully_shard``.
         The model is never changed by a failure.
     """
     names = splits.splits if isinstance(splits, Choice) else split_names(splits)
@@ -118,6 +120,7 @@ def transform(
     if not isinstance(model, nn.Module):
         factory, source = factory or model, source or source_of(model)
         model = model_of(model)
+    _refuse_distributed(model)
     if tree is None:
         splits = choose_splits(
             model,
@@ -145,6 +148,18 @@ def transform(
     for sentence in train_model.meta[SMALL_LEVELS_KEY]:
         warn_caller(f"{sentence}: the heads hardly gain from that split, and `fxcollab splits` lists others")
     return train_model
+
+
+def _refuse_distributed(model: nn.Module) -> None:
+    """Raise a StateError for a model that torch has sharded or wrapped already."""
+    sharded = next((name for name, tensor in tensors_of(model).items() if hasattr(tensor, "device_mesh")), None)
+    if sharded is not None or isinstance(model, nn.parallel.DistributedDataParallel):
+        raise StateError(
+            "The model is distributed already.",
+            where=sharded or type(model).__qualname__,
+            why="layers that are cloned belong to ranks and groups of their own",
+            hint="transform first, then shard or wrap what it returns",
+        )
 
 
 def _with_way_out(error: ForwardError, model: nn.Module, how: CapturePass) -> ForwardError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -55,6 +55,21 @@ def shallow(module: nn.Module) -> nn.Module:
     for registry in ("_modules", "_parameters", "_buffers"):
         new.__dict__[registry] = dict(module.__dict__[registry])
     new.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
+    return new
+
+
+def without(module: nn.Module, dropped: Collection[str]) -> nn.Module:
+    """A copy of ``module`` without some of its tensors, which shares all others."""
+    if not dropped:
+        return module
+    new = shallow(module)
+    for name in dropped:
+        for registry in (new._parameters, new._buffers):
+            registry.pop(name, None)
+    for child, part in module._modules.items():
+        below = {name.removeprefix(f"{child}.") for name in dropped if name.startswith(f"{child}.")}
+        if below and part is not None:
+            new._modules[child] = without(part, below)
     return new
 
 

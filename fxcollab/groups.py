@@ -1,14 +1,15 @@
-"""Parameter groups for the optimizer of a training model."""
+"""What is said of the original, said of all branches: groups of parameters, plans of tensor parallelism."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 
 from fxcollab.errors import StateError, closest
-from fxcollab.plan import plan_of, training_model
+from fxcollab.plan import unwrapped
 from fxcollab.tree import original_name
 
 
@@ -16,7 +17,7 @@ def parameter_groups(train_model: nn.Module, groups: Iterable[Any]) -> list[dict
     """Groups of the original's parameters, with every peer's parameter in the group of its original.
 
     Args:
-        train_model: what `transform` or `load` returned, or a wrapper around it.
+        train_model: what `transform`, `load` or `spread` returned, or a wrapper around it.
         groups: as for an optimizer of the original: dicts with tensors, names, or pairs of both under ``params``; or
             the parameters of one group.
 
@@ -26,11 +27,11 @@ def parameter_groups(train_model: nn.Module, groups: Iterable[Any]) -> list[dict
     Raises:
         StateError: it is not a training model, or a group holds something else than its parameters.
     """
-    model = training_model(train_model)
+    model = unwrapped(train_model)
     branches: dict[str, list[Tensor]] = {}
     names: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        key = original_name(name, peers=plan_of(model).options.peers)
+        key = original_name(name, peers=model.name_of_peers)
         branches.setdefault(key, []).append(parameter)
         names.setdefault(id(parameter), key)
 
@@ -56,3 +57,36 @@ def parameter_groups(train_model: nn.Module, groups: Iterable[Any]) -> list[dict
     if not all(isinstance(group, Mapping) for group in given):
         given = [{"params": given}]
     return [{**group, "params": list(of_all_branches(group["params"]))} for group in given]
+
+
+def parallel_plan(train_model: nn.Module, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan of tensor parallelism for all branches, of one for the original.
+
+    Args:
+        train_model: what `transform`, `load` or `spread` returned, or a wrapper around it.
+        plan: as for ``torch.distributed.tensor.parallel.parallelize_module``: styles by names of the original's
+            modules, with ``*`` for any part of a path.
+
+    Returns:
+        The styles by names of the training model's modules, for ``parallelize_module(train_model, mesh, plan)``.
+
+    Raises:
+        StateError: no module has such a name, or one was opened, so that a style's hooks would never be called.
+    """
+    model = unwrapped(train_model)
+    calls = {str(node.target) for graph in model.modes for node in graph.nodes if node.op == "call_module"}
+    names = {name: original_name(name, peers=model.name_of_peers).split(".") for name, _ in model.named_modules()}
+    found: dict[str, Any] = {}
+    for pattern, style in plan.items():
+        atoms = pattern.split(".")
+        fits = [name for name, own in names.items() if len(own) == len(atoms) and all(map(fnmatchcase, own, atoms))]
+        opened = [name for name in fits if any(call.startswith(f"{name}.") for call in calls)]
+        if not fits or opened:
+            raise StateError(
+                f"{pattern!r} is not a module that the training graph calls.",
+                where=", ".join(opened[:3]) or None,
+                why="a split lies inside, so that its parts are called" if opened else "there is none of that name",
+                hint="name the modules in it" if opened else "give names of the original's named_modules()",
+            )
+        found.update((name, style) for name in fits if any(f"{name}.".startswith(f"{call}.") for call in calls))
+    return found

@@ -140,19 +140,9 @@ def test_versions_and_storages() -> None:
     assert _torch.storage_id(meta) == _torch.storage_id(meta[1:]) != _torch.storage_id(torch.empty_like(meta))
 
 
-def test_backward() -> None:
-    leaf, calls = torch.ones(2, requires_grad=True), []
-    assert _torch.backward_id() == -1
-
-    def note(gradient: Tensor) -> None:
-        calls.append(_torch.backward_id())
-        _torch.at_end_of_backward(lambda: calls.append("end"))
-
-    leaf.register_hook(note)
-    loss = leaf.half().sum()
+def test_gradient_types() -> None:
+    loss = torch.ones(2, requires_grad=True).half().sum()
     assert list(_torch.gradient_types(loss.grad_fn.next_functions[0][0])) == [torch.float16]
-    loss.backward()
-    assert calls[0] >= 0 and calls[1:] == ["end"]
 
 
 def test_transforms() -> None:

@@ -66,6 +66,8 @@ class CollabGraphModule(fx.GraphModule):
     _recomputed_modules: frozenset[str] = frozenset()
     returns_all = False
     """Whether eval mode returns what train mode does: one output a head. See `all_heads`."""
+    is_part = False
+    """Whether it is the part of a training model that a rank has. See `spread`."""
 
     def __init__(
         self,
@@ -143,6 +145,11 @@ class CollabGraphModule(fx.GraphModule):
         """Names of the tensors that the graphs refer to and that are neither parameters nor buffers."""
         names: tuple[str, ...] = self.__dict__["_constants"]
         return names
+
+    @property
+    def name_of_peers(self) -> str:
+        """The name of the module that has the peers."""
+        return str(self.__dict__["_peers"][0])
 
     @property
     def recompute(self) -> Recompute | None:
@@ -259,7 +266,7 @@ class CollabGraphModule(fx.GraphModule):
         Raises:
             StateError: if ``strict``, for such a checkpoint.
         """
-        if strict and (peers := self.__dict__["_peers"]):
+        if strict and (peers := self.__dict__["_peers"]) and not self.is_part:
             refuse_other_checkpoint(state_dict, self.state_dict(), peers[0])
         return super().load_state_dict(state_dict, strict, assign)
 

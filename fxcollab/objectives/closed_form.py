@@ -58,22 +58,22 @@ def loss(heads: list[Tensor], target: Tensor, counted: Tensor | None, weights: W
     computes the same for second derivatives.
     """
     z, labelled = heads[0], None if target.is_floating_point() else target != IGNORED
-    hard = weights.hard / (_count(labelled, z) if weights.mean else 1)
+    hard = weights.hard / (count_of(labelled, z) if weights.mean else 1)
     if counted is not None and counted.device.type == "cpu" and counted.all():  # an accelerator would wait
         counted = None
-    soft: Tensor | float = weights.soft / (_count(counted, z) if weights.mean else 1)
+    soft: Tensor | float = weights.soft / (count_of(counted, z) if weights.mean else 1)
     if counted is not None:
-        soft = (soft * counted.to(_wide(z))).unsqueeze(1)
+        soft = (soft * counted.to(wide(z))).unsqueeze(1)
     total: Tensor = _ClosedForm.apply(hard, soft, weights.temperature, by_operators, target, *heads)
     return total
 
 
-def _count(mask: Tensor | None, z: Tensor) -> Tensor | int:
+def count_of(mask: Tensor | None, z: Tensor) -> Tensor | int:
     """How many positions a mask has, at least 1; of none, all positions of logits."""
-    return z.numel() // z.shape[1] if mask is None else mask.sum().clamp(min=1).to(_wide(z))
+    return z.numel() // z.shape[1] if mask is None else mask.sum().clamp(min=1).to(wide(z))
 
 
-def _wide(z: Tensor) -> torch.dtype:
+def wide(z: Tensor) -> torch.dtype:
     """The type in which logits are computed with."""
     return torch.promote_types(z.dtype, torch.float32)
 
@@ -99,14 +99,14 @@ class _ClosedForm(torch.autograd.Function):
         ctx.by_operators, ctx.gradients = by_operators, [torch.empty_like(z, dtype=_kept(z)) for z in heads]
         z, count = heads[0], len(heads[0])
         step = max(1, (IN_CACHE if z.device.type == "cpu" else ON_ACCELERATOR) * count // z.numel())
-        total, share = z.new_zeros((), dtype=_wide(z)), 1 / ((len(heads) - 1) * temperature)
+        total, share = z.new_zeros((), dtype=wide(z)), 1 / ((len(heads) - 1) * temperature)
         for start in range(0, count, step):
             rows = slice(start, start + step)
-            parts, gradients = [z[rows].to(_wide(z)) for z in heads], [kept[rows] for kept in ctx.gradients]
+            parts, gradients = [z[rows].to(wide(z)) for z in heads], [kept[rows] for kept in ctx.gradients]
             consensus = [torch.softmax(others * share, 1) for others in sums_of_others(parts)]
             of_rows = temperature * (soft[rows] if isinstance(soft, Tensor) else soft)
             losses = [
-                _of_head(z, q, target[rows], hard, of_rows, temperature, gradient)
+                of_head(z, q, target[rows], hard, of_rows, temperature, gradient)
                 for z, q, gradient in zip(parts, consensus, gradients, strict=True)
             ]
             total += sum(losses)
@@ -127,7 +127,7 @@ class _ClosedForm(torch.autograd.Function):
         return None, None, None, None, None, *found
 
 
-def _of_head(
+def of_head(
     z: Tensor,
     q: Tensor,
     target: Tensor,

@@ -9,15 +9,19 @@ The regularisation term of equation 4 is the optimizer's weight decay.
 
 from __future__ import annotations
 
-from typing import Unpack
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from fxcollab.errors import ObjectiveError
 from fxcollab.objectives import closed_form, options
+from fxcollab.objectives import hidden as hidden_states
 from fxcollab.objectives.consensus import consensus
-from fxcollab.objectives.hard_loss import is_plain_cross_entropy
+from fxcollab.objectives.hard_loss import ignored_label, is_plain_cross_entropy
 from fxcollab.objectives.objective import Options, as_teachers
+from fxcollab.objectives.outputs import logits_of_heads
+from fxcollab.objectives.tokens import flat_labels
 from fxcollab.objectives.two_terms import TwoTerms
 
 
@@ -110,11 +114,46 @@ class CollaborativeLoss(TwoTerms):
         teachers = consensus(as_teachers(heads, self.detach))
         return [self.task.distillation(t, z, self.temperature) for t, z in zip(teachers, heads, strict=True)]
 
+    def forward(
+        self,
+        outputs: Sequence[object],
+        target: Tensor | None,
+        *args: Any,
+        num_items: int | Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """As of every `Objective`; of hidden states and output layers a few rows at a time.
+
+        Raises:
+            ObjectiveError: as of every `Objective`; or there are hidden states, and an option needs all logits.
+        """
+        if not isinstance(self.logits, tuple):
+            return super().forward(outputs, target, *args, num_items=num_items, **kwargs)
+        states, *layer = (logits_of_heads(outputs, field) for field in self.logits)
+        if not self._is_plain(len(states)) or self.reduction == "none" or target is None:
+            raise ObjectiveError(
+                "The loss can't be computed from hidden states.",
+                why="That needs labels, the plain cross entropy, a constant consensus, and reduction mean or sum.",
+                hint="Return logits from the model, and name their field.",
+            )
+        rows = states[0].shape[:-1]
+        logits = states[0].new_empty(()).expand(rows.numel(), len(layer[0][0]))  # their shape alone
+        if self.tokens:
+            target = flat_labels(target, tuple(rows), self.tokens, ignored_label(self.hard))
+        target = self.task.target(target, logits)
+        weights = closed_form.Weights(*self.weights, self.temperature, self.reduction == "mean")
+        layers = [(each[0], each[1] if len(each) > 1 else None) for each in zip(*layer, strict=True)]
+        flat = [hidden.flatten(0, -2) for hidden in states]
+        loss = hidden_states.loss(flat, layers, target, self.counted(target, logits), weights)
+        return loss if num_items is None else loss * self._share(logits, target, num_items)
+
+    def _is_plain(self, heads: int) -> bool:
+        own = type(self) is CollaborativeLoss  # what a subclass changes, the closed form doesn't know
+        return own and self.soft_weight > 0 and self.detach and heads > 1 and is_plain_cross_entropy(self.hard)
+
     def total(self, heads: list[Tensor], target: Tensor | None) -> Tensor:
         """The sum over heads (equation 4), in closed form where possible."""
-        own = type(self) is CollaborativeLoss  # what a subclass changes, the closed form doesn't know
-        plain = own and self.soft_weight and self.detach and len(heads) > 1 and is_plain_cross_entropy(self.hard)
-        if not plain or self.reduction == "none" or not isinstance(target, Tensor):
+        if not self._is_plain(len(heads)) or self.reduction == "none" or not isinstance(target, Tensor):
             return super().total(heads, target)
         if not closed_form.may_be_used(heads, target):
             return super().total(heads, target)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fxcollab.errors import ObjectiveError
 from fxcollab.objectives.hard_loss import HardLoss, ignored_label
 from fxcollab.objectives.options import Number
-from fxcollab.objectives.outputs import described, is_concrete, logits_of_heads, widened
+from fxcollab.objectives.outputs import Field, described, is_concrete, logits_of_heads, widened
 from fxcollab.objectives.tasks import Task, task_of
 from fxcollab.objectives.tokens import Tokens, flat_labels, flat_logits
 
@@ -26,7 +26,7 @@ class Options(TypedDict, total=False):
 
     task: str | None
     hard: HardLoss | None
-    logits: str | int
+    logits: Field
     tokens: Tokens | None
     consensus_on: str | Mask
     reduction: str
@@ -45,7 +45,9 @@ class Objective(nn.Module, ABC):
         hard: the loss on the labels, any callable (logits, target) to a scalar. The default is the task's usual one:
             cross entropy, binary cross entropy with logits, squared error.
         logits: name of the field that holds the logits, where a head's output is a structure: "logits" for
-            transformers, "out" for torchvision's segmentation models; 0 for the first of a tuple.
+            transformers, "out" for torchvision's segmentation models; 0 for the first of a tuple. Two or three
+            fields, ``("hidden", "weight", "bias")``, are the last hidden states and the output layer: then
+            `CollaborativeLoss` never has all logits of a head.
         tokens: for logits (N, T, V) of a language model with labels (N, T): "aligned" where those at t are scored by
             the label at t; "shifted" by the label at t + 1, as of a causal model. The default, None, is for classes
             in dimension 1.
@@ -70,7 +72,7 @@ class Objective(nn.Module, ABC):
         *,
         task: str | None = None,
         hard: HardLoss | None = None,
-        logits: str | int = "logits",
+        logits: Field = "logits",
         tokens: Tokens | None = None,
         consensus_on: str | Mask = "labelled",
         reduction: str = "mean",

@@ -5,26 +5,35 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fxcollab._torch import is_traced, is_transformed
 from fxcollab.errors import ObjectiveError, closest
 
+Field: TypeAlias = str | int | tuple[str | int, ...]
+"""Where an output has its logits: a field's name or place; or the fields of hidden states, weight and bias."""
 
-def logits_of_heads(outputs: Sequence[object], field: str | int, of: str = "head") -> list[Tensor]:
+
+def logits_of_heads(outputs: Sequence[object], field: Field, of: str = "head") -> list[Tensor]:
     """The logits of every head, all of one shape.
 
     Args:
         outputs: one entry per head: a tensor, or a structure with a field of that name (a mapping, named tuple,
             dataclass or any other object).
-        field: the field that holds the logits; a number for an entry of a tuple or list.
+        field: the field that holds the logits; a number for an entry of a tuple or list; or the fields of the last
+            hidden states and of the output layer's weight and bias, of which the logits are computed here.
         of: what gives each output, for errors.
 
     Raises:
         ObjectiveError: there is no sequence of heads, a head has no floating-point logits, or shapes differ.
     """
+    if isinstance(field, tuple):
+        parts = [logits_of_heads(outputs, each, of) for each in field]
+        return [F.linear(*layer) for layer in zip(*parts, strict=True)]
     one_output = hasattr(outputs, "_fields")
     if not isinstance(outputs, tuple | list) or not outputs or one_output:
         raise ObjectiveError(

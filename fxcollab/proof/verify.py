@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from torch import nn
 
 from fxcollab.analysis.partition import partition
+from fxcollab.distributed.spread import spread_of
 from fxcollab.errors import SplitError
 from fxcollab.functional import tensors_of
 from fxcollab.plan import plan_of, training_model
+from fxcollab.proof.across_ranks import verify_part
 from fxcollab.proof.gradients import check_gradients
 from fxcollab.proof.outputs import check_outputs
 from fxcollab.proof.report import Check, Report
@@ -40,10 +42,14 @@ def verify(
     threads may use the models meanwhile. Where the original itself raises an error or computes NaN, or has no values
     on the meta device, the report says what could not be checked.
 
+    Of a part of a training model, on all ranks at once, the gradients are compared with those of one process: try a
+    recipe for many ranks on a small model.
+
     Args:
-        model: the original, the same object that was transformed.
-        train_model: what `transform` or `load` returned.
-        example_inputs: tuple or dict of tensors. By default random ones of the shapes given to `transform`,
+        model: the original, the same object that was transformed; for a part the whole training model, any weights.
+        train_model: what `transform` or `load` returned; or `spread`, sharded and wrapped as for training.
+        example_inputs: tuple or dict of tensors; for a part a batch of this rank's.
+            By default random ones of the shapes given to `transform`,
             or of the first usual shape that the model accepts.
         seed: for the random inputs and the random operations of the model.
 
@@ -54,6 +60,8 @@ def verify(
         CaptureError: no inputs are given and none could be guessed.
         StateError: ``train_model`` is not a training model.
     """
+    if found := spread_of(train_model):
+        return verify_part(training_model(model), train_model, found, example_inputs)
     trained = training_model(train_model)
     plan = plan_of(trained)
     captured = capture(model, plan.tree.splits, example_inputs, plan.granularity, interface=plan.interface)

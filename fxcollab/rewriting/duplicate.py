@@ -174,7 +174,7 @@ class _Writer:
 
     def _shallow_parameters(self, node: fx.Node, path: Path) -> list[str]:
         """Parameters of a called module that belong to a shallower level and so cross into this call."""
-        if node.op != "call_module" or not self._options.rescale or not path:
+        if node.op != "call_module" or not path:
             return []
         module = self._root.get_submodule(str(node.target))
         names = [name for name, _ in module.named_parameters()]  # tied ones once: the call replaces all
@@ -189,7 +189,8 @@ class _Writer:
             get = self._graph.create_node("get_attr", target, name=self._fresh(full.replace(".", "_")))
             get.meta[META_KEY] = Provenance("state", node.name, path[:level], full, self._position)
             self._inserted[inserted] = get
-        return self._insert_rescale(node, self._inserted[inserted], path)
+        value = self._inserted[inserted]
+        return self._insert_rescale(node, value, path) if self._options.rescale else value
 
     def _target(self, node: fx.Node, path: Path) -> Any:
         name = str(node.target)

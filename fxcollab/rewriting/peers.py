@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -14,7 +14,7 @@ from fxcollab.deep_copy import Memo, clone_of, deep_copy_into, uncopyable
 from fxcollab.errors import StateError
 from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import opened_around
-from fxcollab.tree import HeadTree, Path, branch_name
+from fxcollab.tree import HeadTree, Path, branch_name, parse_branch_name
 
 
 class Branch(nn.Module):
@@ -138,3 +138,16 @@ def nest(branches: Mapping[Path, Branch]) -> nn.Module:
         peers.add_module(branch_name(path), branch)
         peers.training = branch.training
     return peers
+
+
+def kept_peers(peers: nn.Module, kept: Collection[Path]) -> nn.Module:
+    """The peers of the kept branches."""
+    new = nn.Module()
+    new.training = peers.training
+    for name, child in peers.named_children():
+        path = parse_branch_name(name)
+        if path is None:
+            new.add_module(name, kept_peers(child, kept))
+        elif path in kept:
+            new.add_module(name, child)
+    return new

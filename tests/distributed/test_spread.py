@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.testing import assert_close
 
@@ -52,6 +53,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], int]] = {
     "no rescale": (SmallConvNet, {"splits": ["layer1", "layer2"], "rescale": False}, 4),
     "computed again": (SmallConvNet, {"splits": ["layer1", "layer2"], "recompute": "heads"}, 2),
     "tied": (Tied, {"pattern": "simple", "splits": ["first"], "heads": 2}, 2),
+    "tied, no rescale": (Tied, {"pattern": "simple", "splits": ["first"], "heads": 2, "rescale": False}, 2),
     "head 0 frozen": (SmallConvNet, {"pattern": "simple", "splits": ["layer2"], "heads": 2}, 2),
     "an uneven tree": (SmallConvNet, {"splits": ["layer1", "layer2"], "fanouts": (2, (2, 1))}, 2),
     "a ladder on four ranks": (SkipNet, {"pattern": "ladder", "splits": ["conv1", "layer1", "layer2"]}, 4),
@@ -113,6 +115,7 @@ def _spread_cases(rank: int) -> Saved:
     """Without data parallelism: the rows see the same batch."""
     for case, (_, _, places) in CASES.items():
         part = fxcollab.spread(made(case), _mesh(places))
+        part.load_state_dict(part.state_dict())
         step(case, part)
         yield f"{case} accumulated once", state_of(part)
         loss = step(case, part)
@@ -126,7 +129,7 @@ def _spread_data(rank: int) -> Saved:
     mesh = _mesh(2)
     part = fxcollab.spread(made(case), mesh)
     half = slice(4 * mesh["data"].get_local_rank(), 4 * mesh["data"].get_local_rank() + 4)
-    step(case, part, X[half], LABELS[half])
+    step(case, DistributedDataParallel(part, process_group=mesh["data"].get_group()), X[half], LABELS[half])
     yield "halves", state_of(part)
 
 
