@@ -83,7 +83,7 @@ def _lanes(picture: Picture) -> Iterator[str]:
         )
         title, note = lane.title, lane.note
         if len(lanes) > 1:
-            title, note = f"{title} to {picture.scene.drawing.lanes[lanes[-1]].title.rpartition(' ')[2]}", f"{TIMES} {len(lanes)} like head 0, own weights"
+            title, note = f"{title} to {picture.scene.drawing.lanes[lanes[-1]].title.rpartition(' ')[2]}", f"{TIMES} {len(lanes)} like head 0"
         above = picture.tops[begin - 1] if begin and not first else picture.tops[0] - m["height"] - 8
         for n, (kind, line) in enumerate((("head", title), ("note", note or ("" if first else "like head 0, own weights")))):
             yield _text(kind, x + 4, above + 13 + 14 * n, line)

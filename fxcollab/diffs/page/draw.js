@@ -31,21 +31,21 @@ function short(number) {
 }
 
 const pen = document.createElement("canvas").getContext("2d");
-/** Shortened in its middle, for paths differ at their ends, until it fits. */
-function clip(text, room, bold = false) {
-  pen.font = `${bold ? "700 13px" : "11.5px"} ${getComputedStyle(document.body).fontFamily}`;
-  const all = [...text];
+/** Shortened until it fits: at its end, or a name in its middle, for paths differ at their ends. */
+function clip(text, room, name = false) {
+  pen.font = `${name ? "700 13px" : "11.5px"} ${getComputedStyle(document.body).fontFamily}`;
+  const all = [...text], tail = (most) => (name && most > 1 ? all.slice(-(most >> 1)).join("") : "");
+  const cut = (most) => (most >= all.length ? text : `${all.slice(0, name ? (most - 1) >> 1 : most - 1).join("")}…${tail(most)}`);
   let most = Math.min(all.length, Math.floor(room / 3));
-  const cut = () => (most >= all.length ? text : `${all.slice(0, (most - 1) >> 1).join("")}…${most > 1 ? all.slice(-(most >> 1)).join("") : ""}`);
-  while (most > 1 && pen.measureText(cut()).width > room) most--;
-  return cut();
+  while (most > 1 && pen.measureText(cut(most)).width > room) most--;
+  return cut(most);
 }
 
 /** Rows, columns and their places. `open` holds numbers of groups. */
 function planned({ open, merged, narrow, spot }) {
   const only = ["a", "b"].indexOf(spot), seen = (lane) => only < 0 || DATA.lanes[lane][2] === only;
   const closed = GROUPS.filter((g) => !open.has(g.id) && g.around.every((outer) => open.has(outer.id)));
-  const plan = { rows: [], rowOf: [], columns: [], spots: new Map(), wires: new Map(), width: narrow ? M.narrow : M.width, axis: narrow ? M.narrowAxis : M.axis };
+  const plan = { rows: [], rowOf: [], columns: [], spots: new Map(), wires: new Map(), width: narrow ? M.narrow : M.width, narrow, axis: narrow ? M.narrowAxis : M.axis };
   for (let row = 0, next = 0; row < DATA.rows; ) {
     const group = closed[next] && closed[next].start === row ? closed[next++] : null;
     const stop = group ? group.stop : row + 1;
@@ -205,15 +205,15 @@ function* drawnAxes(plan) {
     for (const [row, title, note] of splits) {
       const y = plan.tops[plan.rowOf[row]] - 7;
       yield element("path", { class: "split", d: `M${x},${y}H${end}` });
-      yield label("cut", x, y - 18, clip(title, plan.axis - 14, true));
-      yield label("level", x, y - 5, clip(note, plan.axis));
+      yield label("cut", x, y - 18, clip(plan.narrow ? title.replace("split ", "") : title, plan.axis - 8, true));
+      yield label("level", x, y - 5, plan.narrow ? note.split(":")[0] : note);
     }
   }
   for (const { group, first, last, depth } of plan.folds) {
     const above = plan.folds.filter((other) => other.first === first && other.depth > depth).length;
     const [x, y] = [4 + 7 * depth, bottom(plan, first) - 12 - M.label * above];
     yield element("path", { class: "fold", d: `M${x},${y + 4}V${bottom(plan, last)}h4` });
-    yield label("fold", x + 6, y, `▾ ${clip(group.title, plan.axis - 34 - 7 * depth)}`, { "data-close": group.id, role: "button", tabindex: 0, "aria-label": `close ${group.title}` });
+    yield label("fold", x + 6, y, `▾ ${clip(group.title, plan.axis - 28 - 7 * depth, true)}`, { "data-close": group.id, role: "button", tabindex: 0, "aria-expanded": "true" });
   }
 }
 
@@ -243,14 +243,15 @@ function drawnCell(plan, spot) {
   const many = new Set(cells.map((cell) => cell[LANE])).size;
   const kind = (cells.find((cell) => cell[KIND] !== "same") || cells[0])[KIND], rewired = cells.some((cell) => cell[REWIRED]);
   const factors = spot.ports.map(({ mark }) => mark).filter(Boolean);
-  const told = [group ? `${group.title}, closed, ${second}` : DATA.nodes[cells[0][NODE]][0], WORDS[kind], many > 1 && `${many} times`, rewired && WORDS.rewired, ...factors];
+  const told = [group ? "closed" : DATA.nodes[cells[0][NODE]][0], WORDS[kind], many > 1 && `${many} times`, rewired && WORDS.rewired, ...factors];
   const made = element("g", { class: `node ${kind} s${sideOf(plan, c)}${group ? " closed" : ""}${rewired ? " rewired" : ""}`, "data-at": spot.key, role: "button",
-    tabindex: -1, "aria-expanded": group ? "false" : null, "aria-label": told.filter(Boolean).join(", ") },
+    tabindex: -1, "aria-expanded": group ? "false" : null },
     element("rect", { x, y, width: plan.width, height: M.height, rx: group ? 3 : 6 }),
     label("first", x + 24, y + (second ? 14 : 20), clip(first, plan.width - 29 - (many > 1 ? 24 : 0), true)),
     label("sign", x + 5, y + 13, SIGNS[kind]));
   if (second) made.append(label("second", x + 24, y + 27, clip(second, plan.width - 28)));
   if (rewired && kind !== "rewired") made.append(label("sign", x + 5, y + 27, SIGNS.rewired));
   if (many > 1) made.append(label("many", x + plan.width - 5, y + 13, `×${many}`));
+  made.setAttribute("aria-label", [[...made.querySelectorAll("text")].map((text) => text.textContent).join(" "), ...told.filter(Boolean)].join(", "));
   return made;
 }

@@ -189,7 +189,7 @@ function describe() {
 
 function overview() {
   const text = ([head, notes]) => [html("h3", {}, head), html("ul", {}, ...notes.map((note) => html("li", {}, note)))];
-  return [...links(`${state.hits.length} found`, state.hits), ...DATA.sides.filter(Boolean).map((side) => html("p", {}, side)), ...DATA.notes.flatMap(text),
+  return [html("h2", {}, "Overview"), ...links(`${state.hits.length} found`, state.hits), ...DATA.sides.filter(Boolean).map((side) => html("p", {}, side)), ...DATA.notes.flatMap(text),
     html("p", {}, "Select a node to see what became of it. ▸ opens, ▾ closes what is folded into a row.")];
 }
 
