@@ -5,37 +5,43 @@ from __future__ import annotations
 from typing import Any
 
 FAULTS = """() => {
-    const shown = (made) => made.getClientRects().length > 0 && getComputedStyle(made).display !== "none";
+    const shown = (made) => made.getClientRects().length > 0;
     const boxes = [...plan.spots.values()].map((spot) => ({ spot, ...rect(spot.drawn.querySelector("rect")) }));
     function rect(made) {
         const { x, y, width, height } = made.getBBox();
         return { x, y, right: x + width, bottom: y + height };
     }
     const inside = (p, b, by) => p.x > b.x + by && p.x < b.right - by && p.y > b.y + by && p.y < b.bottom - by;
-    const titles = [...document.querySelectorAll("#world :is(.head, .note, .cut, .level, .fold):is(text)")].filter(shown);
+    const marked = "#world :is(.head, .note, .cut, .level, .fold):is(text)";
+    const titles = [...document.querySelectorAll(marked)].filter(shown);
     const places = titles.map((title) => [title.textContent, rect(title)]);
     const under = [], crossed = new Set();
     for (const { from, to, drawn } of plan.wires.values()) {
         const path = drawn.firstChild;
         for (let at = 0; at <= path.getTotalLength(); at += 3) {
             const p = path.getPointAtLength(at);
-            for (const box of boxes) if (box.spot !== from && box.spot !== to && inside(p, box, 1)) under.push([from.key, to.key, box.spot.key].join(" "));
+            const foreign = boxes.filter(({ spot, ...box }) => spot !== from && spot !== to && inside(p, box, 1));
+            if (foreign.length) under.push(`${from.key} ${to.key}`);
             for (const [text, box] of places) if (inside(p, box, 1)) crossed.add(text);
         }
     }
-    const texts = [...document.querySelectorAll("body *")].filter((made) => made.childNodes.length && [...made.childNodes].some((node) => node.nodeType === 3 && node.data.trim()) && shown(made) && !made.closest("script, style"));
+    const says = (made) => [...made.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    const all = [...document.querySelectorAll("body *:not(script, style)")];
+    const texts = all.filter((made) => says(made) && shown(made));
     const size = (made) => parseFloat(getComputedStyle(made).fontSize) * (made.closest("#world") ? state.k : 1);
     const spilled = [...document.querySelectorAll("#world .node text")].filter(shown).filter((text) => {
         const [t, box] = [rect(text), rect(text.parentNode.querySelector("rect"))];
         return t.right > box.right + 1 || t.x < box.x;
     });
-    const overlaps = boxes.filter((a, n) => boxes.slice(n + 1).some((b) => a.x < b.right && b.x < a.right && a.y < b.bottom && b.y < a.bottom));
+    const meet = (a, b) => a.x < b.right && b.x < a.right && a.y < b.bottom && b.y < a.bottom;
+    const overlaps = boxes.filter((a, n) => boxes.slice(n + 1).some((b) => meet(a, b)));
+    const [wide, high] = [canvas.scrollWidth - canvas.clientWidth, canvas.scrollHeight - canvas.clientHeight];
     return {
         "edges under foreign nodes": new Set(under).size,
         "titles crossed": crossed.size,
         "nodes that overlap": overlaps.length,
         "texts that spill": spilled.length,
-        "outside of the first view": Math.max(0, canvas.scrollWidth - canvas.clientWidth) + Math.max(0, canvas.scrollHeight - canvas.clientHeight),
+        "outside of the first view": Math.max(0, wide) + Math.max(0, high),
         "page wider than the window": Math.max(0, document.documentElement.scrollWidth - innerWidth),
         "smallest text": Math.round(10 * Math.min(...texts.map(size))) / 10,
         "rows": plan.rows.length,

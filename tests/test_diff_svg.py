@@ -65,7 +65,9 @@ def test_the_first_lane_is_the_inference_graph_row_by_row() -> None:
     train_model = fxcollab.transform(Net(), splits=["stem", "body.1"], seed=0)
     scene = fxcollab.diff(train_model).scene()
     first = sorted((cell for cell in scene.drawing.cells if cell.lane == 0), key=lambda cell: cell.row)
-    assert [scene.nodes[cell.node][0] for cell in first] == [node.name for node in fxcollab.prune(train_model).graph.nodes]
+    assert [scene.nodes[cell.node][0] for cell in first] == [
+        node.name for node in fxcollab.prune(train_model).graph.nodes
+    ]
     assert [cell.row for cell in first] == list(range(len(first)))
 
 
@@ -84,7 +86,11 @@ def test_splits_are_rows_with_the_users_names() -> None:
 
 def test_every_factor_of_a_value_has_one_label() -> None:
     picture = Picture(laid_out(skips()), 9, merged=False)
-    marks = {picture.spots[spot][0].first: [mark for _, mark in ports] for spot, ports in picture.ports.items() if spot[1] == 0}
+    marks = {
+        picture.spots[spot][0].first: [mark for _, mark in ports]
+        for spot, ports in picture.ports.items()
+        if spot[1] == 0
+    }
     half, quarter = "grad \N{MULTIPLICATION SIGN} 1/2", "grad \N{MULTIPLICATION SIGN} 1/4"
     assert sorted(marks["down"]) == [half, quarter]
     assert sorted(marks["first"]) == [half, quarter] and marks["second"] == [half]
@@ -120,7 +126,9 @@ def assert_nothing_is_crossed(picture: Picture) -> None:
             nx, ny = step.get("x", x), step.get("y", y)
             for v, c in picture.spots.keys() - {line.source, line.target} if "start" not in step else ():
                 left, top = picture.lefts[c], picture.tops[v]
-                outside = max(x, nx) <= left or min(x, nx) >= left + 184 or max(y, ny) <= top or min(y, ny) >= top + 32
+                outside = (
+                    max(x, nx) <= left or min(x, nx) >= left + 184 or max(y, ny) <= top or min(y, ny) >= top + 32
+                )
                 assert outside, (line, (v, c))
             x, y = nx, ny
 
@@ -155,7 +163,10 @@ def test_no_way_runs_under_a_node_of_a_dense_network(depth: int) -> None:
 
 def test_equal_lanes_are_drawn_once_and_say_how_many_they_are() -> None:
     drawn = to_svg(fxcollab.diff(fxcollab.transform(Net(), "simple", ["stem"], heads=8, seed=0)).scene())
-    assert "\N{MULTIPLICATION SIGN} 7 like head 0" in texts(drawn) and texts(drawn, "head") == ["head 0", "head 1 to 7"]
+    assert "\N{MULTIPLICATION SIGN} 7 like head 0" in texts(drawn) and texts(drawn, "head") == [
+        "head 0",
+        "head 1 to 7",
+    ]
     assert texts(drawn, "many") == ["\N{MULTIPLICATION SIGN}7"] * 3
 
 
@@ -211,7 +222,9 @@ def test_the_picture_has_a_title_a_legend_and_all_heads() -> None:
     assert texts(drawn, "name") == ["Net: training graph, 4 heads"]
     assert any("6 nodes, untouched; 66 to 176 parameters" in str(text) for text in texts(drawn, "note"))
     assert "+ another head's instance: 8" in texts(drawn, "key")
-    assert texts(drawn, "head") == ["head 0", "head 1", "head 2", "head 3"] and texts(drawn, "first").count("head") == 4
+    assert (
+        texts(drawn, "head") == ["head 0", "head 1", "head 2", "head 3"] and texts(drawn, "first").count("head") == 4
+    )
 
 
 @needs_a_font

@@ -87,7 +87,7 @@ def diff(
         training,
         _named(plan, model),
         summary.parameters,
-        summary.costs and (summary.costs.original.flops, summary.costs.training.flops),
+        (summary.costs.original.flops, summary.costs.training.flops) if summary.costs else None,
         tuple(_node(node, found, origins, counted.captured, costs, counter) for node, found in provenance.items()),
         counted.inputs if known else None,
         counted.unknown if known or counted.unknown else "only train mode's graph is counted",

@@ -26,7 +26,9 @@ def view(comparison: ComparisonData, *, unfolded: bool = False) -> RenderableTyp
         unfolded: also nodes that are the same.
     """
     heading = [Text(f"A  {comparison.a}", "bold"), Text(f"B  {comparison.b}", "bold")]
-    legend = Text("  ".join(f"{sign} {meaning}" for sign, meaning in SIGNS.values()), "dim")
+    legend = Text(
+        "  ".join(f"{sign} {meaning}" for status, (sign, meaning) in SIGNS.items() if status != "same"), "dim"
+    )
     rows = map(_line, comparison.rows) if unfolded else _hunks(comparison)
     return Group(*heading, *rows, legend, _counts(comparison))
 

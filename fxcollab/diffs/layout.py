@@ -76,9 +76,17 @@ class _Grouping:
         found: list[Group] = []
         for level in self._by_level(self._modules(0, len(self._level), 0)):
             first, last = 0, len(level)
-            while first < min(last, LEAST) and level[first].stop - level[first].start == 1 and level[first].start in self._ends:
+            while (
+                first < min(last, LEAST)
+                and level[first].stop - level[first].start == 1
+                and level[first].start in self._ends
+            ):
                 first += 1
-            while last > first and level[last - 1].stop - level[last - 1].start == 1 and level[last - 1].start in self._ends:
+            while (
+                last > first
+                and level[last - 1].stop - level[last - 1].start == 1
+                and level[last - 1].start in self._ends
+            ):
                 last -= 1
             inner = self._few(level[first:last])
             found += [*level[:first], *([self._run(inner)] if len(inner) >= LEAST else inner), *level[last:]]

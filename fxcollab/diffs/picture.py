@@ -1,4 +1,4 @@
-"""Where everything stands, for what is open: the page's ``draw.js`` does the same with the same numbers."""
+"""Where everything stands, for what is open. The page's ``draw.js`` does the same with the same numbers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fxcollab.diffs.layout import Group, Layout
-from fxcollab.diffs.scene import TIMES, Cell, Lane
+from fxcollab.diffs.scene import Cell, Lane
 
 METRICS = {
-    "width": 184, "narrow": 124, "height": 32, "between": 14, "mark": 20, "split": 38, "axis": 136, "narrowAxis": 96, "track": 9,
-    "tracks": 60, "edge": 14, "apart": 12, "sides": 28, "top": 40, "character": 7.4, "label": 14,
+    "width": 184, "narrow": 124, "height": 32, "between": 14, "mark": 20, "split": 38, "axis": 136, "narrowAxis": 96,
+    "track": 9, "tracks": 60, "edge": 14, "apart": 12, "sides": 28, "top": 40, "character": 7.4, "label": 14,
 }  # fmt: skip
 """Sizes in units of the drawing; ``character`` is the width of a letter of the first line in a cell."""
 MARGIN = 14.0
@@ -50,7 +50,9 @@ class Picture:
         for cell in self.scene.drawing.cells:
             self._spot.append((self._row[cell.row], column[cell.lane]))
             self.spots.setdefault(self._spot[-1], []).append(cell)
-        self.begins = [min((v for v, c in self.spots if c == column), default=0) for column in range(len(self.columns))]
+        self.begins = [
+            min((v for v, c in self.spots if c == column), default=0) for column in range(len(self.columns))
+        ]
         self._wires: dict[tuple[Spot, Spot, str], int] = {}
         for wire, track in zip(self.scene.drawing.wires, layout.tracks, strict=True):
             source, target = self._spot[wire.source], self._spot[wire.target]
@@ -100,7 +102,7 @@ class Picture:
             rest = [mark for mark in named if mark != first]
             places = [(0, first)] if first in named else []
             found[spot] = [*places, *enumerate(rest, 0 if first is None else 1)]
-        return found  # type: ignore[return-value]
+        return found
 
     def _made_tops(self) -> tuple[list[float], float]:
         m, tops, y = METRICS, list[float](), float(METRICS["top"])

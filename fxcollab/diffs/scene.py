@@ -153,7 +153,9 @@ def drawing_of(items: Sequence[Item], trees: Sequence[HeadTree | None], heads: S
     lane_of = {(side, path): number for number, (side, paths) in reversed([*enumerate(lanes)]) for path in paths}
     cells_of = [item for item in items if not item.mark]
     ways = [[_source(items, read) for read in item.inputs] for item in items]
-    edges = ((items[s].key, item.key) for item, read in zip(items, ways, strict=True) if not item.mark for s, _ in read)
+    edges = (
+        (items[s].key, item.key) for item, read in zip(items, ways, strict=True) if not item.mark for s, _ in read
+    )
     rows = {key: place for place, key in enumerate(_ordered((item.key for item in cells_of), edges))}
     cells: list[Cell] = []
     at: dict[tuple[int, int], int] = {}
@@ -166,7 +168,17 @@ def drawing_of(items: Sequence[Item], trees: Sequence[HeadTree | None], heads: S
         for lane in sorted({own, *lane_read.values()}) if item.output else [own]:
             at[number, lane] = len(cells)
             head = f"{item.first} {lane - own}" if lane > own else item.first
-            cells.append(Cell(number, rows[item.key], lane, _kind(item, lane > own), head, item.second, item.rewired and lane == own))
+            cells.append(
+                Cell(
+                    number,
+                    rows[item.key],
+                    lane,
+                    _kind(item, lane > own),
+                    head,
+                    item.second,
+                    item.rewired and lane == own,
+                )
+            )
     for number, item in enumerate(items):
         for source, chain in ways[number] if not item.mark else ():
             start = lane_of[item.side, items[source].path]
@@ -214,7 +226,9 @@ def _ordered(keys: Iterable[str], edges: Iterable[tuple[str, str]]) -> list[str]
     return [key for circle in order for key in members[circle]]
 
 
-def _titled(lanes: Sequence[tuple[int, list[Path]]], cells: Sequence[Cell], heads: Sequence[tuple[str, str]]) -> Iterator[Lane]:
+def _titled(
+    lanes: Sequence[tuple[int, list[Path]]], cells: Sequence[Cell], heads: Sequence[tuple[str, str]]
+) -> Iterator[Lane]:
     """The lanes, once it is known what stands in them; those equal to the first from where they begin merge."""
     rows: list[set[int]] = [set() for _ in lanes]
     for cell in cells:
@@ -226,7 +240,9 @@ def _titled(lanes: Sequence[tuple[int, list[Path]]], cells: Sequence[Cell], head
             yield Lane(*heads[side], side, False)
         else:
             begin = min(rows[number], default=0)
-            yield Lane(f"head {number - first}", "", side, rows[number] == {row for row in rows[first] if row >= begin})
+            yield Lane(
+                f"head {number - first}", "", side, rows[number] == {row for row in rows[first] if row >= begin}
+            )
 
 
 def _modules(items: Sequence[Item], rows: dict[str, int], sides: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -240,7 +256,9 @@ def _modules(items: Sequence[Item], rows: dict[str, int], sides: int) -> Iterato
         yield module, tuple(before.values())
 
 
-def _splits(tree: HeadTree | None, side: int, items: Sequence[Item], rows: dict[str, int]) -> Iterator[tuple[int, str, str]]:
+def _splits(
+    tree: HeadTree | None, side: int, items: Sequence[Item], rows: dict[str, int]
+) -> Iterator[tuple[int, str, str]]:
     """The first row of every level below the trunk, with what is said of the split before it."""
     begins: dict[int, int] = {}
     for item in items:

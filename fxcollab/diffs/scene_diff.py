@@ -38,7 +38,7 @@ def scene_of(diff: DiffData) -> Scene:
 
 
 def _item(node: DiffNode, inputs: tuple[int, ...]) -> Item:
-    """Inserted nodes stand on the way of the value that they read; a parameter that is passed in is a value itself."""
+    """Inserted nodes stand on the way of the value that they read; a parameter that is passed in is a cell."""
     on_the_way = node.counterpart is None and bool(inputs)
     mark = f"grad {TIMES} {fraction(node.factor)}" if node.factor is not None else node.change
     inside = node.op == "call_module" and node.module and node.target.startswith(f"{node.module}.")
@@ -68,8 +68,8 @@ def _legend(diff: DiffData) -> Iterator[Key]:
 
 def _facts(node: DiffNode, numbers: Mapping[str, int]) -> tuple[object, ...]:
     return (
-        node.name, node.change, node.rewired or None, node.counterpart, node.branch or "trunk", node.label, node.target,
-        TIMES.join(map(str, node.shape)) if node.shape else None, node.dtype, node.parameters or None,
+        node.name, node.change, node.rewired or None, node.counterpart, node.branch or "trunk", node.label,
+        node.target, TIMES.join(map(str, node.shape)) if node.shape else None, node.dtype, node.parameters or None,
         node.flops or None, _bytes(node), node.factor, node.source, [numbers[name] for name in node.inputs],
     )  # fmt: skip
 

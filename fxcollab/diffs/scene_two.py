@@ -21,7 +21,17 @@ def scene_of(comparison: ComparisonData) -> Scene:
         title=f"A against B: {comparison.facts}",
         facts=f"A is {comparison.a}; B is {comparison.b}",
         sides=(f"A: {comparison.a}", f"B: {comparison.b}"),
-        drawing=drawing_of(items, comparison.trees, [(f"{name}: head 0" if tree else name, text) for name, tree, text in (("A", comparison.trees[0], comparison.a), ("B", comparison.trees[1], comparison.b))]),
+        drawing=drawing_of(
+            items,
+            comparison.trees,
+            [
+                (f"{name}: head 0" if tree else name, text)
+                for name, tree, text in (
+                    ("A", comparison.trees[0], comparison.a),
+                    ("B", comparison.trees[1], comparison.b),
+                )
+            ],
+        ),
         legend=tuple(Key(kind, sign, meaning, comparison.count(kind)) for kind, (sign, meaning) in SIGNS.items()),
         columns=COLUMNS,
         nodes=tuple(_facts(side, node, row, numbers) for side, node, row in nodes),
@@ -59,7 +69,16 @@ def _item(side: int, node: GraphNode, row: Row, key: str, numbers: dict[tuple[in
     name = node.origin if node.path else node.name
     label = node.label if node.label != name else ""
     return Item(
-        side, key, node.path, row.status, name, row.what or label, inputs, node.module, node.mark, output=node.op == "output"
+        side,
+        key,
+        node.path,
+        row.status,
+        name,
+        row.what or label,
+        inputs,
+        node.module,
+        node.mark,
+        output=node.op == "output",
     )
 
 
@@ -67,7 +86,17 @@ def _facts(side: int, node: GraphNode, row: Row, numbers: dict[tuple[int, str], 
     other = row.a if side else row.b
     reads = [numbers[side, name] for name in node.inputs]
     what = row.what or None
-    return node.name, row.status, "ab"[side], other and other.name, what, node.branch or None, node.label, node.description, reads
+    return (
+        node.name,
+        row.status,
+        "ab"[side],
+        other and other.name,
+        what,
+        node.branch or None,
+        node.label,
+        node.description,
+        reads,
+    )
 
 
 def _number(row: Row, numbers: dict[tuple[int, str], int]) -> int:

@@ -38,7 +38,8 @@ def drawn(scene: Scene, style: str) -> tuple[str, Size]:
     size = width + 2 * MARGIN, height + 2 * MARGIN
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-MARGIN:g} {-MARGIN:g} {size[0]:g} {size[1]:g}" '
-        f'width="{size[0]:g}" height="{size[1]:g}" role="img" aria-label="{_escaped(scene.title)}. {_escaped(scene.facts)}">',
+        f'width="{size[0]:g}" height="{size[1]:g}" role="img" '
+        f'aria-label="{_escaped(scene.title)}. {_escaped(scene.facts)}">',
         f"<!-- {GENERATOR} -->",
         f"<title>{_escaped(scene.title)}</title>",
         f"<style>{style}</style>",
@@ -50,7 +51,9 @@ def drawn(scene: Scene, style: str) -> tuple[str, Size]:
         f'<g transform="translate(0,{top:g})">',
         *_lanes(picture),
         *_axes(picture),
-        *dict.fromkeys(f'<g class="edge {w.kind}"><path d="{w.path}" marker-end="url(#arrow)"/></g>' for w in picture.lines()),
+        *dict.fromkeys(
+            f'<g class="edge {w.kind}"><path d="{w.path}" marker-end="url(#arrow)"/></g>' for w in picture.lines()
+        ),
         *_marks(picture),
         *(_cell(picture, spot, cells) for spot, cells in picture.spots.items()),
         "</g>",
@@ -83,16 +86,23 @@ def _lanes(picture: Picture) -> Iterator[str]:
         )
         title, note = lane.title, lane.note
         if len(lanes) > 1:
-            title, note = f"{title} to {picture.scene.drawing.lanes[lanes[-1]].title.rpartition(' ')[2]}", f"{TIMES} {len(lanes)} like head 0"
+            title, note = (
+                f"{title} to {picture.scene.drawing.lanes[lanes[-1]].title.rpartition(' ')[2]}",
+                f"{TIMES} {len(lanes)} like head 0",
+            )
         above = picture.tops[begin - 1] if begin and not first else picture.tops[0] - m["height"] - 8
-        for n, (kind, line) in enumerate((("head", title), ("note", note or ("" if first else "like head 0, own weights")))):
+        for n, (kind, line) in enumerate(
+            (("head", title), ("note", note or ("" if first else "like head 0, own weights")))
+        ):
             yield _text(kind, x + 4, above + 13 + 14 * n, line)
 
 
 def _axes(picture: Picture) -> Iterator[str]:
     """Where the splits are, and which modules are open."""
     for side, splits in enumerate(picture.scene.drawing.splits):
-        end = max(x for c, x in enumerate(picture.lefts) if picture.scene.drawing.lanes[picture.columns[c][0]].side == side)
+        end = max(
+            x for c, x in enumerate(picture.lefts) if picture.scene.drawing.lanes[picture.columns[c][0]].side == side
+        )
         x = picture.axes[side]
         if side == 0 and splits:
             yield _text("level", x, picture.tops[0] - 14, "trunk, all heads")

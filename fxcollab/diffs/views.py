@@ -15,7 +15,6 @@ from fxcollab.errors import DiffError, closest
 from fxcollab.io.folder import beside
 from fxcollab.io.weights import refuse_existing_file
 
-
 _FIRST_BYTES = 1024
 
 
