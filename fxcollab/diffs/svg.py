@@ -65,7 +65,8 @@ def drawn(scene: Scene, style: str) -> tuple[str, Size]:
 
 
 DEFINITIONS = (
-    '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
+    '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="9" markerHeight="9" '
+    'markerUnits="userSpaceOnUse" orient="auto">'
     '<path d="M0,0L8,4L0,8z"/></marker>'
     '<pattern id="hatch" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
     '<rect width="7" height="7"/><path d="M0,0V7"/></pattern></defs>'

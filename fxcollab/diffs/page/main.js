@@ -173,13 +173,12 @@ function describe() {
   panel.classList.toggle("empty", state.node === null && !state.hits.length);
   if (state.node === null) return panel.replaceChildren(...overview());
   const facts = DATA.nodes[state.node], list = html("dl", {});
-  const unit = { memory: "B", "gradient": "× " };
   DATA.columns.forEach((column, n) => {
     let value = facts[n];
     if (value === null || n === 0 || n === READS) return;
     if (n === 1) value = `${SIGNS[value]} ${WORDS[value]}`;
     else if (value === true) value = WORDS.rewired;
-    else if (typeof value === "number") value = column === "gradient" ? `× ${Number(value.toPrecision(3))} on its way back` : `${value.toLocaleString("en")}${unit[column] || ""}`;
+    else if (typeof value === "number") value = column === "gradient" ? `× ${Number(value.toPrecision(3))} on its way back` : `${value.toLocaleString("en")}${column === "memory" ? " bytes" : ""}`;
     list.append(html("dt", {}, n === 1 ? "what became of it" : column), html("dd", {}, value));
   });
   const others = at("in inference") < 0 ? [] : instances(facts[at("in inference")] ?? NaN);
