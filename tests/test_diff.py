@@ -131,7 +131,7 @@ trunk
     └── b1_1  head 3
         + body_2, head  30 parameters
 = original  + another head's instance  ~ gradient scaled  ! copy before a write
-+ 8 cloned  ~ 3 rescaled  = 6 of the original
++ 8 cloned  ~ 3 rescaled  > 3 rewired  = 6 of the original
 """
     )
 
@@ -151,7 +151,7 @@ def test_json_is_versioned_complete_and_the_same_twice() -> None:
     data = json.loads(one)
     assert data["format"] == 1 and data["heads"] == 4
     assert [node["name"] for node in data["nodes"]] == [node.name for node in diff_of("stem", "body.1").nodes]
-    assert data["counts"] == {"original": 6, "cloned": 8, "rescaled": 3, "copied": 0, "state": 0}
+    assert data["counts"] == {"original": 6, "cloned": 8, "rescaled": 3, "copied": 0, "state": 0, "rewired": 3}
 
 
 class Hostile(nn.Module):

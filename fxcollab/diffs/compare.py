@@ -22,7 +22,7 @@ from fxcollab.diffs.comparison import ComparisonData, GraphNode, Row
 from fxcollab.diffs.scene import TIMES, Scene, fraction
 from fxcollab.diffs.scene_two import scene_of
 from fxcollab.diffs.shown import Shown
-from fxcollab.errors import DiffError
+from fxcollab.errors import DiffError, FxCollabError
 from fxcollab.fx_utils import attribute, opened_module
 from fxcollab.plan import PLAN_KEY, Plan
 from fxcollab.provenance import Provenance, provenance_of
@@ -82,18 +82,21 @@ def captured_like(model: nn.Module, plan: Plan) -> CollabGraphModule:
     """A model captured as the original of a plan was.
 
     Raises:
-        DiffError: its forward takes other inputs.
-        CaptureError: it can't be captured.
+        DiffError: its forward takes other inputs, or it has no such splits.
     """
-    parameters = inspect.signature(model.forward).parameters
-    missing = [spec.name for spec in plan.interface.inputs if spec.name not in parameters]
-    if missing and not isinstance(model, fx.GraphModule):
-        raise DiffError(
-            "These are not two graphs of one network.",
-            why=f"the forward of {type(model).__name__} takes no {missing[0]!r}",
-            hint="give what prune returned, the model that was transformed, or another model with its inputs",
-        )
-    return capture(model, plan.tree.splits, granularity=plan.granularity, interface=plan.interface)
+    inputs = inspect.signature(model.forward).parameters
+    missing = [spec.name for spec in plan.interface.inputs if spec.name not in inputs]
+    why = f"the forward of {type(model).__name__} takes no {missing[0]!r}" if missing else ""
+    try:
+        if not missing or isinstance(model, fx.GraphModule):
+            return capture(model, plan.tree.splits, granularity=plan.granularity, interface=plan.interface)
+    except FxCollabError as error:
+        why = " ".join(filter(None, (error.what, error.why)))
+    raise DiffError(
+        "These are not two graphs of one network.",
+        why=why,
+        hint="give what prune returned, the model that was transformed, or another one with its inputs and splits",
+    )
 
 
 class _Graph:

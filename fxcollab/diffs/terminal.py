@@ -46,6 +46,7 @@ def _counts(diff: DiffData) -> Text:
         number, name = diff.count(change), "passed in" if change == "state" else change
         if number or change in ("cloned", "rescaled"):
             found.append(f"{MEANINGS[change][0]} {number} {name}", STYLES[change]).append("  ")
+    found.append(f"> {sum(node.rewired for node in diff.nodes)} rewired  ")
     return found.append(f"= {diff.count('shared', 'own')} of the original", "dim")
 
 

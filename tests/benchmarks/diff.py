@@ -1,10 +1,10 @@
 """The page of a difference in a real browser: ``python -m tests.benchmarks.diff``.
 
-For each network and each size of the window, light and dark: what is crossed, overlaps, spills or lies outside of the
-first view (`tests.page_faults`), the smallest visible text, how many rows and lanes are drawn and at what scale; bytes
-of the page and whether two runs make the same ones; seconds until the first view stands, and the slowest opening of
-one module of those it shows. With ``--axe FILE`` (axe-core's ``axe.min.js``, from npm) also its violations. Writes
-``diff.json`` to ``--results``, and pictures of all first views to ``--pictures``.
+For each network and each size of the window, light and dark: what is crossed, overlaps, spills or lies outside of
+the first view (`tests.page_faults`), the smallest visible text, how many rows and lanes are drawn and at what
+scale; bytes of the page and whether two runs make the same ones; seconds until the first view stands, and the
+slowest opening of one module of those it shows. With ``--axe FILE`` (axe-core's ``axe.min.js``, from npm) also its
+violations. Writes ``diff.json`` to ``--results``, and pictures of all first views to ``--pictures``.
 """
 
 from __future__ import annotations

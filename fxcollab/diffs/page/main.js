@@ -6,6 +6,7 @@ const [svg, world, canvas, table] = [$("drawing"), $("world"), $("canvas"), $("t
 const at = (name) => DATA.columns.indexOf(name);
 const nameOf = (node) => DATA.nodes[node][0], kindOf = (node) => DATA.nodes[node][1];
 const READS = at("reads"), LEGIBLE = 0.87, MOST = 400; // the least scale at which all can be read; rows drawn at once
+const LEAST = (M.height + M.between) * LEGIBLE; // of a row, in pixels
 const SPOTS = DATA.sides.length > 1 ? ["both", "a", "b"] : ["both", "training", "inference"];
 const readers = DATA.nodes.map(() => []), cellOf = new Map();
 DATA.nodes.forEach((facts, node) => facts[READS].forEach((read) => readers[read].push(node)));
@@ -40,7 +41,7 @@ function choose() {
     const last = spot === sides[sides.length - 1] && merged === mergeable && narrow;
     for (let depth = Math.min(deepest, 12); depth >= 0; depth--) {
       const open = opened(depth);
-      if (depth && rowsOf(open) > 60) continue;
+      if (depth && rowsOf(open) * LEAST > height) continue;
       const tried = planned({ open, merged, narrow, spot });
       const fits = width >= tried.wide * LEGIBLE && height >= tried.high * LEGIBLE;
       if (fits || (last && !depth)) return Object.assign(state, { open: fits ? more({ open, merged, narrow, spot }, width, height) : open, merged, narrow, spot });
@@ -51,7 +52,9 @@ function choose() {
 /** Runs of neighbours that can be opened besides; modules are alike, and open all of a depth or none. */
 function more({ open, ...how }, width, height) {
   for (const group of GROUPS.filter(({ title, around }) => title.includes(" … ") && around.every(({ id }) => open.has(id)))) {
-    const tried = planned({ ...how, open: new Set([...open, group.id]) });
+    const next = new Set([...open, group.id]);
+    if (rowsOf(next) * LEAST > height) continue;
+    const tried = planned({ ...how, open: next });
     if (width >= tried.wide * LEGIBLE && height >= tried.high * LEGIBLE) open.add(group.id);
   }
   return open;
@@ -399,7 +402,7 @@ window.addEventListener("hashchange", recall);
 let size = [canvas.clientWidth, canvas.clientHeight].join();
 new ResizeObserver(() => {
   const now = [canvas.clientWidth, canvas.clientHeight].join();
-  if (now === size || !canvas.clientWidth) return;
+  if (now === size || !canvas.clientWidth || matchMedia("print").matches) return; // paper has what was on the screen
   size = now;
   if (!state.own) choose();
   redraw();
