@@ -79,7 +79,7 @@ def _lanes(picture: Picture) -> Iterator[str]:
     for c, lanes in enumerate(picture.columns):
         lane, begin, x = picture.scene.drawing.lanes[lanes[0]], picture.begins[c], picture.lefts[c]
         first = c == 0 or picture.scene.drawing.lanes[picture.columns[c - 1][0]].side != lane.side
-        last = max(v for v, column in picture.spots if column == c)
+        last = max((v for v, column in picture.spots if column == c), default=begin)
         y = picture.tops[begin]
         yield (
             f'<rect class="lane {"first" if first else "peer"}" x="{x - picture.gutter + 4:g}" y="{y - 7:g}" '

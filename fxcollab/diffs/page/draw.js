@@ -81,6 +81,7 @@ function planned({ open, merged, narrow, spot }) {
     if (!plan.wires.has(key)) { from.down.push(to); to.up.push(from); }
     plan.wires.set(key, wire);
   }
+  plan.begins = plan.begins.map((v) => (Number.isFinite(v) ? v : 0));
   const used = new Set();
   for (const wire of plan.wires.values()) {
     wire.direct = isDirect(plan, wire);
