@@ -20,9 +20,8 @@ from fxcollab.diffs import png
 from fxcollab.diffs.layout import Group, Layout, laid_out
 from fxcollab.diffs.picture import Picture
 from fxcollab.diffs.png import to_png
-from fxcollab.diffs.resources import read
 from fxcollab.diffs.scene import Scene
-from fxcollab.diffs.svg import to_svg
+from fxcollab.diffs.svg import read, to_svg
 from tests.fonts import needs_a_font
 from tests.test_diff import Hostile, Net, diff_of
 

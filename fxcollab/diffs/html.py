@@ -10,9 +10,8 @@ from typing import Any
 from fxcollab.diffs.layout import Group, laid_out
 from fxcollab.diffs.model import GENERATOR
 from fxcollab.diffs.picture import METRICS
-from fxcollab.diffs.resources import read
 from fxcollab.diffs.scene import Scene
-from fxcollab.diffs.svg import DEFINITIONS
+from fxcollab.diffs.svg import DEFINITIONS, read
 
 
 def to_html(scene: Scene) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, takewhile
 
 from fxcollab.diffs.scene import Scene
 
@@ -74,26 +74,16 @@ class _Grouping:
     def outermost(self) -> list[Group]:
         """Of each level one, where it is of more than a few; a few inputs and the output stand by themselves."""
         found: list[Group] = []
-        for level in self._by_level(self._modules(0, len(self._level), 0)):
-            first, last = 0, len(level)
-            while (
-                first < min(last, LEAST)
-                and level[first].stop - level[first].start == 1
-                and level[first].start in self._ends
-            ):
-                first += 1
-            while (
-                last > first
-                and level[last - 1].stop - level[last - 1].start == 1
-                and level[last - 1].start in self._ends
-            ):
-                last -= 1
+        for _, run in groupby(self._modules(0, len(self._level), 0), key=lambda item: self._level[item.start]):
+            level = list(run)
+            first = min(LEAST, sum(1 for _ in takewhile(self._is_end, level)))
+            last = len(level) - sum(1 for _ in takewhile(self._is_end, reversed(level[first:])))
             inner = self._few(level[first:last])
             found += [*level[:first], *([self._run(inner)] if len(inner) >= LEAST else inner), *level[last:]]
         return found
 
-    def _by_level(self, items: Sequence[Group]) -> Iterator[list[Group]]:
-        return (list(run) for _, run in groupby(items, key=lambda item: self._level[item.start]))
+    def _is_end(self, item: Group) -> bool:
+        return item.stop - item.start == 1 and item.start in self._ends
 
     def _modules(self, start: int, stop: int, depth: int) -> list[Group]:
         """What is in the forward of one module below ``depth``, and on one level, in one."""

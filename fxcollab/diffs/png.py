@@ -7,9 +7,8 @@ import struct
 import zlib
 
 from fxcollab.diffs.model import GENERATOR
-from fxcollab.diffs.resources import read
 from fxcollab.diffs.scene import Scene
-from fxcollab.diffs.svg import drawn
+from fxcollab.diffs.svg import drawn, read
 from fxcollab.errors import DiffError
 
 _SCALE, _MOST_PIXELS = 2.0, 30_000_000

@@ -5,17 +5,22 @@ from __future__ import annotations
 import html
 import textwrap
 from collections.abc import Iterator, Sequence
+from importlib.resources import files
 
 from fxcollab.diffs.layout import Group, laid_out
 from fxcollab.diffs.model import GENERATOR, short
 from fxcollab.diffs.picture import MARGIN, METRICS, Picture, Spot
-from fxcollab.diffs.resources import read
 from fxcollab.diffs.scene import TIMES, Cell, Scene
 
 READABLE, LANES = 34, 5
 """How many rows are drawn before modules fold, and how many lanes before equal ones are drawn once."""
 _LINE, _HEAD = 17, 22.0
 Size = tuple[float, float]
+
+
+def read(name: str) -> str:
+    """The text of a file in the folder ``page``, of which page and pictures are made."""
+    return files("fxcollab.diffs").joinpath("page", name).read_text(encoding="utf-8")
 
 
 def to_svg(scene: Scene) -> str:

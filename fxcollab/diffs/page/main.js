@@ -279,6 +279,7 @@ function remember() {
   if (state.node !== null) parts.set("node", nameOf(state.node));
   if (!table.hidden) parts.set("table", "1");
   if (state.own) parts.set("open", [...state.open].sort((a, b) => a - b).join("."));
+  if (state.own && state.merged) parts.set("heads", "one");
   const hash = parts.toString();
   if (hash !== location.hash.slice(1)) history.replaceState(null, "", `${location.pathname}${location.search}${hash ? `#${hash}` : ""}`);
 }
@@ -286,9 +287,12 @@ function remember() {
 function recall() {
   const parts = new URLSearchParams(location.hash.slice(1));
   state.spot = SPOTS.includes(parts.get("spot")) ? parts.get("spot") : "both";
+  choose();
   state.own = parts.has("open");
-  if (state.own) state.open = new Set(parts.get("open").split(".").filter(Boolean).map(Number).filter((id) => id < GROUPS.length));
-  else choose();
+  if (state.own) {
+    state.open = new Set(parts.get("open").split(".").filter(Boolean).map(Number).filter((id) => id < GROUPS.length));
+    state.merged = mergeable && parts.get("heads") === "one";
+  }
   redraw();
   fit();
   const node = DATA.nodes.findIndex(([name]) => name === parts.get("node"));
@@ -383,7 +387,7 @@ table.addEventListener("scroll", fillRows);
 $("search").addEventListener("input", (event) => search(event.target.value));
 for (const [id, act] of Object.entries({
   next: () => nextHunk(1), previous: () => nextHunk(-1), fit, closer: () => zoom(state.k * 1.25), farther: () => zoom(state.k / 1.25), "open-all": () => setAll(true), "close-all": () => setAll(false),
-  "table-button": () => showTable(table.hidden), heads: () => { state.merged = !state.merged; redraw(); fit(); },
+  "table-button": () => showTable(table.hidden), heads: () => { state.merged = !state.merged; state.own = true; redraw(); fit(); },
   theme: () => { const dark = getComputedStyle(document.documentElement).colorScheme === "dark"; kept("theme", (document.documentElement.dataset.theme = dark ? "light" : "dark")); },
 })) $(id).addEventListener("click", act);
 if (kept("theme")) document.documentElement.dataset.theme = kept("theme");
