@@ -194,7 +194,7 @@ function drawnLane(plan, c) {
   const ground = { x: x - plan.gutter + 4, y: y - 7, width: plan.gutter + plan.width + 2, height: bottom(plan, plan.ends[c]) - y + 14, rx: 8 };
   const kind = first ? "" : "peer";
   return [element("rect", { class: `lane ${first ? "first" : "peer"}`, ...ground }), label(`head ${kind}`, x + 4, above + 13, clip(title, plan.width, true)),
-    label(`note ${kind}`, x + 4, above + 27, clip(note || (first ? "" : "like head 0, own weights"), plan.width + 4))];
+    label(`note ${kind}`, x + 4, above + 27, clip(note || (first ? "" : plan.narrow ? "like head 0" : "like head 0, own weights"), plan.width + 4))];
 }
 
 function* drawnAxes(plan) {
