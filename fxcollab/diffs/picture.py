@@ -54,10 +54,13 @@ class Picture:
             min((v for v, c in self.spots if c == column), default=0) for column in range(len(self.columns))
         ]
         self._wires: dict[tuple[Spot, Spot, str], int] = {}
+        self.mark_kinds: dict[tuple[Spot, str], str] = {}
         for wire, track in zip(self.scene.drawing.wires, layout.tracks, strict=True):
             source, target = self._spot[wire.source], self._spot[wire.target]
             if source != target:
                 key = source, target, wire.mark
+                for node in wire.inserted[:1]:
+                    self.mark_kinds[source, wire.mark] = self.scene.nodes[node][1]
                 self._wires[key] = min(self._wires.get(key, 1 << 30), 1 << 30 if track is None else track)
         used = sorted({t for (s, e, _), t in self._wires.items() if t < 1 << 30 and not self._is_direct(s, e)})
         step = min(m["track"], m["tracks"] / max(len(used), 1))

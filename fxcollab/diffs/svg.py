@@ -131,7 +131,8 @@ def _marks(picture: Picture) -> Iterator[str]:
                 x, y = picture.port(spot, place)
                 wide = 7.2 * len(mark) + 12
                 yield (
-                    f'<g class="mark"><rect x="{x - wide / 2:g}" y="{y - 8:g}" width="{wide:g}" height="16" rx="8"/>'
+                    f'<g class="mark {picture.mark_kinds[spot, mark]}">'
+                    f'<rect x="{x - wide / 2:g}" y="{y - 8:g}" width="{wide:g}" height="16" rx="8"/>'
                     f'<text x="{x:g}" y="{y + 4:g}">{_escaped(mark)}</text></g>'
                 )
 

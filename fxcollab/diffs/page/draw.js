@@ -221,7 +221,7 @@ function* drawnAxes(plan) {
 function drawnMark(plan, spot, port) {
   const [x, y] = portAt(plan, spot, port.place);
   const wide = 7.2 * port.mark.length + 12;
-  return (port.drawn = element("g", { class: `mark s${sideOf(plan, spot.c)}`, "data-node": [...port.inserted][0] },
+  return (port.drawn = element("g", { class: `mark ${DATA.nodes[[...port.inserted][0]][1]} s${sideOf(plan, spot.c)}`, "data-node": [...port.inserted][0] },
     element("rect", { x: x - wide / 2, y: y - 8, width: wide, height: 16, rx: 8 }), label("", x, y + 4, port.mark)));
 }
 
