@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 
 import fxcollab
 from fxcollab.diffs.html import to_html
+from fxcollab.diffs.layout import laid_out
 from fxcollab.diffs.notebook import framed
+from fxcollab.diffs.picture import Picture
 from tests.page_faults import faults, measured
 from tests.test_diff import Auxiliary, Hostile, Net
 from tests.test_diff_svg import Skips, edited
@@ -121,6 +124,28 @@ def test_a_first_view_is_right_in_every_size_and_scheme(show: Show, make: Callab
         page.set_viewport_size({"width": 700, "height": 700})
         page.wait_for_timeout(150)
         assert faults(page) == {}, ("resized", measured(page))
+
+
+DRAWN = """([depth, merged]) => {
+    Object.assign(state, { open: opened(depth), merged, narrow: false, spot: "both" });
+    redraw();
+    return [...plan.wires.values()].map(({ drawn }) => [drawn.classList[1], drawn.firstChild.getAttribute("d")]);
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [lambda: resnet(granularity="op", fanouts=(3, 2)), pair], ids=["operations", "two"])
+def test_page_and_picture_draw_the_same_lines(show: Show, make: Callable[[], Any]) -> None:
+    def line(kind: str, path: str) -> tuple[str, list[float]]:
+        return kind, [round(float(number), 1) for number in re.findall(r"-?\d+\.?\d*", path)]
+
+    diff = make()
+    page, layout = show(diff), laid_out(diff.scene())
+    for depth, merged in ((0, True), (1, False), (2, True), (9, False)):
+        picture = Picture(layout, depth, merged)
+        assert sorted(line(*drawn) for drawn in page.evaluate(DRAWN, [depth, merged])) == sorted(
+            line(drawn.kind, drawn.path) for drawn in picture.lines()
+        )
 
 
 @pytest.mark.slow
