@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .command import command
+from .command import Grouped, command
 from .commands import costs, diff, prune, splits, transform, verify
 from .console import run
 from .planning import MODEL_OPTIONS
@@ -19,12 +19,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(command(transform))
-app.command()(command(splits, MODEL_OPTIONS))
-app.command()(command(costs))
-app.command()(command(diff))
-app.command()(command(verify))
-app.command()(command(prune))
+app.command(cls=Grouped)(command(transform))
+app.command(cls=Grouped)(command(splits, MODEL_OPTIONS))
+app.command(cls=Grouped)(command(costs))
+app.command(cls=Grouped)(command(diff))
+app.command(cls=Grouped)(command(verify))
+app.command(cls=Grouped)(command(prune))
 
 
 def _show_version(wanted: bool) -> None:

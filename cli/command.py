@@ -8,12 +8,31 @@ from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
-from .planning import Options
+from .planning import GROUPS, Options
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what fxcollab wrote there.")]
 _Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+class Grouped(TyperCommand):
+    """A command whose help lists options by what they are about."""
+
+    def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Write arguments, then the groups, then what is the command's own."""
+        titles = {name: title for title, names in GROUPS.items() for name in names}
+        sections: dict[str, list[Any]] = {title: [] for title in ("Arguments", *GROUPS, "Options")}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            is_argument = parameter.param_type_name == "argument"
+            if record is not None:
+                sections["Arguments" if is_argument else titles.get(str(parameter.name), "Options")].append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 def command(function: Callable[..., None], only: Collection[str] | None = None) -> Callable[..., None]:

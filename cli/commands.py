@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +31,7 @@ Evaluation = Annotated[bool, option("Eval mode's graphs, where they differ from 
 Prove = Annotated[bool, option("Verify, and show it on the page; exits with 1 if a check fails.", None, "--prove")]
 Files = Annotated[
     list[Path] | None,
-    option("A view, by ending: .html, .svg, .png, .json, .dot, .mmd.", "FILE", "-o", "--output"),
+    option("A view, by ending: .html, .svg, .png, .json, .dot.", "FILE", "-o", "--output"),
 ]
 Artifact = Annotated[Path, typer.Argument(help="A directory that transform wrote.", metavar="DIR")]
 Weights = Annotated[Path, option("The safetensors file to write.", "OUT", "-o", "--output")]
@@ -75,7 +76,7 @@ def transform(
     with working(f"writing {shown}"):
         counted = profile_original(train_model)
         summary = summarise(train_model, counted)
-        save(train_model, directory, force=force, page=to_html(diff(train_model, counted=counted)))
+        save(train_model, directory, force=force, page=to_html(diff(train_model, counted=counted).scene()))
     if json:
         print_json({"directory": str(shown), **({"choice": choice.to_json()} if choice else {}), **summary.to_json()})
     else:
@@ -151,32 +152,33 @@ def diff(
     second = _model_of(replace(options, source=other)) if other else None
     with working("comparing"):
         found = difference(train_model, second, training=not evaluation)
-    if isinstance(found, Comparison):
-        if files or prove:
-            raise _for_two_graphs("-o" if files else "--prove")
-        typer.echo(found.to_json()) if json else out().print(view_of_two(found, unfolded=unfolded), soft_wrap=False)
-        return
+    if isinstance(found, Comparison) and prove:
+        raise _for_one_graph()
     report = options.verify(train_model) if prove else None
     with working("drawing"):
         for file in files:
-            found.save(file, report)
+            if isinstance(found, Comparison):
+                found.save(file)
+            else:
+                found.save(file, report)
             err().print(f"wrote {file}")
     if json:
         typer.echo(found.to_json())
     elif not files:
-        out().print(view(found, unfolded=unfolded), soft_wrap=False)
+        view_it = partial(view_of_two, found) if isinstance(found, Comparison) else partial(view, found)
+        out().print(view_it(unfolded=unfolded), soft_wrap=False)
     if report is not None and not report.ok:
         err().print("the proof failed: see fxcollab verify")
         raise CheckFailed
 
 
-def _for_two_graphs(option: str) -> FxCollabError:
+def _for_one_graph() -> FxCollabError:
     from fxcollab.errors import DiffError
 
     return DiffError(
-        f"{option} is for a training graph beside its inference graph.",
+        "--prove is for a training graph beside its inference graph.",
         why="these are two graphs of which the second is not the first one's inference graph",
-        hint="leave it out; --json has all of the comparison",
+        hint="leave it out, or leave out the second",
     )
 
 

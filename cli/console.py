@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 
@@ -36,12 +37,14 @@ def print_json(data: Any) -> None:
 
 @contextlib.contextmanager
 def working(what: str) -> Iterator[None]:
-    """Say on stderr what takes time; whatever the user's model prints meanwhile goes there too."""
+    """Say on stderr what takes time, and how much; whatever the user's model prints meanwhile goes there too."""
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
     with (
-        err().status(Text(what)) if sys.stderr.isatty() else contextlib.nullcontext(),
+        Progress(*columns, console=err(), transient=True, disable=not sys.stderr.isatty()) as progress,
         contextlib.redirect_stdout(sys.stderr),
         _warnings_as_notes(),
     ):
+        progress.add_task(what, total=None)
         yield
 
 

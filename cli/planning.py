@@ -29,6 +29,12 @@ SOURCES = "model.py, model.py:NAME, package.module:NAME, torchvision:NAME, timm:
 DIRECTORY = "a directory that transform wrote"
 MODEL_OPTIONS = ("source", "input", "model_arg", "granularity", "seed")
 """Options of commands that make no plan."""
+GROUPS = {
+    "Model": ("input", "model_arg", "granularity", "seed"),
+    "Heads": ("pattern", "splits", "heads", "fanouts", "max_time", "max_memory"),
+    "Training": ("init", "fresh", "rescale", "peers", "recompute", "eval_output"),
+}
+"""What options are about, by their fields; those of a command alone are in none."""
 
 
 def option(help: str, metavar: str | None = None, *flags: str, values: tuple[str, ...] = ()) -> Any:

@@ -237,3 +237,10 @@ def collector_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def opened_module(node: fx.Node) -> str:
+    """The innermost module whose forward was opened around ``node``; the called one's own path doesn't count."""
+    stack = [str(path) for path, *_ in (node.meta.get("nn_module_stack") or {}).values()]
+    inner = [path for path in stack if path and not (node.op == "call_module" and path == str(node.target))]
+    return inner[-1] if inner else ""

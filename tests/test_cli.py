@@ -1069,7 +1069,7 @@ def test_the_difference_of_a_source_and_of_a_directory_are_the_same(call: Call, 
     of_directory = call("diff", str(made))
     assert of_source.code == of_directory.code == 0
     assert of_source.out == of_directory.out
-    assert of_source.out.splitlines()[-1] == "+ 9 cloned  ~ 3 rescaled  = 7 of the original"
+    assert of_source.out.splitlines()[-1] == "+ 9 cloned  ~ 3 rescaled  > 3 rewired  = 7 of the original"
     assert "├── b0  heads 0 to 1" in of_source.out
 
 
@@ -1104,21 +1104,23 @@ def test_a_directory_and_its_model_belong_together_and_another_model_does_not(ca
     assert call("diff", str(made), "model.py").code == 0
     result = call("diff", str(made), "torchvision:resnet18")
     assert result.code == 2
-    assert "These are not training and inference model of one network." in result.err and "hint:" in result.err
+    assert "These are not two graphs of one network." in result.err and "hint:" in result.err
 
 
 def test_two_directories_are_compared(call: Call, made: Path) -> None:
     assert call("transform", "model.py", "--splits", "stem", "-o", "other").code == 0
     result = call("diff", str(made), "other")
     assert result.code == 0
-    assert result.out.splitlines()[0].startswith("a  Net: training graph, 4 heads, hierarchical")
-    assert result.out.splitlines()[1].startswith("b  Net: training graph, 2 heads, hierarchical")
+    assert result.out.splitlines()[0].startswith("A  Net: training graph, 4 heads, hierarchical")
+    assert result.out.splitlines()[1].startswith("B  Net: training graph, 2 heads, hierarchical")
     assert "1 of " in result.out and "removed" in result.out.splitlines()[-1]
     assert json.loads(call("diff", str(made), "other", "--json").out)["counts"]["removed"] > 0
     assert "= stem" in call("diff", str(made), "other", "--all").out
-    refused = call("diff", str(made), "other", "-o", "two.html")
-    assert refused.code == 2 and "-o is for a training graph beside its inference graph" in refused.err
-    assert not Path("two.html").exists()
+    assert call("diff", str(made), "other", "-o", "two.html", "-o", "two.svg").code == 0
+    assert "A against B" in Path("two.html").read_text() and "A against B" in Path("two.svg").read_text()
+    refused = call("diff", str(made), "other", "--prove")
+    assert refused.code == 2 and "--prove is for a training graph beside its inference graph" in refused.err
+    assert "can't be drawn as .dot" in call("diff", str(made), "other", "-o", "two.dot").err
 
 
 def test_a_missing_folder_is_told_before_anything_is_done(call: Call, made: Path) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import fxcollab
 from fxcollab import Diff, DiffError, StateError
-from fxcollab.diffs.dot import to_mermaid
 from fxcollab.diffs.model import GENERATOR
 from fxcollab.diffs.terminal import view
 from fxcollab.diffs.views import VIEWS, is_view
@@ -132,7 +131,7 @@ trunk
     └── b1_1  head 3
         + body_2, head  30 parameters
 = original  + another head's instance  ~ gradient scaled  ! copy before a write
-+ 8 cloned  ~ 3 rescaled  = 6 of the original
++ 8 cloned  ~ 3 rescaled  > 3 rewired  = 6 of the original
 """
     )
 
@@ -152,7 +151,7 @@ def test_json_is_versioned_complete_and_the_same_twice() -> None:
     data = json.loads(one)
     assert data["format"] == 1 and data["heads"] == 4
     assert [node["name"] for node in data["nodes"]] == [node.name for node in diff_of("stem", "body.1").nodes]
-    assert data["counts"] == {"original": 6, "cloned": 8, "rescaled": 3, "copied": 0, "state": 0}
+    assert data["counts"] == {"original": 6, "cloned": 8, "rescaled": 3, "copied": 0, "state": 0, "rewired": 3}
 
 
 class Hostile(nn.Module):
@@ -173,7 +172,6 @@ class Hostile(nn.Module):
 
 def test_hostile_names_are_text_in_every_view() -> None:
     diff = diff_of("<script>alert('x')</script>", model=Hostile)
-    assert "<script>" not in to_mermaid(diff).replace("<br/>", "")
     for line in diff.to_dot().splitlines():
         assert line.replace('\\"', "").count('"') % 2 == 0
     assert "alert" in json.loads(diff.to_json())["splits"][0] and str(diff)
@@ -185,14 +183,6 @@ def test_dot_has_a_cluster_a_branch_and_all_edges() -> None:
     assert dot.count("subgraph") == 2 + 4
     assert dot.count(" -> ") == sum(len(node.inputs) for node in diff.nodes)
     assert 'label="rescale\\ngradient x 0.5"' in dot
-
-
-def test_mermaid_has_all_nodes_and_edges() -> None:
-    diff = diff_of("stem", "body.1")
-    lines = to_mermaid(diff).splitlines()
-    assert lines[:2] == ["flowchart TD", f"  %% {GENERATOR}"]
-    assert sum(":::" in line for line in lines) == len(diff.nodes)
-    assert sum(" --> " in line for line in lines) == sum(len(node.inputs) for node in diff.nodes)
 
 
 # What has no difference.
@@ -232,7 +222,6 @@ def test_a_files_ending_names_the_view(tmp_path: Path) -> None:
         ".png": b"\x89PNG",
         ".json": b"{",
         ".dot": b"digraph",
-        ".mmd": b"flowchart",
     }
     assert set(starts) == set(VIEWS)
     for ending, start in starts.items():
@@ -273,7 +262,7 @@ def test_a_report_is_shown_on_the_page(tmp_path: Path) -> None:
     train_model = fxcollab.transform(Net(), splits=["stem"], seed=0)
     report = fxcollab.verify(train_model.root, train_model, (torch.randn(2, 3),))
     fxcollab.diff(train_model).save(tmp_path / "diff.html", report)
-    assert '"proof":{"checks"' in (tmp_path / "diff.html").read_text()
+    assert '"checks":[["' in (tmp_path / "diff.html").read_text()
     assert GENERATOR in (tmp_path / "diff.html").read_text()
 
 
@@ -281,6 +270,7 @@ def test_an_unknown_ending_is_refused_and_nothing_is_written(tmp_path: Path) -> 
     for name, told in (
         ("diff.htm", "did you mean .html"),
         ("diff.pdf", "known are .html, .svg"),
+        ("diff.mmd", "known are .html, .svg"),
         ("diff", "no ending"),
     ):
         with pytest.raises(DiffError) as refused:
@@ -308,12 +298,12 @@ def test_what_belongs_together_is_accepted() -> None:
 
 @pytest.mark.parametrize(
     ("other", "why"),
-    [(lambda: nn.Linear(3, 2), "its forward takes no 'x'"), (Other, "in train mode")],
+    [(lambda: nn.Linear(3, 2), "the forward of Linear takes no 'x'"), (Other, "hardly a node in common")],
     ids=["part", "other"],
 )
 def test_two_unrelated_models_have_no_difference(other: Any, why: str) -> None:
     train_model = fxcollab.transform(Net(), splits=["stem"], seed=0)
-    with pytest.raises(DiffError, match="not training and inference model of one network") as refused:
+    with pytest.raises(DiffError) as refused:
         fxcollab.diff(train_model, other())
     assert why in str(refused.value) and "hint:" in str(refused.value)
 

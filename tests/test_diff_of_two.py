@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
@@ -233,8 +234,8 @@ def test_every_node_of_both_stands_in_one_row() -> None:
 def test_the_text_numbers_places_and_folds_what_is_the_same() -> None:
     text = str(compared(simple("body"), simple("stem")))
     assert text.splitlines()[:2] == [
-        "a  Net: training graph, 2 heads, simple, 9 nodes",
-        "b  Net: training graph, 2 heads, simple, 10 nodes",
+        "A  Net: training graph, 2 heads, simple, 9 nodes",
+        "B  Net: training graph, 2 heads, simple, 10 nodes",
     ]
     assert "1 of 2" in text and "+ body_b1  Sequential" in text and "> tail  reads rescale -> body" in text
     assert "= stem" not in text
@@ -247,3 +248,41 @@ def test_json_holds_all_rows_and_is_the_same_twice() -> None:
     assert found.to_json() == compared(simple("body"), simple("stem")).to_json()
     assert data["counts"]["added"] == 2 and len(data["rows"]) == 11
     assert {"a", "b", "status", "what"} == data["rows"][0].keys()
+
+
+# Counted by hand for networks of torchvision.
+
+
+def resnet18() -> nn.Module:
+    with torch.device("meta"):
+        return torchvision.models.resnet18()
+
+
+@pytest.mark.slow
+def test_two_plans_of_a_resnet() -> None:
+    a = fxcollab.transform(resnet18(), "simple", ["layer2"], seed=0)
+    b = fxcollab.transform(resnet18(), "hierarchical", ["layer2", "layer3"], seed=0)
+    # added: layer4, avgpool, flatten and fc for two more heads, a rescale of layer3 in each branch
+    # rewired: the two layer4 that now read a rescale; changed: the output, a tuple of four
+    found = compared(a, b)
+    assert counts(found) == {"added": 2 * 4 + 2, "rewired": 2, "changed": 1} and found.count("same") == 16
+    assert [len(hunk) for hunk in found.hunks] == [2, 4, 2, 5]
+
+
+@pytest.mark.slow
+def test_a_resnet_before_and_after_fusing() -> None:
+    model = torchvision.models.resnet18().eval()
+    found = compared(fx.symbolic_trace(model), fuse(model))
+    # 20 normalisations go into 20 convolutions; the stem's ReLU, 8 inner ones and 8 additions read these instead
+    assert counts(found) == {"removed": 20, "changed": 20, "rewired": 1 + 8 + 8} and found.count("same") == 71 - 57
+
+
+@pytest.mark.slow
+def test_an_exported_vit_of_another_depth() -> None:
+    def exported(depth: int) -> nn.Module:
+        vit = torchvision.models.VisionTransformer(32, 8, depth, 2, 16, 32).eval()
+        return torch.export.export(vit, (torch.zeros(1, 3, 32, 32),)).module()
+
+    one, two, four = map(exported, (1, 2, 4))
+    block = len(two.graph.nodes) - len(one.graph.nodes)  # type: ignore[arg-type, union-attr]
+    assert counts(compared(two, four)) == {"added": 2 * block, "rewired": 1}, "the last normalisation"

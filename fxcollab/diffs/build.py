@@ -14,14 +14,14 @@ from fxcollab.analysis.levels import state_tensors
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.original import ProfiledOriginal, profile_original
 from fxcollab.costs.profile import NodeCost
-from fxcollab.diffs.compare import Comparison, compare
+from fxcollab.costs.summary import summarise
+from fxcollab.diffs.compare import Comparison, captured_like, compare
 from fxcollab.diffs.diff import Diff
 from fxcollab.diffs.model import DiffNode
-from fxcollab.diffs.related import captured_like, refuse_another
-from fxcollab.errors import DiffError, FxCollabError
+from fxcollab.errors import DiffError
 from fxcollab.functional import tensors_of
-from fxcollab.fx_utils import source_line
-from fxcollab.plan import PLAN_KEY, plan_of, training_model
+from fxcollab.fx_utils import opened_module, source_line
+from fxcollab.plan import PLAN_KEY, Plan, plan_of, training_model
 from fxcollab.provenance import Provenance, provenance_of
 from fxcollab.runtime.functional_call import FunctionalCall
 from fxcollab.tracing.capture import LIMITATIONS_KEY
@@ -71,20 +71,23 @@ def diff(
     if other is not None and _is_training_model(other):
         return compare(model, training_model(other), training=training)
     if other is not None:
-        try:
-            refuse_another(other, counted.captured, plan)
-        except DiffError as unrelated:
-            return _of_two(model, other, training, unrelated)
+        like = captured_like(other, plan)
+        if not all(_equal(counted.captured, like, mode) for mode in {training, True}):
+            return compare(model, like, training=training)
     graph, original = model.modes.of(training), counted.captured.modes.of(training)
     known = counted.profile is not None and original is counted.captured.modes.train
     costs = {node.name: cost for node, cost in counted.profile.nodes.items()} if counted.profile and known else {}
     origins = {node.name: node for node in original.nodes}
     counter = _Parameters(model)
     provenance = provenance_of(graph, plan.options.peers)
+    summary = summarise(model, counted)
     return Diff(
         plan.pattern,
         plan.tree,
         training,
+        _named(plan, model),
+        summary.parameters,
+        (summary.costs.original.flops, summary.costs.training.flops) if summary.costs else None,
         tuple(_node(node, found, origins, counted.captured, costs, counter) for node, found in provenance.items()),
         counted.inputs if known else None,
         counted.unknown if known or counted.unknown else "only train mode's graph is counted",
@@ -96,12 +99,11 @@ def _is_training_model(model: nn.Module) -> bool:
     return any(PLAN_KEY in part.meta for part in model.modules() if isinstance(part, CollabGraphModule))
 
 
-def _of_two(model: CollabGraphModule, other: nn.Module, training: bool, unrelated: DiffError) -> Comparison:
-    """Compared with a model that is not its original, if that has something in common with it."""
+def _equal(captured: CollabGraphModule, other: CollabGraphModule, training: bool) -> bool:
     try:
-        return compare(model, captured_like(other, plan_of(model)), training=training)
-    except FxCollabError:
-        raise unrelated from None
+        return not compare(captured, other, training=training).hunks
+    except DiffError:
+        return False
 
 
 class _Parameters:
@@ -143,7 +145,7 @@ def _node(
         op=node.op,
         label=found.kind if found.inserted else _label(origin, captured),
         target=_text(origin.target) if not found.inserted else _text(found.target),
-        module=_opened_module(origin),
+        module=opened_module(origin),
         inputs=tuple(dict.fromkeys(source.name for source in node.all_input_nodes)),
         factor=float(node.args[1]) if found.kind == "rescale" else None,  # type: ignore[arg-type]
         shape=cost.shape if cost and found.kind not in ("state", "output") else None,
@@ -152,7 +154,19 @@ def _node(
         new_parameters=new,
         flops=cost.forward_flops if cost and own else None,
         source=_place(origin),
+        rewired=not found.inserted and not any(found.branch) and _reads_other_values(node, origin),
     )
+
+
+def _reads_other_values(node: fx.Node, origin: fx.Node) -> bool:
+    return [source.name for source in node.all_input_nodes] != [source.name for source in origin.all_input_nodes]
+
+
+def _named(plan: Plan, model: CollabGraphModule) -> str:
+    """The model's name: of the function that makes it, in a library, of its class."""
+    source = plan.source
+    library = source.location if source and source.kind in ("torchvision", "timm", "hf") else None
+    return (source and source.name) or (library and library.rsplit("/", 1)[-1]) or type(model.root).__name__
 
 
 def _label(node: fx.Node, captured: CollabGraphModule) -> str:
@@ -177,10 +191,3 @@ def _place(node: fx.Node) -> str | None:
 
 def _text(target: Any) -> str:
     return target if isinstance(target, str) else torch.typename(target) if callable(target) else str(target)
-
-
-def _opened_module(node: fx.Node) -> str:
-    """The innermost module whose forward was opened around ``node``; the called one's own path doesn't count."""
-    stack = [str(path) for path, *_ in (node.meta.get("nn_module_stack") or {}).values()]
-    inner = [path for path in stack if path and not (node.op == "call_module" and path == str(node.target))]
-    return inner[-1] if inner else ""

@@ -6,6 +6,7 @@ to which are matched already.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,11 +19,13 @@ from torch import Tensor, fx, nn
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.diffs.compare_views import to_json, view
 from fxcollab.diffs.comparison import ComparisonData, GraphNode, Row
+from fxcollab.diffs.scene import TIMES, Scene, fraction
+from fxcollab.diffs.scene_two import scene_of
 from fxcollab.diffs.shown import Shown
-from fxcollab.errors import DiffError
-from fxcollab.fx_utils import attribute
+from fxcollab.errors import DiffError, FxCollabError
+from fxcollab.fx_utils import attribute, opened_module
 from fxcollab.plan import PLAN_KEY, Plan
-from fxcollab.provenance import provenance_of
+from fxcollab.provenance import Provenance, provenance_of
 from fxcollab.tracing.capture import capture
 from fxcollab.tree import branch_name
 
@@ -32,7 +35,11 @@ LEAST_IN_COMMON = 0.1
 
 @dataclass(frozen=True)
 class Comparison(Shown, ComparisonData):
-    """Two graphs side by side; prints in a terminal."""
+    """Two graphs side by side; prints in a terminal, and shows itself in a notebook."""
+
+    def scene(self) -> Scene:
+        """What is drawn."""
+        return scene_of(self)
 
     def to_json(self) -> str:
         """All of it as JSON, the same bytes for the same graphs."""
@@ -58,18 +65,38 @@ def compare(a: nn.Module, b: nn.Module, *, training: bool = True) -> Comparison:
     left, right = (_Graph(model, training) for model in (a, b))
     matches = _matched(left, right)
     pairs = [(left.nodes[name], right.nodes[other]) for name, other in matches.items()]
-    if len(pairs) == len(left.nodes) == len(right.nodes) and all(a.description == b.description for a, b in pairs):
-        return Comparison(left.title, right.title, tuple(_rows(left, right, matches)))
+    same = len(pairs) == len(left.nodes) == len(right.nodes) and all(a.description == b.description for a, b in pairs)
     common = sum(a.description == b.description and a.op not in ("placeholder", "output") for a, b in pairs)
     smaller = min(len(left.nodes), len(right.nodes))
-    if common < max(1, LEAST_IN_COMMON * smaller):
+    if not same and common < max(1, LEAST_IN_COMMON * smaller):
         raise DiffError(
             "The two graphs have hardly a node in common.",
             where=f"{left.title}; {right.title}",
             why=f"{common} of {smaller} nodes do the same",
             hint="compare two models of one network: of other splits, before and after a pass, or of another depth",
         )
-    return Comparison(left.title, right.title, tuple(_rows(left, right, matches)))
+    return Comparison(left.title, right.title, tuple(_rows(left, right, matches)), (left.tree, right.tree))
+
+
+def captured_like(model: nn.Module, plan: Plan) -> CollabGraphModule:
+    """A model captured as the original of a plan was.
+
+    Raises:
+        DiffError: its forward takes other inputs, or it has no such splits.
+    """
+    inputs = inspect.signature(model.forward).parameters
+    missing = [spec.name for spec in plan.interface.inputs if spec.name not in inputs]
+    why = f"the forward of {type(model).__name__} takes no {missing[0]!r}" if missing else ""
+    try:
+        if not missing or isinstance(model, fx.GraphModule):
+            return capture(model, plan.tree.splits, granularity=plan.granularity, interface=plan.interface)
+    except FxCollabError as error:
+        why = " ".join(filter(None, (error.what, error.why)))
+    raise DiffError(
+        "These are not two graphs of one network.",
+        why=why,
+        hint="give what prune returned, the model that was transformed, or another one with its inputs and splits",
+    )
 
 
 class _Graph:
@@ -89,9 +116,9 @@ class _Graph:
                 path = path[:-1]
             inserted = from_.kind if from_ and from_.inserted else ""
             self.keys[node.name] = node.op, from_.origin if from_ else node.name, path, inserted
-            branch = branch_name(from_.branch) if from_ and from_.branch else ""
-            self.nodes[node.name] = _node(node, module, branch, inserted)
+            self.nodes[node.name] = _node(node, module, from_)
         self._users = {node.name: tuple(user.name for user in node.users) for node in graph.nodes}
+        self.tree = plan.tree if isinstance(plan, Plan) else None
         of = f"training graph, {plan.tree.heads} heads, {plan.pattern}" if isinstance(plan, Plan) else "graph"
         self.title = f"{type(model).__name__}: {of}, {len(self.nodes)} nodes"
 
@@ -100,7 +127,9 @@ class _Graph:
         return self.nodes[name].inputs if down else self._users[name]
 
 
-def _node(node: fx.Node, module: fx.GraphModule, branch: str, inserted: str) -> GraphNode:
+def _node(node: fx.Node, module: fx.GraphModule, from_: Provenance | None) -> GraphNode:
+    inserted, path = (from_.kind if from_.inserted else "", from_.branch) if from_ else ("", ())
+    mark = f"grad {TIMES} {fraction(cast(float, node.args[1]))}" if inserted == "rescale" else inserted
     inputs = tuple(source.name for source in node.all_input_nodes)
     if node.op == "call_module":
         called = module.get_submodule(str(node.target))
@@ -118,7 +147,18 @@ def _node(node: fx.Node, module: fx.GraphModule, branch: str, inserted: str) -> 
     options = fx.node.map_arg((node.args, node.kwargs), lambda value: cast(Any, _Value(places[value])))
     if node.op != "placeholder" and options != ((), {}):
         described = f"{described} {_text(options)}"
-    return GraphNode(node.name, node.op, inserted or label, described, inputs, branch)
+    return GraphNode(
+        name=node.name,
+        op=node.op,
+        label=inserted or label,
+        description=described,
+        inputs=inputs,
+        branch=branch_name(path) if path else "",
+        path=path,
+        origin=from_.origin if from_ and not inserted else node.name,
+        module=opened_module(node),
+        mark=mark if inputs else "",
+    )
 
 
 class _Value:

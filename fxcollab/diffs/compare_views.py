@@ -9,12 +9,11 @@ from dataclasses import asdict
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from fxcollab.diffs.comparison import ComparisonData, Row, Status
+from fxcollab.diffs.comparison import SIGNS, ComparisonData, Row, Status
 from fxcollab.diffs.model import GENERATOR
 
-SIGNS: Mapping[Status, tuple[str, str]] = {
-    "removed": ("-", "red"), "added": ("+", "green"), "changed": ("~", "yellow"), "rewired": (">", "cyan"),
-    "same": ("=", "dim"),
+STYLES: Mapping[Status, str] = {
+    "removed": "red", "added": "green", "changed": "yellow", "rewired": "cyan", "same": "dim"
 }  # fmt: skip
 FORMAT = 1
 
@@ -26,8 +25,10 @@ def view(comparison: ComparisonData, *, unfolded: bool = False) -> RenderableTyp
         comparison: of two graphs.
         unfolded: also nodes that are the same.
     """
-    heading = [Text(f"a  {comparison.a}", "bold"), Text(f"b  {comparison.b}", "bold")]
-    legend = Text("- only in a  + only in b  ~ does something else  > reads other values", "dim")
+    heading = [Text(f"A  {comparison.a}", "bold"), Text(f"B  {comparison.b}", "bold")]
+    legend = Text(
+        "  ".join(f"{sign} {meaning}" for status, (sign, meaning) in SIGNS.items() if status != "same"), "dim"
+    )
     rows = map(_line, comparison.rows) if unfolded else _hunks(comparison)
     return Group(*heading, *rows, legend, _counts(comparison))
 
@@ -39,20 +40,19 @@ def _hunks(comparison: ComparisonData) -> Iterator[Text]:
 
 
 def _line(row: Row) -> Text:
-    sign, style = SIGNS[row.status]
     node = row.b or row.a
     assert node is not None
-    text = Text(f"{sign} {node.name}", style)
+    text = Text(f"{SIGNS[row.status][0]} {node.name}", STYLES[row.status])
     if row.a and row.b and row.a.name != row.b.name:
-        text.append(f" (in a {row.a.name})", "dim")
+        text.append(f" (in A {row.a.name})", "dim")
     told = row.what or node.label
     return text.append(f"  {told}", "dim") if told != node.name else text
 
 
 def _counts(comparison: ComparisonData) -> Text:
     found = Text()
-    for status, (sign, style) in SIGNS.items():
-        found.append(f"{sign} {comparison.count(status)} {status}  ", style)
+    for status, (sign, _) in SIGNS.items():
+        found.append(f"{sign} {comparison.count(status)} {status}  ", STYLES[status])
     return found
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from typing import Literal, TypeAlias
 
+from fxcollab.tree import HeadTree, Path
+
 Status: TypeAlias = Literal["same", "changed", "rewired", "added", "removed"]
 """``changed``: it does something else. ``rewired``: it does the same with other values."""
+SIGNS: Mapping[Status, tuple[str, str]] = {
+    "removed": ("-", "only in A"),
+    "added": ("+", "only in B"),
+    "changed": ("~", "does something else"),
+    "rewired": (">", "reads other values"),
+    "same": ("=", "the same in both"),
+}
+"""For every status a sign of one character, and what it means."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,10 @@ class GraphNode:
         description: the same with all options that aren't values of other nodes.
         inputs: the names of the nodes that it reads.
         branch: of a training model the branch it belongs to, "" for the trunk and in other graphs.
+        path: the same as a path.
+        origin: of a training model the captured node it was made from; its own name in other graphs.
+        module: the path of the module in whose forward it stands.
+        mark: of a node that was inserted on the way of a value, in a word what it does; "" for others.
     """
 
     name: str
@@ -30,6 +45,10 @@ class GraphNode:
     description: str
     inputs: tuple[str, ...]
     branch: str = ""
+    path: Path = ()
+    origin: str = ""
+    module: str = ""
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,15 +74,22 @@ class ComparisonData:
     Attributes:
         a, b: what the two are, in a few words.
         rows: all nodes of both.
+        trees: their head trees; None of a graph without one.
     """
 
     a: str
     b: str
     rows: tuple[Row, ...]
+    trees: tuple[HeadTree | None, HeadTree | None] = (None, None)
 
     def count(self, status: Status) -> int:
         """How many rows have this status."""
         return sum(row.status == status for row in self.rows)
+
+    @property
+    def facts(self) -> str:
+        """Counts, in a line."""
+        return ", ".join(f"{self.count(status)} {status}" for status in SIGNS)
 
     @cached_property
     def hunks(self) -> tuple[tuple[Row, ...], ...]:

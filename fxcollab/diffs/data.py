@@ -34,6 +34,7 @@ def to_data(diff: DiffData) -> dict[str, Any]:
             "rescaled": diff.count("rescaled"),
             "copied": diff.count("copied"),
             "state": diff.count("state"),
+            "rewired": sum(node.rewired for node in diff.nodes),
         },
         "nodes": [_node(node) for node in diff.nodes],
     }

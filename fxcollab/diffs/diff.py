@@ -1,22 +1,19 @@
-"""What `fxcollab.diff` returns: the difference, with a method for every place where it is shown."""
+"""What `fxcollab.diff` returns for one training model."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from rich.console import RenderableType
 
 from fxcollab.diffs.data import to_json
 from fxcollab.diffs.dot import to_dot
-from fxcollab.diffs.html import to_html
 from fxcollab.diffs.model import DiffData
-from fxcollab.diffs.notebook import show
+from fxcollab.diffs.scene import Scene
+from fxcollab.diffs.scene_diff import scene_of
 from fxcollab.diffs.shown import Shown
-from fxcollab.diffs.svg import to_svg
 from fxcollab.diffs.terminal import view
-from fxcollab.diffs.views import write
 from fxcollab.proof.report import Report
 
 
@@ -24,25 +21,17 @@ from fxcollab.proof.report import Report
 class Diff(Shown, DiffData):
     """A training graph beside its inference graph; prints in a terminal, and shows itself in a notebook."""
 
+    def scene(self) -> Scene:
+        """What pictures and pages show."""
+        return scene_of(self)
+
     def save(self, path: str | os.PathLike[str], report: Report | None = None) -> None:
-        """Write the view that the file's ending names: .html, .svg, .png, .json, .dot or .mmd (Mermaid).
-
-        Args:
-            path: the file, which is replaced if it exists.
-            report: what `verify` found, to be shown on a page.
-
-        Raises:
-            DiffError: there is no view for this ending, or it needs a package that is not installed.
-        """
-        write(self if report is None else replace(self, report=report), Path(path))
+        """As `Shown.save`; ``report`` of `verify` is shown on a page."""
+        super(Diff, self if report is None else replace(self, report=report)).save(path)
 
     def to_html(self, path: str | os.PathLike[str], report: Report | None = None) -> None:
-        """Write one self-contained page, which works offline; ``report`` of `verify` becomes a badge."""
-        Path(path).write_text(to_html(self if report is None else replace(self, report=report)), encoding="utf-8")
-
-    def to_svg(self, path: str | os.PathLike[str]) -> None:
-        """Write a static picture; neither a browser nor ``dot`` is needed."""
-        Path(path).write_text(to_svg(self), encoding="utf-8")
+        """As `Shown.to_html`; ``report`` of `verify` becomes a badge."""
+        super(Diff, self if report is None else replace(self, report=report)).to_html(path)
 
     def to_dot(self) -> str:
         """The training graph in Graphviz's DOT: a cluster a branch."""
@@ -51,10 +40,6 @@ class Diff(Shown, DiffData):
     def to_json(self) -> str:
         """All of it as versioned JSON, the same bytes for the same graphs."""
         return to_json(self)
-
-    def _ipython_display_(self) -> None:
-        """In a notebook: the picture, and the page below it, which is left out where scripts are not shown."""
-        show(self)
 
     def __rich__(self) -> RenderableType:
         """The view for a terminal."""

@@ -1,4 +1,4 @@
-"""The difference in Graphviz's DOT and in Mermaid."""
+"""The difference in Graphviz's DOT."""
 
 from __future__ import annotations
 
@@ -16,11 +16,6 @@ _COLOURS: Mapping[Change, str] = {
 def to_dot(diff: DiffData) -> str:
     """Of the training graph: a cluster a branch, colours by change, factors on rescales."""
     return "\n".join(_dot(diff)) + "\n"
-
-
-def to_mermaid(diff: DiffData) -> str:
-    """The same as a Mermaid flowchart."""
-    return "\n".join(_mermaid(diff)) + "\n"
 
 
 def _dot(diff: DiffData) -> Iterator[str]:
@@ -59,22 +54,3 @@ def _label(node: DiffNode) -> str:
 def _quoted(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
-
-
-def _mermaid(diff: DiffData) -> Iterator[str]:
-    yield "flowchart TD"
-    yield f"  %% {GENERATOR}"
-    numbers = {node.name: f"n{number}" for number, node in enumerate(diff.nodes)}
-    for node in diff.nodes:
-        yield f'  {numbers[node.name]}["{_escaped(_label(node))}"]:::{node.change}'
-    for node in diff.nodes:
-        for source in node.inputs:
-            yield f"  {numbers[source]} --> {numbers[node.name]}"
-    for change, colour in _COLOURS.items():
-        yield f"  classDef {change} fill:{colour},stroke:#5f6368,color:#202124"
-
-
-def _escaped(text: str) -> str:
-    """Text in a label: characters that could be markup, by their numbers."""
-    safe = "".join(c if c.isalnum() or c in " _.:-+=~!" else f"#{ord(c)};" for c in text.replace("\n", "\0"))
-    return safe.replace("#0;", "<br/>")

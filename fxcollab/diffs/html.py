@@ -1,51 +1,53 @@
-"""The difference as one self-contained HTML file that works offline."""
+"""A scene as one self-contained HTML file that works offline."""
 
 from __future__ import annotations
 
 import html
 import json
 from string import Template
+from typing import Any
 
-from fxcollab.diffs.boxes import boxes_of
-from fxcollab.diffs.data import to_data
-from fxcollab.diffs.model import GENERATOR, Change, DiffData
-from fxcollab.diffs.resources import read
-
-_COUNTED: tuple[Change, ...] = ("cloned", "rescaled", "copied", "state")
-_SCRIPTS = ("groups.js", "layout.js", "draw.js", "panel.js", "main.js")
+from fxcollab.diffs.layout import Group, laid_out
+from fxcollab.diffs.model import GENERATOR
+from fxcollab.diffs.picture import METRICS
+from fxcollab.diffs.scene import Scene
+from fxcollab.diffs.svg import DEFINITIONS, read
 
 
-def to_html(diff: DiffData) -> str:
-    """A page: the drawing, details, a table, the passes, the proof. The same bytes for the same graphs."""
-    tree = diff.tree
-    changes = "".join(f", {diff.count(change)} {change}" for change in _COUNTED if diff.count(change))
-    splits = f", split at {', '.join(tree.splits)}" if tree.splits else ""
+def to_html(scene: Scene) -> str:
+    """A page: the drawing, details, a table, the proof. The same bytes for the same graphs."""
     parts = {
         "GENERATOR": GENERATOR,
-        "TITLE": f"{diff.pattern}, {tree.heads} heads",
-        "FACTS": html.escape(
-            f"{'train' if diff.training else 'eval'} mode: {diff.count('shared', 'own')} nodes of the original"
-            f"{changes}{splits}"
-        ),
-        "PAGE_CSS": read("colours.css") + read("page.css"),
-        "DRAWING_CSS": read("drawing.css"),
-        "DATA": _data(diff),
-        "SCRIPT": "\n".join([_library(), *map(read, _SCRIPTS)]),
+        "TITLE": html.escape(scene.title),
+        "FACTS": html.escape(scene.facts),
+        "CSS": read("drawing.css") + read("page.css"),
+        "DEFINITIONS": DEFINITIONS,
+        "DATA": json.dumps(_data(scene), separators=(",", ":")).replace("<", "\\u003c"),  # can't close the script
+        "SCRIPT": read("draw.js") + read("main.js"),
     }
     return Template(read("page.html")).substitute(parts)
 
 
-def _data(diff: DiffData) -> str:
-    """JSON that can't close the script element around it."""
-    report = diff.report
-    proof = report and {"checks": [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in report]}
-    data = {**to_data(diff), "boxes": boxes_of(diff).to_data(), "proof": proof}
-    text = json.dumps(data, separators=(",", ":"))
-    return text.replace("<", "\\u003c")
+def _data(scene: Scene) -> dict[str, Any]:
+    layout = laid_out(scene)
+    wires = zip(scene.drawing.wires, layout.tracks, strict=True)
+    return {
+        "metrics": METRICS,
+        "sides": scene.sides,
+        "rows": len(scene.drawing.modules),
+        "lanes": [(lane.title, lane.note, lane.side, lane.merges) for lane in scene.drawing.lanes],
+        "splits": scene.drawing.splits,
+        "groups": [_group(group) for group in layout.groups],
+        "cells": [(c.node, c.row, c.lane, c.kind, c.first, c.second, c.rewired) for c in scene.drawing.cells],
+        "wires": [(w.source, w.target, w.mark, -1 if t is None else t, w.inserted) for w, t in wires],
+        "legend": [(key.kind, key.sign, key.meaning, key.count) for key in scene.legend],
+        "columns": scene.columns,
+        "nodes": scene.nodes,
+        "hunks": scene.hunks,
+        "notes": scene.notes,
+        "checks": scene.checks,
+    }
 
 
-def _library() -> str:
-    """Dagre with its licence, without the link to a source map."""
-    lines = read("dagre.min.js").splitlines()
-    script = "\n".join(line for line in lines if not line.startswith(("//#", "/*!")))
-    return f"/* dagre, https://github.com/dagrejs/dagre\n\n{read('dagre.LICENSE')}*/\n{script}"
+def _group(group: Group) -> tuple[Any, ...]:
+    return group.title, group.start, group.stop, [_group(child) for child in group.children]

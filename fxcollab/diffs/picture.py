@@ -1,227 +1,191 @@
-"""The layout of the static picture."""
+"""Where everything stands, for what is open. The page's ``draw.js`` does the same with the same numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
-import networkx as nx
+from fxcollab.diffs.layout import Group, Layout
+from fxcollab.diffs.scene import Cell, Lane
 
-from fxcollab.diffs.boxes import READABLE, Box, Item, boxes_of, fold, name_of, open_up_to, shown
-from fxcollab.diffs.layered import Layout, Point, layered
-from fxcollab.diffs.model import DiffData, DiffNode
-
-TIMES = "\N{MULTIPLICATION SIGN}"
-HEIGHT, MARGIN = 40.0, 8.0
-_CHARACTER, _LEAST, _HEADER, _PADDING = 7.1, 100.0, 24.0, 12.0
-
-
-@dataclass(frozen=True)
-class Place:
-    """A rectangle: its upper left corner and its size."""
-
-    x: float
-    y: float
-    width: float
-    height: float
+METRICS = {
+    "width": 184, "narrow": 124, "height": 32, "between": 14, "mark": 20, "split": 38, "axis": 136, "narrowAxis": 96,
+    "track": 9, "tracks": 60, "edge": 14, "apart": 12, "sides": 28, "top": 40, "character": 7.4, "label": 14,
+}  # fmt: skip
+"""Sizes in units of the drawing; ``character`` is the width of a letter of the first line in a cell."""
+MARGIN = 14.0
+Spot = tuple[int, int]
+"""Where a cell stands: a visible row, and a column."""
 
 
 @dataclass(frozen=True)
-class Edge:
-    """The line from a value's node to one that reads it.
+class Line:
+    """A drawn way of values: from one spot to another."""
 
-    Attributes:
-        points: the first and the last lie on it, it bends towards those between.
-        added: whether the inference graph lacks it.
-    """
-
-    points: tuple[Point, ...]
-    added: bool
+    source: Spot
+    target: Spot
+    kind: str
+    path: str
 
 
-@dataclass
 class Picture:
-    """What is drawn.
+    """A drawing of a layout.
 
-    Attributes:
-        diff: of which it is a picture.
-        width, height: of all, without the margin.
-        boxes: the open ones, outer before inner.
-        items: nodes and closed boxes.
-        edges: between items.
+    Args:
+        layout: of what.
+        depth: how deep groups are open.
+        merged: whether lanes equal to the first of their side are drawn once.
     """
 
-    diff: DiffData
-    width: float
-    height: float
-    boxes: list[tuple[Box, Place]] = field(default_factory=list)
-    items: list[tuple[Item, Place]] = field(default_factory=list)
-    edges: list[Edge] = field(default_factory=list)
+    def __init__(self, layout: Layout, depth: int, merged: bool) -> None:
+        m = METRICS
+        self.scene, self.layout = layout.scene, layout
+        self.rows = layout.visible(depth)
+        self._row = [v for v, (start, stop, _) in enumerate(self.rows) for _ in range(start, stop)]
+        self.columns = list(_columns(self.scene.drawing.lanes, merged))
+        column = {lane: c for c, lanes in enumerate(self.columns) for lane in lanes}
+        self.spots: dict[Spot, list[Cell]] = {}
+        self._spot: list[Spot] = []
+        for cell in self.scene.drawing.cells:
+            self._spot.append((self._row[cell.row], column[cell.lane]))
+            self.spots.setdefault(self._spot[-1], []).append(cell)
+        self.begins = [
+            min((v for v, c in self.spots if c == column), default=0) for column in range(len(self.columns))
+        ]
+        self._wires: dict[tuple[Spot, Spot, str], int] = {}
+        self.mark_kinds: dict[tuple[Spot, str], str] = {}
+        for wire, track in zip(self.scene.drawing.wires, layout.tracks, strict=True):
+            source, target = self._spot[wire.source], self._spot[wire.target]
+            if source != target:
+                key = source, target, wire.mark
+                for node in wire.inserted[:1]:
+                    self.mark_kinds[source, wire.mark] = self.scene.nodes[node][1]
+                self._wires[key] = min(self._wires.get(key, 1 << 30), 1 << 30 if track is None else track)
+        used = sorted({t for (s, e, _), t in self._wires.items() if t < 1 << 30 and not self._is_direct(s, e)})
+        step = min(m["track"], m["tracks"] / max(len(used), 1))
+        self._track = {track: m["edge"] + number * step for number, track in enumerate(used)}
+        self.gutter = m["edge"] + len(used) * step
+        self.ports = self._made_ports()
+        self.tops, self.height = self._made_tops()
+        self.lefts, self.axes, self.width = self._made_lefts()
 
-    @property
-    def size(self) -> tuple[float, float]:
-        """Width and height with the margin."""
-        return self.width + 2 * MARGIN, self.height + 2 * MARGIN
+    @cached_property
+    def folds(self) -> list[tuple[int, int, int, str]]:
+        """Open groups: the first and last of their visible rows, how deep they are in others, their titles."""
+        shown = {(group.start, group.stop) for _, _, group in self.rows if group}
 
-    @property
-    def title(self) -> str:
-        """A description in one line."""
-        diff = self.diff
-        counts = f"{diff.count('cloned')} cloned, {diff.count('rescaled')} rescaled"
-        return f"{diff.pattern}, {diff.tree.heads} heads: {counts}"
+        def inside(groups: tuple[Group, ...], depth: int) -> Iterator[tuple[int, int, int, str]]:
+            for group in groups:
+                if (group.start, group.stop) not in shown:
+                    yield self._row[group.start], self._row[group.stop - 1], depth, group.title
+                    yield from inside(group.children, depth + 1)
 
-    def stack(self, item: Item) -> int:
-        """How many instances a node behind a split stands for; 1 elsewhere."""
-        return len(self.diff.instances[item.origin]) if isinstance(item, DiffNode) and item.change == "own" else 1
+        return list(inside(self.layout.groups, 0))
 
+    def _is_direct(self, source: Spot, target: Spot) -> bool:
+        """Whether a value can go straight down the target's lane."""
+        (s, _), (t, column) = source, target
+        header = self.begins[column] - 1 if source[1] != column else -1
+        return t > s and not any((v, column) in self.spots or v == header for v in range(s + 1, t))
 
-def picture_of(diff: DiffData) -> Picture:
-    """The drawing of the page as it opens: modules and runs stay closed where there would be too much to read."""
-    root = boxes_of(diff)
-    if shown(root) > READABLE:
-        fold(root)
-        open_up_to(root, READABLE)
-    return _Drawing(diff, root).picture()
+    def _made_ports(self) -> dict[Spot, list[tuple[int, str]]]:
+        """For each spot the marks below it with their places, 0 in the middle: there is what goes straight down."""
+        straight: dict[Spot, str] = {}
+        marks: dict[Spot, list[str]] = {}
+        for source, target, mark in self._wires:
+            if source[1] == target[1] and self._is_direct(source, target):
+                straight[source] = mark
+            if mark or source[1] != target[1]:
+                marks.setdefault(source, [])
+                marks[source] += [mark] * (mark not in marks[source])
+        found = {}
+        for spot, named in marks.items():
+            first = straight.get(spot)
+            rest = [mark for mark in named if mark != first]
+            places = [(0, first)] if first in named else []
+            found[spot] = [*places, *enumerate(rest, 0 if first is None else 1)]
+        return found
 
+    def _made_tops(self) -> tuple[list[float], float]:
+        m, tops, y = METRICS, list[float](), float(METRICS["top"])
+        splits = {self._row[row] for side in self.scene.drawing.splits for row, _, _ in side}
+        for v in range(len(self.rows)):
+            y += m["label"] * max(0, sum(first == v for first, *_ in self.folds) - 2)
+            tops.append(y)
+            marks = max((len(ports) for (row, _), ports in self.ports.items() if row == v), default=0)
+            y += m["height"] + max(m["between"] + m["mark"] * marks, m["split"] if v + 1 in splits else 0)
+        return tops, y
 
-def lines_of(item: Item) -> tuple[str, str]:
-    """The two lines that stand in a node or a closed box."""
-    if isinstance(item, Box):
-        nodes = sum(1 for _ in item.nodes())
-        return _clip(item.title), f"{nodes} {item.status or 'nodes'}"
-    if item.factor is not None:
-        return f"gradient {TIMES} {_fraction(item.factor)}", _clip(item.origin)
-    name, shape = name_of(item), TIMES.join(map(str, item.shape or ()))
-    return _clip(name), _clip("  ".join(filter(None, ("" if item.label == name else item.label, shape))), 40)
+    def _made_lefts(self) -> tuple[list[float], list[float], float]:
+        """The left edge of every column's cells, of every side's axis, and the right end."""
+        m, x, lefts, axes = METRICS, 0.0, list[float](), list[float]()
+        for lanes in self.columns:
+            side = self.scene.drawing.lanes[lanes[0]].side
+            if side == len(axes):
+                x += m["sides"] * bool(axes)
+                axes.append(x)
+                x += m["axis"] if side == 0 or self.scene.drawing.splits[side] else 0
+            lefts.append(x + self.gutter)
+            x = lefts[-1] + m["width"] + m["apart"]
+        return lefts, axes, x
 
+    def row(self, row: int) -> int:
+        """Where a row of the scene is seen."""
+        return self._row[row]
 
-def change_of(item: Item) -> str:
-    """A node's change; of a box that of its branch."""
-    if not isinstance(item, Box):
-        return item.change
-    return "shared" if not item.path else "cloned" if any(item.path) else "own"
+    def bottom(self, v: int) -> float:
+        """Of the cells in a row."""
+        return self.tops[v] + METRICS["height"]
 
+    def port(self, spot: Spot, place: int) -> tuple[float, float]:
+        """The middle of a mark below a cell: the first lowest, so that what leaves it meets no other."""
+        m = METRICS
+        aside = (place + 1) // 2 * (1 if place % 2 else -1) * max(46.0, m["width"] * 0.34)
+        limit = m["width"] / 2 - 16
+        last = max(place for place, _ in self.ports[spot])
+        y = self.bottom(spot[0]) + 4 + m["mark"] * (last - place + 0.5)
+        return self.lefts[spot[1]] + m["width"] / 2 + max(-limit, min(limit, aside)), y
 
-class _Drawing:
-    """Sizes and layouts of boxes, from the inside out; places of all that is shown, from the outside in."""
+    def lines(self) -> Iterator[Line]:
+        """All ways, with arrows at their ends."""
+        entries: dict[Spot, int] = {}
+        for (source, target, mark), track in self._wires.items():
+            kinds = {cell.kind for spot in (source, target) for cell in self.spots[spot]}
+            kind = "kept" if kinds <= KEPT else self.spots[target][0].kind
+            yield Line(source, target, kind, self._path(source, target, mark, track, entries))
 
-    def __init__(self, diff: DiffData, root: Box) -> None:
-        self._diff, self._root = diff, root
-        ways = dict(_ways(root, ()))
-        self._values = [_Value(ways[name], ways[node.name]) for node in diff.nodes for name in node.inputs]
-        self._edges: dict[Box, list[tuple[Item, Item]]] = {}
-        for value in self._values:
-            self._edges.setdefault(value.box, []).append(value.children)
-        self._layouts: dict[Box, Layout] = {}
-        self._places: dict[int, Place] = {}
-
-    def picture(self) -> Picture:
-        width, height = self._size(self._root)
-        picture = Picture(self._diff, width, height)
-        self._put(self._root, Place(0.0, 0.0, width, height), picture)
-        picture.edges.extend(dict.fromkeys(self._drawn_edges()))
-        return picture
-
-    def _size(self, item: Item) -> tuple[float, float]:
-        if not (isinstance(item, Box) and item.open):
-            return max(_LEAST, *(len(line) * _CHARACTER + 40 for line in lines_of(item))), HEIGHT
-        layout, inner = self._layout(item), item is not self._root
-        least, header = (len(item.title) * _CHARACTER + 40, _HEADER) if inner else (0.0, 0.0)
-        return max(layout.width, least) + 2 * _PADDING, layout.height + header + 2 * _PADDING
-
-    def _layout(self, box: Box) -> Layout:
-        """Of a box's children, which are put in an order in which no edge goes back where there is one."""
-        if box not in self._layouts:
-            place = {id(child): number for number, child in enumerate(box.children)}
-            edges = {(place[id(a)], place[id(b)]) for a, b in self._edges.get(box, ())}
-            order = _along(len(box.children), edges)
-            box.children[:] = [box.children[number] for number in order]
-            at = {number: index for index, number in enumerate(order)}
-            down = [(at[a], at[b]) for a, b in edges if at[a] < at[b]]
-            self._layouts[box] = layered([self._size(child) for child in box.children], down)
-        return self._layouts[box]
-
-    def _put(self, item: Item, place: Place, picture: Picture) -> None:
-        self._places[id(item)] = place
-        if not (isinstance(item, Box) and item.open):
-            picture.items.append((item, place))
-            return
-        header = 0.0
-        if item is not self._root:
-            picture.boxes.append((item, place))
-            header = _HEADER
-        layout = self._layout(item)
-        left, top = place.x + (place.width - layout.width) / 2, place.y + _PADDING + header
-        for child, (dx, dy) in zip(item.children, layout.corners, strict=True):
-            self._put(child, Place(left + dx, top + dy, *self._size(child)), picture)
-
-    def _drawn_edges(self) -> Iterator[Edge]:
-        for value in self._values:
-            start, end = map(_outermost_closed, value.ways)
-            if start is not end:
-                yield Edge(self._route(value, start, end), value.added)
-
-    def _route(self, value: _Value, start: Item, end: Item) -> tuple[Point, ...]:
-        """Along the layout's way where both stand in one box, else straight."""
-        one, other = self._places[id(start)], self._places[id(end)]
-        if value.children == (start, end):
-            layout, number = self._layouts[value.box], value.box.children.index
-            route, (x, y) = layout.routes.get((number(start), number(end))), layout.corners[number(start)]
-            if route:
-                return tuple((px + one.x - x, py + one.y - y) for px, py in route)
-        first, last = (one.x + one.width / 2, one.y + one.height), (other.x + other.width / 2, other.y)
-        return first, ((first[0] + last[0]) / 2, (first[1] + last[1]) / 2), last
-
-
-class _Value:
-    """A value that one node makes and another one reads.
-
-    Attributes:
-        ways: for both nodes the boxes around them from the outside in, and themselves.
-        box: the innermost box around both.
-        children: which of its children they are, or are in.
-        added: whether the inference graph lacks it.
-    """
-
-    def __init__(self, *ways: tuple[Item, ...]) -> None:
-        self.ways = ways
-        depth = next(depth for depth, (a, b) in enumerate(zip(*ways, strict=False)) if a is not b)
-        box = ways[0][depth - 1]
-        assert isinstance(box, Box)
-        self.box, self.children = box, (ways[0][depth], ways[1][depth])
-        self.added = any(isinstance(way[-1], DiffNode) and not way[-1].in_inference for way in ways)
-
-
-def _ways(box: Box, around: tuple[Item, ...]) -> Iterator[tuple[str, tuple[Item, ...]]]:
-    """For each node the boxes around it from the outside in, and itself."""
-    way = (*around, box)
-    for child in box.children:
-        if isinstance(child, Box):
-            yield from _ways(child, way)
+    def _path(self, source: Spot, target: Spot, mark: str, track: int, entries: dict[Spot, int]) -> str:
+        middle = METRICS["width"] / 2
+        left, top = self.lefts[target[1]], self.tops[target[0]]
+        crosses, direct = source[1] != target[1], self._is_direct(source, target)
+        if mark or crosses:
+            place = next(place for place, name in self.ports[source] if name == mark)
+            x, y = self.port(source, place)
+            start = f"M{x:g},{self.bottom(source[0]):g}V{y:g}"
         else:
-            yield child.name, (*way, child)
+            x, y = self.lefts[source[1]], self.bottom(source[0]) - 8
+            start = f"M{x + middle:g},{y + 8:g}" if direct else f"M{x:g},{y:g}"
+        if direct and not (crosses and (source[0], target[1]) in self.spots):
+            return f"{start}{f'H{left + middle:g}' if mark or crosses else ''}V{top:g}"
+        way = left - 6 if direct else left - self._track[track]
+        entry = top + 7 + 6 * min(entries.get(target, 0), 3)
+        entries[target] = entries.get(target, 0) + 1
+        return f"{start}H{way:g}V{entry:g}H{left:g}"
 
 
-def _outermost_closed(way: Sequence[Item]) -> Item:
-    """What is drawn of a node: the outermost closed box around it, or the node itself."""
-    return next((item for item in way if isinstance(item, Box) and not item.open), way[-1])
+KEPT = {"shared", "own", "same", "changed", "rewired"}
+"""Kinds of cells whose ways are no additions."""
 
 
-def _along(count: int, edges: set[tuple[int, int]]) -> list[int]:
-    """An order along the edges; of those that may come first, the first. A module called twice may close a cycle."""
-    graph = nx.DiGraph()
-    graph.add_nodes_from(range(count))
-    graph.add_edges_from(edges)
-    cycles = nx.condensation(graph)
-    members = {cycle: sorted(data["members"]) for cycle, data in cycles.nodes(data=True)}
-    order = nx.lexicographical_topological_sort(cycles, key=lambda cycle: members[cycle][0])
-    return [number for cycle in order for number in members[cycle]]
-
-
-def _clip(text: str, most: int = 36) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
-
-
-def _fraction(factor: float) -> str:
-    parts = round(1 / factor)
-    return f"1/{parts}" if abs(factor * parts - 1) < 1e-9 else f"{factor:.3g}"
+def _columns(lanes: tuple[Lane, ...], merged: bool) -> Iterator[list[int]]:
+    """The lanes of every column: one, or all of a side that are equal to its first."""
+    alike: dict[int, list[int]] = {}
+    for number, lane in enumerate(lanes):
+        if merged and lane.merges and lane.side in alike:
+            alike[lane.side].append(number)
+            continue
+        column = [number]
+        if lane.merges:
+            alike[lane.side] = column
+        yield column  # grows while later lanes join it

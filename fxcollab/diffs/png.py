@@ -6,20 +6,19 @@ import re
 import struct
 import zlib
 
-from fxcollab.diffs.model import GENERATOR, DiffData
-from fxcollab.diffs.picture import picture_of
-from fxcollab.diffs.resources import read
-from fxcollab.diffs.svg import draw
+from fxcollab.diffs.model import GENERATOR
+from fxcollab.diffs.scene import Scene
+from fxcollab.diffs.svg import drawn, read
 from fxcollab.errors import DiffError
 
 _SCALE, _MOST_PIXELS = 2.0, 30_000_000
 """Pixels for a unit of the SVG; fewer where that makes more than most viewers open."""
 _HEADER = 33
 """Bytes of a PNG before the first chunk that may be text."""
-_SAMPLE = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><style>{}</style><g id="world">{}</g></svg>'
+_SAMPLE = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><style>{}</style><g class="art">{}</g></svg>'
 
 
-def to_png(diff: DiffData) -> bytes:
+def to_png(scene: Scene) -> bytes:
     """The picture of `to_svg` in its light colours.
 
     Raises:
@@ -31,22 +30,22 @@ def to_png(diff: DiffData) -> bytes:
         hint = "pip install 'fxcollab[png]', or write .svg"
         raise DiffError("A PNG can't be drawn.", why="resvg-py is not installed", hint=hint) from error
     style = _light(read("drawing.css"))
-    text, empty = (svg_to_bytes(_SAMPLE.format(style, inside)) for inside in ('<text y="9">A</text>', ""))
-    if text == empty:
+    letter, empty = (svg_to_bytes(_SAMPLE.format(style, inside)) for inside in ('<text y="9">A</text>', ""))
+    if letter == empty:
         raise DiffError(
             "A PNG can't be drawn.",
             why="there is no font for its text",
             hint="install one, such as DejaVu Sans (on Debian: apt-get install fonts-dejavu-core), or write .svg",
         )
-    picture = picture_of(diff)
-    width, height = picture.size
-    image: bytes = svg_to_bytes(draw(picture, style), zoom=min(_SCALE, (_MOST_PIXELS / (width * height)) ** 0.5))
+    text, (width, height) = drawn(scene, style)
+    image: bytes = svg_to_bytes(text, zoom=min(_SCALE, (_MOST_PIXELS / (width * height)) ** 0.5))
     return image[:_HEADER] + _text_chunk("Software", GENERATOR) + image[_HEADER:]
 
 
 def _light(style: str) -> str:
     """A style sheet with the values of the page's variables in it, which resvg doesn't know."""
-    variables = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", read("colours.css").partition("}")[0]))
+    variables = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", style.partition("}")[0]))
+    style = style[style.index("#page") :]
     return re.sub(r"var\(--([a-z-]+)\)", lambda found: variables[found[1]], style)
 
 

@@ -1,18 +1,57 @@
-"""What prints itself by Rich, and as plain text in 80 columns."""
+"""What shows itself: by Rich, as plain text in 80 columns, in notebooks, and in files."""
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 
+from fxcollab.diffs.html import to_html
+from fxcollab.diffs.notebook import show
+from fxcollab.diffs.scene import Scene
+from fxcollab.diffs.svg import to_svg
+from fxcollab.diffs.views import write
+
 
 class Shown:
-    """A value with a view for a terminal."""
+    """A difference, with a method for every place where it is shown."""
+
+    @abstractmethod
+    def scene(self) -> Scene:
+        """What pictures and pages show."""
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """All of it as versioned JSON, the same bytes for the same graphs."""
 
     @abstractmethod
     def __rich__(self) -> RenderableType:
         """The view for a terminal; `str` is the same in 80 columns, without colours."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the view that the file's ending names: .html, .svg, .png, .json, or .dot of a training graph.
+
+        Args:
+            path: the file, which is replaced if it exists.
+
+        Raises:
+            DiffError: there is no view for this ending, or it needs a package that is not installed.
+        """
+        write(self, Path(path))
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write one self-contained page, which works offline."""
+        Path(path).write_text(to_html(self.scene()), encoding="utf-8")
+
+    def to_svg(self, path: str | os.PathLike[str]) -> None:
+        """Write a static picture; neither a browser nor ``dot`` is needed."""
+        Path(path).write_text(to_svg(self.scene()), encoding="utf-8")
+
+    def _ipython_display_(self) -> None:
+        """In a notebook: the picture, and the page below it, which is left out where scripts are not shown."""
+        show(self.scene())
 
     def __str__(self) -> str:
         console = Console(width=80, color_system=None)

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from fxcollab.diffs.model import GLYPHS, Change, DiffData, DiffNode
+from fxcollab.diffs.model import MEANINGS, Change, DiffData, DiffNode
 from fxcollab.tree import Path, branch_name
 
 STYLES: Mapping[Change, str] = {
@@ -45,7 +45,8 @@ def _counts(diff: DiffData) -> Text:
     for change in ("cloned", "rescaled", "copied", "state"):
         number, name = diff.count(change), "passed in" if change == "state" else change
         if number or change in ("cloned", "rescaled"):
-            found.append(f"{GLYPHS[change]} {number} {name}", STYLES[change]).append("  ")
+            found.append(f"{MEANINGS[change][0]} {number} {name}", STYLES[change]).append("  ")
+    found.append(f"> {sum(node.rewired for node in diff.nodes)} rewired  ")
     return found.append(f"= {diff.count('shared', 'own')} of the original", "dim")
 
 

@@ -4,30 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
-from fxcollab.diffs.data import to_json
-from fxcollab.diffs.dot import to_dot, to_mermaid
 from fxcollab.diffs.html import to_html
-from fxcollab.diffs.model import GENERATOR, DiffData
+from fxcollab.diffs.model import GENERATOR
 from fxcollab.diffs.png import to_png
+from fxcollab.diffs.scene import Scene
 from fxcollab.diffs.svg import to_svg
 from fxcollab.errors import DiffError, closest
 from fxcollab.io.folder import beside
 from fxcollab.io.weights import refuse_existing_file
 
-VIEWS: Mapping[str, Callable[[DiffData], str | bytes]] = {
-    ".html": to_html,
-    ".svg": to_svg,
-    ".png": to_png,
-    ".json": to_json,
-    ".dot": to_dot,
-    ".mmd": to_mermaid,
-}
-"""By the ending of the file. Every view has `GENERATOR` in its first bytes."""
 _FIRST_BYTES = 1024
 
 
-def write(diff: DiffData, path: Path) -> None:
+class Difference(Protocol):
+    """What views are made of."""
+
+    def scene(self) -> Scene:
+        """What is drawn."""
+
+    def to_json(self) -> str:
+        """All of it."""
+
+
+def _dot(found: Difference) -> str:
+    if not hasattr(found, "to_dot"):
+        raise DiffError("Two graphs can't be drawn as .dot.", hint="write .html, .svg, .png or .json")
+    return str(found.to_dot())
+
+
+VIEWS: Mapping[str, Callable[[Difference], str | bytes]] = {
+    ".html": lambda found: to_html(found.scene()),
+    ".svg": lambda found: to_svg(found.scene()),
+    ".png": lambda found: to_png(found.scene()),
+    ".json": lambda found: found.to_json(),
+    ".dot": _dot,
+}
+"""By the ending of the file. Every view has `GENERATOR` in its first bytes."""
+
+
+def write(diff: Difference, path: Path) -> None:
     """Write the view that the file's ending names; the file appears whole, or stays as it was.
 
     Raises:
@@ -69,7 +86,7 @@ def is_view(path: Path) -> bool:
         return GENERATOR.encode() in file.read(_FIRST_BYTES)
 
 
-def _view(path: Path) -> Callable[[DiffData], str | bytes]:
+def _view(path: Path) -> Callable[[Difference], str | bytes]:
     ending = path.suffix.lower()
     if ending not in VIEWS:
         near = closest(ending, VIEWS)

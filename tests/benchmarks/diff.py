@@ -1,8 +1,10 @@
 """The page of a difference in a real browser: ``python -m tests.benchmarks.diff``.
 
-For each network: nodes of the training graph, bytes of the page and whether two runs make the same ones, seconds
-until the first view stands in a headless Chromium, how large things are drawn then, and the slowest opening of one
-box among all that the page shows. Writes ``diff.json`` to ``--results``.
+For each network and each size of the window, light and dark: what is crossed, overlaps, spills or lies outside of
+the first view (`tests.page_faults`), the smallest visible text, how many rows and lanes are drawn and at what
+scale; bytes of the page and whether two runs make the same ones; seconds until the first view stands, and the
+slowest opening of one module of those it shows. With ``--axe FILE`` (axe-core's ``axe.min.js``, from npm) also its
+violations. Writes ``diff.json`` to ``--results``, and pictures of all first views to ``--pictures``.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import tempfile
 import time
 import warnings
@@ -29,9 +30,28 @@ from torch import nn
 
 import fxcollab
 from fxcollab.diffs.html import to_html
+from samples.diff.unet import UNet
+from tests.page_faults import measured
 
 RESULTS = Path(__file__).parent / "results"
-OPENINGS = 5
+SIZES = ((1440, 900), (1280, 860), (768, 1024), (390, 844))
+
+
+class Bert(nn.Module):
+    """A mask that every layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(100, 32)
+        self.layers = nn.ModuleList(nn.MultiheadAttention(32, 4, batch_first=True) for _ in range(4))
+        self.classes = nn.Linear(32, 7)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x, hidden = self.embed(tokens), mask == 0
+        for layer in self.layers:
+            x = x + layer(x, x, x, key_padding_mask=hidden, need_weights=False)[0]
+        result: torch.Tensor = self.classes(x[:, 0])
+        return result
 
 
 def _giant() -> nn.Module:
@@ -41,99 +61,106 @@ def _giant() -> nn.Module:
     return model
 
 
-CASES: Mapping[str, tuple[Callable[[], nn.Module], list[str], str]] = {
-    "resnet50": (torchvision.models.resnet50, ["layer2", "layer3"], "auto"),
-    "vit_b_16": (
-        torchvision.models.vit_b_16,
-        ["encoder.layers.encoder_layer_3", "encoder.layers.encoder_layer_7"],
-        "auto",
+def _long() -> nn.Module:
+    def block() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+
+    return nn.Sequential(*(block() for _ in range(700)))
+
+
+_MODELS = torchvision.models
+_TOKENS = {"tokens": torch.zeros(2, 16, dtype=torch.long), "mask": torch.ones(2, 16, dtype=torch.long)}
+CASES: Mapping[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "resnet50": (_MODELS.resnet50, {"splits": ["layer2", "layer3"]}),
+    "unet": (UNet, {"splits": ["down2", "up2"]}),
+    "bert": (Bert, {"splits": ["layers.0", "layers.2"], "example_inputs": _TOKENS}),
+    "fan-outs 4 and 2": (_MODELS.resnet18, {"splits": ["layer2", "layer3"], "fanouts": (4, 2)}),
+    "three levels": (_MODELS.resnet18, {"splits": ["layer1", "layer2", "layer3"]}),
+    "ladder": (_MODELS.resnet18, {"splits": ["layer1", "layer2", "layer3"], "pattern": "ladder"}),
+    "multi-instance": (_MODELS.resnet18, {"pattern": "multi-instance", "heads": 3}),
+    "vit_b_16": (_MODELS.vit_b_16, {"splits": [f"encoder.layers.encoder_layer_{n}" for n in (3, 7)]}),
+    "swin_t": (_MODELS.swin_t, {"splits": ["features.3", "features.5"]}),
+    "convnext_tiny": (_MODELS.convnext_tiny, {"splits": ["features.3", "features.5"]}),
+    "densenet121, operations": (
+        _MODELS.densenet121,
+        {"splits": ["features.transition1", "features.transition2"], "granularity": "op"},
     ),
-    "densenet121, op-level": (
-        torchvision.models.densenet121,
-        ["features.transition1", "features.transition2"],
-        "op",
+    "long chain, operations": (_long, {"splits": ["200", "400"], "granularity": "op"}),
+    "swinv2_cr_giant, operations": (
+        _giant,
+        {"splits": ["stages.2.blocks.13", "stages.2.blocks.27"], "granularity": "op"},
     ),
-    "swinv2_cr_giant, op-level": (_giant, ["stages.2.blocks.13", "stages.2.blocks.27"], "op"),
 }
 
 
-def diff_of(name: str) -> fxcollab.Diff:
-    """Of a four-headed tree over a case's network, on meta tensors."""
-    make, splits, granularity = CASES[name]
-    with torch.device("meta"):
+def page_of(name: str) -> tuple[int, str]:
+    """How many nodes a case's training graph has, and its page; on meta tensors where no inputs are given."""
+    make, options = CASES[name]
+    with torch.device("cpu" if "example_inputs" in options else "meta"):
         model = make()
-    return fxcollab.diff(fxcollab.transform(model, splits=splits, granularity=granularity, seed=0))  # type: ignore[arg-type]
+    diff = fxcollab.diff(fxcollab.transform(model, seed=0, **options))
+    return len(diff.nodes), to_html(diff.scene())
 
 
-def measure(browser: Any, name: str, folder: Path) -> dict[str, Any]:
-    """One line of the results."""
-    diff = diff_of(name)
-    page_text = to_html(diff)
-    file = folder / "diff.html"
-    file.write_text(page_text, encoding="utf-8")
-    seconds = [_first_view(browser, file) for _ in range(OPENINGS)]
-    page = _opened(browser, file)
-    scale = page.evaluate("state.view.k")
-    shown = page.evaluate("items.length")
-    openings = page.evaluate(_OPEN_EACH)
-    page.close()
-    return {
-        "network": name,
-        "nodes": len(diff.nodes),
-        "bytes": len(page_text.encode()),
-        "same bytes twice": to_html(diff_of(name)) == page_text,
-        "first view, s": round(statistics.median(seconds), 2),
-        "drawn at": round(scale, 2),
-        "things shown": shown,
-        "boxes opened": len(openings),
-        "slowest opening, s": round(max(openings, default=0.0) / 1000, 3),
-    }
+def measure(browser: Any, name: str, file: Path, axe: str, pictures: Path | None) -> list[dict[str, Any]]:
+    """A line of the results for each size of the window."""
+    nodes, text = page_of(name)
+    file.write_text(text, encoding="utf-8")
+    same = page_of(name)[1] == text
+    facts = {"network": name, "nodes": nodes, "bytes": len(text.encode()), "same bytes twice": same}
+    rows = []
+    for (width, height), scheme in zip(SIZES, ("light", "dark", "light", "dark"), strict=True):
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        page = context.new_page()
+        said: list[str] = []
+        page.on("console", lambda message, said=said: said.append(message.text))
+        page.on("pageerror", lambda error, said=said: said.append(str(error)))
+        start = time.perf_counter()
+        page.goto(f"file://{file}")
+        page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        first = time.perf_counter() - start
+        row = facts | {"width": width, "first view, s": round(first, 2)} | measured(page) | {"messages": len(said)}
+        if axe:
+            page.evaluate(f"{axe};0")
+            row["axe violations"] = page.evaluate("axe.run().then(({ violations }) => violations.length)")
+        if pictures:
+            page.screenshot(path=pictures / f"{name.replace(' ', '-')}-{width}.png")
+        openings = page.evaluate(_OPEN_EACH)
+        rows.append(row | {"slowest opening, s": round(max(openings, default=0.0) / 1000, 3)})
+        context.close()
+    return rows
 
 
-_OPEN_EACH = """() => {
-    const closed = [...document.querySelectorAll('#world .closed')].map((drawn) => drawn.dataset.id);
-    return closed.map((id) => {
-        const start = performance.now();
-        toggle(tree.get(id));
-        const taken = performance.now() - start;
-        toggle(tree.get(id));
-        return taken;
-    });
-}"""
-
-
-def _opened(browser: Any, file: Path) -> Any:
-    page = browser.new_page(viewport={"width": 1280, "height": 860})
-    page.goto(f"file://{file}")
-    page.wait_for_function("document.querySelectorAll('#world .node').length > 0")
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    return page
-
-
-def _first_view(browser: Any, file: Path) -> float:
-    start = time.perf_counter()
-    page = _opened(browser, file)
-    taken = time.perf_counter() - start
-    page.close()
-    return taken
+_OPEN_EACH = """() => plan.rows.filter(Boolean).map((group) => {
+    const start = performance.now();
+    toggle(group, true);
+    const taken = performance.now() - start;
+    toggle(group, false);
+    return taken;
+})"""
 
 
 def main() -> None:
-    """Measure all cases and print the table."""
+    """Measure all cases, or those named, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=list(CASES), metavar="NAME")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--pictures", type=Path, metavar="DIR")
+    parser.add_argument("--axe", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         parser.error("there is no chromium (on Debian: apt-get install chromium)")
+    axe = arguments.axe.read_text() if arguments.axe else ""
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        rows = [measure(browser, name, Path(folder)) for name in CASES]
+        file = Path(folder) / "diff.html"
+        rows = [row for name in arguments.names for row in measure(browser, name, file, axe, arguments.pictures)]
         version = browser.version
         browser.close()
     record = {
-        "browser": f"Chromium {version}, headless, 1280x860",
+        "browser": f"Chromium {version}, headless",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "rows": rows,
@@ -142,7 +169,7 @@ def main() -> None:
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*map(str, row.values()))
-    Console(width=160).print(table)
+    Console(width=260).print(table)
 
 
 if __name__ == "__main__":

@@ -1,494 +1,414 @@
-// State, events and the address: everything that changes on the page goes through here.
+// What can be done on the page: choosing, opening, finding, looking from near and far.
 "use strict";
 
-const DATA = JSON.parse(document.getElementById("data").textContent);
-const NODES = new Map(DATA.nodes.map((node) => [node.name, node]));
-const INSTANCES = new Map();
-const READERS = new Map();
-for (const node of DATA.nodes) {
-  if (node.counterpart !== null) INSTANCES.set(node.counterpart, [...(INSTANCES.get(node.counterpart) || []), node]);
-  for (const name of node.inputs) READERS.set(name, [...(READERS.get(name) || []), node]);
-}
-const SPOTS = ["both", "training", "inference"];
-const PASSES = ["captured", "split", "rewritten", "pruned"];
-const READABLE = 45; // nodes and closed boxes
-const LEGIBLE = 0.6; // of the natural size
-
 const $ = (id) => document.getElementById(id);
-const svg = $("drawing");
-const world = $("world");
-const state = { spot: "both", pass: 2, selected: null, view: { x: 0, y: 0, k: 1 }, table: false, folded: false };
-let items = [];
-let tree = grown(false);
-state.folded = countShown(tree.root) > READABLE || fittingScale() < LEGIBLE; // closed modules alone don't do
-for (let limit = READABLE; state.folded && limit > 10; limit -= 10) {
-  tree = grown(true);
-  for (const item of tree.all) if (item.kind === "module") item.open = false;
-  openUpTo(tree.root, limit);
-  if (fittingScale() >= LEGIBLE) break;
-}
-const initiallyFolded = state.folded;
-const initiallyOpen = new Set(openIds());
+const [svg, world, canvas, table] = [$("drawing"), $("world"), $("canvas"), $("table")];
+const at = (name) => DATA.columns.indexOf(name);
+const nameOf = (node) => DATA.nodes[node][0], kindOf = (node) => DATA.nodes[node][1];
+const READS = at("reads"), LEGIBLE = 0.87, MOST = 400; // the least scale at which all can be read; rows drawn at once
+const LEAST = (M.height + M.between) * LEGIBLE; // of a row, in pixels
+const SPOTS = DATA.sides.length > 1 ? ["both", "a", "b"] : ["both", "training", "inference"];
+const readers = DATA.nodes.map(() => []), cellOf = new Map();
+DATA.nodes.forEach((facts, node) => facts[READS].forEach((read) => readers[read].push(node)));
+DATA.cells.forEach((cell) => cellOf.has(cell[NODE]) || cellOf.set(cell[NODE], cell));
+for (const [source, , , , inserted] of DATA.wires) for (const node of inserted) cellOf.has(node) || cellOf.set(node, DATA.cells[source]);
+const state = { open: new Set(), merged: false, narrow: false, k: 1, node: null, spot: "both", off: new Set(), colour: "kind", hits: [], hit: -1, hunk: -1, own: false };
+let plan = null;
 
-function grown(folded) {
-  const made = buildGroups(DATA, NODES, folded);
-  distributeEdges(made, DATA);
+function html(name, attributes, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) if (value !== null && value !== undefined) made.setAttribute(key, value);
+  made.append(...children);
   return made;
 }
 
-function openIds() {
-  return tree.all.filter((item) => item.children && item.open && item.kind !== "root").map((item) => item.id);
+function button(text, act, more = {}) {
+  const made = html("button", { type: "button", ...more }, text);
+  made.addEventListener("click", act);
+  return made;
+}
+
+const opened = (depth) => new Set(GROUPS.filter((group) => group.around.length < depth).map((group) => group.id));
+const deepest = GROUPS.reduce((most, group) => Math.max(most, group.around.length + 1), 0);
+const mergeable = DATA.lanes.some(([, , side, merges], n) => merges && DATA.lanes.slice(0, n).some((other) => other[2] === side && other[3]));
+
+/** What is open at first: as much as fits and can be read; all heads if there is room for them. */
+function choose() {
+  const [width, height] = [canvas.clientWidth - 16, canvas.clientHeight - 16];
+  const ways = [[false, false], [false, true], [true, false], [true, true]].filter(([merged]) => !merged || mergeable);
+  const sides = DATA.sides.length > 1 && state.spot === "both" ? ["both", "b"] : [state.spot]; // one at a time where two are too many
+  for (const spot of sides) for (const [merged, narrow] of ways) {
+    const last = spot === sides[sides.length - 1] && merged === mergeable && narrow;
+    for (let depth = Math.min(deepest, 12); depth >= 0; depth--) {
+      const open = opened(depth);
+      if (depth && rowsOf(open) * LEAST > height) continue;
+      const tried = planned({ open, merged, narrow, spot });
+      const fits = width >= tried.wide * LEGIBLE && height >= tried.high * LEGIBLE;
+      if (fits || (last && !depth)) return Object.assign(state, { open: fits ? more({ open, merged, narrow, spot }, width, height) : open, merged, narrow, spot });
+    }
+  }
+}
+
+/** Runs of neighbours that can be opened besides; modules are alike, and open all of a depth or none. */
+function more({ open, ...how }, width, height) {
+  for (const group of GROUPS.filter(({ title, around }) => title.includes(" … ") && around.every(({ id }) => open.has(id)))) {
+    const next = new Set([...open, group.id]);
+    if (rowsOf(next) * LEAST > height) continue;
+    const tried = planned({ ...how, open: next });
+    if (width >= tried.wide * LEGIBLE && height >= tried.high * LEGIBLE) open.add(group.id);
+  }
+  return open;
+}
+
+function rowsOf(open) {
+  let rows = DATA.rows;
+  for (const g of GROUPS) if (!open.has(g.id) && g.around.every((outer) => open.has(outer.id))) rows -= g.stop - g.start - 1;
+  return rows;
 }
 
 function redraw() {
-  const focused = document.activeElement?.dataset.id;
-  items = draw(world, tree);
-  if (focused !== undefined) drawnAs({ id: focused })?.focus({ preventScroll: true });
-  drawMinimap();
+  const focused = document.activeElement?.dataset?.at;
+  plan = planned(state);
+  world.replaceChildren(...drawn(plan));
+  const first = plan.spots.get(focused) || plan.spots.values().next().value;
+  first?.drawn.setAttribute("tabindex", 0);
+  if (focused) first?.drawn.focus({ preventScroll: true });
+  $("heads").hidden = !mergeable;
+  $("heads").setAttribute("aria-pressed", String(!state.merged));
+  colour();
+  zoom(state.k);
   mark();
-  look();
-}
-
-/** Classes that change without moving anything. */
-function mark() {
-  document.body.dataset.spot = state.spot;
-  document.body.dataset.pass = PASSES[state.pass];
-  $("fold").setAttribute("aria-pressed", String(state.folded));
-  for (const spot of SPOTS) $(`spot-${spot}`).setAttribute("aria-pressed", String(state.spot === spot));
-  $("pass").value = String(state.pass);
-  $("pass-name").textContent = PASSES[state.pass];
-  const node = NODES.get(state.selected);
-  const shown = node && representative(tree.find(node.name));
-  for (const drawn of world.querySelectorAll(".selected")) drawn.classList.remove("selected");
-  for (const drawn of world.querySelectorAll("[aria-current]")) drawn.removeAttribute("aria-current");
-  const drawn = shown && drawnAs(shown);
-  if (drawn) {
-    drawn.classList.add("selected");
-    drawn.setAttribute("aria-current", "true");
-  }
-  for (const edge of world.querySelectorAll(".edge")) {
-    edge.classList.toggle("touched", Boolean(shown) && (edge.dataset.from === shown.id || edge.dataset.to === shown.id));
-  }
-  twins(node);
-  remember();
-}
-
-function twins(node) {
-  lightUp(!node || node.counterpart === null ? [] : instancesOf(node).map((twin) => tree.find(twin.name)));
-}
-
-function lightUp(alike) {
-  for (const drawn of world.querySelectorAll(".twin")) drawn.classList.remove("twin");
-  for (const item of alike) drawnAs(representative(item))?.classList.add("twin");
-}
-
-/** Of a module's box, without its branch. */
-function pathOf(group) {
-  return group.id.slice(group.id.indexOf("|"));
-}
-
-function drawnAs(item) {
-  return world.querySelector(`[data-id="${CSS.escape(item.id)}"]`);
-}
-
-function select(name, show = false) {
-  state.selected = name;
-  const node = NODES.get(name);
-  if (node && show) {
-    const closed = ancestors(tree.find(name)).filter((group) => !group.open);
-    for (const group of closed) toggle(group, true, false);
-    if (closed.length) redraw();
-    bring(tree.find(name));
-  }
-  describe(node);
-  mark();
-}
-
-function describe(node) {
-  if (node) showDetails($("details"), node, select);
-  else showOverview($("details"), tree.root, showBranch);
-}
-
-function showBranch(group) {
-  if (group.kind === "root") return fit();
-  const closed = ancestors(group).filter((outer) => !outer.open);
-  for (const outer of closed) toggle(outer, true, false);
-  if (closed.length) redraw();
-  bring(group);
-}
-
-/** Runs of what is unchanged become boxes, or their members stand free again; what was open stays open. */
-function setFolded(folded) {
-  const opened = new Set(openIds());
-  state.folded = folded;
-  tree = grown(folded);
-  for (const item of tree.all) if (item.children && item.kind !== "root" && item.kind !== "run") item.open = opened.has(item.id);
-  redraw();
-  fit();
-}
-
-function toggle(group, open = !group.open, thenDraw = true) {
-  const before = group.box && { ...group.box };
-  group.open = open;
-  forget(group);
-  if (!thenDraw) return;
-  redraw();
-  if (before) {
-    state.view.x += (before.x - group.box.x) * state.view.k; // what was clicked stays under the pointer
-    state.view.y += (before.y - group.box.y) * state.view.k;
-    look();
-  }
-}
-
-function setAll(open) {
-  const inner = tree.all.filter((item) => item.kind === "module" || item.kind === "run");
-  for (const item of inner) item.open = open;
-  for (const item of tree.all) item.layout = null;
-  if (open && countShown(tree.root) > 3000) {
-    for (const item of inner) item.open = false;
-    openUpTo(tree.root, 1000);
-    say("too much to open at once: opened as far as 1,000 nodes");
-  }
-  redraw();
-  fit();
-}
-
-// The view.
-
-function look() {
-  const { x, y, k } = state.view;
-  world.setAttribute("transform", `translate(${x},${y}) scale(${k})`);
-  drawViewport();
-}
-
-/** At which all would be seen. */
-function fittingScale() {
-  const { width, height } = svg.getBoundingClientRect();
-  const all = layoutOf(tree.root);
-  return Math.min(1.25, (width - 24) / all.width, (height - 24) / all.height);
 }
 
 function fit() {
-  const { width, height } = svg.getBoundingClientRect();
-  const { box } = tree.root;
-  const k = fittingScale();
-  const readable = Math.max(k, 0.55); // a large graph begins in the middle of its top
-  state.view = { k: readable, x: (width - box.width * readable) / 2, y: k < readable ? 12 : Math.max(12, (height - box.height * readable) / 2) };
-  look();
+  const [width, height] = [canvas.clientWidth - 16, canvas.clientHeight - 16];
+  zoom(Math.min(1.25, width / plan.wide, Math.max(height / plan.high, LEGIBLE)) - 1e-3);
+  canvas.scrollTo(0, 0);
+}
+
+function zoom(k) {
+  state.k = Math.max(0.05, Math.min(4, k));
+  svg.setAttribute("viewBox", `0 0 ${plan.wide} ${plan.high}`);
+  svg.setAttribute("width", plan.wide * state.k);
+  svg.setAttribute("height", plan.high * state.k);
+  svg.classList.toggle("far", state.k < LEGIBLE - 2e-3);
+  svg.classList.toggle("farther", state.k < 0.769);
+}
+
+/** Classes that move nothing. */
+function mark() {
+  document.body.dataset.spot = state.spot;
+  for (const each of $("spots").children) each.setAttribute("aria-pressed", String(each.textContent === state.spot));
+  const chosen = new Set(state.node === null ? [] : [state.node]);
+  const name = at("in inference") < 0 ? null : DATA.nodes[state.node]?.[at("in inference")];
+  const twins = new Set(name ? instances(name) : []), hits = new Set(state.hits);
+  const has = (nodes, cells) => cells.some((cell) => nodes.has(cell[NODE]));
+  const dim = (spot) => spot.cells.every((cell) => state.off.has(cell[KIND]) || (state.off.has("rewired") && cell[REWIRED]));
+  for (const spot of plan.spots.values()) {
+    const { classList } = spot.drawn;
+    classList.toggle("selected", has(chosen, spot.cells));
+    classList.toggle("twin", has(twins, spot.cells));
+    classList.toggle("hit", has(hits, spot.cells));
+    classList.toggle("dim", dim(spot));
+    spot.drawn.toggleAttribute("aria-current", has(chosen, spot.cells));
+    for (const { inserted, drawn: made } of spot.ports) {
+      made?.classList.toggle("selected", [...inserted].some((node) => chosen.has(node)));
+      made?.classList.toggle("dim", [...inserted].every((node) => state.off.has(kindOf(node))));
+    }
+  }
+  for (const { from, to, drawn: made } of plan.wires.values()) {
+    made.classList.toggle("touched", has(chosen, from.cells) || has(chosen, to.cells));
+    made.classList.toggle("dim", dim(from) || dim(to));
+  }
+  fillTable();
   remember();
 }
 
-function zoom(factor, cx, cy) {
-  const { view } = state;
-  const bounds = svg.getBoundingClientRect();
-  const [x, y] = [cx ?? bounds.width / 2, cy ?? bounds.height / 2];
-  const k = Math.min(4, Math.max(0.03, view.k * factor));
-  state.view = { k, x: x - ((x - view.x) * k) / view.k, y: y - ((y - view.y) * k) / view.k };
-  look();
+const instances = (name) => DATA.nodes.flatMap((facts, node) => (facts[at("in inference")] === name ? [node] : []));
+
+function colour() {
+  const spots = [...plan.spots.values()], sizes = spots.map((spot) => sum(spot.cells, state.colour)), most = Math.max(1, ...sizes);
+  spots.forEach(({ drawn: made }, n) => { made.firstChild.style.fill = state.colour === "kind" ? "" : `color-mix(in srgb, var(--mark-line) ${Math.round(45 * Math.sqrt(sizes[n] / most))}%, var(--page))`; });
 }
 
-function bring(item) {
-  const { width, height } = svg.getBoundingClientRect();
-  const { box } = representative(item);
-  state.view.k = Math.max(state.view.k, 0.6);
-  state.view.x = width / 2 - (box.x + box.width / 2) * state.view.k;
-  state.view.y = height / 2 - (box.y + box.height / 2) * state.view.k;
-  look();
+function select(node, show = false) {
+  state.node = node;
+  if (node !== null && show) reveal(node);
+  describe();
+  mark();
 }
 
-function drawMinimap() {
-  const { box } = tree.root;
-  const map = $("minimap");
-  map.setAttribute("viewBox", `0 0 ${box.width} ${box.height}`);
-  const rects = items.filter((item) => !(item.children && item.open)).map((item) => element("rect", { ...item.box, class: changeOf(item) }));
-  map.replaceChildren(...rects, element("rect", { id: "viewport" }));
+/** Open what is around a node, and bring it into view. */
+function reveal(node) {
+  const cell = cellOf.get(node), side = DATA.lanes[cell[LANE]][2];
+  if (side === 1 - ["a", "b"].indexOf(state.spot)) spotlight(side + 1);
+  const around = GROUPS.filter((g) => g.start <= cell[ROW] && cell[ROW] < g.stop && !state.open.has(g.id));
+  if (around.length) { around.forEach((group) => state.open.add(group.id)); state.own = true; redraw(); }
+  const spot = [...plan.spots.values()].find(({ cells }) => cells.includes(cell));
+  spot.drawn.scrollIntoView({ block: "center", inline: "center" });
 }
 
-function drawViewport() {
-  const { width, height } = svg.getBoundingClientRect();
-  const { x, y, k } = state.view;
-  const frame = $("viewport");
-  if (!frame) return;
-  const { box } = tree.root;
-  const whole = x >= -1 && y >= -1 && x + box.width * k <= width + 1 && y + box.height * k <= height + 1;
-  $("minimap").classList.toggle("needless", whole);
-  for (const [key, value] of Object.entries({ x: -x / k, y: -y / k, width: width / k, height: height / k })) frame.setAttribute(key, value);
+function toggle(group, open = !state.open.has(group.id)) {
+  const before = plan.tops[plan.rowOf[group.start]];
+  if (open) state.open.add(group.id);
+  else state.open.delete(group.id);
+  state.own = true;
+  redraw();
+  canvas.scrollTop += (plan.tops[plan.rowOf[group.start]] - before) * state.k; // what was clicked stays where it was
+}
+
+function setAll(open) {
+  state.own = true;
+  let depth = open ? deepest : 0;
+  while (depth && rowsOf(opened(depth)) > MOST) depth--;
+  say(open && depth < deepest ? `more than ${MOST} rows: opened ${depth} of ${deepest} levels` : "");
+  state.open = opened(depth);
+  redraw();
+  fit();
+}
+
+const say = (text) => { $("said").textContent = text; };
+
+// Beside the drawing.
+
+function describe() {
+  const panel = $("details");
+  panel.classList.toggle("empty", state.node === null && !state.hits.length);
+  if (state.node === null) return panel.replaceChildren(...overview());
+  const facts = DATA.nodes[state.node], list = html("dl", {});
+  DATA.columns.forEach((column, n) => {
+    let value = facts[n];
+    if (value === null || n === 0 || n === READS) return;
+    if (n === 1) value = `${SIGNS[value]} ${WORDS[value]}`;
+    else if (value === true) value = WORDS.rewired;
+    else if (typeof value === "number") value = column === "gradient" ? `× ${Number(value.toPrecision(3))} on its way back` : `${value.toLocaleString("en")}${column === "memory" ? " bytes" : ""}`;
+    list.append(html("dt", {}, n === 1 ? "what became of it" : column), html("dd", {}, value));
+  });
+  const others = at("in inference") < 0 ? [] : instances(facts[at("in inference")] ?? NaN);
+  panel.replaceChildren(html("h2", { tabindex: -1 }, nameOf(state.node)), list,
+    ...links("instances", others.length > 1 ? others : []), ...links("reads", facts[READS]), ...links("is read by", readers[state.node]));
+}
+
+function overview() {
+  const text = ([head, notes]) => [html("h3", {}, head), html("ul", {}, ...notes.map((note) => html("li", {}, note)))];
+  return [html("h2", {}, "Overview"), ...links(`${state.hits.length} found`, state.hits), ...DATA.sides.filter(Boolean).map((side) => html("p", {}, side)), ...DATA.notes.flatMap(text),
+    html("p", {}, "Select a node to see what became of it. ▸ opens, ▾ closes what is folded into a row.")];
+}
+
+function links(head, nodes) {
+  if (!nodes.length) return [];
+  const go = (node) => () => { select(node, true); $("details").querySelector("h2").focus(); };
+  const shown = nodes.slice(0, 60).map((node) => html("li", {}, button(`${SIGNS[kindOf(node)]} ${nameOf(node)}`, go(node))));
+  return [html("h3", {}, head), html("ul", {}, ...shown, ...(nodes.length > 60 ? [`and ${nodes.length - 60} more`] : []))];
+}
+
+let order = { column: -1, down: false }, listed = [];
+function fillTable() {
+  if (table.hidden) return;
+  const seen = (node) => !state.off.has(kindOf(node)) && !(state.spot === "inference" && ["cloned", "rescaled", "copied", "state"].includes(kindOf(node)))
+    && !(state.spot === "training" && ["shared", "own"].includes(kindOf(node))) && !(DATA.sides.length > 1 && state.spot !== "both" && DATA.nodes[node][at("graph")] !== state.spot);
+  listed = DATA.nodes.flatMap((_, node) => (seen(node) ? [node] : []));
+  const key = (node) => DATA.nodes[node][order.column] ?? "";
+  const compare = (a, b) => (key(a) === key(b) ? 0 : key(a) < key(b) || (key(a) === "" && typeof key(b) !== "string") ? -1 : 1);
+  if (order.column >= 0) listed.sort((a, b) => compare(a, b) * (order.down ? -1 : 1));
+  table.querySelectorAll("th").forEach((th, n) => th.setAttribute("aria-sort", n !== order.column ? "none" : order.down ? "descending" : "ascending"));
+  fillRows();
+}
+
+/** Only the rows that are in view. */
+function fillRows() {
+  const high = 27, from = Math.max(0, Math.floor(table.scrollTop / high) - 10), to = Math.min(listed.length, from + Math.ceil(table.clientHeight / high) + 20);
+  const space = (rows) => html("tr", { "aria-hidden": "true" }, html("td", { style: `height:${rows * high}px;padding:0`, colspan: DATA.columns.length }));
+  const text = (value, n) => (value === null ? "" : n === 1 ? `${SIGNS[value]} ${value}` : n === READS ? value.map(nameOf).join(", ") : typeof value === "number" ? value.toLocaleString("en") : String(value));
+  const rows = listed.slice(from, to).map((node) => html("tr", { "aria-selected": String(node === state.node) },
+    ...DATA.nodes[node].map((value, n) => html(n ? "td" : "th", n ? {} : { scope: "row" }, n ? text(value, n) : button(value, () => select(node, true))))));
+  table.querySelector("table").setAttribute("aria-rowcount", listed.length + 1);
+  table.querySelector("tbody").replaceChildren(...(from ? [space(from)] : []), ...rows, ...(to < listed.length ? [space(listed.length - to)] : []));
+}
+
+function showTable(show) {
+  table.hidden = !show;
+  canvas.style.visibility = show ? "hidden" : "";
+  $("table-button").setAttribute("aria-pressed", String(show));
+  mark();
 }
 
 // Finding.
 
-let matches = [];
-let match = -1;
-
 function search(text) {
-  const wanted = text.trim().toLowerCase();
-  matches = wanted ? DATA.nodes.filter((node) => [node.name, node.target, node.label].some((value) => String(value).toLowerCase().includes(wanted))) : [];
-  match = -1;
-  $("found").textContent = wanted ? `${matches.length} found` : "";
+  const wanted = text.trim().toLowerCase(), names = [0, at("target"), at("does")].filter((n) => n >= 0);
+  state.hits = wanted ? DATA.nodes.flatMap((facts, node) => (names.some((n) => String(facts[n]).toLowerCase().includes(wanted)) ? [node] : [])) : [];
+  state.hit = -1;
+  say(wanted ? `${state.hits.length} found` : "");
+  select(null);
 }
 
-function nextMatch(step) {
-  if (!matches.length) return;
-  match = (match + step + matches.length) % matches.length;
-  select(matches[match].name, true);
-  $("found").textContent = `${match + 1} of ${matches.length}`;
+function nextHit(step) {
+  if (!state.hits.length) return;
+  state.hit = (state.hit + step + state.hits.length) % state.hits.length;
+  select(state.hits[state.hit], true);
+  say(`${state.hit + 1} of ${state.hits.length}`);
 }
 
-const changes = DATA.nodes.filter((node) => INSERTED.has(node.change) || node.change === "cloned");
-
-function nextChange(step) {
-  if (!changes.length) return;
-  const at = changes.findIndex((node) => node.name === state.selected);
-  state.pass = 2; // the only one that shows them
-  const next = at < 0 ? (step > 0 ? 0 : changes.length - 1) : (at + step + changes.length) % changes.length;
-  select(changes[next].name, true);
+function nextHunk(step) {
+  const many = DATA.hunks.length;
+  if (!many) return;
+  state.hunk = state.hunk < 0 ? (step > 0 ? 0 : many - 1) : (state.hunk + step + many) % many;
+  if (DATA.sides.length === 1) state.spot = "both"; // else changes can't be seen
+  select(DATA.hunks[state.hunk][0], true);
+  $("hunk").textContent = `${state.hunk + 1} of ${many}`;
 }
 
-function say(text) {
-  $("said").textContent = text;
+/** Along an edge, or to the next in the row. */
+function walk(key) {
+  const spot = plan.spots.get(document.activeElement.dataset.at);
+  const row = [...plan.spots.values()].filter(({ v }) => v === spot.v).sort((a, b) => a.c - b.c);
+  const next = { ArrowDown: spot.down[0], ArrowUp: spot.up[0], ArrowRight: row[row.indexOf(spot) + 1] || spot.down[1], ArrowLeft: row[row.indexOf(spot) - 1] }[key];
+  if (!next) return;
+  spot.drawn.setAttribute("tabindex", -1);
+  next.drawn.setAttribute("tabindex", 0);
+  next.drawn.focus();
 }
 
-// The address.
+// The address, and what is remembered.
 
 function remember() {
+  if (location.protocol === "about:") return; // in a notebook's frame there is no address
   const parts = new URLSearchParams();
   if (state.spot !== "both") parts.set("spot", state.spot);
-  if (state.pass !== 2) parts.set("pass", PASSES[state.pass]);
-  if (state.selected) parts.set("node", state.selected);
-  if (state.table) parts.set("table", "1");
-  if (state.folded !== initiallyFolded) parts.set("fold", state.folded ? "1" : "0");
-  const now = new Set(openIds());
-  const opened = [...now].filter((id) => !initiallyOpen.has(id));
-  const closed = [...initiallyOpen].filter((id) => !now.has(id));
-  for (const id of opened) parts.append("open", id);
-  for (const id of closed) parts.append("closed", id);
-  if (location.protocol === "about:") return; // in a notebook's frame there is no address
+  if (state.node !== null) parts.set("node", nameOf(state.node));
+  if (!table.hidden) parts.set("table", "1");
+  if (state.own) parts.set("open", [...state.open].sort((a, b) => a - b).join("."));
+  if (state.own && state.merged) parts.set("heads", "one");
   const hash = parts.toString();
   if (hash !== location.hash.slice(1)) history.replaceState(null, "", `${location.pathname}${location.search}${hash ? `#${hash}` : ""}`);
 }
 
-function parameters() {
-  return new URLSearchParams(location.hash.slice(1));
-}
-
 function recall() {
-  const parts = parameters();
+  const parts = new URLSearchParams(location.hash.slice(1));
   state.spot = SPOTS.includes(parts.get("spot")) ? parts.get("spot") : "both";
-  state.pass = PASSES.includes(parts.get("pass")) ? PASSES.indexOf(parts.get("pass")) : 2;
-  state.table = parts.get("table") === "1";
-  const folded = parts.has("fold") ? parts.get("fold") === "1" : initiallyFolded;
-  if (folded !== state.folded) setFolded(folded);
-  const opened = new Set([...initiallyOpen, ...parts.getAll("open")]);
-  for (const id of parts.getAll("closed")) opened.delete(id);
-  for (const item of tree.all) if (item.children && item.kind !== "root") item.open = opened.has(item.id);
-  for (const item of tree.all) item.layout = null;
-  return NODES.has(parts.get("node")) ? parts.get("node") : null;
+  choose();
+  state.own = parts.has("open");
+  if (state.own) {
+    state.open = new Set(parts.get("open").split(".").filter(Boolean).map(Number).filter((id) => id < GROUPS.length));
+    state.merged = mergeable && parts.get("heads") === "one";
+  }
+  redraw();
+  fit();
+  const node = DATA.nodes.findIndex(([name]) => name === parts.get("node"));
+  select(node < 0 ? null : node, node >= 0);
+  showTable(parts.get("table") === "1");
 }
 
-// Taking it away.
-
-function standalone() {
-  const { box } = tree.root;
-  const copy = svg.cloneNode(true);
-  copy.querySelector("#world").removeAttribute("transform");
-  copy.dataset.spot = state.spot;
-  copy.dataset.pass = PASSES[state.pass];
-  copy.setAttribute("viewBox", `-12 -12 ${box.width + 24} ${box.height + 24}`);
-  copy.setAttribute("width", box.width + 24);
-  copy.setAttribute("height", box.height + 24);
-  const style = getComputedStyle(document.body);
-  const colours = [...document.styleSheets[0].cssRules].flatMap((rule) => rule.cssText.match(/--[a-z-]+/g) || []);
-  const values = [...new Set(colours)].map((name) => `${name}:${style.getPropertyValue(name)}`).join(";");
-  copy.prepend(element("style", {}, `:root{${values}} ${$("style").textContent}`), element("rect", { x: -12, y: -12, width: "100%", height: "100%", fill: style.getPropertyValue("--page") }));
-  return new XMLSerializer().serializeToString(copy);
-}
-
-function download(name, url) {
-  const link = html("a", { href: url, download: name });
-  link.click();
-}
-
-function saveSvg() {
-  download("diff.svg", URL.createObjectURL(new Blob([standalone()], { type: "image/svg+xml" })));
-}
-
-function savePng() {
-  const image = new Image();
-  const { box } = tree.root;
-  image.onload = () => {
-    const scale = Math.min(2, 8000 / Math.max(box.width, box.height));
-    const canvas = html("canvas", { width: Math.ceil((box.width + 24) * scale), height: Math.ceil((box.height + 24) * scale) });
-    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-    download("diff.png", canvas.toDataURL("image/png"));
-  };
-  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(standalone())}`;
+function kept(key, value) {
+  try {
+    if (value === undefined) return localStorage.getItem(`fxcollab-${key}`);
+    localStorage.setItem(`fxcollab-${key}`, value);
+  } catch { /* frames have none */ }
+  return null;
 }
 
 // Events.
 
-function itemAt(target) {
-  const drawn = target.closest("[data-id]");
-  return drawn && tree.get(drawn.dataset.id);
-}
-
-function act(item) {
-  if (!item) select(null);
-  else if (item.children) toggle(item);
-  else select(item.node.name);
-}
-
-let drag = null;
-const fingers = new Map(); // pointers that are down, by id: two of them pinch
-svg.addEventListener("pointerdown", (event) => {
-  fingers.set(event.pointerId, event);
-  if (fingers.size > 1) drag = null;
-  else if (event.button === 0) drag = { x: event.clientX, y: event.clientY, view: { ...state.view }, moved: false, target: event.target };
+canvas.addEventListener("click", (event) => {
+  const fold = event.target.closest("[data-close]"), spot = plan.spots.get(event.target.closest("[data-at]")?.dataset.at), pill = event.target.closest(".mark");
+  if (fold) return toggle(GROUPS[fold.dataset.close], false);
+  if (spot && plan.rows[spot.v] && event.target.matches(".first")) return toggle(plan.rows[spot.v], true);
+  if (pill) return select(Number(pill.dataset.node));
+  if (spot) select(spot.cells[0][NODE]);
+  else if (!moved) select(null);
 });
+canvas.addEventListener("dblclick", (event) => {
+  const group = plan.rows[plan.spots.get(event.target.closest("[data-at]")?.dataset.at)?.v];
+  if (group) toggle(group, true);
+});
+let drag = null, moved = false;
+canvas.addEventListener("pointerdown", (event) => { moved = false; drag = event.pointerType === "mouse" && event.button === 0 ? [event.clientX + canvas.scrollLeft, event.clientY + canvas.scrollTop] : null; });
 window.addEventListener("pointermove", (event) => {
-  if (fingers.size === 2 && fingers.has(event.pointerId)) return pinch(event);
   if (!drag) return;
-  const [dx, dy] = [event.clientX - drag.x, event.clientY - drag.y];
-  if (Math.abs(dx) + Math.abs(dy) > 4) drag.moved = true;
-  if (drag.moved) {
-    state.view.x = drag.view.x + dx;
-    state.view.y = drag.view.y + dy;
-    look();
-  }
+  const [x, y] = [drag[0] - event.clientX, drag[1] - event.clientY];
+  moved ||= Math.abs(x - canvas.scrollLeft) + Math.abs(y - canvas.scrollTop) > 4;
+  if (moved) canvas.scrollTo(x, y);
 });
-window.addEventListener("pointerup", (event) => {
-  fingers.delete(event.pointerId);
-  if (drag && !drag.moved) act(itemAt(drag.target));
-  drag = null;
-});
-window.addEventListener("pointercancel", (event) => {
-  fingers.delete(event.pointerId);
-  drag = null;
-});
-
-function pinch(event) {
-  const [other] = [...fingers.values()].filter((finger) => finger.pointerId !== event.pointerId);
-  const far = (finger) => Math.hypot(finger.clientX - other.clientX, finger.clientY - other.clientY);
-  const bounds = svg.getBoundingClientRect();
-  const [before, after] = [far(fingers.get(event.pointerId)), far(event)];
-  if (before) zoom(after / before, (event.clientX + other.clientX) / 2 - bounds.left, (event.clientY + other.clientY) / 2 - bounds.top);
-  fingers.set(event.pointerId, event);
-}
-svg.addEventListener("wheel", (event) => {
+window.addEventListener("pointerup", () => { drag = null; });
+canvas.addEventListener("wheel", (event) => {
+  if (!event.ctrlKey) return;
   event.preventDefault();
-  const bounds = svg.getBoundingClientRect();
-  zoom(Math.exp(-event.deltaY * 0.0016), event.clientX - bounds.left, event.clientY - bounds.top);
+  zoom(state.k * Math.exp(-event.deltaY * 0.003));
 }, { passive: false });
-svg.addEventListener("pointerover", (event) => {
-  const item = itemAt(event.target);
-  if (item && item.kind === "module" && !item.open) lightUp(tree.all.filter((other) => other.kind === "module" && pathOf(other) === pathOf(item)));
-  else twins(item && item.node ? item.node : NODES.get(state.selected));
-});
 document.addEventListener("keydown", (event) => {
-  if (event.target.matches("input[type=search]")) {
-    if (event.key === "Enter") nextMatch(event.shiftKey ? -1 : 1);
+  const focused = event.target.dataset?.at && plan.spots.get(event.target.dataset.at);
+  if (event.target.id === "search") {
+    if (event.key === "Enter") nextHit(event.shiftKey ? -1 : 1);
     if (event.key === "Escape") event.target.blur();
     return;
   }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const step = 60;
-  const keys = {
-    "/": () => $("search").focus(), n: () => nextChange(1), p: () => nextChange(-1), "+": () => zoom(1.25), "=": () => zoom(1.25),
-    "-": () => zoom(0.8), 0: fit, 1: () => spot("both"), 2: () => spot("training"), 3: () => spot("inference"), t: flipTable, f: () => setFolded(!state.folded),
-    Escape: () => select(null),
-  };
-  const pans = { ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] };
-  const drawn = event.target.closest && event.target.closest("#drawing [data-id]");
-  if ((event.key === "Enter" || event.key === " ") && drawn) {
-    const { id } = drawn.dataset;
-    act(itemAt(drawn));
-    world.querySelector(`[data-id="${CSS.escape(id)}"]`)?.focus();
-  } else if (keys[event.key] && !event.target.matches("button, input, select")) keys[event.key]();
-  else if (keys[event.key] && event.key.length === 1 && event.key !== " ") keys[event.key]();
-  else if (pans[event.key] && (event.target === document.body || event.target.closest("#drawing"))) {
-    state.view.x += pans[event.key][0];
-    state.view.y += pans[event.key][1];
-    look();
-  } else return;
+  const keys = { "/": () => $("search").focus(), n: () => nextHunk(1), p: () => nextHunk(-1), "+": () => zoom(state.k * 1.25), "=": () => zoom(state.k * 1.25), "-": () => zoom(state.k / 1.25),
+    0: fit, 1: () => spotlight(0), 2: () => spotlight(1), 3: () => spotlight(2), t: () => showTable(table.hidden) };
+  if (event.key === "Escape") select(null);
+  else if ((event.key === "Enter" || event.key === " ") && event.target.dataset?.close) toggle(GROUPS[event.target.dataset.close], false);
+  else if ((event.key === "Enter" || event.key === " ") && focused) {
+    if (plan.rows[focused.v]) toggle(plan.rows[focused.v], true);
+    else select(focused.cells[0][NODE]);
+  } else if (event.key.startsWith("Arrow") && focused) walk(event.key);
+  else if (keys[event.key] && $("keys").checked && !event.target.matches("input, select")) keys[event.key]();
+  else return;
   event.preventDefault();
 });
 
-document.addEventListener("focusin", (event) => {
-  const item = event.target.closest("#drawing [data-id]") && event.target.matches(":focus-visible") && itemAt(event.target);
-  if (item && item.box && !inView(item.box)) bring(item);
-});
-
-function inView(box) {
-  const { width, height } = svg.getBoundingClientRect();
-  const { x, y, k } = state.view;
-  return box.x * k + x >= 0 && box.y * k + y >= 0 && (box.x + box.width) * k + x <= width && (box.y + box.height) * k + y <= height;
-}
-
-function spot(name) {
-  state.spot = name;
+function spotlight(number) {
+  state.spot = SPOTS[number];
+  if (DATA.sides.length > 1) redraw();
   mark();
 }
 
-function flipTable() {
-  state.table = !state.table;
-  showTable();
-  remember();
+function filter(kind, pressed) {
+  if (pressed) state.off.add(kind);
+  else state.off.delete(kind);
+  mark();
 }
 
-function showTable() {
-  document.body.classList.toggle("with-table", state.table);
-  $("table-button").setAttribute("aria-pressed", String(state.table));
-  if (state.table && !$("rows").children.length) fillTable($("rows"), select);
-  if (!state.table) look();
+SPOTS.forEach((name, n) => $("spots").append(button(name, () => spotlight(n))));
+for (const [kind, sign, meaning, count] of DATA.legend) {
+  const sample = element("svg", { viewBox: "0 0 20 14", "aria-hidden": "true", class: "art" }, element("g", { class: `node ${kind}` }, element("rect", { x: 1, y: 1, width: 18, height: 12, rx: 3 })));
+  const key = button("", () => { key.setAttribute("aria-pressed", String(!state.off.has(kind))); filter(kind, !state.off.has(kind)); }, { "aria-pressed": "false" });
+  key.append(sample, `${sign} ${meaning}: ${count}`);
+  $("legend").append(key);
 }
-
-function flipTheme() {
-  const dark = getComputedStyle(document.body).colorScheme.trim() === "dark";
-  document.documentElement.dataset.theme = dark ? "light" : "dark";
-}
-
-for (const name of SPOTS) $(`spot-${name}`).addEventListener("click", () => spot(name));
-$("pass").addEventListener("input", (event) => { state.pass = Number(event.target.value); mark(); });
+for (const name of ["kind", "parameters", "FLOPs", "memory"]) if (name === "kind" || at(name) >= 0) $("colour").append(html("option", { value: name }, name === "kind" ? "colour: kind" : name));
+$("colour").hidden = $("colour").options.length < 2;
+$("colour").addEventListener("change", (event) => { state.colour = event.target.value; colour(); });
+DATA.columns.forEach((column, n) => table.querySelector("thead tr").append(html("th", { scope: "col" }, button(column, () => {
+  order = { column: n, down: order.column === n && !order.down };
+  fillTable();
+}))));
+table.addEventListener("scroll", fillRows);
 $("search").addEventListener("input", (event) => search(event.target.value));
-$("next").addEventListener("click", () => nextChange(1));
-$("previous").addEventListener("click", () => nextChange(-1));
-$("fit").addEventListener("click", fit);
-$("closer").addEventListener("click", () => zoom(1.25));
-$("farther").addEventListener("click", () => zoom(0.8));
-$("fold").addEventListener("click", () => setFolded(!state.folded));
-$("open-all").addEventListener("click", () => setAll(true));
-$("close-all").addEventListener("click", () => setAll(false));
-$("table-button").addEventListener("click", flipTable);
-$("theme").addEventListener("click", flipTheme);
-$("save-svg").addEventListener("click", saveSvg);
-$("save-png").addEventListener("click", savePng);
-$("minimap").addEventListener("click", (event) => {
-  const bounds = $("minimap").getBoundingClientRect();
-  const { box } = tree.root;
-  const k = Math.min(bounds.width / box.width, bounds.height / box.height);
-  const { width, height } = svg.getBoundingClientRect();
-  const x = (event.clientX - bounds.left - (bounds.width - box.width * k) / 2) / k;
-  const y = (event.clientY - bounds.top - (bounds.height - box.height * k) / 2) / k;
-  state.view.x = width / 2 - x * state.view.k;
-  state.view.y = height / 2 - y * state.view.k;
-  look();
-});
-window.addEventListener("resize", look);
-window.addEventListener("hashchange", () => {
-  const closes = parameters().has("closed"); // then what is selected may be inside
-  const node = recall();
+for (const [id, act] of Object.entries({
+  next: () => nextHunk(1), previous: () => nextHunk(-1), fit, closer: () => zoom(state.k * 1.25), farther: () => zoom(state.k / 1.25), "open-all": () => setAll(true), "close-all": () => setAll(false),
+  "table-button": () => showTable(table.hidden), heads: () => { state.merged = !state.merged; state.own = true; redraw(); fit(); },
+  theme: () => { const dark = getComputedStyle(document.documentElement).colorScheme === "dark"; kept("theme", (document.documentElement.dataset.theme = dark ? "light" : "dark")); },
+})) $(id).addEventListener("click", act);
+if (kept("theme")) document.documentElement.dataset.theme = kept("theme");
+$("keys").checked = kept("keys") !== "off";
+$("keys").addEventListener("change", (event) => kept("keys", event.target.checked ? "on" : "off"));
+$("hunk").textContent = `${DATA.hunks.length} change${DATA.hunks.length === 1 ? "" : "s"}`;
+$("proof").hidden = !DATA.checks;
+if (DATA.checks) {
+  const failed = DATA.checks.filter(([, ok]) => !ok).length, all = DATA.checks.length;
+  $("proof").firstElementChild.textContent = failed ? `${failed} of ${all} checks FAILED` : `proved: all ${all} checks hold`;
+  $("proof").firstElementChild.className = failed ? "failed" : "proved";
+  $("proof").lastElementChild.append(...DATA.checks.map(([name, ok, detail]) => html("li", { class: ok ? "" : "failed" }, `${ok ? "ok" : "FAILED"}  ${name}: ${detail}`)));
+}
+recall();
+window.addEventListener("hashchange", recall);
+let size = [canvas.clientWidth, canvas.clientHeight].join();
+new ResizeObserver(() => {
+  const now = [canvas.clientWidth, canvas.clientHeight].join();
+  if (now === size || !canvas.clientWidth || matchMedia("print").matches) return; // paper has what was on the screen
+  size = now;
+  if (!state.own) choose();
   redraw();
-  select(node, !closes);
-  showTable();
-});
-
-for (const key of document.querySelectorAll("footer [data-change]")) key.hidden = !DATA.nodes.some((node) => node.change === key.dataset.change);
-const [text, kind] = proofText(DATA.proof);
-$("proof").textContent = text;
-$("proof").className = kind;
-const closes = parameters().has("closed");
-const wanted = recall();
-redraw();
-fit();
-describe(null);
-if (wanted) select(wanted, !closes);
-showTable();
+  fit();
+}).observe(canvas);
