@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -27,8 +27,13 @@ class FxCollabError(Exception):
         super().__init__(what, where, why, hint)
 
     def __str__(self) -> str:
-        details = (("where", self.where), ("why", self.why), ("hint", self.hint))
-        return "\n".join([self.what, *(f"  {label}: {text}" for label, text in details if text)])
+        return "\n".join([one_paragraph(self.what), *(f"  {label}: {text}" for label, text in self.details())])
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        """Where, why and hint, as far as they are known, without control characters."""
+        for label, text in (("where", self.where), ("why", self.why), ("hint", self.hint)):
+            if text:
+                yield label, one_paragraph(text) if label == "where" else plain(text)
 
 
 class CaptureError(FxCollabError):
@@ -63,6 +68,18 @@ class ArtifactError(FxCollabError):
     """A saved artifact is missing, damaged or of another version."""
 
 
+class OutputError(ArtifactError):
+    """What is to be written would replace something, or can't be written."""
+
+
+class TrustError(ArtifactError):
+    """Loading would run code that someone else's plan names."""
+
+
+class LimitError(FxCollabError):
+    """More is asked for than is ever needed, or than there is memory for."""
+
+
 class ObjectiveError(FxCollabError, ValueError):
     """A learning objective was given something it can't work with."""
 
@@ -73,6 +90,16 @@ class VerificationError(FxCollabError):
 
 class DiffError(FxCollabError):
     """Two graphs don't belong together, or a view can't be written."""
+
+
+def plain(text: str) -> str:
+    """A text in which what would move the cursor, or hide, is written as an escape."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_paragraph(text: str) -> str:
+    """A text as `plain` gives it, on one line."""
+    return plain(text).replace("\n", "\\n")
 
 
 def one_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from fxcollab.diffs.notebook import show
 from fxcollab.diffs.shown import Shown
 from fxcollab.diffs.svg import to_svg
 from fxcollab.diffs.terminal import view
-from fxcollab.diffs.views import write
+from fxcollab.diffs.views import put, write
 from fxcollab.proof.report import Report
 
 
@@ -24,25 +24,27 @@ from fxcollab.proof.report import Report
 class Diff(Shown, DiffData):
     """A training graph beside its inference graph; prints in a terminal, and shows itself in a notebook."""
 
-    def save(self, path: str | os.PathLike[str], report: Report | None = None) -> None:
+    def save(self, path: str | os.PathLike[str], report: Report | None = None, *, force: bool = True) -> None:
         """Write the view that the file's ending names: .html, .svg, .png, .json, .dot or .mmd (Mermaid).
 
         Args:
-            path: the file, which is replaced if it exists.
+            path: the file.
             report: what `verify` found, to be shown on a page.
+            force: replace a file that this method wrote.
 
         Raises:
+            OutputError: the file exists, and may not be replaced.
             DiffError: there is no view for this ending, or it needs a package that is not installed.
         """
-        write(self if report is None else replace(self, report=report), Path(path))
+        write(self if report is None else replace(self, report=report), Path(path), force)
 
     def to_html(self, path: str | os.PathLike[str], report: Report | None = None) -> None:
         """Write one self-contained page, which works offline; ``report`` of `verify` becomes a badge."""
-        Path(path).write_text(to_html(self if report is None else replace(self, report=report)), encoding="utf-8")
+        put(to_html(self if report is None else replace(self, report=report)), Path(path))
 
     def to_svg(self, path: str | os.PathLike[str]) -> None:
         """Write a static picture; neither a browser nor ``dot`` is needed."""
-        Path(path).write_text(to_svg(self), encoding="utf-8")
+        put(to_svg(self), Path(path))
 
     def to_dot(self) -> str:
         """The training graph in Graphviz's DOT: a cluster a branch."""
