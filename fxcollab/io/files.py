@@ -14,7 +14,7 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -260,26 +260,27 @@ def _remove_drafts(parent: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a draft's folder, but for what fxcollab didn't write."""
-    _remove_files(folder / _NEW, ours=lambda _: True)
-    for moved in (folder / _WHOLE, folder / _OLD):
-        _remove_files(moved, ours=lambda file: is_head(file) or is_view(file))
-    if set(os.listdir(folder)) <= {_LOCK}:  # noqa: PTH208
-        with suppress(OSError):
-            (folder / _LOCK).unlink()
+    """Remove a draft's folder, but for what was moved aside into it and fxcollab didn't write."""
+    with suppress(OSError):
+        for entry in folder.iterdir():
+            if entry.name in (_WHOLE, _OLD):
+                _remove_files(entry, FILES)
+            elif entry.name != _LOCK:  # the draft, and files that writers of drafts make for themselves
+                _remove_files(entry, None)
+        if {entry.name for entry in folder.iterdir()} <= {_LOCK}:
+            (folder / _LOCK).unlink(missing_ok=True)
             folder.rmdir()
 
 
-def _remove_files(path: Path, ours: Callable[[Path], bool]) -> None:
-    with suppress(OSError):
-        if not stat.S_ISDIR(path.lstat().st_mode):
-            if stat.S_ISREG(path.lstat().st_mode) and ours(path):
-                path.unlink()
-            return
+def _remove_files(path: Path, ours: Mapping[str, Callable[[Path], bool]] | None) -> None:
+    """Remove a file, or a folder with the files in it; where ``ours`` says which, these alone."""
+    if stat.S_ISDIR(path.lstat().st_mode):
         for file in path.iterdir():
-            if file.name in FILES and (path.name == _NEW or FILES[file.name](file)):
+            if stat.S_ISREG(file.lstat().st_mode) and (ours is None or (file.name in ours and ours[file.name](file))):
                 file.unlink()
         path.rmdir()
+    elif stat.S_ISREG(path.lstat().st_mode) and (ours is None or is_head(path) or is_view(path)):
+        path.unlink()
 
 
 def _put(draft: Path, place: Path, force: bool, check: Check) -> None:
