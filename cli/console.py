@@ -110,7 +110,7 @@ def _report(error: BaseException) -> int:
     known: bool = hasattr(error, "details")
     console.print(Text("error: ", "bold red").append(getattr(error, "what", None) or _in_short(error), "default"))
     details = error.details() if known else [("hint", "--debug shows the traceback")]  # type: ignore[attr-defined]
-    for label, text in details:
+    for label, text in (*details, ("code", getattr(error, "code", "FXC000"))):
         console.print(Text(f"  {label}: ", "cyan" if label == "hint" else "dim").append(text, "default"))
     return 2
 

@@ -15,7 +15,7 @@ def main() -> None:
         os.open(os.devnull, os.O_RDWR)  # which is the lowest that is free
     if 1 in closed:
         os.write(2, b"error: Standard output is closed.\n  hint: send it away with > /dev/null\n")
-        os._exit(2)
+        sys.exit(2)
     from .app import main as run_app
 
     code = 130
@@ -32,7 +32,7 @@ def main() -> None:
 def _stop(*_: object) -> None:
     """What Ctrl-C does where there is nothing to clean up."""
     os.write(2, b"interrupted\n")
-    os._exit(130)
+    raise SystemExit(130)
 
 
 def _is_open(stream: int) -> bool:

@@ -754,6 +754,7 @@ def test_a_factory_that_raises_is_shown_with_file_and_line(call: Call, write: Wr
         "error: `model.py:build_model` failed to build its model\n"
         f"  where: {path}:2\n"
         "  why: ZeroDivisionError: division by zero\n"
+        "  code: FXC007\n"
     )
 
 
@@ -839,7 +840,7 @@ def test_an_unforeseen_error_is_one_line_and_points_at_debug(
     monkeypatch.setattr(fxcollab, "transform", fail)
     result = call("transform", "model.py", "--splits", "stem")
     assert (result.code, result.out) == (2, "")
-    assert result.err == "error: RuntimeError: it broke\n  hint: --debug shows the traceback\n"
+    assert result.err == "error: RuntimeError: it broke\n  hint: --debug shows the traceback\n  code: FXC000\n"
     debug = call("transform", "model.py", "--splits", "stem", "--debug")
     assert debug.code == 2 and "Traceback (most recent call last)" in debug.err
 

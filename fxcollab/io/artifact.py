@@ -139,7 +139,8 @@ def load_head(
         weights: a safetensors checkpoint of the training model, by default the folder's own.
 
     Raises:
-        ArtifactError: something in the folder is missing or damaged, or the checkpoint is another model's.
+        ArtifactError: something in the folder is missing or damaged.
+        MixedError: the checkpoint lacks a tensor, or is another model's.
         PatternError: there is no such head.
         StateError: the checkpoint is not of a training model.
     """

@@ -14,7 +14,7 @@ import torch
 
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.errors import ArtifactError, FxCollabError
+from fxcollab.errors import ArtifactError, DamagedError, FxCollabError
 from fxcollab.fingerprint import fingerprint
 from fxcollab.io.files import MOST_PLAN_BYTES, PLAN
 from fxcollab.io.trust import CHECKSUM, checksum_of
@@ -71,7 +71,7 @@ def read_plan_file(folder: Path) -> tuple[Plan, dict[str, Any]]:
             return plan, data
     except (ValueError, OSError, RecursionError, FxCollabError) as error:
         why = error.why or error.what if isinstance(error, FxCollabError) else str(error)
-        raise ArtifactError("The plan is damaged.", where=str(file), why=why, hint="transform anew") from error
+        raise DamagedError("The plan is damaged.", where=str(file), why=why, hint="transform anew") from error
     raise ArtifactError(
         "The plan has another format.",
         where=str(file),

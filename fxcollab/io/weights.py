@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fxcollab._torch import storage_id
-from fxcollab.errors import ArtifactError, OutputError
+from fxcollab.errors import ArtifactError, DamagedError, MixedError, OutputError
 from fxcollab.io.files import KIND, ORDER, PLAN, WEIGHTS, is_head, only, refuse_existing_file, weights_header, written
 from fxcollab.rewriting.state_dict import unwrapped
 
@@ -74,7 +74,7 @@ def load_state_dict(file: str | os.PathLike[str]) -> dict[str, Tensor]:
             tensors = {name: opened.get_tensor(name) for name in set(names.values())}
         return {name: tensors[stored] for name, stored in names.items()}
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
-        raise ArtifactError(
+        raise DamagedError(
             "The weights file can't be read.",
             where=str(path),
             why=f"{type(error).__name__}: {error}",
@@ -113,10 +113,10 @@ def refuse_changed(file: Path, expected: str | None) -> None:
     """Raise where a file is not the one that the plan was written with; None for plans that don't say it.
 
     Raises:
-        ArtifactError: it isn't.
+        DamagedError: it isn't.
     """
     if expected is not None and checksum(file) != expected:
-        raise ArtifactError(
+        raise DamagedError(
             "The weights are not those that the plan was written with.",
             where=str(file),
             why="their checksum is another",
@@ -131,7 +131,7 @@ def refuse_other_model(file: Path, own: Path, peers: str) -> None:
     All tensors of a type may have another one, such as bfloat16 instead of float32.
 
     Raises:
-        ArtifactError: it is of another training model, or lacks a part.
+        MixedError: it is of another training model, or lacks a part.
     """
     given, expected = unwrapped(_described(file), peers), _described(own)
     wrong = [name for name in {**expected, **given} if _of(given, name, 1) != _of(expected, name, 1)]
@@ -143,7 +143,7 @@ def refuse_other_model(file: Path, own: Path, peers: str) -> None:
         wrong += [name for name in expected if not _is_same_kind(_of(expected, name, 0), _of(given, name, 0))]
         why = "these have types that tensors like them don't have"
     if wrong:
-        raise ArtifactError(
+        raise MixedError(
             "The weights are not those of this training model.",
             where=f"{file}: {_few(wrong)}",
             why=f"{why}; {own} has what is expected",

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxcollab.errors import PatternError, StateError
+from fxcollab.errors import MixedError, PatternError, StateError
 from fxcollab.tree import HeadTree, Path, branch_name, parse_branch_name
 
 _INFIXES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
@@ -34,8 +34,9 @@ def prune_state_dict(checkpoint: Mapping[str, Any], head: int = 0, *, peers: str
         A new dict with the checkpoint's own values; the original model loads it with ``strict=True``.
 
     Raises:
-        StateError: it is not a state dict, has no peers, or lacks a tensor of the head, as far as its own names and
-            metadata tell; or a tensor has another shape or type than the one whose place it takes.
+        StateError: it is not a state dict, or has no peers.
+        MixedError: it lacks a tensor of the head, as far as its own names and metadata tell; or a tensor has another
+            shape or type than the one whose place it takes.
         PatternError: there is no such head.
     """
     state = unwrapped(checkpoint, peers)
@@ -84,7 +85,7 @@ def _refuse_mixed(
             expected |= {key for key in original if _parent(key) in parts and not key.rpartition(".")[2].isdecimal()}
         missing += [f"{peers}.{branch_name(path)}.{name}" for name in sorted(expected - branches[path])]
     if missing:
-        raise StateError(
+        raise MixedError(
             f"The checkpoint lacks {', '.join(missing[:4])}{' and more' if len(missing) > 4 else ''}.",
             why="a head without it would get that of another head",
             hint="was it saved whole? If these never had peers: train_model.load_state_dict, and fxcollab.prune",
@@ -96,7 +97,7 @@ def _refuse_mixed(
         if isinstance(new, Tensor) and isinstance(old, Tensor) and (new.shape, new.dtype) != (old.shape, old.dtype)
     ]
     if wrong:
-        raise StateError(
+        raise MixedError(
             "The head's tensors are not like those of head 0.",
             where="; ".join(wrong[:4]),
             why="every branch is an instance of the same modules",

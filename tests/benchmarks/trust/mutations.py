@@ -17,8 +17,8 @@ from torch import Tensor
 PAYLOADS: tuple[Any, ...] = (
     None, True, False, 0, -1, 1.5, float("nan"), float("inf"), 2**31, 2**64, 10**400, "", "a", "b", "\0", "a\0b",
     "../../../etc/passwd", "[bold]x[/y]", "\x1b[31mred", "\uff41", "a@2", "\ud800", "x" * 100_000, "b99999",
-    "peers", "a+b", "int64", "load", "quint8", "os", "copy", "ladder", "mean", [], {}, [[]], [0], [2**40] * 3, ["a"] * 5000,
-    [True],
+    "peers", "a+b", "int64", "load", "quint8", "os", "copy", "ladder", "mean", [], {}, [[]], [0], [2**40] * 3,
+    ["a"] * 5000, [True],
     {"kind": "module", "location": "os", "name": "system", "arguments": {"command": "touch RAN"}},
     {"kind": "file", "location": "stranger.py", "name": None, "arguments": {}},
     {"kind": "hf", "location": "some/model", "name": None, "arguments": {"trust_remote_code": True}},
