@@ -168,9 +168,13 @@ class DiffError(FxCollabError):
     )
 
 
+_MOST_SHOWN = 4000
+
+
 def plain(text: str) -> str:
-    """A text in which what would move the cursor, or hide, is written as an escape."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    """A text in which what would move the cursor, or hide, is written as an escape; cut off where it is endless."""
+    shown = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]} ... and {len(text) - _MOST_SHOWN} characters"
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in shown)
 
 
 def one_paragraph(text: str) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import io
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -41,7 +42,7 @@ NET = """
         return Net()
 """
 ASKS = "return self.c(self.b(self.a(x))) if x.tolist() else x"
-SIZES = "return self.c(self.b(self.a(x))) * (2 if len(x) > 4 else 1)"
+SIZES = "return self.c(self.b(self.a(x))) * (2 if x.dim() == 3 else 1)"
 RETURNS = "return self.c(self.b(self.a(x)))"
 MADE = "fxcollab transform model.py --splits a"
 FAILED_PROOF = """
@@ -57,7 +58,10 @@ What the option parser refuses (unknown options, values that are no numbers) has
 EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "FXC001": (f"{MADE} --input words",),
     "FXC002": ("fxcollab transform asks.py --splits b",),
-    "FXC003": ("fxcollab transform asks.py:Sizes --splits a --input 2x3", "fxcollab verify asks_collab --input 9x3"),
+    "FXC003": (
+        "fxcollab transform asks.py:Sizes --splits a --input 2x3",
+        """python -c 'import fxcollab, torch; fxcollab.load("asks_collab")(torch.ones(2, 4, 3))'""",
+    ),
     "FXC004": ("fxcollab transform model.py --splits d",),
     "FXC005": ("fxcollab transform model.py --splits a --fanouts 2,2",),
     "FXC006": (
@@ -95,7 +99,11 @@ def example(code: str) -> str:
     said = ""
     for command in EXAMPLES[code]:
         said = _run(shlex.split(command))
-    return said.replace(f"{Path.cwd()}/", "").replace(f"{Path.cwd().parent}/", "../")
+    return (
+        re.sub(r"fxcollab_source_(\w+)_\d+:", r"\1.py:", said)
+        .replace(f"{Path.cwd()}/", "")
+        .replace(f"{Path.cwd().parent}/", "../")
+    )
 
 
 def _run(words: list[str]) -> str:

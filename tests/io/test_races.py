@@ -27,6 +27,10 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 both_systems = pytest.mark.parametrize("system", ["renameat2", "two steps"], indirect=True)
 
 
@@ -50,7 +54,7 @@ def test_what_appears_during_a_write_is_kept_and_told(
             else:
                 write_state_dict({"w": torch.ones(2)}, target, force=force)
         assert caught.value.where == str(target)
-        assert content(target) == {"thesis.txt": b"precious"} and os.listdir(tmp_path) == [name]
+        assert content(target) == {"thesis.txt": b"precious"} and names(tmp_path) == [name]
         (target / "thesis.txt").unlink()
         target.rmdir()
 
@@ -74,7 +78,7 @@ def test_what_takes_an_artifacts_place_between_the_check_and_the_swap_is_put_bac
     with pytest.raises(OutputError, match="is not replaced"):
         fxcollab.save(made(Net), saved, force=True)
     assert content(saved) == {"plan.json": b'{"terraform": 1}'}
-    assert sorted(os.listdir(saved.parent)) == ["elsewhere", "run"]
+    assert names(saved.parent) == ["elsewhere", "run"]
 
 
 @both_systems
@@ -100,7 +104,7 @@ def test_of_four_threads_that_write_one_folder_every_loser_is_told(tmp_path: Pat
     state = load_state_dict(tmp_path / "run/weights.safetensors")
     won = [n for n in range(4) if all(torch.equal(state[k], v) for k, v in models[n].state_dict().items())]
     assert len(won) == 1 and ended[won[0]], "what is there was written by one that was told so"
-    assert os.listdir(tmp_path) == ["run"] and fxcollab.load(tmp_path / "run")
+    assert names(tmp_path) == ["run"] and fxcollab.load(tmp_path / "run")
 
 
 def _write(folder: str, seed: int, force: bool, ended: Callable[[tuple[int, bool]], None]) -> None:
@@ -124,7 +128,7 @@ def test_of_two_processes_that_write_one_folder_every_loser_is_told(tmp_path: Pa
     for worker in workers:
         worker.join()
     assert all(done for _, done in ended) if force else sum(done for _, done in ended) == 1
-    assert os.listdir(tmp_path) == ["run"] and fxcollab.load(tmp_path / "run")
+    assert names(tmp_path) == ["run"] and fxcollab.load(tmp_path / "run")
 
 
 def test_drafts_of_killed_writers_are_removed_and_those_of_others_are_not(tmp_path: Path) -> None:
