@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import sys
 import tempfile
 import warnings
@@ -24,17 +25,34 @@ import fxcollab
 from tests.benchmarks.trust.fuzz import NET
 
 LONG, DIGITS, DEEP = "x" * 5000, "9" * 5000, "[" * 100_000
-PATHS = ("", ".", "..", "/", "nowhere", "nowhere/x", LONG, "a\0b", "loop", "loop/x", "pipe", "[bold]x[/y]", "\x1b[31m", "/dev/null",
-         "mine", "folder", "model.py", "run/plan.json", "run/weights.safetensors", "/proc/x", "\udcff", "link")  # fmt: skip
+PATHS = (
+    "", ".", "..", "/", "nowhere", "nowhere/x", LONG, "a\0b", "loop", "loop/x", "pipe", "[bold]x[/y]", "\x1b[31m",
+    "/dev/null", "mine", "folder", "model.py", "run/plan.json", "run/weights.safetensors", "/proc/x", "\udcff",
+    "link",
+)  # fmt: skip
 NUMBERS = ("", "nan", "-1", "0", "1", "1.5", DIGITS, "two", "inf", "-inf", str(2**64), "\u0663")
+MANY = ",".join(f"s{number}" for number in range(500))
 VALUES = {
-    "--splits": ("", ",", "a,a", "nope", "a+", "+", "a@9", "a@", f"a@{DIGITS}", LONG, "b,a", ",".join(f"s{i}" for i in range(500))),
-    "--heads": NUMBERS, "--fanouts": (*NUMBERS, "2,2,2", "2:1:1", "auto", ",", "2,"), "--seed": NUMBERS[:-1],
-    "--pattern": ("", "nope", "os:system", "nope:nope", "a:", ":", "[bold]", LONG), "--init": ("", "nope", "a=b", "=", "*=x"),
-    "--granularity": ("", "nope"), "--recompute": ("", "all"), "--eval-output": ("", "none"), "--peers": ("", "a", "a.b", "\uff50", "1"),
-    "--max-time": NUMBERS, "--max-memory": (*NUMBERS, "1XB"), "--model-arg": ("", "=", "x", "x=1", f"x={DEEP}", f"x={DIGITS}", "a b=1"),
-    "--input": ("", "x", "2x", f"{DIGITS}x3", "99999999x99999999", "2x3:quint8", "2x3:load", "2x3:", "-1x3", "2x3:float8_e4m3fn", "1" + "x1" * 99),
-    "--optimizer": ("nan", "inf", "-1", "1e300", "two"), "--depth": ("-1", DIGITS, "x"), "--head": (*NUMBERS[1:], "4"),
+    "--splits": ("", ",", "a,a", "nope", "a+", "+", "a@9", "a@", f"a@{DIGITS}", LONG, "b,a", MANY),
+    "--heads": NUMBERS,
+    "--fanouts": (*NUMBERS, "2,2,2", "2:1:1", "auto", ",", "2,"),
+    "--seed": NUMBERS[:-1],
+    "--pattern": ("", "nope", "os:system", "nope:nope", "a:", ":", "[bold]", LONG),
+    "--init": ("", "nope", "a=b", "=", "*=x"),
+    "--granularity": ("", "nope"),
+    "--recompute": ("", "all"),
+    "--eval-output": ("", "none"),
+    "--peers": ("", "a", "a.b", "\uff50", "1"),
+    "--max-time": NUMBERS,
+    "--max-memory": (*NUMBERS, "1XB"),
+    "--model-arg": ("", "=", "x", "x=1", f"x={DEEP}", f"x={DIGITS}", "a b=1"),
+    "--input": (
+        "", "x", "2x", f"{DIGITS}x3", "99999999x99999999", "2x3:quint8", "2x3:load", "2x3:", "-1x3",
+        "2x3:float8_e4m3fn", "1" + "x1" * 99,
+    ),
+    "--optimizer": ("nan", "inf", "-1", "1e300", "two"),
+    "--depth": ("-1", DIGITS, "x"),
+    "--head": (*NUMBERS[1:], "4"),
 }  # fmt: skip
 
 
@@ -94,7 +112,7 @@ def fault(line: tuple[str, ...]) -> str | None:
     code, said = ended(line)
     for made in ("out", "x"):
         if Path(made).exists():
-            Path(made).unlink() if Path(made).is_file() else __import__("shutil").rmtree(made)
+            Path(made).unlink() if Path(made).is_file() else shutil.rmtree(made)
     if code not in (0, 2):
         return f"exit {code}: {said[-300:]}"
     if "--debug shows" in said or "Traceback" in said or (code == 2 and not said.strip()):
