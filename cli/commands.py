@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from fxcollab.errors import FxCollabError
 
-_MOST_VALUES = 1000
 Directory = Annotated[Path | None, option("Where to write; default: NAME_collab.", "DIR", "-o", "--output")]
 PrintPasses = Annotated[bool, option("Show the graph after every pass.", None, "--print-passes")]
 Depth = Annotated[int | None, option("Open all modules N levels deep; default: those that do much work.", "N")]
@@ -109,8 +108,6 @@ def costs(options: Options, optimizer: Optimizer = 1.0, json: Json = False) -> N
     The costs are those of a training step, of the original and of the training graph.
     """
     options.refuse_with_directory()
-    if not 0 <= optimizer <= _MOST_VALUES:
-        raise typer.BadParameter(f"{optimizer} is not a number of values", param_hint="--optimizer")
     options, loaded = options.load()
     choice = options.choose(loaded, optimizer=optimizer)
     with working("counting"):

@@ -9,6 +9,7 @@ from unicodedata import normalize
 import torch
 from torch import nn
 
+from fxcollab._torch import pytree
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError, PatternError, warn_caller
@@ -121,7 +122,9 @@ def transform(
         )
     if not isinstance(model, nn.Module):
         factory, source = factory or model, source or source_of(model)
-        model = model_of(model)
+    model = model_of(model)
+    if any(isinstance(leaf, torch.Tensor) and leaf.is_quantized for leaf in pytree.tree_leaves(example_inputs)):
+        raise CaptureError("An example input is quantised.", hint="give floats: the model quantises them itself")
     if tree is None:
         splits = choose_splits(
             model,

@@ -16,6 +16,7 @@ MOST_NAME = 1000
 """Characters of a branch's, split's or input's name."""
 MOST_ELEMENTS = 1 << 31
 _MOST_DIMENSIONS = 64
+_MOST_VALUES = 1000
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -33,6 +34,16 @@ def check_seed(seed: int) -> None:
     """Raise a `LimitError` for a seed that torch's generators don't take."""
     if not -(1 << 63) <= seed < 1 << 64:
         raise LimitError("The seed is too large.", why="seeds have 64 bits", hint="give one below 2**63")
+
+
+def check_optimizer(values: float) -> None:
+    """Raise a `LimitError` for a number of values for each parameter that no optimizer keeps."""
+    if not 0 <= values <= _MOST_VALUES:
+        raise LimitError(
+            f"An optimizer keeps {values} values for each trained one.",
+            why=f"it is a number from 0 to {_MOST_VALUES}",
+            hint="give 1 for SGD with momentum, 2 for Adam (--optimizer 2)",
+        )
 
 
 def check_shape(name: str, shape: Sequence[int]) -> None:

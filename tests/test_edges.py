@@ -72,6 +72,33 @@ def test_peers_are_named_as_python_reads_names() -> None:
     assert len(train_model(torch.ones(2, 3))) == 2
 
 
+def test_modules_may_have_names_that_python_reads_as_others() -> None:
+    for name in ("\ufb01", "\uff43onv", "e\u0301"):
+        model = chain(name, "z", "last")
+        assert fxcollab.verify(model, fxcollab.transform(model, splits=name, init="copy-anyway"))
+
+
+@pytest.mark.parametrize(
+    "model", [lambda: torch.jit.script(chain()), lambda: torch.export.export(chain(), (torch.ones(2, 3),))]
+)
+def test_what_is_no_module_of_python_is_refused_with_a_way_out(model: Any) -> None:
+    with pytest.raises(fxcollab.CaptureError) as caught:
+        fxcollab.transform(model(), splits="a")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])
+def test_numbers_that_no_optimizer_has_are_refused(wrong: float) -> None:
+    with pytest.raises(LimitError, match="0 to 1000"):
+        fxcollab.training_costs(chain(), splits="a", optimizer=wrong)
+
+
+def test_quantised_inputs_are_refused() -> None:
+    example = torch.quantize_per_tensor(torch.ones(2, 3), 1.0, 0, torch.qint8)
+    with pytest.raises(fxcollab.CaptureError, match="quantised"):
+        fxcollab.transform(chain(), splits="a", example_inputs=example)
+
+
 def test_messages_have_no_control_characters() -> None:
     error = fxcollab.FxCollabError("\x1b[31mred", where="a\n  hint: run me", why="one\ntwo\x07", hint="\u202egnp.exe")
     assert str(error) == ("\\x1b[31mred\n  where: a\\n  hint: run me\n  why: one\ntwo\\x07\n  hint: \\u202egnp.exe")

@@ -30,7 +30,7 @@ GRAPH_HEAD = '"""The generated forward; for reading only, fxcollab.load makes it
 ORDER, KIND = "fxcollab.order", "fxcollab.kind"
 """Entries of the metadata of weights; the kind is ``head`` for what `prune` writes."""
 MOST_PLAN_BYTES = 1 << 24
-_MOST_HEADER_BYTES = 100_000_000  # as of safetensors itself
+_MOST_HEADER_BYTES = 1 << 25
 _VIEW_HEAD = 1024
 _DRAFT = re.compile(r"\..*\.[0-9a-f]{16}\.fxcollab", re.DOTALL)
 _MOST_OF_NAME = 50  # of the output in the name of its draft

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def test_an_own_plan_beside_other_code_is_a_strangers(
     assert fxcollab.load("run")
     shutil.copytree(package.parent, tmp_path / "copy")
     for name in ("package_of_a_test", "package_of_a_test.nets"):
-        monkeypatch.delitem(__import__("sys").modules, name)
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.chdir(tmp_path / "copy")
     with pytest.raises(TrustError):
         fxcollab.load("run")
@@ -110,6 +111,17 @@ def test_names_of_libraries_need_no_trust(tmp_path: Path) -> None:
     fxcollab.save(made(loaded.model, "stage4", source=loaded.source), tmp_path / "run")
     assert "signature" not in json.loads((tmp_path / "run/plan.json").read_text())
     assert fxcollab.load(tmp_path / "run")
+
+
+def test_names_of_libraries_are_those_of_installed_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's folder may have a package of such a name in it, where one stands when loading."""
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("raise AssertionError('it ran')")
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
+        monkeypatch.delitem(sys.modules, name)
+    before = list(sys.path)
+    assert load_source(Source.parse("timm:resnet10t")).model and sys.path == before
 
 
 def test_trust_in_remote_code_is_never_stored(tmp_path: Path, saved: Path) -> None:
