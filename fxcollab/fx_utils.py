@@ -160,9 +160,9 @@ def attribute(root: nn.Module, path: str) -> Any:
 def make_printable(graph: fx.Graph, is_hidden: Callable[[str], bool]) -> None:
     """Replace targets that fx would print wrongly by equal ones that it prints correctly.
 
-    A keyword is not an attribute that can be written out, and Python normalises names in code. A name that is not an identifier fx prints between double
-    quotes without escaping it: a quote, a backslash or a line break would end the string. And where ``is_hidden``,
-    the class of the module has something else under that name.
+    A keyword is not an attribute that can be written out, and Python normalises names in code. A name that is not an
+    identifier fx prints between double quotes without escaping it: a quote, a backslash or a line break would end the
+    string. And where ``is_hidden``, the class of the module has something else under that name.
     """
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):

@@ -55,8 +55,7 @@ def refuse_strangers_code(data: Mapping[str, Any], source: Source, folder: Path,
         return
     why = "this account did not write it as it is, or its code lay elsewhere then"
     with suppress(OSError, RuntimeError):
-        found = str(data.get(SIGNATURE)).encode()
-        if hmac.compare_digest(found, _signature(_key(make=False), data, source).encode()):
+        if hmac.compare_digest(ascii(data.get(SIGNATURE)), repr(_signature(_key(make=False), data, source))):
             return
     if source.kind == "file" and not Path(source.location).exists():
         return  # nothing would run, and that it isn't there says more
