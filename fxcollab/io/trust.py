@@ -57,7 +57,7 @@ def refuse_strangers_code(data: Mapping[str, Any], source: Source, folder: Path,
     with suppress(OSError, RuntimeError):
         if hmac.compare_digest(ascii(data.get(SIGNATURE)), repr(_signature(_key(make=False), data, source))):
             return
-    if source.kind == "file" and not Path(source.location).exists():
+    if _place(source) is None:
         return  # nothing would run, and that it isn't there says more
     arguments = ", ".join(f"{name}={value!r}" for name, value in source.arguments)
     call = one_paragraph(f"{source}, with arguments ({arguments})")[:400]
@@ -82,8 +82,10 @@ def _signature(key: bytes, data: Mapping[str, Any], source: Source) -> str:
     return hmac.new(key, signed.encode(), "sha256").hexdigest()
 
 
-def _place(source: Source) -> str:
-    """Where the code of a source lies; found without running any."""
+def _place(source: Source) -> str | None:
+    """Where the code of a source lies; found without running any. None where it isn't there."""
+    if source.kind == "file":
+        return source.location if os.path.exists(source.location) else None  # noqa: PTH110 (answers for any text)
     if source.kind != "module":
         return source.location
     top = source.location.partition(".")[0]
@@ -94,6 +96,8 @@ def _place(source: Source) -> str:
         spec = None
     finally:
         del sys.path[0]
+    if module is None and spec is None:
+        return None
     file = getattr(module, "__file__", None) or (spec and spec.origin)
     folders = getattr(module, "__path__", None) or (spec and spec.submodule_search_locations) or ()
     return os.path.realpath(file) if file else "\0".join(map(os.path.realpath, folders))

@@ -67,6 +67,7 @@ def test_another_accounts_plan_is_loaded_on_request_and_its_head_unasked(
         {"kind": "timm", "location": "resnet18", "name": None, "arguments": {"checkpoint_path": "x.pt"}},
         {"kind": "hf", "location": "./model", "name": None},
         {"location": "torchvision", "name": "resnet18"},
+        {"location": "builtins", "name": "exec", "arguments": {"source": "open('RAN', 'w')"}},
     ],
 )
 def test_a_plan_whose_source_was_changed_runs_nothing(
@@ -104,6 +105,13 @@ def test_an_own_plan_beside_other_code_is_a_strangers(
     monkeypatch.chdir(tmp_path / "copy")
     with pytest.raises(TrustError):
         fxcollab.load("run")
+
+
+def test_code_that_is_not_there_is_told_as_such(saved: Path) -> None:
+    for source in ({"location": "no_such_package.nets", "name": "Net"}, {"kind": "file", "location": "no.py"}):
+        with_source(saved, **source)
+        with pytest.raises(fxcollab.SourceError, match="there is no"):
+            fxcollab.load(saved)
 
 
 def test_names_of_libraries_need_no_trust(tmp_path: Path) -> None:
