@@ -23,6 +23,10 @@ def main() -> None:
         if asked:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         code = run_app()
+        sys.stdout.flush()
+    except OSError:  # a full disk, which has been told where there was more to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 2
     finally:
         if asked:
             signal.signal(signal.SIGINT, _stop)

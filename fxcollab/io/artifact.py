@@ -123,8 +123,7 @@ def load(
         guarded = any(node.target is guard for graph in train_model.modes for node in graph.nodes)
         unseen = example_inputs is None and not plan.interface.known
         raise _changed(where, f"the graphs' fingerprints differ ({versions})", examples=guarded or unseen)
-    own = folder / WEIGHTS
-    _load_state(train_model, *((own, data) if weights is None else (Path(weights), None)))
+    _load_state(train_model, folder / WEIGHTS, None if weights is None else Path(weights), data)
     return train_model
 
 
@@ -182,10 +181,17 @@ def _changed(where: str, why: str, *, examples: bool = False) -> ArtifactError:
     )
 
 
-def _load_state(train_model: CollabGraphModule, file: Path, plan: Mapping[str, Any] | None) -> None:
-    """Write the file's values into the model's own tensors, which get the file's types, or change nothing."""
-    own = train_model.state_dict(keep_vars=True)
-    state = unwrapped(load_state_dict(file), plan_of(train_model).options.peers)
+def _load_state(train_model: CollabGraphModule, saved: Path, weights: Path | None, plan: Mapping[str, Any]) -> None:
+    """Write values into the model's own tensors, which get the file's types, or change nothing.
+
+    Args:
+        train_model: the model.
+        saved: the artifact's own file.
+        weights: another one to be loaded; None for the artifact's own.
+        plan: its JSON data.
+    """
+    own, file, peers = train_model.state_dict(keep_vars=True), weights or saved, plan_of(train_model).options.peers
+    state = unwrapped(load_state_dict(file), peers)
     wrong = [key for key in own if key not in state or not _fits(state[key], own[key])]
     wrong += [key for key in state if key not in own]
     if wrong:
@@ -195,8 +201,10 @@ def _load_state(train_model: CollabGraphModule, file: Path, plan: Mapping[str, A
             why="these tensors are missing, unknown, or of another shape or type",
             hint="are they of another training model, or has the source changed since it was saved?",
         )
-    if plan is not None:
+    if weights is None:
         refuse_changed(file, plan.get(WEIGHTS_KEY))
+    elif saved.is_file():
+        refuse_other_model(file, saved, peers)
     new: dict[int, Tensor] = {}  # by the meta tensor, so that a parameter under two names stays one
     kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     try:

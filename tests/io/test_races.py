@@ -131,29 +131,28 @@ def test_of_two_processes_that_write_one_folder_every_loser_is_told(tmp_path: Pa
     assert names(tmp_path) == ["run"] and fxcollab.load(tmp_path / "run")
 
 
-def test_drafts_of_killed_writers_are_removed_and_those_of_others_are_not(tmp_path: Path) -> None:
+def test_drafts_of_killed_writers_are_removed_and_those_at_work_and_of_others_are_not(tmp_path: Path) -> None:
     model = made(Net)
 
-    def stop(*_: object) -> None:
-        os._exit(9)
-
-    for name in ("_put", "_renamed"):  # before anything is moved, and at the move
+    def killed_at(step: str) -> Path:
         child = os.fork()
         if not child:
-            setattr(files, name, stop)
-            fxcollab.save(model, tmp_path / "run")
+            setattr(files, step, lambda *_: os._exit(9))
+            fxcollab.save(model, tmp_path / "killed")
         os.waitpid(child, 0)
-    [*drafts] = tmp_path.iterdir()
-    assert len(drafts) == 2 and all(draft.name.endswith(".fxcollab") for draft in drafts)
-    (drafts[0] / "whole").mkdir(exist_ok=True)
-    (drafts[0] / "whole" / "thesis.txt").write_text("precious")
+        [draft] = [path for path in tmp_path.iterdir() if path.name.startswith(".killed")]
+        return draft
+
+    first, second = killed_at("_put"), killed_at("_renamed")
+    assert not first.exists(), "the next write, to whatever path, has removed it"
+    (second / "whole" / "thesis.txt").write_text("precious")
     with files.written(tmp_path / "other", False, files.artifact_only) as at_work:
         at_work.mkdir()
         (at_work / "plan.json").write_text("half")
         fxcollab.save(model, tmp_path / "run")
         assert (at_work / "plan.json").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([drafts[0].name, "other", "run"])
-    assert (drafts[0] / "whole" / "thesis.txt").read_text() == "precious"
+    assert names(tmp_path) == [second.name, "other", "run"]
+    assert content(second / "whole") == {"thesis.txt": b"precious"}
 
 
 @pytest.mark.slow

@@ -121,6 +121,7 @@ def test_names_of_libraries_need_no_trust(tmp_path: Path) -> None:
     assert fxcollab.load(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_names_of_libraries_are_those_of_installed_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stranger's folder may have a package of such a name in it, where one stands when loading."""
     (tmp_path / "timm").mkdir()
