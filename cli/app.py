@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -44,8 +45,11 @@ def options(
     """Collaborative learning for PyTorch models: several heads in training, exactly the original afterwards."""
 
 
-def main() -> None:
-    """Run the command line. Exits with 0 when fine, 1 when a check failed, 2 in case of trouble."""
+def main() -> int:
+    """Run the command line: 0 is fine, 1 a check that failed, 2 trouble, 130 interrupted."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `fxcollab verify ... | head` is not a failed check
-    sys.exit(run(app))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever the terminal can't show
+    return run(app)

@@ -59,7 +59,7 @@ def transform(
         from fxcollab.diffs.build import diff
         from fxcollab.diffs.html import to_html
         from fxcollab.io.artifact import save
-        from fxcollab.io.folder import refuse_existing
+        from fxcollab.io.files import refuse_existing
     refuse_existing(directory, force)
     options, loaded = options.load()
     choice = options.choose(loaded)
@@ -69,7 +69,7 @@ def transform(
         passes.append(f"{name}: {graph_module.graph}\n")
 
     try:
-        train_model = options.transform(loaded, choice, after_pass=show if print_passes else None)
+        train_model = options.transform(loaded, choice, after_pass=show if print_passes else None, force=force)
     finally:  # also where a pass fails
         for text in passes:
             (err() if json else out()).print(text)
@@ -137,7 +137,8 @@ def diff(
 ) -> None:
     """Show training beside inference graph, or any two graphs.
 
-    Nodes are shared, cloned or inserted; of two graphs, added, removed, changed or rewired.
+    Nodes are shared, cloned or inserted; of two graphs, added, removed, changed or rewired. A directory's plan names
+    code that is run: unasked only your own, and models of torchvision and timm.
     """
     with working("importing"):
         from fxcollab.diffs.build import diff as difference
@@ -158,9 +159,9 @@ def diff(
     with working("drawing"):
         for file in files:
             if isinstance(found, Comparison):
-                found.save(file)
+                found.save(file, force=force)
             else:
-                found.save(file, report)
+                found.save(file, report, force=force)
             err().print(f"wrote {file}")
     if json:
         typer.echo(found.to_json())
@@ -189,7 +190,8 @@ def _model_of(options: Options) -> nn.Module:
 def verify(options: Options, json: Json = False) -> None:
     """Prove that a training graph is right.
 
-    It trains the model as promised, and gives it back exactly. Exits with 1 if any check fails.
+    It trains the model as promised, and gives it back exactly. Exits with 1 if any check fails. A directory's plan
+    names code that is run: unasked only your own, and models of torchvision and timm.
     """
     report = options.verify(options.training_model())
     if json:
@@ -215,9 +217,9 @@ def prune(
     """
     with working("pruning"):
         from fxcollab.io.artifact import load_head
-        from fxcollab.io.weights import refuse_existing_file, write_state_dict
+        from fxcollab.io.weights import refuse_unwritable, write_state_dict
 
-        refuse_existing_file(output, force)
+        refuse_unwritable(output, force)
         state = load_head(directory, head, weights=weights)
         write_state_dict(state, output, force=force)
     if json:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 from rich.text import Text
 
 
@@ -20,14 +22,28 @@ class CheckFailed(Exception):  # noqa: N818
     """A check failed: exit with 1."""
 
 
+class _Escaping(Console):
+    """Shows what would move the cursor, or hide, as an escape: names and paths may be anything."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments, which have no control characters of their own."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else _plain(text), style, control)
+
+
+def _plain(text: str) -> str:
+    """As `fxcollab.errors.plain`, which can't be had without torch."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def out() -> Console:
     """Where data goes."""
-    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    return _Escaping(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def err() -> Console:
     """Where messages go."""
-    return Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    return _Escaping(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def print_json(data: Any) -> None:
@@ -70,6 +86,7 @@ def run(app: Callable[..., Any]) -> int:
     """Run the application and turn what happens into an exit code."""
     try:
         result = app(standalone_mode=False)
+        sys.stdout.flush()
     except CheckFailed:
         return 1
     except (KeyboardInterrupt, typer.Abort):
@@ -77,7 +94,9 @@ def run(app: Callable[..., Any]) -> int:
         return 130
     except BaseException as error:
         if hasattr(error, "show"):  # the option parser's own
-            error.show()
+            shown = io.StringIO()
+            error.show(file=shown)
+            err().print(Text(shown.getvalue()), end="")
         code = getattr(error, "exit_code", error.code if isinstance(error, SystemExit) else None)
         if isinstance(code, int):
             return code
@@ -91,13 +110,11 @@ def run(app: Callable[..., Any]) -> int:
 def _report(error: BaseException) -> int:
     """Show an error without a traceback."""
     console = err()
+    known: bool = hasattr(error, "details")
     console.print(Text("error: ", "bold red").append(getattr(error, "what", None) or _in_short(error), "default"))
-    details = {label: getattr(error, label, None) for label in ("where", "why", "hint")}
-    if not hasattr(error, "what"):
-        details["hint"] = "--debug shows the traceback"
-    for label, text in details.items():
-        if text:
-            console.print(Text(f"  {label}: ", "cyan" if label == "hint" else "dim").append(str(text), "default"))
+    details = error.details() if known else [("hint", "--debug shows the traceback")]  # type: ignore[attr-defined]
+    for label, text in (*details, ("code", getattr(error, "code", "FXC000"))):
+        console.print(Text(f"  {label}: ", "cyan" if label == "hint" else "dim").append(text, "default"))
     return 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from fxcollab.plan import Plan
     from fxcollab.tracing.interface import InputSpec, Interface
     from fxcollab.tree import Fanout
+
+
+_MOST_DIGITS = 16
 
 
 def fanouts(text: str | None) -> Fanouts | None:
@@ -55,16 +59,24 @@ def _input_spec(name: str, text: str) -> InputSpec:
     import torch
 
     from fxcollab.errors import CaptureError
+    from fxcollab.limits import check_shape
     from fxcollab.tracing.interface import InputSpec
 
     shape, _, dtype = text.lower().partition(":")
     sizes = shape.split("x")
     known = isinstance(getattr(torch, dtype or "float32", None), torch.dtype)
-    if not (known and all(size.isdecimal() and int(size) > 0 for size in sizes)):
+    if not (known and all(size.isdecimal() and len(size) < _MOST_DIGITS and int(size) > 0 for size in sizes)):
         raise CaptureError(
-            f"Input {text!r} can't be read.", hint="write sizes as in 1x3x224x224, with a type as in 2x16:int64"
+            f"Input {text[:80]!r} can't be read.", hint="write sizes as in 1x3x224x224, with a type as in 2x16:int64"
         )
-    return InputSpec(name, tuple(map(int, sizes)), dtype or "float32")
+    spec = InputSpec(name, tuple(map(int, sizes)), dtype or "float32")
+    check_shape(name, spec.shape or ())
+    try:
+        replace(spec, shape=(1,)).make(torch.Generator())
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        hint = "give a type whose values can be drawn, such as float32, bfloat16 or int64"
+        raise CaptureError(f"Inputs of type {dtype} can't be made.", why=str(error), hint=hint) from error
+    return spec
 
 
 def tree_options(plan: Plan) -> list[tuple[str, Any]]:
@@ -85,7 +97,7 @@ def _fanout_text(fanout: Fanout) -> str:
 
 def default_directory(source: str) -> Path:
     """``model_collab`` for ``a/model.py``, ``bert_collab`` for ``hf:google/bert/``; a directory itself."""
-    if Path(source).is_dir():
+    if os.path.isdir(source):  # noqa: PTH112 (which answers for every text)
         return Path(source)
     location, _, name = source.rpartition(":")
     place = location if location.endswith(".py") else name

@@ -7,7 +7,7 @@ of the library that have a parameter of its name get it, and where it isn't give
 from __future__ import annotations
 
 import inspect
-import json
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import takewhile
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SOURCES = "model.py, model.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME, hf:NAME_OR_PATH"
 DIRECTORY = "a directory that transform wrote"
-MODEL_OPTIONS = ("source", "input", "model_arg", "granularity", "seed")
+MODEL_OPTIONS = ("source", "input", "model_arg", "granularity", "seed", "trust_source")
 """Options of commands that make no plan."""
 GROUPS = {
     "Model": ("input", "model_arg", "granularity", "seed"),
@@ -53,6 +53,7 @@ _Init = option(
 _Recompute = option("Keep one branch's activations at a time; compute again.", "heads", values=("heads",))
 _EvalOutput = option("What eval mode returns: head (head 0), all or mean.", values=("head", "all", "mean"))
 _Granularity = option("auto opens what the splits need; op down to operations.", values=("auto", "op"))
+_Trust = option("Run the code that a stranger's directory names.", None, "--trust-source")
 
 
 @dataclass(frozen=True)
@@ -85,17 +86,21 @@ class Options:
     max_memory: Annotated[str | None, option("With --splits auto: a step's memory, also 20GB.", "1.5x")] = None
     input: Annotated[list[str] | None, option("1x3x224x224, or 2x16:int64; again for each input.", "SHAPE")] = None
     model_arg: Annotated[list[str] | None, option("An argument for the model's factory.", "K=V")] = None
+    trust_source: Annotated[
+        bool, option("Run the code that a stranger's directory names.", None, "--trust-source")
+    ] = False
     given: Mapping[str, str] = field(default_factory=dict)
     plan: Any = None
 
     @property
     def is_directory(self) -> bool:
         """Whether SOURCE is a directory that transform wrote."""
-        return Path(self.source).is_dir()
+        return os.path.isdir(self.source)  # noqa: PTH112 (which answers for every text)
 
     def refuse_with_directory(self, but: Collection[str] = ()) -> None:
         """Refuse options that a directory's plan answers, except ``--input`` and those of the fields in ``but``."""
-        wrong = [option for name, option in self.given.items() if name not in ("source", "input", *but)]
+        about_directory = ("source", "input", "trust_source", *but)
+        wrong = [option for name, option in self.given.items() if name not in about_directory]
         if self.is_directory and wrong:
             from fxcollab.errors import PatternError
 
@@ -114,15 +119,22 @@ class Options:
             import torch
 
             from fxcollab.errors import SourceError
+            from fxcollab.limits import check_seed
             from fxcollab.sources.load import load as load_source
             from fxcollab.sources.source import Source, parse_argument
 
             options = self._planned() if self.is_directory else self
-            if ":" not in options.source and not options.source.endswith(".py"):
+            if not options.plan and ":" not in options.source and not options.source.endswith(".py"):
                 what = f"`{options.source}` is not a source, and there is no such directory."
                 raise SourceError(what, hint=f"write {SOURCES}, or {DIRECTORY}")
+            check_seed(options.seed)
             torch.manual_seed(options.seed)
-            source = Source.parse(options.source, dict(map(parse_argument, options.model_arg or ())))
+            given = dict(map(parse_argument, options.model_arg or ()))
+            if options.plan:
+                planned: Source = options.plan.source
+                source = replace(planned, arguments=tuple(sorted({**dict(planned.arguments), **given}.items())))
+            else:
+                source = Source.parse(options.source, given)
             return options, load_source(source)
 
     def arguments(self, function: Callable[..., Any]) -> dict[str, Any]:
@@ -184,7 +196,8 @@ class Options:
         with working(f"loading {self.source}"):
             import fxcollab
 
-            train_model = fxcollab.load(self.source)  # as it was made; inputs are for what is computed on it
+            # as it was made; inputs are for what is computed on it
+            train_model = fxcollab.load(self.source, trust_source=self.trust_source)
             self._refuse_failing_inputs(train_model)
             return train_model
 
@@ -218,9 +231,10 @@ class Options:
         Of the head tree's options those before the first that is given: what comes after depends on it.
         """
         from fxcollab.errors import ArtifactError
-        from fxcollab.io.plan_file import read_plan
+        from fxcollab.io.plan_file import read_plan_file
+        from fxcollab.io.trust import refuse_strangers_code
 
-        plan = read_plan(self.source)
+        plan, data = read_plan_file(Path(self.source))
         if plan.source is None:
             raise ArtifactError(
                 "The plan doesn't say where the model comes from.",
@@ -228,10 +242,9 @@ class Options:
                 why="it was made from a model object, not from a file or an importable factory",
                 hint=f"give the source with the options: {SOURCES}",
             )
+        refuse_strangers_code(data, plan.source, Path(self.source), self.trust_source)
         answers = vars(plan) | vars(plan.options)
-        named = {option.name: answers[option.name] for option in fields(self) if option.name in answers}
+        named = {option.name: answers[option.name] for option in fields(self)[1:] if option.name in answers}
         tree = takewhile(lambda option: option[0] not in self.given, parsing.tree_options(plan))
         values = {name: value for name, value in (named | dict(tree)).items() if name not in self.given}
-        arguments = [f"{name}={json.dumps(value)}" for name, value in plan.source.arguments]
-        source = {"source": str(plan.source), "model_arg": [*arguments, *(self.model_arg or ())]}
-        return replace(self, **values | source, plan=plan)
+        return replace(self, **values, plan=plan)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from unicodedata import normalize
 
 import torch
 from torch import nn
 
+from fxcollab._torch import pytree
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError, PatternError, StateError, warn_caller
@@ -51,6 +53,7 @@ def transform(
     recompute: Recompute | None = None,
     eval_output: EvalOutput = "head",
     after_pass: AfterPass | None = None,
+    force: bool = False,
 ) -> CollabGraphModule:
     """Make a training model with several heads of ``model`` (paper, section 3.1).
 
@@ -96,6 +99,7 @@ def transform(
             all heads in either mode.
         after_pass: ``callable(name, graph_module)``, called after the passes ``capture``, ``partition``, ``rewrite``
             and ``codegen`` with the module that each returned; see `fxcollab.passes`.
+        force: go on where there seems to be too little memory for the peers.
 
     Returns:
         A ``GraphModule`` that trains like any module. `prune` returns the original from it.
@@ -106,6 +110,7 @@ def transform(
         CaptureError: an opened forward can't be traced; the hint names the nearest splits that work.
         StateError: the model has something named ``peers``, or a ``state_dict`` of its own; or it is sharded already,
             as by ``fully_shard``.
+        LimitError: more heads or splits than are ever needed, or than there is memory for.
         The model is never changed by a failure.
     """
     names = splits.splits if isinstance(splits, Choice) else split_names(splits)
@@ -119,8 +124,10 @@ def transform(
         )
     if not isinstance(model, nn.Module):
         factory, source = factory or model, source or source_of(model)
-        model = model_of(model)
+    model = model_of(model)
     _refuse_distributed(model)
+    if any(isinstance(leaf, torch.Tensor) and leaf.is_quantized for leaf in pytree.tree_leaves(example_inputs)):
+        raise CaptureError("An example input is quantised.", hint="give floats: the model quantises them itself")
     if tree is None:
         splits = choose_splits(
             model,
@@ -134,10 +141,11 @@ def transform(
         tree = _tree(splits, pattern, splits.splits, heads, fanouts)
     chosen = splits.reason if isinstance(splits, Choice) else None
     seed = torch.initial_seed() if seed is None else seed
+    peers = normalize("NFKC", peers)  # as Python does with names in code
     options = RewriteOptions(init, seed, rescale, peers, recompute, eval_output)
     interface = interface or interface_of(model, example_inputs)
     how = CapturePass(tree.splits, example_inputs, granularity, interface)
-    passes = training_passes(tree, how, options, factory, pattern=pattern, source=source, chosen=chosen)
+    passes = training_passes(tree, how, options, factory, force, pattern=pattern, source=source, chosen=chosen)
     try:
         train_model = run_passes(passes, model, after_pass)
     except ForwardError as error:

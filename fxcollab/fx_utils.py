@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from torch import fx, nn
@@ -159,15 +160,16 @@ def attribute(root: nn.Module, path: str) -> Any:
 def make_printable(graph: fx.Graph, is_hidden: Callable[[str], bool]) -> None:
     """Replace targets that fx would print wrongly by equal ones that it prints correctly.
 
-    A keyword is not an attribute that can be written out. A name that is not an identifier fx prints between double
-    quotes without escaping it: a quote, a backslash or a line break would end the string. And where ``is_hidden``,
-    the class of the module has something else under that name.
+    A keyword is not an attribute that can be written out, and Python normalises names in code. A name that is not an
+    identifier fx prints between double quotes without escaping it: a quote, a backslash or a line break would end the
+    string. And where ``is_hidden``, the class of the module has something else under that name.
     """
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             names = str(node.target).split(".")
             own = is_hidden(names[0])
-            if own or any(map(keyword.iskeyword, names)) or node.target != _escaped(node.target):
+            as_written = normalize("NFKC", _escaped(node.target))
+            if own or any(map(keyword.iskeyword, names)) or node.target != as_written:
                 node.target = Target(node.target, own=own)
 
 
@@ -189,7 +191,7 @@ class Target(str):
 
 class _Name(str):
     def isidentifier(self) -> bool:
-        return super().isidentifier() and not keyword.iskeyword(self)
+        return super().isidentifier() and not keyword.iskeyword(self) and normalize("NFKC", self) == self
 
     def __format__(self, specification: str) -> str:
         return _escaped(self)

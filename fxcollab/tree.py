@@ -23,13 +23,13 @@ from functools import cached_property
 from typing import Any
 
 from fxcollab.errors import PatternError
+from fxcollab.limits import MOST_HEADS, MOST_LEVELS, check_count
 
 Path = tuple[int, ...]
 Fanout = int | tuple[int, ...]
 """How many branches a split makes: in every branch alike, or one number for each branch, in path order."""
-MOST_HEADS = 4096
 
-_BRANCH_NAME = re.compile(r"b\d+(_\d+)*")
+_BRANCH_NAME = re.compile(rf"b{(number := '(?:0|[1-9][0-9]{0,3})')}(?:_{number}){{0,{MOST_LEVELS - 1}}}")
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,7 @@ def multi_instance(heads: int = 2) -> HeadTree:
 
 def hierarchical(splits: Sequence[str], fanouts: Sequence[Fanout] | None = None) -> HeadTree:
     """A tree over several splits (figure 1 d); binary by default."""
+    check_count(len(splits), MOST_LEVELS, "splits", "name fewer, or join those that belong together: a+b")
     fanouts = (2,) * len(splits) if fanouts is None else tuple(fanouts)
     if len(fanouts) != len(splits):
         raise PatternError(
@@ -181,18 +182,9 @@ def hierarchical(splits: Sequence[str], fanouts: Sequence[Fanout] | None = None)
 
 
 def _count(fanout: Fanout, branches: int) -> int:
-    """How many branches a split makes of so many.
-
-    Raises:
-        PatternError: more than any machine could train.
-    """
+    """How many branches a split makes of so many."""
     count = fanout * branches if isinstance(fanout, int) else sum(fanout)
-    if count > MOST_HEADS:
-        raise PatternError(
-            f"A tree of {count:,} heads is too large.",
-            why=f"every head is an instance of the network; at most {MOST_HEADS:,} are made",
-            hint="give smaller fan-outs, or fewer splits",
-        )
+    check_count(count, MOST_HEADS, "heads", "give smaller fan-outs, or fewer splits")
     return count
 
 

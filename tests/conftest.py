@@ -16,6 +16,17 @@ def pytest_configure() -> None:
     os.environ.setdefault("FXCOLLAB_SEED", str(secrets.randbelow(10**9)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The key by which plans are known as one's own is that of the tests alone."""
+    before = os.environ.get("XDG_STATE_HOME")
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    yield
+    os.environ.pop("XDG_STATE_HOME")
+    if before is not None:
+        os.environ["XDG_STATE_HOME"] = before
+
+
 def pytest_report_header() -> str:
     """How to repeat the run."""
     return f"random networks: FXCOLLAB_SEED={os.environ['FXCOLLAB_SEED']}"

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from fxcollab_cli.app import app
 from fxcollab_cli.console import run
 from fxcollab_cli.parsing import default_directory
 from fxcollab_cli.planning import Options
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import fxcollab
@@ -499,13 +500,28 @@ def test_prune_takes_another_checkpoint(call: Call, made: Path) -> None:
 
 
 def test_an_existing_output_needs_force(call: Call, made: Path) -> None:
-    Path("kept.safetensors").write_text("mine")
-    result = call("prune", made, "-o", "kept.safetensors")
-    assert result.code == 2 and Path("kept.safetensors").read_text() == "mine"
+    assert call("prune", made, "-o", "kept.safetensors").code == 0
+    result = call("prune", made, "-o", "kept.safetensors", "--head", 1)
     assert result.err.startswith("error: The output file exists.\n  where: kept.safetensors\n  hint: ")
-    assert "--force" in result.err
-    assert call("prune", made, "-o", "kept.safetensors", "--force").code == 0
-    assert "head.weight" in load_file("kept.safetensors")
+    assert result.code == 2 and "--force" in result.err
+    first = load_file("kept.safetensors")["head.weight"]
+    assert call("prune", made, "-o", "kept.safetensors", "--head", 1, "--force").code == 0
+    assert not torch.equal(load_file("kept.safetensors")["head.weight"], first)
+
+
+def test_force_replaces_only_what_prune_wrote(call: Call, made: Path) -> None:
+    Path("mine.safetensors").write_text("mine")
+    save_file({"w": torch.ones(2)}, "other.safetensors")
+    shutil.copy(made / "weights.safetensors", "all.safetensors")
+    Path("link").symlink_to("mine.safetensors")
+    os.mkfifo("pipe")
+    for name in ("mine.safetensors", "other.safetensors", "all.safetensors", "link", "pipe", "/dev/null"):
+        before = os.lstat(name)
+        result = call("prune", made, "-o", name, "--force")
+        assert result.code == 2 and "The output is not replaced." in result.err, result.err
+        assert os.lstat(name) == before
+    result = call("prune", made, "-o", made / "weights.safetensors", "--force")
+    assert result.code == 2 and "The output is an artifact's own weights." in result.err
 
 
 # Two streams.
@@ -738,13 +754,14 @@ def test_a_factory_that_raises_is_shown_with_file_and_line(call: Call, write: Wr
         "error: `model.py:build_model` failed to build its model\n"
         f"  where: {path}:2\n"
         "  why: ZeroDivisionError: division by zero\n"
+        "  code: FXC007\n"
     )
 
 
 def test_an_output_directory_that_exists_is_refused_before_the_model_is_built(call: Call, write: Write) -> None:
     write("raise RuntimeError('not to be executed')")
     Path("out").mkdir()
-    for options, text in (((), "The output directory exists."), (("--force",), "is not an artifact")):
+    for options, text in (((), "The output directory exists."), (("--force",), "it has no plan.json")):
         result = call("transform", "model.py", "--splits", "stem", "-o", "out", *options)
         assert result.code == 2 and text in result.err
 
@@ -823,7 +840,7 @@ def test_an_unforeseen_error_is_one_line_and_points_at_debug(
     monkeypatch.setattr(fxcollab, "transform", fail)
     result = call("transform", "model.py", "--splits", "stem")
     assert (result.code, result.out) == (2, "")
-    assert result.err == "error: RuntimeError: it broke\n  hint: --debug shows the traceback\n"
+    assert result.err == "error: RuntimeError: it broke\n  hint: --debug shows the traceback\n  code: FXC000\n"
     debug = call("transform", "model.py", "--splits", "stem", "--debug")
     assert debug.code == 2 and "Traceback (most recent call last)" in debug.err
 
@@ -845,7 +862,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 WITHOUT_TORCH = """
 import sys
-from fxcollab_cli.app import main
+from fxcollab_cli.start import main
 sys.argv = ["fxcollab", *sys.argv[1:]]
 try:
     main()
@@ -914,7 +931,7 @@ def test_every_option_of_the_plan_is_one_of_every_command_that_makes_a_plan(call
 
 
 def test_every_option_is_a_parameter_of_the_library_or_makes_the_model() -> None:
-    functions = (fxcollab.transform, fxcollab.choose_splits)
+    functions = (fxcollab.transform, fxcollab.choose_splits, fxcollab.load)
     known = {name for function in functions for name in inspect.signature(function).parameters}
     own = {field.name for field in dataclasses.fields(Options)}
     assert own - known == {"input", "model_arg", "given", "plan", "fresh"}  # the last one is a part of init
@@ -982,7 +999,7 @@ def test_a_directory_is_transformed_again_with_its_plan_but_for_what_is_given(
     result = call("transform", "model_collab", "-o", "other", *options)
     assert result.code == 0, result.err
     before, after = (json.loads(Path(name, "plan.json").read_text()) for name in ("model_collab", "other"))
-    kept = before.keys() - {"fingerprint", "torch", "fxcollab"}
+    kept = before.keys() - {"fingerprint", "torch", "fxcollab", "weights", "checksum", "signature"}
     assert {key: after[key] for key in kept} == {key: before[key] for key in kept} | changed
     assert call("verify", "other").code == 0
 
@@ -1137,7 +1154,7 @@ def test_a_difference_replaces_a_file_with_force_only_and_never_that_of_others(c
     assert json.loads(Path("diff.json").read_text())["mode"] == "eval"
     plan = (made / "plan.json").read_text()
     refused = call("diff", made, "-o", made / "plan.json", "--force")
-    assert refused.code == 2 and "model_collab/plan.json is not replaced." in refused.err
+    assert refused.code == 2 and "The output is not replaced.\n  where: model_collab/plan.json" in refused.err
     assert (made / "plan.json").read_text() == plan
 
 

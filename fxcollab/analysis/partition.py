@@ -62,6 +62,15 @@ class Partition:
     straddling: frozenset[str]
     observation: Observation
 
+    def bytes_of_peers(self, captured: nn.Module) -> int:
+        """What the peers' parameters and buffers will take in the machine's memory."""
+        named = (*captured.named_parameters(), *captured.named_buffers())
+        return sum(
+            tensor.nbytes * (self.tree.branches(level) - 1)
+            for name, tensor in named
+            if tensor.device.type == "cpu" and (level := self.state.get(name, 0))
+        )
+
 
 def partition(captured: CollabGraphModule, tree: HeadTree, observation: Observation | None = None) -> Partition:
     """Cut ``captured`` at the splits of ``tree``.

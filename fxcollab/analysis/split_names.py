@@ -33,7 +33,7 @@ def find_cut(split: str, graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, ...
 
 def _find_value(name: str, graph: fx.Graph, root: nn.Module) -> fx.Node:
     path, _, call = name.partition("@")
-    if call and not (call.isdigit() and int(call) >= 1):
+    if call and not re.fullmatch("[1-9][0-9]{0,8}", call):
         raise SplitError(f"{name!r} names no call.", hint=f"{path}@2 is the second call of {path}")
     returned = _returned_values(path, graph, root)
     if returned:

@@ -18,6 +18,7 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.memory import MemorySimulation
 from fxcollab.costs.profile import Profile, explained, profile
 from fxcollab.errors import PatternError
+from fxcollab.limits import check_optimizer
 from fxcollab.patterns import AUTO, head_tree, split_names
 from fxcollab.sources.loaded import model_of
 from fxcollab.tracing.capture import Granularity, capture
@@ -121,6 +122,7 @@ def training_costs(
     if split_names(splits) == (AUTO,):
         raise PatternError("Costs are those of splits.", hint="choose_splits(...).costs are those of chosen ones")
     check_recompute(recompute)
+    check_optimizer(optimizer)
     model = model_of(model)
     interface = known_interface(model, example_inputs)
     tree = head_tree(pattern, split_names(splits), heads, fanouts)

@@ -25,9 +25,9 @@ class Diff(Shown, DiffData):
         """What pictures and pages show."""
         return scene_of(self)
 
-    def save(self, path: str | os.PathLike[str], report: Report | None = None) -> None:
+    def save(self, path: str | os.PathLike[str], report: Report | None = None, *, force: bool = True) -> None:
         """As `Shown.save`; ``report`` of `verify` is shown on a page."""
-        super(Diff, self if report is None else replace(self, report=report)).save(path)
+        super(Diff, self if report is None else replace(self, report=report)).save(path, force=force)
 
     def to_html(self, path: str | os.PathLike[str], report: Report | None = None) -> None:
         """As `Shown.to_html`; ``report`` of `verify` becomes a badge."""

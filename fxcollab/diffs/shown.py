@@ -12,7 +12,7 @@ from fxcollab.diffs.html import to_html
 from fxcollab.diffs.notebook import show
 from fxcollab.diffs.scene import Scene
 from fxcollab.diffs.svg import to_svg
-from fxcollab.diffs.views import write
+from fxcollab.diffs.views import put, write
 
 
 class Shown:
@@ -30,24 +30,26 @@ class Shown:
     def __rich__(self) -> RenderableType:
         """The view for a terminal; `str` is the same in 80 columns, without colours."""
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, force: bool = True) -> None:
         """Write the view that the file's ending names: .html, .svg, .png, .json, or .dot of a training graph.
 
         Args:
-            path: the file, which is replaced if it exists.
+            path: the file.
+            force: replace a file that this method wrote.
 
         Raises:
+            OutputError: the file exists, and may not be replaced.
             DiffError: there is no view for this ending, or it needs a package that is not installed.
         """
-        write(self, Path(path))
+        write(self, Path(path), force)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write one self-contained page, which works offline."""
-        Path(path).write_text(to_html(self.scene()), encoding="utf-8")
+        put(to_html(self.scene()), Path(path))
 
     def to_svg(self, path: str | os.PathLike[str]) -> None:
         """Write a static picture; neither a browser nor ``dot`` is needed."""
-        Path(path).write_text(to_svg(self.scene()), encoding="utf-8")
+        put(to_svg(self.scene()), Path(path))
 
     def _ipython_display_(self) -> None:
         """In a notebook: the picture, and the page below it, which is left out where scripts are not shown."""

@@ -7,15 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 from fxcollab.diffs.html import to_html
-from fxcollab.diffs.model import GENERATOR
 from fxcollab.diffs.png import to_png
 from fxcollab.diffs.scene import Scene
 from fxcollab.diffs.svg import to_svg
 from fxcollab.errors import DiffError, closest
-from fxcollab.io.folder import beside
-from fxcollab.io.weights import refuse_existing_file
-
-_FIRST_BYTES = 1024
+from fxcollab.io.files import is_view, only, refuse_existing_file, written
 
 
 class Difference(Protocol):
@@ -44,46 +40,40 @@ VIEWS: Mapping[str, Callable[[Difference], str | bytes]] = {
 """By the ending of the file. Every view has `GENERATOR` in its first bytes."""
 
 
-def write(diff: Difference, path: Path) -> None:
+def write(diff: Difference, path: Path, force: bool = True) -> None:
     """Write the view that the file's ending names; the file appears whole, or stays as it was.
+
+    Args:
+        diff: what to show.
+        path: the file.
+        force: replace a file that this function wrote.
 
     Raises:
         DiffError: there is no such view.
+        OutputError: the file exists, and may not be replaced.
     """
-    made = _view(path)(diff)
-    draft = beside(path.resolve())
-    try:
-        draft.write_bytes(made.encode("utf-8") if isinstance(made, str) else made)
-        draft.replace(path.resolve())
-    finally:
-        draft.unlink(missing_ok=True)
+    put(_view(path)(diff), path, force)
+
+
+def put(made: str | bytes, path: Path, force: bool = True) -> None:
+    """Write a view to a file, as `write` does, whatever its ending."""
+    with written(path, force, only(is_view)) as draft:
+        draft.write_bytes(made.encode("utf-8", "replace") if isinstance(made, str) else made)
 
 
 def refuse_unwritable(path: Path, force: bool) -> None:
     """Refuse a file that exists; with ``force``, one that `write` didn't write.
 
     Raises:
-        ArtifactError: it exists.
-        DiffError: it is not a view, there is no folder for it, or no view for its ending.
+        OutputError: it exists, and may not be replaced.
+        DiffError: there is no folder for it, or no view for its ending.
     """
     _view(path)
     if not path.parent.is_dir():
         raise DiffError(
             f"{path} can't be written.", why=f"there is no folder {path.parent}", hint=f"mkdir -p {path.parent}"
         )
-    refuse_existing_file(path, force)
-    if path.exists() and not is_view(path):
-        raise DiffError(
-            f"{path} is not replaced.", why="fxcollab diff did not write it", hint="give another name, or move it"
-        )
-
-
-def is_view(path: Path) -> bool:
-    """Whether `write` made this file."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return GENERATOR.encode() in file.read(_FIRST_BYTES)
+    refuse_existing_file(path, force, is_view)
 
 
 def _view(path: Path) -> Callable[[Difference], str | bytes]:

@@ -1,27 +1,30 @@
 """The artifact: a folder from which a training model is loaded.
 
 ``plan.json`` holds the plan, ``weights.safetensors`` the state, ``graph.py`` the generated forward for reading and
-``diff.html``, if requested, the difference to the original. There is no pickle in it. Loading runs the source that
-the plan names, as running one's own model file does.
+``diff.html``, if requested, the difference to the original. There is no pickle in it. Loading runs the code that the
+plan names: unasked only this account's own, and models of torchvision and timm.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.diffs.model import GENERATOR
 from fxcollab.errors import ArtifactError, CaptureError, SplitError, StateError
 from fxcollab.fingerprint import fingerprint
-from fxcollab.io.folder import GRAPH, PAGE, PLAN, WEIGHTS, refuse_existing, replaced
-from fxcollab.io.plan_file import plan_to_json, read_plan, read_plan_file
-from fxcollab.io.weights import load_state_dict, save_state_dict
+from fxcollab.io.files import GRAPH, GRAPH_HEAD, PAGE, PLAN, WEIGHTS, artifact_only, refuse_existing, written
+from fxcollab.io.plan_file import WEIGHTS_KEY, plan_to_json, read_plan_file
+from fxcollab.io.trust import refuse_strangers_code, signed
+from fxcollab.io.weights import checksum, load_state_dict, refuse_changed, refuse_other_model, save_state_dict
 from fxcollab.passes import CapturePass, run_passes, training_passes
 from fxcollab.plan import PLAN_KEY, plan_of, training_model
 from fxcollab.rewriting.state_dict import prune_state_dict, unwrapped
@@ -42,21 +45,24 @@ def save(
     Args:
         train_model: what `transform` or `load` returned; wrapped by DDP or ``torch.compile`` is fine.
         directory: the folder to make.
-        force: replace a folder that holds an artifact and nothing else.
+        force: replace a folder that holds an artifact and nothing else, as its contents show.
         page: an HTML page to write beside the weights, such as that of `diff` (default: none).
 
     Raises:
-        ArtifactError: the folder exists, or the state holds something other than tensors with values.
+        OutputError: the folder exists, holds something else, or can't be written.
+        ArtifactError: the state holds something other than tensors with values.
     """
     model, target = training_model(train_model), Path(directory)
     refuse_existing(target, force)
-    with replaced(target.resolve()) as folder:
+    with written(target, force, artifact_only) as folder:
+        folder.mkdir()
         save_state_dict(model.state_dict(keep_vars=True), folder / WEIGHTS, aliases=True)
         (folder / GRAPH).write_text(_readable_code(model), encoding="utf-8")
-        plan = json.dumps(plan_to_json(model, target), indent=2)
-        (folder / PLAN).write_text(f"{plan}\n", encoding="utf-8")
+        data = signed(plan_to_json(model, target, checksum(folder / WEIGHTS)), plan_of(model).source)
+        (folder / PLAN).write_text(f"{json.dumps(data, indent=2)}\n", encoding="utf-8")
         if page is not None:
-            (folder / PAGE).write_text(page, encoding="utf-8")
+            mark = "" if GENERATOR in page[:500] else f"<!-- {GENERATOR} -->"
+            (folder / PAGE).write_text(f"{mark}{page}", encoding="utf-8")
     return target
 
 
@@ -66,8 +72,12 @@ def load(
     *,
     weights: str | os.PathLike[str] | None = None,
     example_inputs: ExampleInputs | None = None,
+    trust_source: bool = False,
 ) -> CollabGraphModule:
     """Load a saved training model.
+
+    This runs the code that the plan names: unasked only where this account wrote the plan, or where it is the name
+    of a model of torchvision or timm; a stranger's needs ``trust_source=True``, or the model itself.
 
     The source is loaded and captured anew, the plan applied, the graph's fingerprint compared, and the weights
     loaded.
@@ -76,11 +86,14 @@ def load(
         directory: a folder that `save` wrote.
         model: the model (or a factory), where the plan has no source or another one is to be used.
         weights: a safetensors file with the state, by default the folder's own; the training model may have been
-            wrapped when it was saved.
+            wrapped when it was saved. The plan's checksum is not compared.
         example_inputs: like those that were given to `transform`, where the forward depends on more than shapes.
+        trust_source: run the source's code, whoever wrote the plan.
 
     Raises:
-        ArtifactError: something in the folder is missing or damaged, or the source has changed since.
+        TrustError: the plan is a stranger's; it says what would run.
+        ArtifactError: something in the folder is missing or damaged, or the source has changed since. The given
+            model is as it was.
         SourceError: the source can't be loaded.
     """
     folder = Path(directory)
@@ -94,6 +107,7 @@ def load(
                 why="it was made from a model object, not from a file or an importable factory",
                 hint="give the model: fxcollab.load(directory, model)",
             )
+        refuse_strangers_code(data, plan.source, folder, trust_source)
         origin, model = f"source {plan.source}", load_source(plan.source).model
     where = f"{folder / PLAN}, {origin}"
     # Peers are not initialised: their values come from the file.
@@ -109,7 +123,7 @@ def load(
         guarded = any(node.target is guard for graph in train_model.modes for node in graph.nodes)
         unseen = example_inputs is None and not plan.interface.known
         raise _changed(where, f"the graphs' fingerprints differ ({versions})", examples=guarded or unseen)
-    _load_state(train_model, Path(weights) if weights else folder / WEIGHTS)
+    _load_state(train_model, folder / WEIGHTS, None if weights is None else Path(weights), data)
     return train_model
 
 
@@ -124,13 +138,15 @@ def load_head(
         weights: a safetensors checkpoint of the training model, by default the folder's own.
 
     Raises:
-        ArtifactError: something in the folder is missing or damaged, or the checkpoint is another model's.
+        ArtifactError: something in the folder is missing or damaged.
+        MixedError: the checkpoint lacks a tensor, or is another model's.
         PatternError: there is no such head.
         StateError: the checkpoint is not of a training model.
     """
-    plan = read_plan(directory)
+    plan, data = read_plan_file(Path(directory))
     plan.tree.head_path(head)
-    file = Path(weights) if weights else Path(directory) / WEIGHTS
+    own = Path(directory) / WEIGHTS
+    file = own if weights is None else Path(weights)
     state = unwrapped(load_state_dict(file), plan.options.peers)
     planned = {branch_name(path) for path in plan.tree.peers()}
     found = {key.split(".")[1] for key in state if key.startswith(f"{plan.options.peers}.")}
@@ -141,6 +157,10 @@ def load_head(
             why=f"they have the branches {', '.join(sorted(found))}, the plan {', '.join(sorted(planned))}",
             hint="give weights of this training model",
         )
+    if weights is None:
+        refuse_changed(own, data.get(WEIGHTS_KEY))
+    elif own.is_file() and found:
+        refuse_other_model(file, own, plan.options.peers)
     return prune_state_dict(state, head, peers=plan.options.peers)
 
 
@@ -148,7 +168,7 @@ def _readable_code(model: CollabGraphModule) -> str:
     """The generated forward without the ends of lines that free memory."""
     newline = "\n"
     lines = (line.partition(";  ")[0] for line in model.code.strip().splitlines())
-    return f'"""The generated forward; for reading only, fxcollab.load makes it anew."""\n\n{newline.join(lines)}\n'
+    return f"{GRAPH_HEAD}\n\n{newline.join(lines)}\n"
 
 
 def _changed(where: str, why: str, *, examples: bool = False) -> ArtifactError:
@@ -161,25 +181,52 @@ def _changed(where: str, why: str, *, examples: bool = False) -> ArtifactError:
     )
 
 
-def _load_state(train_model: CollabGraphModule, file: Path) -> None:
-    """Write the file's values into the model's own tensors, which get the file's types."""
-    own = train_model.state_dict(keep_vars=True)
-    state = unwrapped(load_state_dict(file), plan_of(train_model).options.peers)
-    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+def _load_state(train_model: CollabGraphModule, saved: Path, weights: Path | None, plan: Mapping[str, Any]) -> None:
+    """Write values into the model's own tensors, which get the file's types, or change nothing.
+
+    Args:
+        train_model: the model.
+        saved: the artifact's own file.
+        weights: another one to be loaded; None for the artifact's own.
+        plan: its JSON data.
+    """
+    own, file, peers = train_model.state_dict(keep_vars=True), weights or saved, plan_of(train_model).options.peers
+    state = unwrapped(load_state_dict(file), peers)
+    wrong = [key for key in own if key not in state or not _fits(state[key], own[key])]
     wrong += [key for key in state if key not in own]
     if wrong:
         raise ArtifactError(
             "The weights don't fit the plan.",
             where=f"{file}: {', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}",
-            why="these tensors are missing, unknown or of another shape",
+            why="these tensors are missing, unknown, or of another shape or type",
             hint="are they of another training model, or has the source changed since it was saved?",
         )
+    if weights is None:
+        refuse_changed(file, plan.get(WEIGHTS_KEY))
+    elif saved.is_file():
+        refuse_other_model(file, saved, peers)
     new: dict[int, Tensor] = {}  # by the meta tensor, so that a parameter under two names stays one
-    for key, tensor in own.items():
-        if tensor.is_meta:
-            is_parameter = isinstance(tensor, nn.Parameter)
-            value = nn.Parameter(state[key], tensor.requires_grad) if is_parameter else state[key]
-            state[key] = new.setdefault(id(tensor), value)
-        elif tensor.dtype != state[key].dtype:
-            tensor.data = state[key].to(tensor.device)
-    train_model.load_state_dict(state, assign=bool(new))
+    kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    try:
+        for key, tensor in own.items():
+            if tensor.is_meta:
+                is_parameter = isinstance(tensor, nn.Parameter)
+                value = nn.Parameter(state[key], tensor.requires_grad) if is_parameter else state[key]
+                state[key] = new.setdefault(id(tensor), value)
+            else:
+                kept.setdefault(id(tensor), (tensor, tensor.data, tensor.detach().clone()))
+                if tensor.dtype != state[key].dtype:
+                    tensor.data = state[key].to(tensor.device)
+        train_model.load_state_dict(state, assign=bool(new))
+    except BaseException:  # a module that loads its state in a way of its own
+        for tensor, data, values in kept.values():
+            tensor.data = data
+            tensor.detach().copy_(values)
+        raise
+
+
+def _fits(new: Tensor, own: Tensor) -> bool:
+    """Whether a tensor has another's shape, and its type or another floating-point one."""
+    return new.shape == own.shape and (
+        new.dtype == own.dtype or (new.is_floating_point() and own.is_floating_point())
+    )

@@ -14,9 +14,11 @@ import torch
 
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.errors import ArtifactError, FxCollabError
+from fxcollab.errors import ArtifactError, DamagedError, FxCollabError
 from fxcollab.fingerprint import fingerprint
-from fxcollab.io.folder import PLAN
+from fxcollab.io.files import MOST_PLAN_BYTES, PLAN
+from fxcollab.io.trust import CHECKSUM, checksum_of
+from fxcollab.limits import check_shape
 from fxcollab.patterns import is_made_by
 from fxcollab.plan import Plan, RewriteOptions, plan_of
 from fxcollab.rewriting.outputs import EvalOutput
@@ -27,6 +29,9 @@ from fxcollab.tree import HeadTree, hierarchical, multi_instance
 from fxcollab.version import __version__
 
 FORMAT = 1
+WEIGHTS_KEY = "weights"
+"""The entry with the checksum of the weights."""
+_MOST_ENTRIES = 1 << 10
 
 
 def read_plan(directory: str | os.PathLike[str]) -> Plan:
@@ -41,22 +46,32 @@ def read_plan(directory: str | os.PathLike[str]) -> Plan:
 def read_plan_file(folder: Path) -> tuple[Plan, dict[str, Any]]:
     """The plan in a folder, and the JSON data that it was read from; errors as of `read_plan`."""
     file = folder / PLAN
-    if not file.is_file():
-        raise ArtifactError(
-            "There is no artifact here.",
-            where=str(folder),
-            why=f"it has no {PLAN}" if folder.is_dir() else "there is no such directory",
-            hint="give the directory that fxcollab transform wrote",
-        )
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        if not file.is_file():
+            raise ArtifactError(
+                "There is no artifact here.",
+                where=str(folder),
+                why=f"it has no {PLAN}" if folder.is_dir() else "there is no such directory",
+                hint="give the directory that fxcollab transform wrote",
+            )
+    except OSError as error:  # too long, no access, links in a circle
+        raise ArtifactError("The directory can't be read.", where=str(folder), why=str(error)) from error
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(MOST_PLAN_BYTES + 1)
+        if len(text) > MOST_PLAN_BYTES:
+            raise ValueError(f"it is larger than {MOST_PLAN_BYTES >> 20} MB")
+        data = json.loads(text.decode("utf-8"))
         if not isinstance(data, dict):
             raise ValueError("it is not a JSON object")
         if data.get("format") == FORMAT:
-            return _plan_from_json(data, folder), data
+            plan = _plan_from_json(data, folder)
+            if data.get(CHECKSUM, ...) not in (..., checksum_of(data)):
+                raise ValueError(f"its {CHECKSUM!r} is that of other entries; without a checksum it can be edited")
+            return plan, data
     except (ValueError, OSError, RecursionError, FxCollabError) as error:
         why = error.why or error.what if isinstance(error, FxCollabError) else str(error)
-        raise ArtifactError("The plan is damaged.", where=str(file), why=why, hint="transform anew") from error
+        raise DamagedError("The plan is damaged.", where=str(file), why=why, hint="transform anew") from error
     raise ArtifactError(
         "The plan has another format.",
         where=str(file),
@@ -65,8 +80,14 @@ def read_plan_file(folder: Path) -> tuple[Plan, dict[str, Any]]:
     )
 
 
-def plan_to_json(model: CollabGraphModule, target: Path) -> dict[str, Any]:
-    """The plan of a training model as JSON data; the source's path is relative to the folder ``target``."""
+def plan_to_json(model: CollabGraphModule, target: Path, weights: str) -> dict[str, Any]:
+    """The plan of a training model as JSON data.
+
+    Args:
+        model: the training model.
+        target: the folder that the source's path is relative to.
+        weights: the checksum of the weights.
+    """
     plan = plan_of(model)
     return {
         "format": FORMAT,
@@ -85,6 +106,7 @@ def plan_to_json(model: CollabGraphModule, target: Path) -> dict[str, Any]:
         ],
         "fixed": dict(plan.interface.fixed),
         "fingerprint": fingerprint(model.modes),
+        WEIGHTS_KEY: weights,
     }
 
 
@@ -92,6 +114,7 @@ def _plan_from_json(data: Mapping[str, Any], folder: Path) -> Plan:
     """The plan; what is wrong with the first entry that doesn't fit is a `ValueError` or an `FxCollabError`."""
     pattern = _entry(data, "pattern", str)
     _entry(data, "fingerprint", str)
+    _entry({WEIGHTS_KEY: None, **data}, WEIGHTS_KEY, str | None)
     splits, fanouts = _entry(data, "splits", list, of=str), _entry(data, "fanouts", list, of=int | list)
     inputs = tuple(map(_input_from_json, _entry(data, "inputs", list, of=dict)))
     source = _entry(data, "source", dict | None)
@@ -134,12 +157,18 @@ def _tree_from_json(pattern: str, splits: tuple[str, ...], fanouts: tuple[int | 
 
 
 def _input_from_json(data: Mapping[str, Any]) -> InputSpec:
-    return InputSpec(
+    spec = InputSpec(
         _entry(data, "name", str),
         _entry(data, "shape", list | None, of=int),
         _entry(data, "dtype", str | None),
         _entry({"structured": False, **data}, "structured", bool),
     )
+    if (spec.shape is None) != (spec.dtype is None) or not isinstance(
+        getattr(torch, spec.dtype or "float32", None), torch.dtype
+    ):
+        raise ValueError(f"its input {spec.name!r} has the type {spec.dtype!r}")
+    check_shape(spec.name, spec.shape or ())
+    return spec
 
 
 def _entry(
@@ -158,11 +187,20 @@ def _entry(
     if key not in data:
         raise ValueError(f"it has no {key!r}")
     value = data[key]
-    if not isinstance(value, kind) or (among and value not in among):
-        raise ValueError(f"its {key!r} is {value!r}")
+    if not _is_a(value, kind) or (among and value not in among):
+        raise ValueError(f"its {key!r} is {_in_short(value)}")
     if of is None or value is None:
         return value
-    items = tuple(data[key])
-    if not all(isinstance(item, of) for item in items):
-        raise ValueError(f"its {key!r} are {value!r}")
-    return items
+    if len(value) > _MOST_ENTRIES or not all(_is_a(item, of) for item in value):
+        raise ValueError(f"its {key!r} are {_in_short(value)}")
+    return tuple(value)
+
+
+def _is_a(value: object, kind: type | UnionType) -> bool:
+    """Whether a value is of a kind; a boolean is no number."""
+    return isinstance(value, kind) and (not isinstance(value, bool) or kind is bool)
+
+
+def _in_short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 200 else f"{text[:200]}..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -15,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fxcollab._torch import storage_id
-from fxcollab.errors import ArtifactError
-from fxcollab.io.folder import beside
+from fxcollab.errors import ArtifactError, DamagedError, MixedError, OutputError
+from fxcollab.io.files import KIND, ORDER, PLAN, WEIGHTS, is_head, only, refuse_existing_file, weights_header, written
+from fxcollab.rewriting.state_dict import unwrapped
 
-_ALIASES, _ORDER = "fxcollab.aliases", "fxcollab.order"
+_ALIASES = "fxcollab.aliases"
 
 
 def save_state_dict(state: Mapping[str, Any], file: Path, *, aliases: bool = False) -> None:
@@ -45,7 +47,7 @@ def save_state_dict(state: Mapping[str, Any], file: Path, *, aliases: bool = Fal
             shared = storage in storages  # safetensors takes every storage once
             unique[name] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
             storages.add(storage)
-    metadata = {"format": "pt", _ORDER: json.dumps(list(state))}
+    metadata = {"format": "pt", KIND: "training model" if aliases else "head", ORDER: json.dumps(list(state))}
     if other_names:
         metadata[_ALIASES] = json.dumps(other_names)
     file.touch()
@@ -64,17 +66,15 @@ def load_state_dict(file: str | os.PathLike[str]) -> dict[str, Tensor]:
         ArtifactError: the file is missing, damaged, or of another kind.
     """
     path = Path(file)
-    if not path.is_file():
-        raise ArtifactError("There is no weights file.", where=str(path))
     try:
+        if not path.is_file():
+            raise ArtifactError("There is no weights file.", where=str(path))
         with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        aliases = dict(json.loads(metadata.get(_ALIASES, "{}")))
-        order = list(json.loads(metadata.get(_ORDER, "[]"))) or list(tensors)
-        return {name: tensors[aliases.get(name, name)] for name in order}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
+            names = _stored_names(opened.metadata() or {}, opened.keys())
+            tensors = {name: opened.get_tensor(name) for name in set(names.values())}
+        return {name: tensors[stored] for name, stored in names.items()}
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        raise DamagedError(
             "The weights file can't be read.",
             where=str(path),
             why=f"{type(error).__name__}: {error}",
@@ -83,33 +83,118 @@ def load_state_dict(file: str | os.PathLike[str]) -> dict[str, Tensor]:
         ) from error
 
 
-def refuse_existing_file(file: Path, force: bool) -> None:
-    """Raise an `ArtifactError` where the output file exists and may not be replaced."""
-    if file.is_dir():
-        raise ArtifactError(
-            "The output is a directory.", where=str(file), hint=f"name a file: {file}/weights.safetensors"
+def _stored_names(metadata: Mapping[str, str], stored: Any) -> dict[str, str]:
+    """All names in the order they were saved in, with those under which their tensors are stored.
+
+    Raises:
+        ValueError: the metadata are those of other tensors.
+    """
+    aliases, order = (json.loads(metadata.get(key, empty)) for key, empty in ((_ALIASES, "{}"), (ORDER, "null")))
+    if not isinstance(aliases, dict) or not isinstance(order, list | None):
+        raise ValueError("its metadata are damaged")
+    names = dict.fromkeys(stored)
+    all_names = {**{name: name for name in names}, **aliases}
+    if aliases.keys() & names.keys() or not set(map(str, aliases.values())) <= names.keys():
+        raise ValueError(f"its metadata give tensors other names than theirs: {_few(aliases)}")
+    if order is None:
+        return all_names
+    if len(order) != len(all_names) or set(map(str, order)) != all_names.keys():
+        raise ValueError("its metadata name other tensors than it holds")
+    return {name: all_names[name] for name in order}
+
+
+def checksum(file: Path) -> str:
+    """The checksum of a file's bytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def refuse_changed(file: Path, expected: str | None) -> None:
+    """Raise where a file is not the one that the plan was written with; None for plans that don't say it.
+
+    Raises:
+        DamagedError: it isn't.
+    """
+    if expected is not None and checksum(file) != expected:
+        raise DamagedError(
+            "The weights are not those that the plan was written with.",
+            where=str(file),
+            why="their checksum is another",
+            hint="a checkpoint of the same training model is given by itself: weights=... (--weights), beside the "
+            f"folder's own {WEIGHTS}",
         )
-    if file.exists() and not force:
-        raise ArtifactError(
-            "The output file exists.", where=str(file), hint="give another one, or force=True (--force)"
+
+
+def refuse_other_model(file: Path, own: Path, peers: str) -> None:
+    """Raise where a checkpoint has other names, shapes or types than an artifact's own weights.
+
+    All tensors of a type may have another one, such as bfloat16 instead of float32.
+
+    Raises:
+        MixedError: it is of another training model, or lacks a part.
+    """
+    given, expected = unwrapped(_described(file), peers), _described(own)
+    wrong = [name for name in {**expected, **given} if _of(given, name, 1) != _of(expected, name, 1)]
+    why = "these are missing in one of the two, or have another shape"
+    if not wrong:
+        types: dict[str, str] = {}
+        kept = {name: (types.setdefault(_of(expected, name, 0), _of(given, name, 0))) for name in expected}
+        wrong = [name for name, new in kept.items() if new != _of(given, name, 0)]
+        wrong += [name for name in expected if not _is_same_kind(_of(expected, name, 0), _of(given, name, 0))]
+        why = "these have types that tensors like them don't have"
+    if wrong:
+        raise MixedError(
+            "The weights are not those of this training model.",
+            where=f"{file}: {_few(wrong)}",
+            why=f"{why}; {own} has what is expected",
+            hint="give the whole state of the same training model",
         )
+
+
+def _described(file: Path) -> dict[str, tuple[str, Any]]:
+    """The type and the shape of every tensor, by all its names; nothing where there is no such file."""
+    header = weights_header(file)
+    names = _stored_names(header.pop("__metadata__", None) or {}, header)
+    return {name: (header[stored]["dtype"], header[stored]["shape"]) for name, stored in names.items()}
+
+
+def _of(described: Mapping[str, tuple[str, Any]], name: str, which: int) -> Any:
+    return described[name][which] if name in described else None
+
+
+def _is_same_kind(one: str, other: str) -> bool:
+    return one == other or (one.startswith(("F", "BF")) and other.startswith(("F", "BF")))
+
+
+def _few(names: Any) -> str:
+    return f"{', '.join(list(names)[:4])}{' and more' if len(names) > 4 else ''}"
+
+
+def refuse_unwritable(file: Path, force: bool) -> None:
+    """Raise an `OutputError` where one head's weights can't be written to a file.
+
+    Weights of an artifact are never replaced by those of one head.
+    """
+    if file.name == WEIGHTS and (file.parent / PLAN).is_file():
+        raise OutputError(
+            "The output is an artifact's own weights.",
+            where=str(file),
+            why="they hold all heads, which would be lost",
+            hint="give another path: -o head.safetensors",
+        )
+    refuse_existing_file(file, force, is_head)
 
 
 def write_state_dict(state: Mapping[str, Any], file: Path, *, force: bool = False) -> None:
     """Write a state dict to a file that appears whole or not at all and that any safetensors reader reads.
 
     Raises:
-        ArtifactError: the file exists and ``force`` is not given, or a value is not a tensor with values.
+        OutputError: the file exists and ``force`` is not given, or it is of another kind.
+        ArtifactError: a value is not a tensor with values.
     """
-    refuse_existing_file(file, force)
-    file = file.resolve()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = beside(file)
-    try:
+    refuse_unwritable(file, force)
+    with written(file, force, only(is_head)) as draft:
         save_state_dict(state, draft)
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _checked(name: str, value: object) -> Tensor:

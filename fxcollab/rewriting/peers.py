@@ -14,11 +14,16 @@ from fxcollab.deep_copy import Memo, clone_of, deep_copy_into, uncopyable
 from fxcollab.errors import StateError
 from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import opened_around
+from fxcollab.rewriting.state_dict import record_names
 from fxcollab.tree import HeadTree, Path, branch_name, parse_branch_name
 
 
 class Branch(nn.Module):
     """A container of the peers of one branch, or a part of them, under the original names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_state_dict_post_hook(record_names)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from fxcollab.provenance import META_KEY, provenance_of
 from fxcollab.rewriting.other_inputs import OTHER_INPUTS_KEY
 from fxcollab.rewriting.outputs import codegen_for_one, output_of
 from fxcollab.rewriting.peers import Branch
-from fxcollab.rewriting.state_dict import prune_state_dict, without_infixes
+from fxcollab.rewriting.state_dict import prune_names, without_infixes
 from fxcollab.tracing.capture import CAPTURE_KEY, CaptureOptions
 from fxcollab.tree import HeadTree, Path, branch_name
 
@@ -56,7 +56,8 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
     plan = plan_of(model)
     path, peers = plan.tree.head_path(head), plan.options.peers
     if into is not None:
-        return _load(into, prune_state_dict(model.state_dict(), head, peers=peers))
+        state = model.state_dict()
+        return _load(into, {name: state[key] for name, key in prune_names(state, head, peers=peers).items()})
     modes = model.modes.map(lambda graph: prune_graph(graph, plan.tree, path, peers))
     root = model.own_root()
     if any(path):

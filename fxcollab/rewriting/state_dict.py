@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fxcollab.errors import PatternError, StateError
-from fxcollab.tree import HeadTree, Path, branch_and_name, branch_name
+from torch import Tensor
+
+from fxcollab.errors import MixedError, PatternError, StateError
+from fxcollab.tree import HeadTree, Path, branch_and_name, branch_name, parse_branch_name
 
 _INFIXES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 _WRAPPERS_OWN = frozenset({"n_averaged"})
+_NAMES = "fxcollab.names"
 _EXTRA_STATE = "_extra_state"
 """Ends the keys under which modules keep state of any type."""
 
@@ -32,10 +35,84 @@ def prune_state_dict(checkpoint: Mapping[str, Any], head: int = 0, *, peers: str
 
     Raises:
         StateError: it is not a state dict, or has no peers.
+        MixedError: it lacks a tensor of the head, as far as its own names and metadata tell; or a tensor has another
+            shape or type than the one whose place it takes.
         PatternError: there is no such head.
     """
     state = unwrapped(checkpoint, peers)
-    return {name: state[key] for name, key in prune_names(state, head, peers=peers).items()}
+    names = prune_names(state, head, peers=peers)
+    _refuse_mixed(state, names, _recorded(checkpoint, peers), peers)
+    return {name: state[key] for name, key in names.items()}
+
+
+def record_names(module: Any, state: Any, prefix: str, metadata: dict[str, Any]) -> None:
+    """A hook of `state_dict` by which the metadata say which names a branch has: so that a lost one is noticed."""
+    metadata[_NAMES] = [key.removeprefix(prefix) for key in state if key.startswith(prefix)]
+
+
+def _recorded(checkpoint: Any, peers: str) -> dict[Path, set[str]]:
+    """The names of every branch, where the metadata of `record_names` are there."""
+    found = {}
+    for module, metadata in getattr(checkpoint, "_metadata", {}).items():
+        path = parse_branch_name(module.rpartition(f"{peers}.")[2])
+        if path is not None and isinstance(metadata, Mapping) and _NAMES in metadata:
+            found[path] = set(map(without_infixes, metadata[_NAMES]))
+    return found
+
+
+def _refuse_mixed(
+    state: Mapping[str, Any], names: Mapping[str, str], recorded: Mapping[Path, set[str]], peers: str
+) -> None:
+    """Raise where a head would get tensors of another, or tensors that don't fit.
+
+    All branches of a level have the same names. Where a level has one branch with peers and nothing is recorded, a
+    module at the end of the tree is taken to be whole: where one of its tensors has peers, the others do.
+    """
+    branches: dict[Path, set[str]] = {}
+    original: set[str] = set()
+    for key in state:
+        path, name = branch_and_name(key, peers)
+        (branches.setdefault(path, set()) if path else original).add(name)
+    inner = {parent for key in original for parent in _parents(_parent(key))}
+    missing = [name for found in branches.values() for name in found if name not in original]
+    for path in {branch_and_name(key, peers)[0] for key in names.values()} - {()}:
+        expected = recorded.get(path) or set().union(
+            *(branches[other] for other in branches if len(other) == len(path))
+        )
+        if path not in recorded:
+            parts = {_parent(name) for name in branches[path]} - inner - {""}
+            expected |= {key for key in original if _parent(key) in parts and not key.rpartition(".")[2].isdecimal()}
+        missing += [f"{peers}.{branch_name(path)}.{name}" for name in sorted(expected - branches[path])]
+    if missing:
+        raise MixedError(
+            f"The checkpoint lacks {', '.join(missing[:4])}{' and more' if len(missing) > 4 else ''}.",
+            why="a head without it would get that of another head",
+            hint="was it saved whole? If these never had peers: train_model.load_state_dict, and fxcollab.prune",
+        )
+    values = {name: (state[key], state[name]) for name, key in names.items() if key != name}
+    wrong = [
+        f"{name} is {tuple(new.shape)}, {new.dtype} and was {tuple(old.shape)}, {old.dtype}"
+        for name, (new, old) in values.items()
+        if isinstance(new, Tensor) and isinstance(old, Tensor) and (new.shape, new.dtype) != (old.shape, old.dtype)
+    ]
+    if wrong:
+        raise MixedError(
+            "The head's tensors are not like those of head 0.",
+            where="; ".join(wrong[:4]),
+            why="every branch is an instance of the same modules",
+            hint="was the checkpoint put together from several?",
+        )
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _parents(name: str) -> Iterator[str]:
+    """The modules around a module."""
+    while name:
+        name = _parent(name)
+        yield name
 
 
 def prune_names(keys: Iterable[str], head: int, *, peers: str = "peers") -> dict[str, str]:
@@ -88,6 +165,10 @@ def refuse_other_checkpoint(checkpoint: Iterable[str], own: Iterable[str], peers
 
 def unwrapped(checkpoint: Mapping[str, Any], peers: str = "peers") -> dict[str, Any]:
     """The state dict without the prefixes that wrappers put before or into its keys."""
+    if not isinstance(checkpoint, Mapping):
+        raise StateError(
+            f"A {type(checkpoint).__qualname__} is not a state dict.", hint="pass what state_dict() returned"
+        )
     nested = [
         str(key)
         for key, value in checkpoint.items()

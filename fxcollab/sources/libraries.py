@@ -1,4 +1,4 @@
-"""Sources that name a model of torchvision, timm or transformers."""
+"""Sources that name a model of torchvision, timm or transformers: of the installed packages, not of a folder's."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from fxcollab.errors import SourceError
 from fxcollab.sources.loaded import Loaded, build_from, did_you_mean, loaded_from, user_code
-from fxcollab.sources.source import Source
+from fxcollab.sources.source import REMOTE, Source
 
 
 def load_torchvision(source: Source) -> Loaded:
     """Random weights, unless an argument names others."""
-    with user_code("torchvision can't be imported", Path.cwd(), "torchvision"):
+    with user_code("torchvision can't be imported", None, "torchvision"):
         from torchvision import models
     try:
         builder = models.get_model_builder(source.location)
@@ -30,13 +29,13 @@ def load_torchvision(source: Source) -> Loaded:
     defaults: dict[str, Any] = dict.fromkeys(weights)  # segmentation models download a backbone otherwise
     if not pretrained and source.location.lower().endswith(("googlenet", "inception_v3")):
         defaults["init_weights"] = True  # their default, without its warning
-    loaded = loaded_from(source, partial(builder, **defaults), Path.cwd())
+    loaded = loaded_from(source, partial(builder, **defaults), None)
     return replace(loaded, factory=None) if pretrained else loaded
 
 
 def load_timm(source: Source) -> Loaded:
     """Random weights, unless ``pretrained=true``; the factory's are always random."""
-    with user_code("timm can't be imported", Path.cwd(), "timm", hint="pip install timm"):
+    with user_code("timm can't be imported", None, "timm", hint="pip install timm"):
         import timm
     if not timm.is_model(source.location):
         hint = did_you_mean(source.location, timm.list_models(), "timm.list_models() lists them")
@@ -46,10 +45,11 @@ def load_timm(source: Source) -> Loaded:
 
 def load_hf(source: Source) -> Loaded:
     """The saved weights, unless ``pretrained=false``; the factory's are always random."""
-    with user_code("transformers can't be imported", Path.cwd(), "transformers", hint="pip install transformers"):
+    with user_code("transformers can't be imported", None, "transformers", hint="pip install transformers"):
         import transformers
 
     def build(*, pretrained: bool = True, architecture: str | None = None, **arguments: Any) -> nn.Module:
+        arguments.setdefault(REMOTE, False)  # else it would ask on the terminal
         config, unused = transformers.AutoConfig.from_pretrained(
             source.location, return_unused_kwargs=True, **arguments
         )
@@ -78,6 +78,6 @@ def _pretrained_or_fresh(source: Source, build: Callable[..., nn.Module], by_def
     plain = replace(source, arguments=tuple(sorted(arguments.items())))
     fresh = partial(build, pretrained=False)
     if not pretrained:
-        return replace(loaded_from(plain, fresh, Path.cwd()), source=source)
-    loaded = loaded_from(plain, partial(build, pretrained=True), Path.cwd())
-    return replace(loaded, source=source, factory=partial(build_from, plain, fresh, Path.cwd()))
+        return replace(loaded_from(plain, fresh, None), source=source)
+    loaded = loaded_from(plain, partial(build, pretrained=True), None)
+    return replace(loaded, source=source, factory=partial(build_from, plain, fresh, None))

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
 from fxcollab.errors import CaptureError, SourceError, closest
@@ -36,7 +37,9 @@ class Loaded:
     factory: Make | None
 
 
-def loaded_from(source: Source, value: object, folder: Path, again: Callable[[], object] | None = None) -> Loaded:
+def loaded_from(
+    source: Source, value: object, folder: Path | None, again: Callable[[], object] | None = None
+) -> Loaded:
     """The model that ``value`` is or makes; ``again`` makes a new instance like ``value``."""
     if isinstance(value, nn.Module):
         if source.arguments:
@@ -62,8 +65,8 @@ def _fresh(source: Source, make: Make, first: nn.Module) -> nn.Module:
     return model
 
 
-def build_from(source: Source, factory: Callable[..., object], folder: Path) -> nn.Module:
-    """Call ``factory`` with the source's arguments, with ``folder`` on the import path.
+def build_from(source: Source, factory: Callable[..., object], folder: Path | None) -> nn.Module:
+    """Call ``factory`` with the source's arguments, with ``folder``, if any, on the import path.
 
     Raises:
         SourceError: arguments are missing, the call failed, or it didn't return a module.
@@ -105,6 +108,13 @@ def model_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
         CaptureError: it is neither.
     """
     factory: Any = model
+    if isinstance(factory, torch.jit.ScriptModule):
+        raise CaptureError(
+            f"{factory.original_name} is scripted, so that its forward is no Python any more.",
+            hint="transform the module before torch.jit.script; what prune returns scripts",
+        )
+    if isinstance(factory, torch.export.ExportedProgram):
+        raise CaptureError("An exported program is not a module.", hint="give exported.module()")
     if isinstance(factory, nn.Module):
         return factory
     if not callable(factory):
@@ -128,9 +138,10 @@ def did_you_mean(name: str, candidates: Iterable[str], otherwise: str | None = N
 
 
 @contextmanager
-def user_code(what: str, folder: Path, module_name: str, hint: str | None = None) -> Iterator[None]:
-    """Run a module's code with ``folder`` on the import path; what it raises becomes a `SourceError`."""
-    sys.path.insert(0, str(folder))
+def user_code(what: str, folder: Path | None, module_name: str, hint: str | None = None) -> Iterator[None]:
+    """Run a module's code with ``folder``, if any, on the import path; what it raises becomes a `SourceError`."""
+    if folder is not None:
+        sys.path.insert(0, str(folder))
     try:
         yield
     except SourceError:

@@ -26,6 +26,8 @@ Kind: TypeAlias = Literal["file", "module", "torchvision", "timm", "hf"]
 
 FILE_MODULE = "fxcollab_source_"
 """The prefix of names of modules that were made from a source's file."""
+REMOTE = "trust_remote_code"
+"""The argument by which transformers runs code from elsewhere: given at every call, and never stored."""
 
 _FORMS = "model.py, model.py:NAME, package.module:NAME, torchvision:NAME, timm:NAME or hf:NAME_OR_PATH"
 _LIBRARIES: tuple[Kind, ...] = ("torchvision", "timm", "hf")
@@ -64,12 +66,16 @@ class Source:
         Raises:
             SourceError: ``text`` has another form.
         """
+        if not text.isprintable():
+            raise SourceError(f"{text!r} is not a source", why="it has control characters", hint=f"write {_FORMS}")
         pairs = tuple(sorted((arguments or {}).items()))
         prefix, _, rest = text.partition(":")
         place, _, name = text.rpartition(":")
         for library in _LIBRARIES:
             if prefix == library and rest:
-                is_folder = library == "hf" and (rest.startswith((".", "/")) or _folder(rest, relative_to).is_dir())
+                is_folder = library == "hf" and (
+                    rest.startswith((".", "/")) or os.path.isdir(_folder(rest, relative_to))  # noqa: PTH112
+                )
                 return cls(library, _absolute(rest, relative_to) if is_folder else rest, None, pairs)
         if text.endswith(".py"):
             return cls("file", _absolute(text, relative_to), None, pairs)
@@ -80,12 +86,16 @@ class Source:
         raise SourceError(f"`{text}` is not a source", hint=f"write {_FORMS}")
 
     def to_json(self, relative_to: Path) -> dict[str, Json]:
-        """The source as JSON data; a file's path is written relative to the folder ``relative_to``."""
+        """The source as JSON data; a file's path is written relative to the folder ``relative_to``.
+
+        ``trust_remote_code`` is left out.
+        """
         location = self.location
         if self._is_path:
             location = PurePath(os.path.relpath(location, relative_to.resolve())).as_posix()
             location = location if self.kind == "file" or location.startswith(".") else f"./{location}"
-        return {"kind": self.kind, "location": location, "name": self.name, "arguments": dict(self.arguments)}
+        arguments = {name: value for name, value in self.arguments if name != REMOTE}
+        return {"kind": self.kind, "location": location, "name": self.name, "arguments": arguments}
 
     @classmethod
     def from_json(cls, data: object, relative_to: Path) -> Source:
@@ -100,7 +110,7 @@ class Source:
                 "location": str(location),
                 "name": None | str() as name,
                 "arguments": dict(arguments),
-            } if location and (name or (name is None and kind != "module")):
+            } if location and (name or (name is None and kind != "module")) and REMOTE not in arguments:
                 is_path = kind == "file" or (kind == "hf" and location.startswith("."))
                 location = _absolute(location, relative_to) if is_path else location
                 return cls(kind, location, name, tuple(sorted(arguments.items())))
@@ -133,7 +143,7 @@ def parse_argument(text: str) -> tuple[str, Json]:
         raise SourceError(f"`{text}` is not a model argument", hint="write NAME=VALUE, as in num_classes=10")
     try:
         parsed: Json = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         parsed = _PYTHON_WORDS.get(value, value)
     return name, parsed
 
@@ -163,4 +173,4 @@ def _absolute(path: str, folder: Path | None = None) -> str:
 
 
 def _folder(path: str, folder: Path | None) -> Path:
-    return ((folder or Path.cwd()) / path).resolve()
+    return Path(os.path.realpath((folder or Path.cwd()) / path))  # which takes links in a circle

@@ -15,6 +15,7 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, Levels, costs_of, ratio, state_bytes, step_cost, trained_bytes
 from fxcollab.errors import CaptureError, FxCollabError, PatternError, SplitError
 from fxcollab.fx_utils import collector_paused
+from fxcollab.limits import check_optimizer
 from fxcollab.patterns import AUTO, Fanouts, fanouts_to_choose
 from fxcollab.sources.loaded import model_of
 from fxcollab.splits.budget import Amount, limits_of, ratios
@@ -95,6 +96,7 @@ def choose_splits(
             hint="name the splits yourself; find_splits (fxcollab splits) lists them",
         )
     cuts = found.cuts
+    check_optimizer(optimizer)
     original = step_cost(cuts.captured, cuts.costs, Levels.flat(cuts.captured, cuts.costs), optimizer)
     by_name = ratios(limits, original, recompute)
     return _Search(found, trees, by_name, objective, optimizer, recompute).choice()

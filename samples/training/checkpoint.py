@@ -53,15 +53,21 @@ def restore(
         return []
     try:
         state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-        kept, history = state["identity"], state["history"]
+        kept, history = dict(state["identity"]), [dict(epoch) for epoch in state["history"]]
+        parts = [*zip(modules, state["modules"], strict=True), *zip(optimizers, state["optimizers"], strict=True)]
     except Exception as error:  # whatever a damaged file makes torch raise
-        raise ValueError(f"{file} is damaged ({error}); delete it to begin anew") from error
+        raise _damaged(file, error) from error
     changed = [name for name in {**kept, **identity} if kept.get(name) != identity.get(name)]
     if changed:
         told = ", ".join(f"{name} was {kept.get(name)!r} and is {identity.get(name)!r}" for name in changed)
         raise ValueError(f"{file} is of another run: {told}; give the same options, or another directory")
-    for module, values in zip(modules, state["modules"], strict=True):
-        module.load_state_dict(values)
-    for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(values)
-    return list(history)
+    try:
+        for part, values in parts:
+            part.load_state_dict(values)
+    except Exception as error:
+        raise _damaged(file, error) from error
+    return history
+
+
+def _damaged(file: Path, error: Exception) -> ValueError:
+    return ValueError(f"{file} is damaged ({type(error).__name__}: {error}); delete it to begin anew")

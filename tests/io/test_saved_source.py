@@ -43,7 +43,9 @@ def test_a_file_and_its_folder_may_move_together(file: Path, tmp_path: Path, mon
     train_model = saved_from(file, file.parent / "runs/one")
     shutil.move(file.parent, tmp_path / "elsewhere")
     monkeypatch.chdir("/")
-    loaded = fxcollab.load(tmp_path / "elsewhere/runs/one")
+    error = refused(fxcollab.load, tmp_path / "elsewhere/runs/one")  # what lies beside it may be another's
+    assert str(tmp_path / "elsewhere" / file.name) in str(error.why) and "trust_source=True" in str(error.hint)
+    loaded = fxcollab.load(tmp_path / "elsewhere/runs/one", trust_source=True)
     assert torch.equal(loaded.a.weight, train_model.a.weight)
     assert "project" not in (tmp_path / "elsewhere/runs/one/plan.json").read_text()
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import fxcollab
 from fxcollab.io import artifact as save_module
-from fxcollab.io import folder, plan_file, weights
+from fxcollab.io import files, plan_file, weights
 from fxcollab.io.artifact import load_head
 from fxcollab.io.weights import write_state_dict
 from tests.io.helpers import Net, assert_same, content, floats, made, randomised, refused
@@ -47,12 +47,12 @@ def test_force_replaces_nothing_but_an_artifact(saved: Path, tmp_path: Path) -> 
     (tmp_path / "notes.txt").write_text("dear")
     (saved / "epoch9.pt").write_text("dear")
     for target, why in (
-        (tmp_path / "photos", "it has no plan.json"),
-        (tmp_path / "notes.txt", "it is a file"),
-        (saved, "epoch9.pt would be lost"),
+        (tmp_path / "photos", "it has no plan.json, so it is not what fxcollab wrote"),
+        (tmp_path / "notes.txt", "it is not a directory"),
+        (saved, "epoch9.pt would be lost, which fxcollab did not write"),
     ):
         error = refused(fxcollab.save, made(Net), target, force=True)
-        assert "is not replaced" in error.what and error.why == why
+        assert "is not replaced" in error.what and error.why == why and error.where == str(target)
     assert (saved / "epoch9.pt").read_text() == (tmp_path / "photos/one.jpg").read_text() == "dear"
 
 
@@ -78,7 +78,7 @@ STEPS = (
     (save_module, "_readable_code"),
     (save_module, "plan_to_json"),
     (plan_file, "fingerprint"),
-    (folder, "_swap"),
+    (files, "_put"),
 )
 
 
@@ -102,19 +102,24 @@ def test_an_interrupted_save_leaves_the_old_directory_or_none(
     assert list(saved.parent.iterdir()) == [saved]
 
 
-def test_a_swap_that_fails_halfway_puts_the_old_directory_back(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, train_model = content(saved), made(Net)
-    replace, calls = Path.replace, []
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_swap_that_fails_halfway_puts_the_old_directory_back(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    before, train_model, check, calls = content(saved), made(Net), files.artifact_only, []
 
-    def fail_the_second_time(self: Path, target: Path) -> Path:
-        calls.append(self)
-        if len(calls) == 2:
+    def fail_the_third_time(path: Path) -> None:  # after the one before all work, and the one before the swap
+        calls.append(path)
+        if len(calls) == 3:
             raise OSError("the network drive is gone")
-        return replace(self, target)
+        check(path)
 
-    monkeypatch.setattr(Path, "replace", fail_the_second_time)
-    with pytest.raises(OSError, match="network drive"):
-        fxcollab.save(train_model, saved, force=True)
+    monkeypatch.setattr(files, "artifact_only", fail_the_third_time)
+    monkeypatch.setattr(save_module, "artifact_only", fail_the_third_time)
+    if not exchange:
+        monkeypatch.setattr(files, "_renamed", lambda *_: False)
+    error = refused(fxcollab.save, train_model, saved, force=True)
+    assert "network drive" in str(error.why) and error.where == str(saved) and len(calls) == 3
     assert content(saved) == before
     assert list(saved.parent.iterdir()) == [saved]
 
@@ -172,7 +177,9 @@ def test_saving_runs_no_module_and_lays_out_no_page(tmp_path: Path, monkeypatch:
 
 def test_a_page_is_written_where_one_is_given(tmp_path: Path) -> None:
     folder = fxcollab.save(made(Net, "a"), tmp_path / "run", page="<html></html>")
-    assert (folder / "diff.html").read_text() == "<html></html>"
+    assert (folder / "diff.html").read_text().endswith("<html></html>")
+    fxcollab.save(made(Net, "a"), folder, force=True)
+    assert not (folder / "diff.html").exists()
 
 
 # No pickle, and ordinary files.

@@ -1,0 +1,132 @@
+"""Whose code a plan runs: a keyed hash tells what this user wrote on this account; anything else is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import importlib.util
+import json
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fxcollab.errors import TrustError, one_paragraph, warn_caller
+from fxcollab.io.files import PLAN
+from fxcollab.sources.source import Source
+
+CHECKSUM, SIGNATURE = "checksum", "signature"
+_KEY_BYTES = 32
+_VERBS = {
+    "file": "execute", "module": "import", "hf": "load with transformers", "timm": "build with timm",
+    "torchvision": "build with torchvision",
+}  # fmt: skip
+
+
+def checksum_of(data: Mapping[str, Any]) -> str:
+    """The checksum of a plan's JSON data, but for the source, on which nothing but the code depends, and itself."""
+    rest = {key: value for key, value in data.items() if key not in ("source", CHECKSUM, SIGNATURE)}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def signed(data: Mapping[str, Any], source: Source | None) -> dict[str, Any]:
+    """The plan's JSON data with their checksum and, where the source needs it, this account's keyed hash."""
+    sealed = {**data, CHECKSUM: checksum_of(json.loads(json.dumps(data)))}
+    if source is None or _is_name_of_library(source):
+        return sealed
+    try:
+        return {**sealed, SIGNATURE: _signature(_key(make=True), sealed, source)}
+    except (OSError, RuntimeError) as error:
+        warn_caller(f"the plan is not marked as this account's ({error}): loading it will need trust_source=True")
+        return sealed
+
+
+def refuse_strangers_code(data: Mapping[str, Any], source: Source, folder: Path, trust: bool) -> None:
+    """Raise where loading a source runs code of someone else's choice.
+
+    Raises:
+        TrustError: it does; the error says what would run.
+    """
+    if trust or _is_name_of_library(source):
+        return
+    why = "this account did not write it as it is, or its code lay elsewhere then"
+    with suppress(OSError, RuntimeError):
+        if hmac.compare_digest(ascii(data.get(SIGNATURE)), repr(_signature(_key(make=False), data, source))):
+            return
+    if _place(source) is None:
+        return  # nothing would run, and that it isn't there says more
+    arguments = ", ".join(f"{name}={value!r}" for name, value in source.arguments)
+    call = one_paragraph(f"{source}, with arguments ({arguments})")[:400]
+    raise TrustError(
+        "Loading this plan would run code that a stranger may have chosen.",
+        where=str(folder / PLAN),
+        why=f"{why}; it would {_VERBS[source.kind]} {call}",
+        hint="read that code, then trust it: trust_source=True (--trust-source); or give the model itself: "
+        "fxcollab.load(directory, model)",
+    )
+
+
+def _is_name_of_library(source: Source) -> bool:
+    """Whether it is no more than the name of a model of torchvision or timm, and numbers."""
+    plain_values = all(isinstance(value, int | float | None) for _, value in source.arguments)
+    return source.kind in ("torchvision", "timm") and plain_values
+
+
+def _signature(key: bytes, data: Mapping[str, Any], source: Source) -> str:
+    """Holds for one place of the code: a copy of the plan beside other code is another's plan."""
+    signed = json.dumps([data.get(CHECKSUM), data.get("source"), _place(source)], sort_keys=True)
+    return hmac.new(key, signed.encode(), "sha256").hexdigest()
+
+
+def _place(source: Source) -> str | None:
+    """Where the code of a source lies; found without running any. None where it isn't there."""
+    if source.kind == "file":
+        return source.location if os.path.exists(source.location) else None  # noqa: PTH110 (answers for any text)
+    if source.kind != "module":
+        return source.location
+    top = source.location.partition(".")[0]
+    module, sys.path[:] = sys.modules.get(top), [str(Path.cwd()), *sys.path]
+    try:
+        spec = None if module else importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        spec = None
+    finally:
+        del sys.path[0]
+    if module is None and spec is None:
+        return None
+    file = getattr(module, "__file__", None) or (spec and spec.origin)
+    folders = getattr(module, "__path__", None) or (spec and spec.submodule_search_locations) or ()
+    return os.path.realpath(file) if file else "\0".join(map(os.path.realpath, folders))
+
+
+def _key(make: bool) -> bytes:
+    """The key of this account.
+
+    Raises:
+        OSError: there is none and none can be made, or others may read or replace it.
+    """
+    home = os.environ.get("XDG_STATE_HOME", "")
+    folder = (Path(home) if os.path.isabs(home) else Path("~/.local/state").expanduser()) / "fxcollab"  # noqa: PTH117
+    file = folder / "key"
+    if make and not file.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = folder / f"key.{secrets.token_hex(8)}"
+        try:
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:  # noqa: PTH123
+                opened.write(secrets.token_bytes(_KEY_BYTES))
+            with suppress(FileExistsError):  # another process made it meanwhile
+                os.link(draft, file)
+        finally:
+            draft.unlink(missing_ok=True)
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with open(os.open(file, flags), "rb") as opened:  # noqa: PTH123
+        of = os.fstat(opened.fileno())
+        mine = not hasattr(os, "geteuid") or (of.st_uid == os.geteuid() and not of.st_mode & 0o077)
+        key = opened.read(_KEY_BYTES + 1) if stat.S_ISREG(of.st_mode) else b""
+    if not mine or len(key) != _KEY_BYTES:
+        raise OSError(f"{file} is damaged, or not this user's alone: delete it, and a new one is made")
+    return key

@@ -1,0 +1,149 @@
+"""Heads are never mixed: what lacks a tensor, or has another one, is refused, and nothing is half loaded."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import fxcollab
+from fxcollab.errors import ArtifactError, DamagedError, FxCollabError, MixedError
+from fxcollab.io.artifact import load_head
+from fxcollab.io.weights import load_state_dict
+from tests.io.helpers import Net, made, refused
+
+
+@pytest.mark.parametrize("splits", [("a",), ("a", "b")])
+def test_no_tensor_of_a_head_may_be_missing_from_a_state_dict(splits: tuple[str, ...]) -> None:
+    state = dict(made(Net, *splits).state_dict())
+    head = 2 ** len(splits) - 1
+    for key in [key for key in state if key.startswith(f"peers.b{'_'.join('1' * len(splits))}.")]:
+        with pytest.raises(MixedError, match=key):
+            fxcollab.prune_state_dict({k: v for k, v in state.items() if k != key}, head)
+
+
+def test_a_module_of_one_tensor_is_missed_where_torch_saved_the_state() -> None:
+    class Plain(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Linear(4, 2, bias=False)
+
+    file = io.BytesIO()
+    state = made(Plain).state_dict()
+    torch.save(state, file)
+    file.seek(0)
+    for found in (state, torch.load(file, weights_only=True)):
+        del found["peers.b1.c.weight"]
+        with pytest.raises(MixedError, match=r"peers\.b1\.c\.weight"):
+            fxcollab.prune_state_dict(found, 1)
+
+
+def test_parameters_of_which_only_some_have_peers_are_no_loss() -> None:
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scales = nn.ParameterList([torch.ones(3), torch.ones(4)])
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x * self.scales[0]) * self.scales[1])
+
+    state = made(Scales).state_dict()
+    assert "peers.b1.scales.1" in state and "peers.b1.scales.0" not in state
+    for checkpoint in (state, dict(state)):
+        assert fxcollab.prune_state_dict(checkpoint, 1)["scales.1"] is state["peers.b1.scales.1"]
+
+
+@pytest.mark.parametrize("change", [Tensor.half, Tensor.long, lambda tensor: tensor[:1], lambda tensor: tensor[None]])
+def test_a_peer_of_another_shape_or_type_than_its_original_is_refused(change: Any) -> None:
+    state = dict(made(Net).state_dict())
+    state["peers.b1.c.weight"] = change(state["peers.b1.c.weight"])
+    with pytest.raises(MixedError, match=r"c\.weight is"):
+        fxcollab.prune_state_dict(state, 1)
+    assert fxcollab.prune_state_dict(state, 0)
+
+
+def test_peers_of_no_branch_are_not_taken_for_the_originals() -> None:
+    for name in ("b9999999", "b" + "9" * 5000, "b" + "_".join("1" * 100), "b01", "b\u0663", "x", "b1"):
+        with pytest.raises(FxCollabError):
+            fxcollab.prune_state_dict(
+                {"w": torch.ones(1), f"peers.{name}.w" if name != "b1" else "peers.b1": torch.ones(1)}
+            )
+
+
+def checkpoint_of(saved: Path, **changes: Any) -> Path:
+    file = saved.with_name("other.safetensors")
+    state = {key: value.clone() for key, value in load_state_dict(saved / "weights.safetensors").items()}
+    for key, change in changes.items():
+        state[key] = change(state[key])
+    save_file(state, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"peers.b1_1.c.weight": Tensor.half},
+        {"a.weight": Tensor.half, "c.weight": Tensor.long},
+        {"b.1.num_batches_tracked": Tensor.float},
+        {"a.weight": lambda tensor: tensor[:2]},
+    ],
+)
+def test_a_checkpoint_with_other_types_or_shapes_is_refused_and_the_given_model_is_as_it_was(
+    saved: Path, change: dict[str, Any]
+) -> None:
+    model = Net()
+    before = {name: (value.dtype, value.clone()) for name, value in model.state_dict().items()}
+    file = checkpoint_of(saved, **change)
+    with pytest.raises(FxCollabError):
+        fxcollab.load(saved, model, weights=file)
+    with pytest.raises(MixedError):
+        load_head(saved, 3, weights=file)
+    assert all(v.dtype == before[k][0] and torch.equal(v, before[k][1]) for k, v in model.state_dict().items())
+
+
+def test_a_checkpoint_all_of_another_type_is_taken(saved: Path) -> None:
+    state = load_state_dict(saved / "weights.safetensors")
+    halves = {key: value.half() if value.is_floating_point() else value.clone() for key, value in state.items()}
+    save_file(halves, saved.with_name("half.safetensors"))
+    assert load_head(saved, 3, weights=saved.with_name("half.safetensors"))["c.weight"].dtype is torch.float16
+
+
+def test_a_module_that_fails_to_load_leaves_the_given_model_as_it_was(saved: Path) -> None:
+    class Refusing(nn.Linear):
+        def _load_from_state_dict(self, *_: Any) -> None:
+            raise RuntimeError("not today")
+
+    model = Net()
+    model.c = Refusing(4, 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="not today"):
+        fxcollab.load(saved, model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_of_another_save_are_noticed_by_their_checksum(saved: Path) -> None:
+    other = fxcollab.save(made(Net, "a", "b", seed=9), saved.with_name("other"))
+    (other / "weights.safetensors").replace(saved / "weights.safetensors")
+    assert refused(fxcollab.load, saved).what == "The weights are not those that the plan was written with."
+    with pytest.raises(DamagedError):
+        load_head(saved, 1)
+    assert fxcollab.load(saved, weights=saved / "weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("fxcollab.aliases", '{"peers.b1.c.weight": "c.weight"}'), ("fxcollab.order", '["a.weight"]')],
+)
+def test_metadata_of_other_tensors_are_refused(tmp_path: Path, key: str, value: str) -> None:
+    folder = fxcollab.save(made(Net), tmp_path / "run")
+    file = folder / "weights.safetensors"
+    save_file(load_file(file), file, {key: value})
+    for read in (fxcollab.load, load_head):
+        with pytest.raises(ArtifactError, match="metadata"):
+            read(folder)

@@ -1,0 +1,152 @@
+"""Whose code is run: the account's own unasked, a stranger's only on request."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fxcollab
+from fxcollab.errors import TrustError
+from fxcollab.io.artifact import load_head
+from fxcollab.sources.load import load as load_source
+from fxcollab.sources.source import Source
+from tests.io.helpers import Net, made, saved_from
+
+
+@pytest.fixture
+def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An account of this test alone: the folder of its key."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state" / "fxcollab"
+
+
+def with_source(folder: Path, **source: Any) -> None:
+    data = json.loads((folder / "plan.json").read_text())
+    data["source"] = {"kind": "module", "location": "os", "name": "system", "arguments": {}} | source
+    (folder / "plan.json").write_text(json.dumps(data))
+
+
+def test_the_key_is_this_accounts_alone(account: Path, file: Path, tmp_path: Path) -> None:
+    saved_from(file, tmp_path / "run")
+    key = account / "key"
+    assert [path.name for path in account.iterdir()] == ["key"] and len(key.read_bytes()) == 32
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600 and stat.S_IMODE(account.stat().st_mode) == 0o700
+    assert fxcollab.load(tmp_path / "run")
+    key.chmod(0o644)  # others may have read it
+    with pytest.raises(TrustError):
+        fxcollab.load(tmp_path / "run")
+
+
+def test_another_accounts_plan_is_loaded_on_request_and_its_head_unasked(
+    account: Path, file: Path, tmp_path: Path
+) -> None:
+    saved_from(file, tmp_path / "run", width=6)
+    shutil.rmtree(account)
+    with pytest.raises(TrustError) as caught:
+        fxcollab.load(tmp_path / "run")
+    assert f"execute {file}" in str(caught.value.why) and "width=6" in str(caught.value.why)
+    assert "trust_source=True (--trust-source)" in str(caught.value.hint)
+    assert not account.exists(), "asking makes no key"
+    assert fxcollab.load(tmp_path / "run", trust_source=True).a.out_features == 6
+    assert fxcollab.load(tmp_path / "run", load_source(Source.parse(str(file), {"width": 6})).model)
+    assert load_head(tmp_path / "run", 1)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"arguments": {"command": "touch RAN"}},
+        {"kind": "file", "location": "../stranger.py", "name": None},
+        {"kind": "timm", "location": "resnet18", "name": None, "arguments": {"checkpoint_path": "x.pt"}},
+        {"kind": "hf", "location": "./model", "name": None},
+        {"location": "torchvision", "name": "resnet18"},
+        {"location": "builtins", "name": "exec", "arguments": {"source": "open('RAN', 'w')"}},
+    ],
+)
+def test_a_plan_whose_source_was_changed_runs_nothing(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, source: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(saved.parent)
+    (saved.parent / "stranger.py").write_text("open('RAN', 'w')")
+    with_source(saved, **source)
+    with pytest.raises(TrustError):
+        fxcollab.load(saved)
+    assert not (saved.parent / "RAN").exists()
+    assert fxcollab.load(saved, Net)
+
+
+def test_an_own_plan_beside_other_code_is_a_strangers(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive may hold a plan that one has published, and a module of the name that it names."""
+    saved_from(file, file.parent / "run")
+    shutil.copytree(file.parent, tmp_path / "archive")
+    (tmp_path / "archive" / file.name).write_text("raise AssertionError('it ran')")
+    with pytest.raises(TrustError):
+        fxcollab.load(tmp_path / "archive" / "run")
+    package = tmp_path / "own" / "package_of_a_test"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    shutil.copy(file, package / "nets.py")
+    monkeypatch.chdir(package.parent)
+    loaded = load_source(Source.parse("package_of_a_test.nets:Net"))
+    fxcollab.save(made(loaded.model, source=loaded.source, factory=loaded.factory), "run")
+    assert fxcollab.load("run")
+    shutil.copytree(package.parent, tmp_path / "copy")
+    for name in ("package_of_a_test", "package_of_a_test.nets"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.chdir(tmp_path / "copy")
+    with pytest.raises(TrustError):
+        fxcollab.load("run")
+
+
+def test_code_that_is_not_there_is_told_as_such(saved: Path) -> None:
+    for source in ({"location": "no_such_package.nets", "name": "Net"}, {"kind": "file", "location": "no.py"}):
+        with_source(saved, **source)
+        with pytest.raises(fxcollab.SourceError, match="there is no"):
+            fxcollab.load(saved)
+
+
+def test_names_of_libraries_need_no_trust(tmp_path: Path) -> None:
+    loaded = load_source(Source.parse("torchvision:shufflenet_v2_x0_5", {"num_classes": 2}))
+    fxcollab.save(made(loaded.model, "stage4", source=loaded.source), tmp_path / "run")
+    assert "signature" not in json.loads((tmp_path / "run/plan.json").read_text())
+    assert fxcollab.load(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_names_of_libraries_are_those_of_installed_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's folder may have a package of such a name in it, where one stands when loading."""
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("raise AssertionError('it ran')")
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
+        monkeypatch.delitem(sys.modules, name)
+    before = list(sys.path)
+    assert load_source(Source.parse("timm:resnet10t")).model and sys.path == before
+
+
+def test_trust_in_remote_code_is_never_stored(tmp_path: Path, saved: Path) -> None:
+    source = Source("hf", "some/model", None, (("num_labels", 2), ("trust_remote_code", True)))
+    fxcollab.save(made(Net, source=source), tmp_path / "hf")
+    assert json.loads((tmp_path / "hf/plan.json").read_text())["source"]["arguments"] == {"num_labels": 2}
+    with_source(saved, kind="hf", location="a/b", name=None, arguments={"trust_remote_code": True})
+    with pytest.raises(fxcollab.FxCollabError, match="damaged"):
+        fxcollab.load(saved, trust_source=True)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_without_a_place_for_the_key_the_plan_is_saved_unsigned_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state").mkdir(mode=0o500)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with pytest.warns(UserWarning, match="trust_source=True"):
+        fxcollab.save(made(Net), tmp_path / "run")

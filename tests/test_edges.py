@@ -1,0 +1,150 @@
+"""Hostile text in names, paths and options, limits, and streams that are closed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxcollab
+from fxcollab import limits
+from fxcollab.errors import LimitError
+from fxcollab.tree import parse_branch_name
+from samples.training import checkpoint
+from tests.benchmarks.trust import lines
+
+
+def chain(*names: str) -> nn.Sequential:
+    model = nn.Sequential()
+    for name in names or ("a", "b", "c"):
+        model.add_module(name, nn.Linear(3, 3))
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pattern": "simple", "splits": "a", "heads": 10**9},
+        {"pattern": "multi-instance", "heads": 10**30},
+        {"splits": "a,b", "fanouts": (100, 100)},
+        {"splits": [f"s{number}" for number in range(65)]},
+        {"splits": [f"s{number}" for number in range(1000)], "pattern": "ladder"},
+    ],
+)
+def test_more_than_is_ever_needed_is_refused_at_once(options: dict[str, Any]) -> None:
+    start = time.process_time()
+    with pytest.raises(fxcollab.FxCollabError, match="too many"):
+        fxcollab.transform(chain(), **options)
+    assert time.process_time() - start < 2
+
+
+def test_names_of_branches_are_those_that_trees_make() -> None:
+    assert parse_branch_name("b0_12") == (0, 12)
+    for name in ("b", "b01", "b\u0661", "b-1", "b99999", "b" + "9" * 5000, "b" + "_".join("1" * 65), "b1\n"):
+        assert parse_branch_name(name) is None
+
+
+def test_peers_that_do_not_fit_in_memory_are_told_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "available_memory", lambda: 90)
+    with pytest.raises(LimitError, match=r"needs 0\.0 GB, and there are 0\.0 GB") as caught:
+        fxcollab.transform(chain(), splits="a")
+    assert "--force" in str(caught.value.hint)
+    assert fxcollab.transform(chain(), splits="a", force=True)
+
+
+def test_the_memory_that_there_is_is_known() -> None:
+    assert 0 < (limits.available_memory() or 1) < 1 << 50
+
+
+def test_peers_are_named_as_python_reads_names() -> None:
+    train_model = fxcollab.transform(chain(), splits="a", peers="\uff50eers")
+    assert "peers.b1.b.weight" in train_model.state_dict()
+    assert len(train_model(torch.ones(2, 3))) == 2
+
+
+def test_modules_may_have_names_that_python_reads_as_others() -> None:
+    for name in ("\ufb01", "\uff43onv", "e\u0301"):
+        model = chain(name, "z", "last")
+        assert fxcollab.verify(model, fxcollab.transform(model, splits=name, init="copy-anyway"))
+
+
+@pytest.mark.parametrize(
+    "model", [lambda: torch.jit.script(chain()), lambda: torch.export.export(chain(), (torch.ones(2, 3),))]
+)
+def test_what_is_no_module_of_python_is_refused_with_a_way_out(model: Any) -> None:
+    with pytest.raises(fxcollab.CaptureError) as caught:
+        fxcollab.transform(model(), splits="a")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])
+def test_numbers_that_no_optimizer_has_are_refused(wrong: float) -> None:
+    with pytest.raises(LimitError, match="0 to 1000"):
+        fxcollab.training_costs(chain(), splits="a", optimizer=wrong)
+
+
+def test_quantised_inputs_are_refused() -> None:
+    example = torch.quantize_per_tensor(torch.ones(2, 3), 1.0, 0, torch.qint8)
+    with pytest.raises(fxcollab.CaptureError, match="quantised"):
+        fxcollab.transform(chain(), splits="a", example_inputs=example)
+
+
+def test_messages_have_no_control_characters() -> None:
+    error = fxcollab.FxCollabError("\x1b[31mred", where="a\n  hint: run me", why="one\ntwo\x07", hint="\u202egnp.exe")
+    assert str(error) == ("\\x1b[31mred\n  where: a\\n  hint: run me\n  why: one\ntwo\\x07\n  hint: \\u202egnp.exe")
+    assert len(str(fxcollab.FxCollabError("x" * 10**6))) < 10_000
+
+
+def test_a_damaged_checkpoint_of_a_run_says_so(tmp_path: Path) -> None:
+    file, model = tmp_path / "run.pt", chain()
+    good = {"identity": {}, "history": [], "modules": [model.state_dict()], "optimizers": []}
+    for text in (b"", b"garbage", good | {"modules": [3]}, good | {"modules": []}, good | {"identity": 3}, [1]):
+        file.write_bytes(text) if isinstance(text, bytes) else torch.save(text, file)
+        with pytest.raises(ValueError, match=r"run\.pt is damaged"):
+            checkpoint.restore(file, {}, [model], [])
+
+
+def program(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fxcollab_cli", *arguments], stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("after", [0.15, pytest.param(0.6, marks=pytest.mark.slow)])
+def test_ctrl_c_is_answered_in_one_line_while_everything_is_imported(tmp_path: Path, after: float) -> None:
+    (tmp_path / "model.py").write_text("import time\nwhile True: time.sleep(0.01)\n")
+    process = program("transform", "model.py", "--splits", "a", cwd=tmp_path)
+    time.sleep(after + 2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.strip().splitlines()[-1] == "interrupted" and "Traceback" not in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors of POSIX")
+def test_a_closed_or_full_output_is_trouble_and_no_file_takes_its_place() -> None:
+    closed = program("--version", stdout=None, preexec_fn=lambda: os.close(1))
+    assert "Standard output is closed." in closed.communicate(timeout=60)[1] and closed.returncode == 2
+    with Path("/dev/full").open("w") as full:
+        process = program("--version", stdout=full)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 2 and "No space left" in said and "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_wrong_command_lines_end_with_their_exit_code(tmp_path: Path) -> None:
+    with contextlib.chdir(tmp_path):
+        lines.prepare()
+        chosen = random.Random(os.environ["FXCOLLAB_SEED"]).sample(list(lines.lines()), 60)
+        faults = {line: said for line in chosen if (said := lines.fault(line)) is not None}
+    assert not faults
