@@ -42,7 +42,7 @@ def save(
     Args:
         train_model: what `transform` or `load` returned; wrapped by DDP or ``torch.compile`` is fine.
         directory: the folder to make.
-        force: replace a folder that holds an artifact and nothing else.
+        force: replace a folder that holds an artifact and nothing else (default False).
         page: an HTML page to write beside the weights, such as that of `diff` (default: none).
 
     Raises:
@@ -74,10 +74,11 @@ def load(
 
     Args:
         directory: a folder that `save` wrote.
-        model: the model (or a factory), where the plan has no source or another one is to be used.
+        model: the model (or a factory), where the plan has no source or another one is to be used (default None).
         weights: a safetensors file with the state, by default the folder's own; the training model may have been
             wrapped when it was saved.
-        example_inputs: like those that were given to `transform`, where the forward depends on more than shapes.
+        example_inputs: like those that were given to `transform`, where the forward depends on more than shapes
+            (default None).
 
     Raises:
         ArtifactError: something in the folder is missing or damaged, or the source has changed since.
