@@ -120,8 +120,8 @@ def when() -> str:
         f"- **Use it** where some labels are wrong: with 40 % wrong ones a small network's error of {alone(noisy)} "
         f"falls by {span(noisy)} points. Use it where inference must not cost more, and training may.",
         f"- **Expect little** on clean data: {span(clean)} points of {alone(clean)} with few images, "
-        f"{span(larger)} of {alone(larger)} with more and a larger network; the paper reports {published} on ImageNet "
-        "([all figures](samples/paper/results/README.md): small networks, few seeds).",
+        f"{span(larger)} of {alone(larger)} with more and a larger network; the paper reports {published} on ImageNet"
+        " ([all figures](samples/paper/results/README.md): small networks, few seeds).",
         "- **Don't use it** where time to train is what you lack: a step of ResNet-50 costs "
         f"{min(times):.1f} to {max(times):.1f} times a plain one's operations.",
     )

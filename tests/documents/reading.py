@@ -1,7 +1,8 @@
 """What stands in a document: its blocks of code, its links, its prose.
 
-A comment before a block says what the tests do with it: ``<!-- slow -->`` runs it in the slow part, and
-``<!-- not run: why -->`` says why it can't be run; at the top of a document they hold for all of it.
+A comment before a block says what the tests do with it: ``<!-- slow -->`` runs it in the slow part, at the top of a
+document all of it; ``<!-- run by: FILE -->`` names the test that runs these scripts, and ``<!-- not run: why -->``
+says why it can't be run.
 """
 
 from __future__ import annotations
@@ -44,7 +45,12 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        return not self.note.startswith("not run: ")
+        return not self.note.startswith(("not run: ", "run by: "))
+
+    @property
+    def run_by(self) -> str:
+        """The test that runs it in the place of ours; "" for none."""
+        return self.note.removeprefix("run by: ") if self.note.startswith("run by: ") else ""
 
 
 def blocks(document: str) -> list[Block]:
@@ -53,7 +59,7 @@ def blocks(document: str) -> list[Block]:
     found = []
     for match in _FENCE.finditer(document):
         before = document[: match.start()].rstrip("\n")
-        note = re.search(r"<!-- (slow|not run: [^>]+) -->$", before)
+        note = re.search(r"<!-- (slow|run by: [^>]+|not run: [^>]+) -->$", before)
         line = document.count("\n", 0, match.start("text")) + 1
         found.append(Block(match["language"], match["text"], line, note[1] if note else whole))
     return found

@@ -11,7 +11,7 @@ from tests.documents.reading import DOCUMENTS, NAMES, ROOT, made, prose, without
 
 MEASURED = re.compile(r"(?<![\w.])\d+(?:,\d{3}|\.\d+| ?%|\.?\d*x\b)")
 """A number with decimals, thousands, per cent, or a ratio."""
-VERSIONS = re.compile(r"(Python|PyTorch|torch|torchvision|CUDA) \d+(\.\d+)*|\d+\.\d+\.\d+")
+VERSIONS = re.compile(r"Apache-2.0|(Python|PyTorch|torch|torchvision|CUDA) \d+(\.\d+)*|\d+\.\d+\.\d+")
 
 
 @pytest.mark.parametrize("name", NAMES)
