@@ -67,15 +67,15 @@ def transform(
         pattern: ``multi-instance`` (H instances, no split), ``simple`` (one split, H heads), ``hierarchical`` (K
             splits, a tree), ``ladder`` (K splits, K + 1 heads), or another that is registered; see
             `register_pattern`.
-        splits: names, ordered along the data flow; a string may list them with commas. A module's path
-            cuts after its output, ``name@2`` after its second call, ``a+b`` at two values; other names are
-            those of nodes. ``auto`` uses `choose_splits`, whose result can also be given. The plan and the summary
-            say why a split was chosen.
+        splits: names, ordered along the data flow (default none); a string may list them with commas. A module's path
+            cuts after its output, ``name@2`` after its second call, ``a+b`` at two values; other names are those of
+            nodes. ``auto`` uses `choose_splits`, whose result can also be given. The plan and the summary say why a
+            split was chosen.
         heads: H of ``simple`` and ``multi-instance`` (default 2).
         fanouts: branches at each split of ``hierarchical`` (default 2 each): ``(2, 3)``, or one number for each
             branch, ``(2, (2, 1))``; ``auto`` with ``splits="auto"`` and a budget, see `choose_splits`.
-        example_inputs: tuple or dict. Tensors in it are inputs of the graph, also for optional parameters;
-            other values, such as ``use_cache=False``, are fixed. Needed only where the model has several
+        example_inputs: tuple or dict (default None). Tensors in it are inputs of the graph, also for optional
+            parameters; other values, such as ``use_cache=False``, are fixed. Needed only where the model has several
             inputs, or depends on values of an input whose shape can't be guessed.
         init: how peers start. ``fresh``: anew, by the factory where there is one, else by the modules' own
             ``reset_parameters``. ``finetune``: as copies of the given model's, except for every head's last layer.
@@ -83,23 +83,24 @@ def transform(
             ``{"fc": "fresh", "*": "copy"}``: by parameter, module or glob; the first that matches counts. Or
             ``callable(module, path)`` for each branch. What is frozen, with its buffers, is always copied.
         seed: the peers' initialisation is a function of it; by default ``torch.initial_seed()``.
-        rescale: False leaves gradients unscaled at the splits.
+        rescale: False leaves gradients unscaled at the splits (default True).
         granularity: ``auto`` opens only the modules that hold a split; ``op`` everything down to torch's layers.
-        factory: makes models like ``model``, for ``init="fresh"`` where ``model`` is an instance.
-        source: where the model came from, for `save`; known for importable factories.
-        peers: the name of the module that has the other heads' state.
-        interface: that of an earlier capture, to be used again without examples.
-        max_time: the most FLOPs of a training step; with ``splits="auto"``, as for `choose_splits`.
-        max_memory: the highest peak of a step's memory; likewise.
-        recompute: ``heads`` to keep the activations of the trunk and of one branch at a time: those of the others are
-            computed again in the backward pass, which costs one more forward of what lies behind the splits. State
-            in globals, in closures, or written through ``.data`` then changes twice.
+        factory: makes models like ``model``, for ``init="fresh"`` where ``model`` is an instance (default None).
+        source: where the model came from, for `save` (default None); known for importable factories.
+        peers: the name of the module that has the other heads' state (default ``peers``).
+        interface: that of an earlier capture, to be used again without examples (default None).
+        max_time: the most FLOPs of a training step, as a ratio to the original's (default None); with
+            ``splits="auto"``, as for `choose_splits`.
+        max_memory: the highest peak of a step's memory, as such a ratio or a size (default None); likewise.
+        recompute: ``heads`` to keep the activations of the trunk and of one branch at a time (default None): those of
+            the others are computed again in the backward pass, which costs one more forward of what lies behind the
+            splits. State in globals, in closures, or written through ``.data`` then changes twice.
         eval_output: what eval mode returns: ``head`` head 0's output, exactly as the original, and nothing else is
             computed; ``all`` the tuple; ``mean`` the mean of the heads' floating-point tensors. `all_heads` calls
             all heads in either mode.
         after_pass: ``callable(name, graph_module)``, called after the passes ``capture``, ``partition``, ``rewrite``
-            and ``codegen`` with the module that each returned; see `fxcollab.passes`.
-        force: go on where there seems to be too little memory for the peers.
+            and ``codegen`` with the module that each returned (default None); see `fxcollab.passes`.
+        force: go on where there seems to be too little memory for the peers (default False).
 
     Returns:
         A ``GraphModule`` that trains like any module. `prune` returns the original from it.

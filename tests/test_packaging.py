@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +16,8 @@ from pathlib import Path
 
 import fxcollab_cli
 import pytest
+
+import fxcollab
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"fxcollab": "fxcollab", "cli": "fxcollab_cli"}
@@ -60,21 +64,23 @@ def test_the_command_is_the_application() -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel, built offline from a copy of the sources by the setuptools at hand."""
-    required = 77
-    if int(_version_of_setuptools().partition(".")[0]) < required:
-        pytest.skip(f"building needs setuptools {required} or later in the environment")
     source = tmp_path_factory.mktemp("source")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, source)
-    build = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
-    (source / "dist").mkdir()
-    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, timeout=120)
+        shutil.copy(ROOT / name, source)
+    return build(source, "wheel")
+
+
+def build(source: Path, kind: str) -> Path:
+    required = 77
+    if int(_version_of_setuptools().partition(".")[0]) < required:
+        pytest.skip(f"building needs setuptools {required} or later in the environment")
+    (source / "dist").mkdir(exist_ok=True)
+    code = f"from setuptools.build_meta import build_{kind}; print(build_{kind}('dist'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    [built] = (source / "dist").glob("*.whl")
-    return built
+    return source / "dist" / done.stdout.splitlines()[-1]
 
 
 def _version_of_setuptools() -> str:
@@ -106,3 +112,29 @@ def test_the_unpacked_wheel_runs_by_itself(wheel: Path, tmp_path: Path) -> None:
     first, _, text = done.stdout.partition("\n")
     assert Path(first) == tmp_path / "fxcollab_cli/app.py"
     assert "transform" in text and "verify" in text and "prune" in text
+
+
+@pytest.mark.slow
+def test_the_archive_of_the_sources_makes_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    archive = build(wheel.parent.parent, "sdist")
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path, filter="data")
+    [source] = tmp_path.iterdir()
+    again = build(source, "wheel")
+    assert again.name == wheel.name
+    assert set(zipfile.ZipFile(again).namelist()) == set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_one_version_is_named_everywhere() -> None:
+    version = fxcollab.__version__
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] == version  # type: ignore[index]
+    assert f"version = {{{version}}}" in (ROOT / "samples/guides/versions.md").read_text()
+
+
+def test_the_main_job_needs_what_the_documents_say_and_no_extra_is_left_out() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = (ROOT / "samples/guides/versions.md").read_text()
+    needs = {re.match(r"[\w-]+", each)[0] for each in project["dependencies"]}  # type: ignore[index]
+    assert needs == {"torch", "torchvision", "networkx", "rich", "typer", "safetensors"}
+    assert all(name in text for name in needs)
+    assert all(f"`{name}`" in text for name in project["optional-dependencies"])

@@ -106,15 +106,15 @@ def training_costs(
 
     Args:
         model: any module on any device, meta included, which stays as it is; or a factory of one.
-        pattern: as for `transform`.
-        splits: as for `transform`, but not ``auto``.
-        heads: as for `transform`.
-        fanouts: as for `transform`.
+        pattern: as for `transform` (default ``hierarchical``).
+        splits: as for `transform`, but not ``auto`` (default none).
+        heads: as for `transform` (default None).
+        fanouts: as for `transform` (default None).
         example_inputs: costs are those at their shapes (default: those of a usual input that fits).
-        granularity: as for `transform`.
+        granularity: as for `transform` (default ``auto``).
         optimizer: number of values that the optimizer keeps for each trained one (default 1): 1 for SGD with
             momentum, 2 for Adam.
-        recompute: as for `transform`.
+        recompute: as for `transform` (default None).
 
     Raises:
         PatternError, SplitError, CaptureError: as `transform`; or no input is known, or fits.

@@ -57,8 +57,8 @@ def diff(
             model also what `capture` or `prune` returned, any ``fx.GraphModule``, or a module that can be captured.
         other: None, what `prune` returned, or the original: the training graph is shown beside the inference graph of
             head 0, against which ``other`` is checked. Any other model: the two graphs are compared node by node.
-        training: train mode's graph, or eval mode's where they differ.
-        counted: the profile of its original, if it was made before.
+        training: train mode's graph, or eval mode's where they differ (default True).
+        counted: the profile of its original, if it was made before (default None).
 
     Raises:
         StateError: it is not a training model, or another pass inserted nodes.

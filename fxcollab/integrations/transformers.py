@@ -25,6 +25,9 @@ def with_loss(train_model: nn.Module, loss: Objective) -> nn.Module:
     Args:
         train_model: of a model that takes ``labels``. ``example_inputs`` must have had all other inputs of the data.
         loss: of the heads' outputs and ``labels``. Label smoothing is its option, not ``label_smoothing_factor``.
+
+    Raises:
+        StateError: eval mode returns more than head 0's output.
     """
     if plan_of(training_model(train_model)).options.eval_output != "head":
         raise StateError(

@@ -45,7 +45,7 @@ def save(
     Args:
         train_model: what `transform` or `load` returned; wrapped by DDP or ``torch.compile`` is fine.
         directory: the folder to make.
-        force: replace a folder that holds an artifact and nothing else, as its contents show.
+        force: replace a folder that holds an artifact and nothing else, as its contents show (default False).
         page: an HTML page to write beside the weights, such as that of `diff` (default: none).
 
     Raises:
@@ -84,11 +84,12 @@ def load(
 
     Args:
         directory: a folder that `save` wrote.
-        model: the model (or a factory), where the plan has no source or another one is to be used.
+        model: the model (or a factory), where the plan has no source or another one is to be used (default None).
         weights: a safetensors file with the state, by default the folder's own; the training model may have been
             wrapped when it was saved. The plan's checksum is not compared.
-        example_inputs: like those that were given to `transform`, where the forward depends on more than shapes.
-        trust_source: run the source's code, whoever wrote the plan.
+        example_inputs: like those that were given to `transform`, where the forward depends on more than shapes
+            (default None).
+        trust_source: run the source's code, whoever wrote the plan (default False).
 
     Raises:
         TrustError: the plan is a stranger's; it says what would run.

@@ -44,12 +44,13 @@ class CollaborativeLoss(TwoTerms):
     Args:
         beta: weight of the labels against the consensus, in (0, 1] (default 0.5). With 1 the soft term is left out,
             and a single head is enough.
-        temperature: T, finite and above 0. Higher is softer. A regression ignores it.
+        temperature: T, finite and above 0 (default 2). Higher is softer. A regression ignores it.
         hard_weight, soft_weight: weights of the two terms in place of ``beta`` and ``1 - beta``, finite and at least
             0 (default 1 each where one of them is given).
-        detach: whether the consensus is a constant. With False gradient flows through it to the other heads.
+        detach: whether the consensus is a constant (default True). With False gradient flows through it to the other
+            heads.
         class_weights: whether the soft term weighs classes as ``hard`` does, which has a ``weight``, in a multi-label
-            task a ``pos_weight``. The mean is over positions, as torch's is for soft labels.
+            task a ``pos_weight`` (default False). The mean is over positions, as torch's is for soft labels.
         options: those of every `Objective`: task, hard, logits, tokens, consensus_on, reduction, finite. For label
             smoothing or ignored labels: ``hard=nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=255)``.
 

@@ -23,8 +23,9 @@ class DistillationLoss(TwoTerms):
     ``(output,)``.
 
     Args:
-        beta: weight of the labels against the teachers, in [0, 1]. With 0 labels are left out, with 1 teachers.
-        temperature: T, finite and above 0.
+        beta: weight of the labels against the teachers, in [0, 1] (default 0.5). With 0 labels are left out, with 1
+            teachers.
+        temperature: T, finite and above 0 (default 2).
         options: those of every `Objective`: task, hard, logits, tokens, consensus_on, reduction, finite.
 
     Raises:

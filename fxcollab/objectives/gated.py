@@ -51,8 +51,8 @@ class ONELoss(TwoTerms):
         features: channels of the features that the gate takes; or a gate of your own, a module that computes weights
             (N, H) from them.
         heads: H.
-        temperature: T, finite and above 0; 3 as in its paper.
-        detach: whether the ensemble is a constant to the heads that learn from it.
+        temperature: T, finite and above 0 (default 3, as in its paper).
+        detach: whether the ensemble is a constant to the heads that learn from it (default True).
         options: those of every `Objective`: task, hard, logits, consensus_on, reduction, finite.
 
     Raises:

@@ -58,9 +58,9 @@ class KDCLLoss(TwoTerms):
 
     Args:
         ensemble: "min-logit", "naive" or "mean"; or a callable of the heads' logits and the class indices.
-        temperature: T, finite and above 0.
-        weight: of the divergence against the labels, at least 0.
-        detach: whether the ensemble is a constant to the heads that learn from it.
+        temperature: T, finite and above 0 (default 2).
+        weight: of the divergence against the labels, at least 0 (default 1).
+        detach: whether the ensemble is a constant to the heads that learn from it (default True).
         options: those of every `Objective`: hard, logits, tokens, consensus_on, reduction, finite. The task is
             classification, and targets are class indices.
 

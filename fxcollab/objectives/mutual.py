@@ -19,9 +19,9 @@ class MutualLoss(TwoTerms):
     softmax at temperature T. Its authors update the heads in turns, for which `per_head` has the losses.
 
     Args:
-        temperature: T, finite and above 0; 1 as in its paper.
-        weight: of the divergence against the labels, at least 0.
-        detach: whether peers are constants to the head that learns from them.
+        temperature: T, finite and above 0 (default 1, as in its paper).
+        weight: of the divergence against the labels, at least 0 (default 1).
+        detach: whether peers are constants to the head that learns from them (default True).
         options: those of every `Objective`: task, hard, logits, tokens, consensus_on, reduction, finite.
 
     Raises:

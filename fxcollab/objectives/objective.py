@@ -56,9 +56,9 @@ class Objective(nn.Module, ABC):
             takes the target, flat (N * T) for tokens, and returns booleans, one per sample or one per position.
         reduction: "mean" or "sum" over batch and positions, or "none" for one value per position; for a multi-label
             task or a regression per value. ``hard`` must reduce in the same way.
-        finite: whether a loss that is not finite raises an error that names the head. The check waits for the device,
-            and is skipped where the loss is compiled, captured or transformed by ``torch.func``. Turn it off under a
-            gradient scaler, which skips such steps.
+        finite: whether a loss that is not finite raises an error that names the head (default True). The check waits
+            for the device, and is skipped where the loss is compiled, captured or transformed by ``torch.func``. Turn
+            it off under a gradient scaler, which skips such steps.
 
     Raises:
         ObjectiveError: an option is out of its range, or ``hard`` is not a loss of logits or reduces otherwise.

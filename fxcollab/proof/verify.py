@@ -51,7 +51,7 @@ def verify(
         example_inputs: tuple or dict of tensors; for a part a batch of this rank's.
             By default random ones of the shapes given to `transform`,
             or of the first usual shape that the model accepts.
-        seed: for the random inputs and the random operations of the model.
+        seed: for the random inputs and the random operations of the model (default 0).
 
     Returns:
         The report; it is true where every check holds that could be made.

@@ -97,7 +97,7 @@ def frozen_names(root: nn.Module) -> set[str]:
         while not (parameters := list(own.values()) or list(root.get_submodule(around).parameters())) and around:
             around = around.rpartition(".")[0]
         if parameters and not any(parameter.requires_grad for parameter in parameters):
-            found |= {prefix + name for name in tensors_of(module) if prefix + name not in found}
+            found |= {prefix + name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False)}
     return found
 
 

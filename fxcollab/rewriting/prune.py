@@ -40,8 +40,8 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
     Args:
         train_model: what `transform` returned; wrapped by DDP or ``torch.compile`` is fine.
         head: the head to keep; 0 is the caller's own.
-        into: a model to load the head's weights into instead, such as the original object. Note that the
-            training model's trunk and head 0 share their state with the original.
+        into: a model to load the head's weights into instead, such as the original object (default None). Note that
+            the training model's trunk and head 0 share their state with the original.
 
     Returns:
         The captured original, node for node, over this head's own tensors (no copies); or ``into``. Its modules, and

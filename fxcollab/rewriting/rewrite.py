@@ -50,10 +50,10 @@ def rewrite(
     Args:
         captured: what `capture` returned.
         partition: what `partition` returned for it.
-        factory: makes models like the captured one, for ``init="fresh"``.
+        factory: makes models like the captured one, for ``init="fresh"`` (default None).
         pattern: the name of the head tree's pattern, for the plan; by default that of the built-in one.
-        source: where the model came from, for the plan.
-        chosen: why the splits were chosen, for the plan.
+        source: where the model came from, for the plan (default None).
+        chosen: why the splits were chosen, for the plan (default None).
         options: the fields of `RewriteOptions`: ``init``, ``seed``, ``rescale``, ``peers``, ``recompute`` and
             ``eval_output``.
 

@@ -27,7 +27,7 @@ def prune_state_dict(checkpoint: Mapping[str, Any], head: int = 0, *, peers: str
     Args:
         checkpoint: the state dict of a training model, or one wrapped by DDP, ``torch.compile``,
             ``AveragedModel`` or checkpointing.
-        head: the head to keep.
+        head: the head to keep (default 0).
         peers: the name under which peers live.
 
     Returns:

@@ -68,8 +68,8 @@ def choose_splits(
         objective: how good an `Option` is (default `evenness`).
         optimizer: number of values that the optimizer keeps for each trained one (default 1): 1 for SGD with
             momentum, 2 for Adam.
-        granularity: as for `find_splits`.
-        recompute: as for `transform`; costs are those with it.
+        granularity: as for `find_splits` (default ``auto``).
+        recompute: as for `transform` (default None); costs are those with it.
 
     Raises:
         PatternError: a budget below the original's cost, wrong fan-outs, or an objective that returns no number.

@@ -94,6 +94,9 @@ def evenness(option: Option) -> float:
     level; where all do the same work, the tree makes most of its depth, and neither sharing nor diversity is bought
     at the expense of the other. Of ResNet-50's ends of stages this is highest at the paper's ``layer2`` and
     ``layer3``, of its CIFAR networks after the first and the second block.
+
+    Args:
+        option: splits for a head tree; the work is that of a forward.
     """
     return math.exp(-sum(share * math.log(share) for share in option.shares if share > 0))
 

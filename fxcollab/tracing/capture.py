@@ -56,11 +56,11 @@ def capture(
 
     Args:
         model: any module, on any device; a ``GraphModule`` is taken as it is and never traced again.
-        splits: split names; the modules around them are opened, that is traced into.
-        example_inputs: tuple or dict. Tensors in it become inputs, also for optional parameters; other values
-            are fixed. Where a forward needs concrete values while it is traced, it gets those of the examples.
+        splits: split names (default none); the modules around them are opened, that is traced into.
+        example_inputs: tuple or dict (default None). Tensors in it become inputs, also for optional parameters; other
+            values are fixed. Where a forward needs concrete values while it is traced, it gets those of the examples.
         granularity: ``"auto"`` opens only what the splits need, ``"op"`` everything down to torch's own layers.
-        interface: that of an earlier capture, to be used again without examples.
+        interface: that of an earlier capture, to be used again without examples (default None).
 
     Returns:
         A ``GraphModule`` whose state dict is that of ``model``, key for key, with the same tensors.

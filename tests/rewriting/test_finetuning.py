@@ -140,6 +140,16 @@ def test_with_low_rank_adapters_all_heads_start_at_the_trained_outputs() -> None
     assert torch.isfinite(x).all()
 
 
+def test_a_frozen_parameter_of_a_modules_own_does_not_freeze_the_adapters_inside() -> None:
+    """As in a vision transformer, whose root has the position embedding."""
+    model = trained()
+    model.requires_grad_(False)
+    model.fc = LoRA(model.fc)
+    model.register_parameter("embedding", nn.Parameter(torch.zeros(3), requires_grad=False))
+    train_model, _ = made(model.eval())
+    assert differing(train_model) == {"fc.a.weight"}
+
+
 @pytest.mark.parametrize(
     ("init", "start"),
     [

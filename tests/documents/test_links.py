@@ -1,0 +1,40 @@
+"""Links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.documents.reading import GUIDES, NAMES, ROOT, anchors, links
+
+HOSTS = {"https://arxiv.org", "https://pytorch.org", "https://docs.astral.sh", "https://github.com"}
+OTHERS = ("tests/README.md", "samples/paper/results/README.md", "samples/diff/README.md", "CHANGELOG.md")
+
+
+@pytest.mark.parametrize("name", [*NAMES, *OTHERS])
+def test_links_within_the_repository_resolve(name: str) -> None:
+    file = ROOT / name
+    text = file.read_text()
+    for link in links(text):
+        if re.match(r"https?:", link):
+            assert re.match(r"https://[^/]+", link)[0] in HOSTS, link  # type: ignore[index]
+            continue
+        path, _, anchor = link.partition("#")
+        target = (file.parent / path).resolve() if path else file
+        assert target.exists(), f"{link}: there is no such file"
+        assert target.is_relative_to(ROOT), link
+        if anchor:
+            assert anchor in anchors(target.read_text()), f"{link}: there is no such heading"
+
+
+def test_every_guide_is_reached_from_the_readme() -> None:
+    reached = {(ROOT / link).resolve() for link in links((ROOT / "README.md").read_text())}
+    guides = {*GUIDES.glob("*.md"), *GUIDES.glob("*.ipynb")}
+    assert guides <= reached
+
+
+def test_the_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 130
+    assert all(len(line) <= 130 for line in lines if not line.startswith("python3 -m venv"))
