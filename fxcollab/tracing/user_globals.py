@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -35,7 +36,7 @@ def patched_globals(tracer: Recorder, scopes: Iterable[dict[str, Any]]) -> Itera
         **{name: (getattr(torch.overrides, name), partial(_has_overrides, tracer)) for name in _ABOUT_OVERRIDES},
     }
     patched: list[dict[str, Any]] = []
-    before = loaded_scopes()
+    before = set(sys.modules)
     try:
         for scope in scopes:
             patched.append(scope)
@@ -46,9 +47,7 @@ def patched_globals(tracer: Recorder, scopes: Iterable[dict[str, Any]]) -> Itera
                 scope.setdefault(name, function)
         yield
     finally:
-        known = set(map(id, before))
-        loaded_since = (scope for scope in loaded_scopes() if id(scope) not in known)
-        for scope in (*patched, *loaded_since):  # a module loaded meanwhile may have imported the names
+        for scope in (*patched, *loaded_scopes(besides=before)):  # what was loaded meanwhile may have imported names
             for name, (original, stand_in) in stand_ins.items():
                 if scope.get(name) is stand_in:
                     scope[name] = original
