@@ -8,7 +8,7 @@ import inspect
 import operator
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -82,24 +82,16 @@ def is_internal_file(file: str) -> bool:
 
 def user_scopes(root: nn.Module) -> Iterator[dict[str, Any]]:
     """The globals of all user code: of loaded modules, and of forwards whose module isn't in ``sys.modules``."""
-    yield from (vars(module) for name, module in _loaded() if not _is_library(name))
+    yield from loaded_scopes(besides={name for name in list(sys.modules) if _is_library(name)})
     classes = {cls for module in root.modules() for cls in type(module).__mro__ if not _is_library(cls.__module__)}
     forwards = (inspect.unwrap(vars(cls)["forward"]) for cls in classes if "forward" in vars(cls))
     yield from (function.__globals__ for function in forwards if isinstance(function, FunctionType))
 
 
-def loaded_scopes() -> list[dict[str, Any]]:
-    """The globals of all loaded modules."""
-    return [vars(module) for _, module in _loaded()]
-
-
-def loaded_since(before: Mapping[str, ModuleType]) -> list[dict[str, Any]]:
-    """The globals of the modules that aren't among those loaded before."""
-    return [vars(module) for name, module in _loaded() if before.get(name) is not module]
-
-
-def _loaded() -> list[tuple[str, ModuleType]]:
-    return [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
+def loaded_scopes(besides: Container[str] = ()) -> list[dict[str, Any]]:
+    """The globals of all loaded modules whose names are not in ``besides``."""
+    loaded = list(sys.modules.items())
+    return [vars(one) for name, one in loaded if name not in besides and isinstance(one, ModuleType)]
 
 
 @contextmanager

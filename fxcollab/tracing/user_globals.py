@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcollab._torch import FakeTensor, pytree
-from fxcollab.tracing.callers import calling_line, loaded_since
+from fxcollab.tracing.callers import calling_line, loaded_scopes
 from fxcollab.tracing.recorder import Recorder, has_proxies
 
 # These don't take proxies in every form: sizes given one by one, the dtype of a proxy.
@@ -36,7 +36,7 @@ def patched_globals(tracer: Recorder, scopes: Iterable[dict[str, Any]]) -> Itera
         **{name: (getattr(torch.overrides, name), partial(_has_overrides, tracer)) for name in _ABOUT_OVERRIDES},
     }
     patched: list[dict[str, Any]] = []
-    before = sys.modules.copy()
+    before = set(sys.modules)
     try:
         for scope in scopes:
             patched.append(scope)
@@ -47,7 +47,7 @@ def patched_globals(tracer: Recorder, scopes: Iterable[dict[str, Any]]) -> Itera
                 scope.setdefault(name, function)
         yield
     finally:
-        for scope in (*patched, *loaded_since(before)):  # a module loaded meanwhile may have imported the names
+        for scope in (*patched, *loaded_scopes(besides=before)):  # what was loaded meanwhile may have imported names
             for name, (original, stand_in) in stand_ins.items():
                 if scope.get(name) is stand_in:
                     scope[name] = original
