@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import ClassVar
@@ -35,13 +35,13 @@ class FxCollabError(Exception):
         super().__init__(what, where, why, hint)
 
     def __str__(self) -> str:
-        return "\n".join([one_paragraph(self.what), *(f"  {label}: {text}" for label, text in self.details())])
+        return "\n".join([one_paragraph(self.what), *[f"  {label}: {text}" for label, text in self.details()]])
 
-    def details(self) -> Iterator[tuple[str, str]]:
+    def details(self) -> list[tuple[str, str]]:
         """Where, why and hint, as far as they are known, without control characters."""
-        for label, text in (("where", self.where), ("why", self.why), ("hint", self.hint)):
-            if text:
-                yield label, one_paragraph(text) if label == "where" else plain(text)
+        # lists, not generators: where the error ends a compiled call, torch.compile sees this code
+        found = (("where", self.where), ("why", self.why), ("hint", self.hint))
+        return [(label, one_paragraph(text) if label == "where" else plain(text)) for label, text in found if text]
 
 
 class CaptureError(FxCollabError):
