@@ -30,10 +30,10 @@ function short(number) {
   return String(number);
 }
 
-const pen = document.createElement("canvas").getContext("2d");
+const pen = document.createElement("canvas").getContext("2d"), FONT = getComputedStyle(document.body).fontFamily;
 /** Shortened until it fits: at its end, or a name in its middle, for paths differ at their ends. */
 function clip(text, room, name = false) {
-  pen.font = `${name ? "700 13px" : "11.5px"} ${getComputedStyle(document.body).fontFamily}`;
+  pen.font = `${name ? "700 13px" : "11.5px"} ${FONT}`;
   const all = [...text], tail = (most) => (name && most > 1 ? all.slice(-(most >> 1)).join("") : "");
   const cut = (most) => (most >= all.length ? text : `${all.slice(0, name ? (most - 1) >> 1 : most - 1).join("")}…${tail(most)}`);
   let most = Math.min(all.length, Math.floor(room / 3));
