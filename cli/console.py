@@ -90,8 +90,7 @@ def run(app: Callable[..., Any]) -> int:
     except CheckFailed:
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        err().print("interrupted")
-        return 130
+        result = _INTERRUPTED
     except BaseException as error:
         if hasattr(error, "show"):  # the option parser's own
             shown = io.StringIO()
@@ -104,7 +103,12 @@ def run(app: Callable[..., Any]) -> int:
             traceback.print_exception(error)
             return 2
         return _report(error)
+    if result == _INTERRUPTED:  # which Typer returns, too
+        err().print("interrupted")
     return result if isinstance(result, int) else 0
+
+
+_INTERRUPTED = 130
 
 
 def _report(error: BaseException) -> int:

@@ -57,7 +57,7 @@ What the option parser refuses (unknown options, values that are no numbers) has
 """
 EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "FXC001": (f"{MADE} --input words",),
-    "FXC002": ("fxcollab transform asks.py --splits b",),
+    "FXC002": ("fxcollab transform asks.py:Net --splits b",),
     "FXC003": (
         "fxcollab transform asks.py:Sizes --splits a --input 2x3",
         """python -c 'import fxcollab, torch; fxcollab.load("asks_collab")(torch.ones(2, 4, 3))'""",

@@ -848,7 +848,7 @@ def test_an_unforeseen_error_is_one_line_and_points_at_debug(
 def test_an_interruption_is_neither_success_nor_a_failed_check(call: Call, write: Write) -> None:
     write("raise KeyboardInterrupt")
     result = call("transform", "model.py", "--splits", "stem")
-    assert (result.code, result.out) == (130, "")
+    assert (result.code, result.out, result.err) == (130, "", "interrupted\n")
 
 
 # As a process.
