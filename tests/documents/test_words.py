@@ -104,3 +104,9 @@ def exists(path: list[str]) -> bool:
 )
 def test_the_glossary_knows_the_words_of_the_design(entry: str) -> None:
     assert entry in ENTRIES
+
+
+def test_every_room_is_on_the_map() -> None:
+    text = (GUIDES / "contributing.md").read_text()
+    rooms = {f"fxcollab/{file.parent.name}" for file in (ROOT / "fxcollab").glob("*/__init__.py")}
+    assert set(re.findall(r"`(fxcollab/\w+)` \|", text)) == rooms
