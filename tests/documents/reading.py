@@ -45,7 +45,7 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        return not self.note.startswith(("not run: ", "run by: "))
+        return self.language != "bibtex" and not self.note.startswith(("not run: ", "run by: "))
 
     @property
     def run_by(self) -> str:

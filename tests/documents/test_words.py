@@ -21,13 +21,13 @@ ENTRIES = re.findall(r"^- \*\*([\w -]+)\*\*: ", GLOSSARY, re.M)
 PLAIN = re.findall(
     r"\w+",
     """
-    attributes batches branches build candidates captured checkpoint checkpointing checks choice choose code
-    collaborative command copied costs counted cuts data depth directory distributed duplicate errors examples
-    factor features finite flops folder forwards fxcollab gated gradients groups guessed hint inputs
-    integrations into libraries lightning load loaded loss memory modes mutual name names nearest nodes notebook
-    observe operations option options order other outputs page parameters part picture reason rows runs shared
-    shown start steps structure task tensors terminal time tokens transformers verify version weight weights
-    what where
+    attributes batches boxes branches build candidates captured checkpoint checkpointing checks choice choose
+    code collaborative command commands compare copied costs counted cuts data depth directory distributed
+    duplicate errors examples factor features finite flops folder forwards fxcollab gated gradients groups
+    guessed hint inputs integrations into libraries lightning load loaded loss memory modes mutual name names
+    nearest nodes notebook observe operations option options order other outputs page parameters part picture
+    planning reason rows runs shape shared shown start steps structure task tensors terminal time tokens
+    transformers verify version weight weights what where
     """,
 )
 
@@ -44,7 +44,7 @@ def words_of_the_code() -> set[str]:
 def known() -> set[str]:
     """What single words in code marks may be: public names and arguments, commands and options, extras, entries."""
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    found = {*fxcollab.__all__, *ENTRIES, *commands, "fxcollab", "--version"}
+    found = {*fxcollab.__all__, *ENTRIES, *commands, "fxcollab", "--version", "--help"}
     found |= {option for each in commands.values() for parameter in each.params for option in parameter.opts}
     for thing in public().values():
         found |= set(inspect.signature(thing).parameters)  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def test_names_in_code_marks_exist(name: str) -> None:
     text = (ROOT / name).read_text()
     shown = "\n".join(block.text for block in blocks(text))
     names, unknown = known(), []
-    for code in (code for code in code_words(text) if not code.startswith("python -m")):
+    for code in (code for code in code_words(text) if not code.startswith(("python", "pip"))):
         for word in re.findall(r"(?<![\w./\"'@:-])--?[a-z][\w-]+|fxcollab(?:\.\w+)+", code):
             path = word.split(".")
             if word.startswith("--"):
@@ -104,3 +104,9 @@ def exists(path: list[str]) -> bool:
 )
 def test_the_glossary_knows_the_words_of_the_design(entry: str) -> None:
     assert entry in ENTRIES
+
+
+def test_every_room_is_on_the_map() -> None:
+    text = (GUIDES / "contributing.md").read_text()
+    rooms = {f"fxcollab/{file.parent.name}" for file in (ROOT / "fxcollab").glob("*/__init__.py")}
+    assert set(re.findall(r"`(fxcollab/\w+)` \|", text)) == rooms
