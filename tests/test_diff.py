@@ -19,6 +19,7 @@ from fxcollab import Diff, DiffError, StateError
 from fxcollab.diffs.model import GENERATOR
 from fxcollab.diffs.terminal import view
 from fxcollab.diffs.views import VIEWS, is_view
+from fxcollab.errors import OutputError
 from samples.networks import resnet_cifar
 from tests.fonts import needs_a_font
 
@@ -253,7 +254,7 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path, monkeypat
         raise OSError("no space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OutputError, match="no space"):
         diff_of("stem", "body.1").save(file)
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
 

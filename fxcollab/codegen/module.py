@@ -148,8 +148,9 @@ class CollabGraphModule(fx.GraphModule):
 
     @property
     def name_of_peers(self) -> str:
-        """The name of the module that has the peers."""
-        return str(self.__dict__["_peers"][0])
+        """The name of the module that has the peers; empty where there are none."""
+        names: tuple[str, ...] = self.__dict__["_peers"]
+        return next(iter(names), "")
 
     @property
     def recompute(self) -> Recompute | None:
