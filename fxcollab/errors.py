@@ -28,8 +28,7 @@ class FxCollabError(Exception):
 
     def __str__(self) -> str:
         details = (("where", self.where), ("why", self.why), ("hint", self.hint))
-        # a list, not a generator: where the error ends a compiled call, torch.compile sees this code
-        return "\n".join([self.what, *[f"  {label}: {text}" for label, text in details if text]])
+        return "\n".join([self.what, *(f"  {label}: {text}" for label, text in details if text)])
 
 
 class CaptureError(FxCollabError):
