@@ -39,7 +39,6 @@ class FxCollabError(Exception):
 
     def details(self) -> list[tuple[str, str]]:
         """Where, why and hint, as far as they are known, without control characters."""
-        # lists, not generators: where the error ends a compiled call, torch.compile sees this code
         found = (("where", self.where), ("why", self.why), ("hint", self.hint))
         return [(label, one_paragraph(text) if label == "where" else plain(text)) for label, text in found if text]
 
