@@ -136,7 +136,7 @@ class TrustError(ArtifactError):
     )
 
 
-class LimitError(FxCollabError):
+class LimitError(PatternError):
     """More is asked for than is ever needed, or than there is memory for."""
 
     code = "FXC011"

@@ -23,11 +23,12 @@ _CGROUP = Path("/sys/fs/cgroup")
 def check_count(count: int, most: int, what: str, hint: str) -> None:
     """Raise a `LimitError` where there is more of something than is ever needed."""
     if count > most:
-        raise LimitError(f"{_number(count)} {what} are too many.", why=f"at most {most:,} are taken", hint=hint)
+        raise LimitError(f"{number(count)} {what} are too many.", why=f"at most {most:,} are taken", hint=hint)
 
 
-def _number(count: int) -> str:
-    return f"{count:,}" if count < 10**15 else "More than a quadrillion"
+def number(count: int) -> str:
+    """A number as text, however many digits it has."""
+    return f"{count:,}" if count < 10**15 else "10 to the 15th or more"
 
 
 def check_seed(seed: int) -> None:

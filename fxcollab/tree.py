@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fxcollab.errors import PatternError
-from fxcollab.limits import MOST_HEADS, MOST_LEVELS, check_count
+from fxcollab.errors import LimitError, PatternError
+from fxcollab.limits import MOST_HEADS, MOST_LEVELS, check_count, number
 
 Path = tuple[int, ...]
 Fanout = int | tuple[int, ...]
 """How many branches a split makes: in every branch alike, or one number for each branch, in path order."""
 
-_BRANCH_NAME = re.compile(rf"b{(number := '(?:0|[1-9][0-9]{0,3})')}(?:_{number}){{0,{MOST_LEVELS - 1}}}")
+_BRANCH_NAME = re.compile(rf"b{(digits := '(?:0|[1-9][0-9]{0,3})')}(?:_{digits}){{0,{MOST_LEVELS - 1}}}")
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,12 @@ def hierarchical(splits: Sequence[str], fanouts: Sequence[Fanout] | None = None)
 def _count(fanout: Fanout, branches: int) -> int:
     """How many branches a split makes of so many."""
     count = fanout * branches if isinstance(fanout, int) else sum(fanout)
-    check_count(count, MOST_HEADS, "heads", "give smaller fan-outs, or fewer splits")
+    if count > MOST_HEADS:
+        raise LimitError(
+            f"A tree of {number(count)} heads is too large.",
+            why=f"every head is an instance of the network; at most {MOST_HEADS:,} are made",
+            hint="give smaller fan-outs, or fewer splits",
+        )
     return count
 
 

@@ -57,7 +57,7 @@ def test_no_module_called_cli_is_installed() -> None:
 
 def test_the_command_is_the_application() -> None:
     [command] = importlib.metadata.distribution("fxcollab").entry_points.select(group="console_scripts")
-    assert (command.name, command.value) == ("fxcollab", "fxcollab_cli.app:main")
+    assert (command.name, command.value) == ("fxcollab", "fxcollab_cli.start:main")
     assert callable(command.load())
 
 

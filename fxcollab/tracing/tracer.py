@@ -95,6 +95,7 @@ class LazyTracer(fx.Tracer):
         self.notes: dict[str, None] = {}
         self.asking, self.asked = dict[Helper, bool](), list[Helper]()
         self.opened: dict[str, nn.Module] = {}
+        self._thread: int | None = None  # none, as long as other threads may ask before the trace
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root``; see ``fx.Tracer.trace``."""
@@ -265,7 +266,7 @@ class LazyTracer(fx.Tracer):
     @property
     def _is_recording(self) -> bool:
         """Whether the traced forward is running, not one of another thread or for example values."""
-        return not self.queries.computing and threading.get_ident() == self._thread
+        return threading.get_ident() == self._thread and not self.queries.computing
 
     def _path_of(self, module: nn.Module) -> str | None:
         """The path of a module; None for one without state of its own that the forward has just created."""
