@@ -61,6 +61,7 @@ def test_without_examples_the_refusal_asks_for_them() -> None:
         fxcollab.transform(Adapted(Net()), "simple", ["model.b"])
 
 
+@pytest.mark.slow
 def test_lora_of_peft() -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["b", "c", "d"])
