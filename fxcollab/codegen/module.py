@@ -59,7 +59,7 @@ class CollabGraphModule(fx.GraphModule):
 
     # What ``torch.jit.script`` leaves out.
     __jit_unused_properties__ = [  # noqa: RUF012
-        *fx.GraphModule.__jit_unused_properties__, "modes", "root", "constants", "recompute",
+        *fx.GraphModule.__jit_unused_properties__, "modes", "root", "constants", "name_of_peers", "recompute",
     ]  # fmt: skip
     _graph_of_eval: fx.Graph | None = None
     _eval_out_spec: Any = None
