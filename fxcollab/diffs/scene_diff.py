@@ -27,7 +27,7 @@ def scene_of(diff: DiffData) -> Scene:
         title=diff.title,
         facts=diff.facts,
         sides=("",),
-        drawing=drawing_of(items, [diff.tree], [("head 0", "the inference graph, unmoved")]),
+        drawing=drawing_of(items, [diff.tree], [("head 0", "kept: the inference graph")]),
         legend=tuple(_legend(diff)),
         columns=COLUMNS,
         nodes=tuple(_facts(node, numbers) for node in diff.nodes),

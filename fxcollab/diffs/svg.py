@@ -98,7 +98,7 @@ def _lanes(picture: Picture) -> Iterator[str]:
             )
         above = picture.tops[begin - 1] if begin and not first else picture.tops[0] - m["height"] - 8
         for n, (kind, line) in enumerate(
-            (("head", title), ("note", note or ("" if first else "like head 0, own weights")))
+            (("head", title), ("note", note or ("" if first else "for training only, own weights")))
         ):
             yield _text(kind, x + 4, above + 13 + 14 * n, line)
 
@@ -111,7 +111,7 @@ def _axes(picture: Picture) -> Iterator[str]:
         )
         x = picture.axes[side]
         if side == 0 and splits:
-            yield _text("level", x, picture.tops[0] - 14, "trunk, all heads")
+            yield _text("level", x, picture.tops[0] - 14, "trunk, shared")
         for row, title, note in splits:
             v = picture.row(row)
             y = picture.tops[v] - 7

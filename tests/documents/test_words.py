@@ -23,11 +23,11 @@ PLAIN = re.findall(
     """
     attributes batches boxes branches build candidates captured checkpoint checkpointing checks choice choose
     code collaborative command commands compare copied costs counted cuts data depth directory distributed
-    duplicate errors examples factor features finite flops folder forwards fxcollab gated gradients groups
-    guessed hint inputs integrations into libraries lightning load loaded loss memory modes mutual name names
-    nearest nodes notebook observe operations option options order other outputs page parameters part picture
-    planning reason rows runs shape shared shown start steps structure task tensors terminal time tokens
-    transformers verify version weight weights what where
+    duplicate errors examples factor features files finite flops folder forwards fxcollab gated gradients
+    groups guessed hint inputs integrations into layout libraries lightning limits load loaded loss memory
+    modes mutual name names nearest nodes notebook observe operations option options order other outputs page
+    parameters part picture planning reason rows runs shape shared shown start steps structure task tensors
+    terminal time tokens transformers trust verify version weight weights what where
     """,
 )
 

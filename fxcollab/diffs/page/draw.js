@@ -194,7 +194,7 @@ function drawnLane(plan, c) {
   const ground = { x: x - plan.gutter + 4, y: y - 7, width: plan.gutter + plan.width + 2, height: bottom(plan, plan.ends[c]) - y + 14, rx: 8 };
   const kind = first ? "" : "peer";
   return [element("rect", { class: `lane ${first ? "first" : "peer"}`, ...ground }), label(`head ${kind}`, x + 4, above + 13, clip(title, plan.width, true)),
-    label(`note ${kind}`, x + 4, above + 27, clip(note || (first ? "" : plan.narrow ? "like head 0" : "like head 0, own weights"), plan.width + 4))];
+    label(`note ${kind}`, x + 4, above + 27, clip(note || (first ? "" : plan.narrow ? "training only" : "for training only, own weights"), plan.width + 4))];
 }
 
 function* drawnAxes(plan) {
@@ -202,7 +202,7 @@ function* drawnAxes(plan) {
     const x = plan.axes[side];
     if (x === undefined) continue;
     const end = Math.max(...plan.lefts.filter((_, c) => sideOf(plan, c) === side)) + plan.width;
-    if (side === 0 && splits.length) yield label("level", x, plan.tops[0] - 14, "trunk, all heads");
+    if (side === 0 && splits.length) yield label("level", x, plan.tops[0] - 14, "trunk, shared");
     for (const [row, title, note] of splits) {
       const y = plan.tops[plan.rowOf[row]] - 7;
       yield element("path", { class: "split", d: `M${x},${y}H${end}` });
