@@ -118,6 +118,7 @@ class RewritePass:
         options: those of the rewrite.
         factory: makes models like the captured one, for ``init="fresh"``.
         facts: ``pattern``, ``source`` and ``chosen`` with their values, for the plan.
+        force: go on where there seems to be too little memory (default False).
         name: what the pass is called.
     """
 

@@ -124,10 +124,15 @@ def program(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("after", [0.15, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_ctrl_c_is_answered_in_one_line_while_everything_is_imported(tmp_path: Path, after: float) -> None:
     (tmp_path / "model.py").write_text("import time\nwhile True: time.sleep(0.01)\n")
-    process = program("transform", "model.py", "--splits", "a", cwd=tmp_path)
-    time.sleep(after + 2)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    # These tests may run in the background of a shell, where it is ignored.
+    answered = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "cwd": tmp_path}
+    with program("transform", "model.py", "--splits", "a", **answered) as process:
+        time.sleep(after + 2)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130 and said.strip().splitlines()[-1] == "interrupted" and "Traceback" not in said
 
 

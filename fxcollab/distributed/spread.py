@@ -90,7 +90,7 @@ def spread(
         train_model: what `transform` or `load` returned.
         mesh: any mesh with a dimension ``heads``, a slice included; or one of one dimension. By default all ranks.
         check_every: how often the ranks of a row compare their batches, the values of what they share, and the
-            gradients of the loss: at every so many steps, never for 0. It waits for the device.
+            gradients of the loss: at every so many steps (default 1), never for 0. It waits for the device.
 
     Raises:
         StateError: ``train_model`` is not a training model, or there is no process group. At a step: the ranks'

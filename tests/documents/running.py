@@ -18,10 +18,12 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from fxcollab_cli.app import app
 from fxcollab_cli.console import run as run_app
 
+from fxcollab import patterns
 from tests.documents.reading import ROOT, Block, blocks
 
 INSTALLS = re.compile(r"\b(pip install|venv|conda create|conda activate|apt-get|uv pip|uv venv)\b")
@@ -114,12 +116,12 @@ def _shell(command: str) -> tuple[int, str, str]:
 
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """In the folder, as if output were piped, with no modules left behind that files of the document made."""
+    """In the folder, as if output were piped; patterns and modules that the document makes go with it."""
     hidden = {name: os.environ.pop(name) for name in ("COLUMNS", "FORCE_COLOR", "PY_COLORS") if name in os.environ}
     modules, path = set(sys.modules), list(sys.path)
     sys.path.insert(0, str(folder))
     try:
-        with contextlib.chdir(folder), warnings.catch_warnings():
+        with contextlib.chdir(folder), warnings.catch_warnings(), patch.dict(patterns._registered):
             yield
     finally:
         sys.path[:] = path
