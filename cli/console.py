@@ -52,16 +52,19 @@ def print_json(data: Any) -> None:
 
 
 @contextlib.contextmanager
-def working(what: str) -> Iterator[None]:
-    """Say on stderr what takes time, and how much; whatever the user's model prints meanwhile goes there too."""
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """Say on stderr what takes time, and how much; whatever the user's model prints meanwhile goes there too.
+
+    Yields a function that says how far it is.
+    """
     columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
     with (
         Progress(*columns, console=err(), transient=True, disable=not sys.stderr.isatty()) as progress,
         contextlib.redirect_stdout(sys.stderr),
         _warnings_as_notes(),
     ):
-        progress.add_task(what, total=None)
-        yield
+        task = progress.add_task(what, total=None)
+        yield lambda done: progress.update(task, description=f"{what}: {done}")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ of the library that have a parameter of its name get it, and where it isn't give
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -203,10 +204,16 @@ class Options:
 
     def verify(self, train_model: CollabGraphModule) -> Report:
         """The proof, on inputs of the given shapes."""
-        with working("verifying"):
+        with working("verifying") as tell:
             import fxcollab
 
-            return fxcollab.verify(train_model.root, train_model, parsing.example_inputs(self.input))
+            made = itertools.count(1)
+            return fxcollab.verify(
+                train_model.root,
+                train_model,
+                parsing.example_inputs(self.input),
+                on_check=lambda check: tell(f"{next(made)} checks; {check.name}"),
+            )
 
     def _refuse_failing_inputs(self, train_model: CollabGraphModule) -> None:
         """Refuse given inputs on which the model fails; tried on fake tensors."""

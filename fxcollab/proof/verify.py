@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
 from fxcollab.analysis.partition import partition
+from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.distributed.spread import spread_of
 from fxcollab.errors import SplitError
 from fxcollab.functional import tensors_of
@@ -25,7 +26,12 @@ from fxcollab.tracing.twin import preserved_classes
 
 
 def verify(
-    model: nn.Module, train_model: nn.Module, example_inputs: ExampleInputs | None = None, *, seed: int = 0
+    model: nn.Module,
+    train_model: nn.Module,
+    example_inputs: ExampleInputs | None = None,
+    *,
+    seed: int = 0,
+    on_check: Callable[[Check], object] = lambda check: None,
 ) -> Report:
     """Prove on this model that ``train_model`` computes and trains what it should, and prunes back to ``model``.
 
@@ -52,6 +58,7 @@ def verify(
             By default random ones of the shapes given to `transform`,
             or of the first usual shape that the model accepts.
         seed: for the random inputs and the random operations of the model (default 0).
+        on_check: called with every check as soon as it is made (default: nothing).
 
     Returns:
         The report; it is true where every check holds that could be made.
@@ -73,16 +80,28 @@ def verify(
         inputs = tuple(example_tensors(model, known, seed))
     trial = Trial(model, trained, interface, inputs, seed)
     limitations = tuple(trained.meta.get(LIMITATIONS_KEY, ()))
-    intact = check_provenance(trained)
-    if not intact.ok:  # without provenance nothing else can be checked
-        return Report((intact,), limitations)
-    try:
-        cut = partition(captured, plan.tree)
-    except SplitError as error:  # these inputs show what the transform's couldn't
-        return Report((intact, Check("the model can be split so", False, f"{error.what} {error.why}")), limitations)
-    structure = (intact, *check_graphs(captured, trained), *check_state(model, cut, trained))
+    checks = []
     with preserved_classes(model):  # which copies share
-        return Report((*structure, *_check_values(trial, cut.straddling)), limitations)
+        for check in _checks(model, captured, trial):
+            on_check(check)
+            checks.append(check)
+    return Report(tuple(checks), limitations)
+
+
+def _checks(model: nn.Module, captured: CollabGraphModule, trial: Trial) -> Iterator[Check]:
+    trained = trial.train_model
+    intact = check_provenance(trained)
+    yield intact
+    if not intact.ok:  # without provenance nothing else can be checked
+        return
+    try:
+        cut = partition(captured, plan_of(trained).tree)
+    except SplitError as error:  # these inputs show what the transform's couldn't
+        yield Check("the model can be split so", False, f"{error.what} {error.why}")
+        return
+    yield from check_graphs(captured, trained)
+    yield from check_state(model, cut, trained)
+    yield from _check_values(trial, cut.straddling)
 
 
 def _check_values(trial: Trial, straddling: frozenset[str]) -> Iterator[Check]:

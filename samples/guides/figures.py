@@ -53,16 +53,17 @@ def guarantees() -> str:
     cases, networks = sum(row["ok"] for row in proofs), len({row["network"] for row in proofs})
     trees, worst = len({row["tree"] for row in proofs}), max(differences)
     return _list(
-        "1. **You get your model back:** what `prune` returns equals it node for node, for every head: "
+        "1. **You get your model back:** the graph that `prune` returns equals it node for node, for every head: "
         f"{of(structure, 'timm')} models of timm, {of(structure, 'torchvision')} of torchvision, "
-        f"{of(structure, 'transformers')} classifiers of transformers (without values, on torch's meta device).",
-        "2. **Outputs are exact:** a head computes what your model does with its weights, bit for bit.",
+        f"{of(structure, 'transformers')} classifiers of transformers (graphs alone, no weights).",
+        "2. **Outputs are exact:** a head computes, bit for bit, what your model does with that head's weights.",
         "3. **Gradients are means:** a shared parameter receives the mean of what its heads would send. In "
         f"{cases} of {len(proofs)} cases ({networks} networks, {trees} trees each) the largest relative difference "
-        f"is {worst:.0e}.",
-        "4. **Nothing happens to your model meanwhile:** a refusal leaves it as it was, and says what helps.",
+        f"is {worst:.0e} in float64.",
+        "4. **Your model stays as it is** until you train it: a model that is refused is as it was, and the error says "
+        "what helps.",
         f"5. **You can check it on your model:** `fxcollab verify` holds for {of(values, 'timm')} models of timm and "
-        f"{of(values, 'transformers')} of transformers with real weights. The others, and the reasons, are in "
+        f"{of(values, 'transformers')} of transformers, run with random weights. The others, and the reasons, are in "
         "[zoo.md](tests/benchmarks/results/zoo.md).",
     )
 

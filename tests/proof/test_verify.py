@@ -539,3 +539,10 @@ def test_boolean_outputs_that_differ_are_found() -> None:
     assert "head 1 in eval mode equals the original with head 1's weights" in failed(
         fxcollab.verify(model, train_model, (X,))
     )
+
+
+def test_checks_are_told_as_they_are_made() -> None:
+    model, told = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), list[str]()
+    train_model = fxcollab.transform(model, "simple", ["0"], seed=0)
+    report = fxcollab.verify(model, train_model, (torch.randn(4, 3),), on_check=lambda check: told.append(check.name))
+    assert told == [check.name for check in report] and len(told) > 10
