@@ -60,8 +60,8 @@ def guarantees() -> str:
         "3. **Gradients are means:** a shared parameter receives the mean of what its heads would send. In "
         f"{cases} of {len(proofs)} cases ({networks} networks, {trees} trees each) the largest relative difference "
         f"is {worst:.0e} in float64.",
-        "4. **Your model stays as it is** until you train it: a model that is refused is as it was, and the error says "
-        "what helps.",
+        "4. **Your model stays as it is** until you train it: a model that is refused is as it was, and the error "
+        "says what helps.",
         f"5. **You can check it on your model:** `fxcollab verify` holds for {of(values, 'timm')} models of timm and "
         f"{of(values, 'transformers')} of transformers, run with random weights. The others, and the reasons, are in "
         "[zoo.md](tests/benchmarks/results/zoo.md).",
