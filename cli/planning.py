@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import parsing
+from .completion import sources
 from .console import working
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def option(help: str, metavar: str | None = None, *flags: str, values: tuple[str
     return typer.Option(*flags, help=help, metavar=metavar, autocompletion=complete)
 
 
-_Source = typer.Argument(help=f"{SOURCES}, or {DIRECTORY}.", metavar="SOURCE", show_default=False)
+_Source = typer.Argument(
+    help=f"{SOURCES}, or {DIRECTORY}.", metavar="SOURCE", show_default=False, autocompletion=sources
+)
 _PATTERNS = ("multi-instance", "simple", "hierarchical", "ladder")
 _Pattern = option(f"{', '.join(_PATTERNS)}, or package.module:NAME.", values=_PATTERNS)
 _INITS = ("fresh", "copy", "copy-anyway", "finetune")

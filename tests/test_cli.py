@@ -22,6 +22,7 @@ from typing import get_args
 import pytest
 import torch
 from fxcollab_cli.app import app
+from fxcollab_cli.completion import sources
 from fxcollab_cli.console import run
 from fxcollab_cli.parsing import default_directory
 from fxcollab_cli.planning import Options
@@ -935,6 +936,27 @@ def test_every_option_is_a_parameter_of_the_library_or_makes_the_model() -> None
     known = {name for function in functions for name in inspect.signature(function).parameters}
     own = {field.name for field in dataclasses.fields(Options)}
     assert own - known == {"input", "model_arg", "given", "plan", "fresh"}  # the last one is a part of init
+
+
+@pytest.mark.parametrize(
+    ("incomplete", "found"),
+    [
+        ("torchvision:resnet1", ["torchvision:resnet101", "torchvision:resnet152", "torchvision:resnet18"]),
+        ("timm:vit_gigantic_patch14_r", []),
+        ("timm:vit_gigantic_patch14_2", ["timm:vit_gigantic_patch14_224"]),
+        ("tim", ["timm:"]),
+        ("unknown:a", []),
+        ("", []),
+    ],
+)
+def test_names_of_libraries_are_completed(incomplete: str, found: list[str]) -> None:
+    assert [name for name in sources(incomplete) if "clip" not in name] == found
+
+
+def test_names_that_are_completed_are_models() -> None:
+    import torchvision
+
+    assert [name.partition(":")[2] for name in sources("torchvision:")] == sorted(torchvision.models.list_models())
 
 
 @pytest.mark.parametrize(
