@@ -206,6 +206,10 @@ def _load_state(train_model: CollabGraphModule, saved: Path, weights: Path | Non
         refuse_changed(file, plan.get(WEIGHTS_KEY))
     elif saved.is_file():
         refuse_other_model(file, saved, peers)
+    modules = list(train_model.modules())
+    registries: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (each, dict(each)) for module in modules for each in (module._parameters, module._buffers)
+    ]
     new: dict[int, Tensor] = {}  # by the meta tensor, so that a parameter under two names stays one
     kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     try:
@@ -220,6 +224,9 @@ def _load_state(train_model: CollabGraphModule, saved: Path, weights: Path | Non
                     tensor.data = state[key].to(tensor.device)
         train_model.load_state_dict(state, assign=bool(new))
     except BaseException:  # a module that loads its state in a way of its own
+        for registry, before in registries:
+            registry.clear()
+            registry.update(before)
         for tensor, data, values in kept.values():
             tensor.data = data
             tensor.detach().copy_(values)

@@ -35,6 +35,7 @@ _VIEW_HEAD = 1024
 _DRAFT = re.compile(r"\..*\.[0-9a-f]{16}\.fxcollab", re.DOTALL)
 _MOST_OF_NAME = 50  # of the output in the name of its draft
 _LOCK, _NEW, _WHOLE, _OLD = "of", "new", "whole", "old"
+_MARK = b"fxcollab's draft of "  # begins the file that is locked
 _NO_REPLACE, _EXCHANGE = 1, 2
 _AT_CWD = -100
 
@@ -219,7 +220,7 @@ def _draft_folder(place: Path) -> tuple[Path, int]:
         with suppress(FileNotFoundError):  # another writer took it for that of a killed one
             lock = os.open(folder / _LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
             if _locked(lock) and (folder / _LOCK).exists():
-                os.write(lock, os.fsencode(place.name))
+                os.write(lock, _MARK + os.fsencode(place.name))
                 return folder, lock
             os.close(lock)
 
@@ -240,17 +241,19 @@ def _remove_drafts(parent: Path) -> None:
     """Remove what writers that were killed have left in a folder."""
     if sys.platform == "win32":
         return  # has no such locks
-    found = [Path(entry) for entry in os.scandir(parent) if _DRAFT.fullmatch(entry.name)]
-    for folder in found:
+    for folder in [Path(entry) for entry in os.scandir(parent) if _DRAFT.fullmatch(entry.name)]:
         with suppress(OSError):
             folder.rmdir()  # killed before there was anything in it
         with suppress(OSError):
-            if folder.lstat().st_uid != os.geteuid():
-                continue
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                continue  # a link could lead anywhere
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                name = os.fsdecode(os.read(lock, 4096))
+                mark, name = os.read(lock, len(_MARK)), os.fsdecode(os.read(lock, 4096))
+                if mark != _MARK:
+                    continue  # no draft of ours
                 if name == os.path.basename(name) and os.path.lexists(folder / _OLD):  # noqa: PTH119
                     with suppress(OSError):
                         _rename(folder / _OLD, parent / name)  # killed between two renames

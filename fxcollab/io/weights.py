@@ -137,6 +137,10 @@ def refuse_other_model(file: Path, own: Path, peers: str) -> None:
     wrong = [name for name in {**expected, **given} if _of(given, name, 1) != _of(expected, name, 1)]
     why = "these are missing in one of the two, or have another shape"
     if not wrong:
+        given_one, own_one = _stored_once(unwrapped(_names_in(file), peers)), _stored_once(_names_in(own))
+        wrong = [name for name in given_one if given_one[name] - own_one[name]]
+        why = "these are one tensor with others, and have values of their own in the training model"
+    if not wrong:
         types: dict[str, str] = {}
         kept = {name: (types.setdefault(_of(expected, name, 0), _of(given, name, 0))) for name in expected}
         wrong = [name for name, new in kept.items() if new != _of(given, name, 0)]
@@ -154,8 +158,21 @@ def refuse_other_model(file: Path, own: Path, peers: str) -> None:
 def _described(file: Path) -> dict[str, tuple[str, Any]]:
     """The type and the shape of every tensor, by all its names; nothing where there is no such file."""
     header = weights_header(file)
-    names = _stored_names(header.pop("__metadata__", None) or {}, header)
-    return {name: (header[stored]["dtype"], header[stored]["shape"]) for name, stored in names.items()}
+    return {name: (header[stored]["dtype"], header[stored]["shape"]) for name, stored in _names_in(file).items()}
+
+
+def _names_in(file: Path) -> dict[str, str]:
+    """All names with those under which their tensors are stored."""
+    header = weights_header(file)
+    return _stored_names(header.pop("__metadata__", None) or {}, header)
+
+
+def _stored_once(names: Mapping[str, str]) -> dict[str, set[str]]:
+    """For every name all names that have the same tensor."""
+    of: dict[str, set[str]] = {}
+    for name, stored in names.items():
+        of.setdefault(stored, set()).add(name)
+    return {name: of[stored] for name, stored in names.items()}
 
 
 def _of(described: Mapping[str, tuple[str, Any]], name: str, which: int) -> Any:

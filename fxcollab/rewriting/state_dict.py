@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -53,10 +54,12 @@ def record_names(module: Any, state: Any, prefix: str, metadata: dict[str, Any])
 def _recorded(checkpoint: Any, peers: str) -> dict[Path, set[str]]:
     """The names of every branch, where the metadata of `record_names` are there."""
     found = {}
-    for module, metadata in getattr(checkpoint, "_metadata", {}).items():
-        path = parse_branch_name(module.rpartition(f"{peers}.")[2])
-        if path is not None and isinstance(metadata, Mapping) and _NAMES in metadata:
-            found[path] = set(map(without_infixes, metadata[_NAMES]))
+    metadata = getattr(checkpoint, "_metadata", None)
+    for module, of_module in metadata.items() if isinstance(metadata, Mapping) else ():
+        path = parse_branch_name(str(module).rpartition(f"{peers}.")[2])
+        names = of_module.get(_NAMES) if isinstance(of_module, Mapping) else None
+        if path is not None and isinstance(names, list):
+            found[path] = {without_infixes(str(name)) for name in names}
     return found
 
 
@@ -75,6 +78,7 @@ def _refuse_mixed(
         (branches.setdefault(path, set()) if path else original).add(name)
     inner = {parent for key in original for parent in _parents(_parent(key))}
     missing = [name for found in branches.values() for name in found if name not in original]
+    missing += [f"{peers}.{branch_name(path)}" for path, lost in recorded.items() if lost and path not in branches]
     for path in {branch_and_name(key, peers)[0] for key in names.values()} - {()}:
         expected = recorded.get(path) or set().union(
             *(branches[other] for other in branches if len(other) == len(path))
@@ -89,12 +93,8 @@ def _refuse_mixed(
             why="a head without it would get that of another head",
             hint="was it saved whole? If these never had peers: train_model.load_state_dict, and fxcollab.prune",
         )
-    values = {name: (state[key], state[name]) for name, key in names.items() if key != name}
-    wrong = [
-        f"{name} is {tuple(new.shape)}, {new.dtype} and was {tuple(old.shape)}, {old.dtype}"
-        for name, (new, old) in values.items()
-        if isinstance(new, Tensor) and isinstance(old, Tensor) and (new.shape, new.dtype) != (old.shape, old.dtype)
-    ]
+    values = {name: (_kind(state[key]), _kind(state[name])) for name, key in names.items() if key != name}
+    wrong = [f"{name} is {new} and was {old}" for name, (new, old) in values.items() if new != old]
     if wrong:
         raise MixedError(
             "The head's tensors are not like those of head 0.",
@@ -102,6 +102,10 @@ def _refuse_mixed(
             why="every branch is an instance of the same modules",
             hint="was the checkpoint put together from several?",
         )
+
+
+def _kind(value: Any) -> str:
+    return f"{tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _parent(name: str) -> str:
@@ -128,6 +132,13 @@ def prune_names(keys: Iterable[str], head: int, *, peers: str = "peers") -> dict
             where=f"its keys are {', '.join(list(original)[:4])}, ...",
             why=f"no key begins with '{peers}.', so it is not the state dict of a training model",
             hint="it may be the state of a single network already; or name the peers: peers='...'",
+        )
+    if strange := [name for name in original if name.startswith(f"{peers}.")]:
+        raise StateError(
+            "The checkpoint holds peers of no branch.",
+            where=strange[0][:200],
+            why=f"after '{peers}.' comes the name of a branch, such as b1 or b0_1",
+            hint=f"is {peers!r} the name of a module of the network? Name the peers: peers='...'",
         )
     path = tree_of(branches).head_path(head)
     for level in range(1, len(path) + 1):
@@ -180,7 +191,16 @@ def unwrapped(checkpoint: Mapping[str, Any], peers: str = "peers") -> dict[str, 
             why=f"its values under {', '.join(nested) or 'keys that are not strings'} are not tensors",
             hint=f"pass the state dict inside it, such as checkpoint[{nested[0]!r}]" if nested else None,
         )
-    state = {without_infixes(key): value for key, value in checkpoint.items() if key not in _WRAPPERS_OWN}
+    names = {key: without_infixes(key) for key in checkpoint if key not in _WRAPPERS_OWN}
+    state = {name: checkpoint[key] for key, name in names.items()}
+    if len(state) < len(names):
+        twice = next(name for name, count in Counter(names.values()).items() if count > 1)
+        raise StateError(
+            "The checkpoint has two tensors for one name.",
+            where=", ".join(key for key, name in names.items() if name == twice),
+            why="without what wrappers put into names they are the same",
+            hint="pass the state of one wrapped model",
+        )
     prefix = _prefix_of_peers(state, peers)
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fxcollab
-from fxcollab.errors import ArtifactError, DamagedError, FxCollabError, MixedError
+from fxcollab.errors import ArtifactError, DamagedError, FxCollabError, MixedError, StateError
 from fxcollab.io.artifact import load_head
 from fxcollab.io.weights import load_state_dict
 from tests.io.helpers import Net, made, refused
@@ -114,11 +115,14 @@ def test_a_checkpoint_all_of_another_type_is_taken(saved: Path) -> None:
     assert load_head(saved, 3, weights=saved.with_name("half.safetensors"))["c.weight"].dtype is torch.float16
 
 
-def test_a_module_that_fails_to_load_leaves_the_given_model_as_it_was(saved: Path) -> None:
-    class Refusing(nn.Linear):
-        def _load_from_state_dict(self, *_: Any) -> None:
-            raise RuntimeError("not today")
+class Refusing(nn.Linear):
+    """Fails to load its state."""
 
+    def _load_from_state_dict(self, *_: Any) -> None:
+        raise RuntimeError("not today")
+
+
+def test_a_module_that_fails_to_load_leaves_the_given_model_as_it_was(saved: Path) -> None:
     model = Net()
     model.c = Refusing(4, 2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -147,3 +151,53 @@ def test_metadata_of_other_tensors_are_refused(tmp_path: Path, key: str, value: 
     for read in (fxcollab.load, load_head):
         with pytest.raises(ArtifactError, match="metadata"):
             read(folder)
+
+
+def test_a_whole_branch_that_is_lost_is_missed_where_the_state_says_which_there_were() -> None:
+    state = made(Net, "a", "b").state_dict()
+    for key in [key for key in state if key.startswith("peers.b0_1.")]:
+        del state[key]
+    with pytest.raises(MixedError, match=r"peers\.b0_1"):
+        fxcollab.prune_state_dict(state, 1)
+
+
+@pytest.mark.parametrize("metadata", [None, {3: {}}, {"peers.b1": None}, {"peers.b1": {"fxcollab.names": 5}}])
+def test_strange_metadata_of_a_state_are_passed_over(metadata: Any) -> None:
+    state = made(Net).state_dict()
+    state._metadata = metadata
+    assert torch.equal(fxcollab.prune_state_dict(state, 1)["c.weight"], state["peers.b1.c.weight"])
+
+
+@pytest.mark.parametrize("infix", ["_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module."])
+def test_two_tensors_for_one_name_are_refused(infix: str) -> None:
+    state = dict(made(Net).state_dict())
+    state[f"peers.b1.{infix}c.weight"] = state["c.weight"]
+    with pytest.raises(StateError, match="two tensors for one name"):
+        fxcollab.prune_state_dict(state, 1)
+
+
+def test_a_peer_that_is_no_tensor_is_refused() -> None:
+    with pytest.raises(MixedError, match="NoneType"):
+        fxcollab.prune_state_dict(dict(made(Net).state_dict()) | {"peers.b1.c.weight": None}, 1)
+
+
+def test_weights_that_call_a_peers_tensor_another_name_of_the_originals_are_refused(saved: Path) -> None:
+    tensors = load_file(saved / "weights.safetensors")
+    order = json.dumps(list(tensors))
+    del tensors["peers.b1_1.c.weight"]
+    aliases = json.dumps({"peers.b1_1.c.weight": "c.weight"})
+    file = saved.parent / "aliased.safetensors"
+    save_file(tensors, file, {"fxcollab.order": order, "fxcollab.aliases": aliases})
+    for read in (lambda: load_head(saved, 3, weights=file), lambda: fxcollab.load(saved, Net(), weights=file)):
+        with pytest.raises(MixedError, match="one tensor with others"):
+            read()
+
+
+def test_a_module_that_fails_to_load_leaves_a_model_on_meta_as_it_was(saved: Path) -> None:
+    model = Net()
+    model.c = Refusing(4, 2)
+    model.to("meta")
+    before = model.state_dict(keep_vars=True)
+    with pytest.raises(RuntimeError, match="not today"):
+        fxcollab.load(saved, model)
+    assert all(tensor is before[name] and tensor.is_meta for name, tensor in model.state_dict(keep_vars=True).items())

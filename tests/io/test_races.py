@@ -158,6 +158,20 @@ def test_drafts_of_killed_writers_are_removed_and_those_at_work_and_of_others_ar
     assert content(second / "whole") == {"thesis.txt": b"precious"}
 
 
+@pytest.mark.parametrize("kind", ["link", "folder", "folder with a name"])
+def test_what_only_looks_like_a_draft_is_not_touched(tmp_path: Path, kind: str) -> None:
+    precious = tmp_path / "precious"
+    (precious / "data").mkdir(parents=True)
+    for name in ("of", "thesis.txt", "data/inner.txt"):
+        (precious / name).write_text("run" if kind == "folder with a name" else "precious")
+    draft = tmp_path / "written" / ".run.0123456789abcdef.fxcollab"
+    draft.parent.mkdir()
+    draft.symlink_to(precious) if kind == "link" else precious.rename(draft)
+    before = sorted(draft.resolve().rglob("*"))
+    write_state_dict({"a": torch.ones(1)}, draft.parent / "head.safetensors")
+    assert sorted(draft.resolve().rglob("*")) == before and (draft / "data" / "inner.txt").exists()
+
+
 def told(script: str, *arguments: str) -> dict[str, Any]:
     """What a script prints; in a process of its own, since it forks, which the threads of autograd forbid."""
     command = [sys.executable, "-m", f"tests.benchmarks.trust.{script}", *arguments]
