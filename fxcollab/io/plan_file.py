@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -117,6 +118,8 @@ def _plan_from_json(data: Mapping[str, Any], folder: Path) -> Plan:
     _entry({WEIGHTS_KEY: None, **data}, WEIGHTS_KEY, str | None)
     splits, fanouts = _entry(data, "splits", list, of=str), _entry(data, "fanouts", list, of=int | list)
     inputs = tuple(map(_input_from_json, _entry(data, "inputs", list, of=dict)))
+    if len({spec.name for spec in inputs}) < len(inputs):
+        raise ValueError("two of its 'inputs' have one name")
     source = _entry(data, "source", dict | None)
     return Plan(
         pattern,
@@ -168,6 +171,11 @@ def _input_from_json(data: Mapping[str, Any]) -> InputSpec:
     ):
         raise ValueError(f"its input {spec.name!r} has the type {spec.dtype!r}")
     check_shape(spec.name, spec.shape or ())
+    if spec.shape is not None:
+        try:
+            dataclasses.replace(spec, shape=(1,)).make(torch.Generator())
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            raise ValueError(f"its input {spec.name!r} of type {spec.dtype!r} can't be made") from error
     return spec
 
 

@@ -106,7 +106,8 @@ def _execute(path: Path) -> ModuleType:
     stem = re.sub(r"\W", "_", path.stem)
     name = f"{FILE_MODULE}{stem}_{next(_serial)}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # true of every .py file
+    if spec is None or spec.loader is None:
+        raise SourceError(f"{path.name} is not a Python file", where=str(path), hint="its name must end with .py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         with user_code(f"{path.name} failed when it was executed", path.parent, name):

@@ -80,6 +80,8 @@ def test_an_option_that_a_plan_of_an_earlier_version_lacks_has_its_default(saved
         pytest.param("inputs", "x", marks=pytest.mark.slow),
         ("inputs", ["x"]),
         ("inputs", [{"name": "x"}]),
+        ("inputs", [{"name": "x", "shape": [2, 3], "dtype": "float32"}] * 2),
+        ("inputs", [{"name": "x", "shape": [2, 3], "dtype": "quint8"}]),
         pytest.param("inputs", [{"name": "x", "shape": "2x3", "dtype": None}], marks=pytest.mark.slow),
         pytest.param("source", "torchvision:resnet18", marks=pytest.mark.slow),
         ("source", {"kind": "url", "location": "x", "name": None, "arguments": {}}),

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from fxcollab.errors import SourceError
+from fxcollab.sources.load import load as load_source
+from fxcollab.sources.source import Source
 from tests.sources.helpers import BLOCK, NET, Write, line_of, load, refusal
 
 # What a bare file gives.
@@ -282,3 +284,9 @@ def test_a_factory_that_repeats_itself_is_refused(write: Write) -> None:
         "  why: every peer starts from a module of its own\n"
         "  hint: build a new module on every call"
     )
+
+
+def test_a_file_that_is_no_python_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.txt").write_text("")
+    with pytest.raises(SourceError, match=r"model\.txt is not a Python file"):
+        load_source(Source("file", str(tmp_path / "model.txt")))
