@@ -183,7 +183,7 @@ def rows_of(layout: Layout, depth: int) -> int:
     return len(layout.visible(depth))
 
 
-@pytest.mark.parametrize("length", [5, 60, 3000])
+@pytest.mark.parametrize("length", [5, 60, 300, pytest.param(3000, marks=pytest.mark.slow)])
 def test_a_flat_graph_folds_until_it_can_be_read_and_opens_step_by_step(length: int) -> None:
     layout = laid_out(chain(length))
     assert rows_of(layout, 0) <= 7 and rows_of(layout, 99) == length + 2
