@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -146,7 +147,10 @@ def diff(
         from fxcollab.diffs.compare_views import view as view_of_two
         from fxcollab.diffs.terminal import view
         from fxcollab.diffs.views import refuse_unwritable
+        from fxcollab.errors import DiffError
     files = output or []
+    if twice := next((file for file, count in Counter(map(Path.absolute, files)).items() if count > 1), None):
+        raise DiffError("An output is given twice.", where=str(twice), hint="name each file once")
     for file in files:
         refuse_unwritable(file, force)
     train_model = options.training_model(but=("model_arg",) if other else ())

@@ -1120,6 +1120,11 @@ def test_the_difference_is_written_in_other_formats(call: Call, made: Path) -> N
     assert call("diff", str(made), "--json").out.strip() == Path("graph.json").read_text().strip()
 
 
+def test_an_output_that_is_given_twice_is_refused_before_anything_is_written(call: Call, made: Path) -> None:
+    result = call("diff", str(made), "-o", "diff.svg", "-o", "./diff.svg")
+    assert result.code == 2 and "An output is given twice." in result.err and not Path("diff.svg").exists()
+
+
 def test_a_difference_takes_its_plan_from_the_directory(call: Call, made: Path) -> None:
     result = call("diff", str(made), "--splits", "stem")
     assert result.code == 2 and "--splits can't be given with a directory." in result.err
