@@ -252,7 +252,8 @@ def _remove_drafts(parent: Path) -> None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 mark, name = os.read(lock, len(_MARK)), os.fsdecode(os.read(lock, 4096))
-                if mark != _MARK:
+                new = not mark and len(list(folder.iterdir())) == 1  # whose writer gives it up, or was killed
+                if mark != _MARK and not new:
                     continue  # no draft of ours
                 if name == os.path.basename(name) and os.path.lexists(folder / _OLD):  # noqa: PTH119
                     with suppress(OSError):
