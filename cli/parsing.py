@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,6 @@ def _input_spec(name: str, text: str) -> InputSpec:
     import torch
 
     from fxcollab.errors import CaptureError
-    from fxcollab.limits import check_shape
     from fxcollab.tracing.interface import InputSpec
 
     shape, _, dtype = text.lower().partition(":")
@@ -69,14 +67,7 @@ def _input_spec(name: str, text: str) -> InputSpec:
         raise CaptureError(
             f"Input {text[:80]!r} can't be read.", hint="write sizes as in 1x3x224x224, with a type as in 2x16:int64"
         )
-    spec = InputSpec(name, tuple(map(int, sizes)), dtype or "float32")
-    check_shape(name, spec.shape or ())
-    try:
-        replace(spec, shape=(1,)).make(torch.Generator())
-    except (RuntimeError, NotImplementedError, TypeError) as error:
-        hint = "give a type whose values can be drawn, such as float32, bfloat16 or int64"
-        raise CaptureError(f"Inputs of type {dtype} can't be made.", why=str(error), hint=hint) from error
-    return spec
+    return InputSpec(name, tuple(map(int, sizes)), dtype or "float32").checked()
 
 
 def tree_options(plan: Plan) -> list[tuple[str, Any]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -19,7 +19,7 @@ from fxcollab.errors import ArtifactError, DamagedError, FxCollabError
 from fxcollab.fingerprint import fingerprint
 from fxcollab.io.files import MOST_PLAN_BYTES, PLAN
 from fxcollab.io.trust import CHECKSUM, checksum_of
-from fxcollab.limits import check_shape
+from fxcollab.limits import MOST_ELEMENTS, check_count
 from fxcollab.patterns import is_made_by
 from fxcollab.plan import Plan, RewriteOptions, plan_of
 from fxcollab.rewriting.outputs import EvalOutput
@@ -120,6 +120,7 @@ def _plan_from_json(data: Mapping[str, Any], folder: Path) -> Plan:
     inputs = tuple(map(_input_from_json, _entry(data, "inputs", list, of=dict)))
     if len({spec.name for spec in inputs}) < len(inputs):
         raise ValueError("two of its 'inputs' have one name")
+    check_count(sum(math.prod(spec.shape or ()) for spec in inputs), MOST_ELEMENTS, "values of all inputs", "")
     source = _entry(data, "source", dict | None)
     return Plan(
         pattern,
@@ -170,13 +171,7 @@ def _input_from_json(data: Mapping[str, Any]) -> InputSpec:
         getattr(torch, spec.dtype or "float32", None), torch.dtype
     ):
         raise ValueError(f"its input {spec.name!r} has the type {spec.dtype!r}")
-    check_shape(spec.name, spec.shape or ())
-    if spec.shape is not None:
-        try:
-            dataclasses.replace(spec, shape=(1,)).make(torch.Generator())
-        except (RuntimeError, NotImplementedError, TypeError) as error:
-            raise ValueError(f"its input {spec.name!r} of type {spec.dtype!r} can't be made") from error
-    return spec
+    return spec.checked()
 
 
 def _entry(

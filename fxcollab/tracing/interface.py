@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import count, takewhile
 from typing import Any
@@ -15,6 +15,7 @@ from torch.fx.node import base_types
 
 from fxcollab._torch import pytree
 from fxcollab.errors import CaptureError
+from fxcollab.limits import check_shape
 
 ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """Example inputs of a call: one tensor, a tuple of positional inputs, or a dict of keyword ones."""
@@ -43,6 +44,22 @@ class InputSpec:
         if not isinstance(example, Tensor):
             return cls(name, structured=example is not None)
         return cls(name, tuple(example.shape), str(example.dtype).removeprefix("torch."))
+
+    def checked(self) -> InputSpec:
+        """The same.
+
+        Raises:
+            LimitError, ValueError: no memory holds it, or a size is below zero.
+            CaptureError: values of its type can't be drawn.
+        """
+        check_shape(self.name, self.shape or ())
+        try:
+            if self.shape is not None:
+                replace(self, shape=(1,)).make(torch.Generator())
+        except (RuntimeError, NotImplementedError, TypeError) as error:  # as torch has it, type by type
+            hint = "give a type whose values can be drawn, such as float32, bfloat16 or int64"
+            raise CaptureError(f"Inputs of type {self.dtype} can't be made.", why=str(error), hint=hint) from error
+        return self
 
     def make(self, generator: torch.Generator) -> Tensor:
         """A random tensor like the example: standard normal, or 0 and 1 for integers and booleans."""

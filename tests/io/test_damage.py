@@ -82,6 +82,7 @@ def test_an_option_that_a_plan_of_an_earlier_version_lacks_has_its_default(saved
         ("inputs", [{"name": "x"}]),
         ("inputs", [{"name": "x", "shape": [2, 3], "dtype": "float32"}] * 2),
         ("inputs", [{"name": "x", "shape": [2, 3], "dtype": "quint8"}]),
+        ("inputs", [{"name": name, "shape": [2**30 + 1], "dtype": "float32"} for name in "xy"]),
         pytest.param("inputs", [{"name": "x", "shape": "2x3", "dtype": None}], marks=pytest.mark.slow),
         pytest.param("source", "torchvision:resnet18", marks=pytest.mark.slow),
         ("source", {"kind": "url", "location": "x", "name": None, "arguments": {}}),
