@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
@@ -10,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fxcollab.diffs.comparison import SIGNS, ComparisonData, Row, Status
-from fxcollab.diffs.model import GENERATOR
+from fxcollab.io.mark import marked_json
 
 STYLES: Mapping[Status, str] = {
     "removed": "red", "added": "green", "changed": "yellow", "rewired": "cyan", "same": "dim"
@@ -59,11 +58,10 @@ def _counts(comparison: ComparisonData) -> Text:
 def to_json(comparison: ComparisonData) -> str:
     """Versioned JSON: counts, and all rows in order."""
     data = {
-        "generator": GENERATOR,
         "comparison": FORMAT,
         "a": comparison.a,
         "b": comparison.b,
         "counts": {status: comparison.count(status) for status in SIGNS},
         "rows": [asdict(row) for row in comparison.rows],
     }
-    return json.dumps(data, indent=1)
+    return marked_json(data)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from fxcollab.diffs.model import GENERATOR, DiffData, DiffNode
+from fxcollab.diffs.model import DiffData, DiffNode
+from fxcollab.io.mark import marked_json
 
 FORMAT = 1
 
 
 def to_json(diff: DiffData) -> str:
     """Head tree, counts, and all nodes of the training graph in order."""
-    return json.dumps(to_data(diff), indent=1)
+    return marked_json(to_data(diff))
 
 
 def to_data(diff: DiffData) -> dict[str, Any]:
     """The same as plain data."""
     return {
-        "generator": GENERATOR,
         "format": FORMAT,
         "pattern": diff.pattern,
         "splits": diff.tree.splits,

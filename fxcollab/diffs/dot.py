@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from fxcollab.diffs.model import GENERATOR, Change, DiffData, DiffNode
+from fxcollab.diffs.model import Change, DiffData, DiffNode
+from fxcollab.io.mark import mark_of
 from fxcollab.tree import Path, branch_name
 
 _COLOURS: Mapping[Change, str] = {
@@ -15,12 +16,12 @@ _COLOURS: Mapping[Change, str] = {
 
 def to_dot(diff: DiffData) -> str:
     """Of the training graph: a cluster a branch, colours by change, factors on rescales."""
-    return "\n".join(_dot(diff)) + "\n"
+    text = "\n".join(_dot(diff)) + "\n// "
+    return f"{text}{mark_of(text)}\n"
 
 
 def _dot(diff: DiffData) -> Iterator[str]:
     yield "digraph fxcollab {"
-    yield f"  // {GENERATOR}"
     yield '  node [shape=box, style="rounded,filled", fontname="sans-serif"];'
     yield from _clusters(diff, (), "  ")
     for node in diff.nodes:

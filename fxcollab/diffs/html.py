@@ -8,16 +8,15 @@ from string import Template
 from typing import Any
 
 from fxcollab.diffs.layout import Group, laid_out
-from fxcollab.diffs.model import GENERATOR
 from fxcollab.diffs.picture import METRICS
 from fxcollab.diffs.scene import Scene
 from fxcollab.diffs.svg import DEFINITIONS, read
+from fxcollab.io.mark import marked_markup
 
 
 def to_html(scene: Scene) -> str:
     """A page: the drawing, details, a table, the proof. The same bytes for the same graphs."""
     parts = {
-        "GENERATOR": GENERATOR,
         "TITLE": html.escape(scene.title),
         "FACTS": html.escape(scene.facts),
         "CSS": read("drawing.css") + read("page.css"),
@@ -25,7 +24,7 @@ def to_html(scene: Scene) -> str:
         "DATA": json.dumps(_data(scene), separators=(",", ":")).replace("<", "\\u003c"),  # can't close the script
         "SCRIPT": read("draw.js") + read("main.js"),
     }
-    return Template(read("page.html")).substitute(parts)
+    return marked_markup(Template(read("page.html")).substitute(parts))
 
 
 def _data(scene: Scene) -> dict[str, Any]:

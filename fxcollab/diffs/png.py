@@ -6,15 +6,15 @@ import re
 import struct
 import zlib
 
-from fxcollab.diffs.model import GENERATOR
 from fxcollab.diffs.scene import Scene
 from fxcollab.diffs.svg import drawn, read
 from fxcollab.errors import DiffError
+from fxcollab.io.mark import LENGTH, mark_of
 
 _SCALE, _MOST_PIXELS = 2.0, 30_000_000
 """Pixels for a unit of the SVG; fewer where that makes more than most viewers open."""
-_HEADER = 33
-"""Bytes of a PNG before the first chunk that may be text."""
+_END, _KEY = 12, b"Software\0"
+"""Bytes of the last chunk of a PNG, and the beginning of the text before it: ``tEXt`` of the specification."""
 _SAMPLE = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><style>{}</style><g class="art">{}</g></svg>'
 
 
@@ -39,7 +39,9 @@ def to_png(scene: Scene) -> bytes:
         )
     text, (width, height) = drawn(scene, style)
     image: bytes = svg_to_bytes(text, zoom=min(_SCALE, (_MOST_PIXELS / (width * height)) ** 0.5))
-    return image[:_HEADER] + _text_chunk("Software", GENERATOR) + image[_HEADER:]
+    before = image[:-_END] + struct.pack(">I", len(_KEY) + LENGTH) + b"tEXt" + _KEY
+    mark = mark_of(before).encode()
+    return before + mark + struct.pack(">I", zlib.crc32(b"tEXt" + _KEY + mark)) + image[-_END:]
 
 
 def _light(style: str) -> str:
@@ -47,9 +49,3 @@ def _light(style: str) -> str:
     variables = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", style.partition("}")[0]))
     style = style[style.index("#page") :]
     return re.sub(r"var\(--([a-z-]+)\)", lambda found: variables[found[1]], style)
-
-
-def _text_chunk(key: str, text: str) -> bytes:
-    """``tEXt`` of the PNG specification."""
-    body = b"tEXt" + f"{key}\0{text}".encode("latin-1")
-    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))

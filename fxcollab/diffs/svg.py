@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from importlib.resources import files
 
 from fxcollab.diffs.layout import Group, laid_out
-from fxcollab.diffs.model import GENERATOR, short
+from fxcollab.diffs.model import short
 from fxcollab.diffs.picture import MARGIN, METRICS, Picture, Spot
 from fxcollab.diffs.scene import TIMES, Cell, Scene
+from fxcollab.io.mark import marked_markup
 
 READABLE, LANES = 34, 5
 """How many rows are drawn before modules fold, and how many lanes before equal ones are drawn once."""
@@ -28,7 +29,7 @@ def to_svg(scene: Scene) -> str:
 
     Colours follow the reader's light or dark scheme. The same bytes for the same graphs.
     """
-    return drawn(scene, read("drawing.css"))[0]
+    return marked_markup(drawn(scene, read("drawing.css"))[0])
 
 
 def drawn(scene: Scene, style: str) -> tuple[str, Size]:
@@ -45,7 +46,6 @@ def drawn(scene: Scene, style: str) -> tuple[str, Size]:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-MARGIN:g} {-MARGIN:g} {size[0]:g} {size[1]:g}" '
         f'width="{size[0]:g}" height="{size[1]:g}" role="img" '
         f'aria-label="{_escaped(scene.title)}. {_escaped(scene.facts)}">',
-        f"<!-- {GENERATOR} -->",
         f"<title>{_escaped(scene.title)}</title>",
         f"<style>{style}</style>",
         DEFINITIONS,

@@ -11,7 +11,8 @@ from fxcollab.diffs.png import to_png
 from fxcollab.diffs.scene import Scene
 from fxcollab.diffs.svg import to_svg
 from fxcollab.errors import DiffError, closest
-from fxcollab.io.files import is_view, only, refuse_existing_file, written
+from fxcollab.io.files import is_generated, only, refuse_existing_file, written
+from fxcollab.io.mark import encoded
 
 
 class Difference(Protocol):
@@ -37,7 +38,7 @@ VIEWS: Mapping[str, Callable[[Difference], str | bytes]] = {
     ".json": lambda found: found.to_json(),
     ".dot": _dot,
 }
-"""By the ending of the file. Every view has `GENERATOR` in its first bytes."""
+"""By the ending of the file. Every view ends with its mark (`fxcollab.io.mark`)."""
 
 
 def write(diff: Difference, path: Path, force: bool = True) -> None:
@@ -57,8 +58,8 @@ def write(diff: Difference, path: Path, force: bool = True) -> None:
 
 def put(made: str | bytes, path: Path, force: bool = True) -> None:
     """Write a view to a file, as `write` does, whatever its ending."""
-    with written(path, force, only(is_view)) as draft:
-        draft.write_bytes(made.encode("utf-8", "replace") if isinstance(made, str) else made)
+    with written(path, force, only(is_generated)) as draft:
+        draft.write_bytes(encoded(made) if isinstance(made, str) else made)
 
 
 def refuse_unwritable(path: Path, force: bool) -> None:
@@ -73,7 +74,7 @@ def refuse_unwritable(path: Path, force: bool) -> None:
         raise DiffError(
             f"{path} can't be written.", why=f"there is no folder {path.parent}", hint=f"mkdir -p {path.parent}"
         )
-    refuse_existing_file(path, force, is_view)
+    refuse_existing_file(path, force, is_generated)
 
 
 def _view(path: Path) -> Callable[[Difference], str | bytes]:

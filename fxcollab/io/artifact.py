@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.diffs.model import GENERATOR
 from fxcollab.errors import ArtifactError, CaptureError, SplitError, StateError
 from fxcollab.fingerprint import fingerprint
-from fxcollab.io.files import GRAPH, GRAPH_HEAD, PAGE, PLAN, WEIGHTS, artifact_only, refuse_existing, written
+from fxcollab.io.files import GRAPH, PAGE, PLAN, WEIGHTS, artifact_only, refuse_existing, written
+from fxcollab.io.mark import encoded, mark_of, marked_markup
 from fxcollab.io.plan_file import WEIGHTS_KEY, plan_to_json, read_plan_file
 from fxcollab.io.trust import refuse_strangers_code, signed
 from fxcollab.io.weights import checksum, load_state_dict, refuse_changed, refuse_other_model, save_state_dict
@@ -33,6 +33,8 @@ from fxcollab.sources.load import load as load_source
 from fxcollab.sources.loaded import model_of
 from fxcollab.tracing.interface import ExampleInputs
 from fxcollab.tree import branch_name
+
+_GRAPH_HEAD = '"""The generated forward; for reading only, fxcollab.load makes it anew."""'
 
 
 def save(
@@ -57,12 +59,11 @@ def save(
     with written(target, force, artifact_only) as folder:
         folder.mkdir()
         save_state_dict(model.state_dict(keep_vars=True), folder / WEIGHTS, aliases=True)
-        (folder / GRAPH).write_text(_readable_code(model), encoding="utf-8")
+        (folder / GRAPH).write_bytes(encoded(_readable_code(model)))
         data = signed(plan_to_json(model, target, checksum(folder / WEIGHTS)), plan_of(model).source)
         (folder / PLAN).write_text(f"{json.dumps(data, indent=2)}\n", encoding="utf-8")
         if page is not None:
-            mark = "" if GENERATOR in page[:500] else f"<!-- {GENERATOR} -->"
-            (folder / PAGE).write_text(f"{mark}{page}", encoding="utf-8")
+            (folder / PAGE).write_bytes(encoded(marked_markup(page)))
     return target
 
 
@@ -169,7 +170,8 @@ def _readable_code(model: CollabGraphModule) -> str:
     """The generated forward without the ends of lines that free memory."""
     newline = "\n"
     lines = (line.partition(";  ")[0] for line in model.code.strip().splitlines())
-    return f"{GRAPH_HEAD}\n\n{newline.join(lines)}\n"
+    text = f"{_GRAPH_HEAD}\n\n{newline.join(lines)}\n\n# "
+    return f"{text}{mark_of(text)}\n"
 
 
 def _changed(where: str, why: str, *, examples: bool = False) -> ArtifactError:

@@ -19,19 +19,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fxcollab.diffs.model import GENERATOR
 from fxcollab.errors import OutputError
+from fxcollab.io.mark import is_marked
 
 if sys.platform != "win32":
     import fcntl
 
 PLAN, WEIGHTS, GRAPH, PAGE = "plan.json", "weights.safetensors", "graph.py", "diff.html"
-GRAPH_HEAD = '"""The generated forward; for reading only, fxcollab.load makes it anew."""'
 ORDER, KIND = "fxcollab.order", "fxcollab.kind"
 """Entries of the metadata of weights; the kind is ``head`` for what `prune` writes."""
-MOST_PLAN_BYTES = 1 << 24
+MOST_PLAN_BYTES, MOST_GENERATED_BYTES = 1 << 24, 1 << 28
 _MOST_HEADER_BYTES = 1 << 25
-_VIEW_HEAD = 1024
 _DRAFT = re.compile(r"\..*\.[0-9a-f]{16}\.fxcollab", re.DOTALL)
 _MOST_OF_NAME = 50  # of the output in the name of its draft
 _LOCK, _NEW, _WHOLE, _OLD = "of", "new", "whole", "old"
@@ -56,9 +54,9 @@ def _is_weights(file: Path, head: bool = False) -> bool:
     return isinstance(metadata, dict) and ORDER in metadata and (metadata.get(KIND) == "head") is head
 
 
-def is_view(file: Path) -> bool:
-    """Whether the diff made this file."""
-    return GENERATOR.encode() in _bytes(file, _VIEW_HEAD)
+def is_generated(file: Path) -> bool:
+    """Whether this is a view of a diff, or a graph's code, and as it was written."""
+    return is_marked(_bytes(file, MOST_GENERATED_BYTES))
 
 
 def is_head(file: Path) -> bool:
@@ -69,8 +67,8 @@ def is_head(file: Path) -> bool:
 FILES: dict[str, Callable[[Path], bool]] = {
     PLAN: _is_plan,
     WEIGHTS: _is_weights,
-    GRAPH: lambda file: _bytes(file, len(GRAPH_HEAD)) == GRAPH_HEAD.encode(),
-    PAGE: is_view,
+    GRAPH: is_generated,
+    PAGE: is_generated,
 }
 """What an artifact's folder may hold and ``force`` may replace, with how each is recognised."""
 
@@ -124,7 +122,7 @@ def only(ours: Callable[[Path], bool]) -> Check:
         if not stat.S_ISREG(mode):
             raise _not_replaced(file, "it is a link, a pipe or a device")
         if not ours(file):
-            raise _not_replaced(file, "what is in it was not written by this command")
+            raise _not_replaced(file, "it was not written by this command, or changed since")
 
     return check
 
@@ -139,7 +137,7 @@ def artifact_only(folder: Path) -> None:
     others = sorted(name for name, entry in entries.items() if name not in FILES or not FILES[name](entry))
     if others:
         names = f"{', '.join(others[:4])}{' and more' if len(others) > 4 else ''}"
-        raise _not_replaced(folder, f"{names} would be lost, which fxcollab did not write")
+        raise _not_replaced(folder, f"{names} would be lost: not written by fxcollab, or changed since")
 
 
 def _not_replaced(path: Path, why: str) -> OutputError:
@@ -283,7 +281,7 @@ def _remove_files(path: Path, ours: Mapping[str, Callable[[Path], bool]] | None)
             if stat.S_ISREG(file.lstat().st_mode) and (ours is None or (file.name in ours and ours[file.name](file))):
                 file.unlink()
         path.rmdir()
-    elif stat.S_ISREG(path.lstat().st_mode) and (ours is None or is_head(path) or is_view(path)):
+    elif stat.S_ISREG(path.lstat().st_mode) and (ours is None or is_head(path) or is_generated(path)):
         path.unlink()
 
 

@@ -49,11 +49,21 @@ def test_force_replaces_nothing_but_an_artifact(saved: Path, tmp_path: Path) -> 
     for target, why in (
         (tmp_path / "photos", "it has no plan.json, so it is not what fxcollab wrote"),
         (tmp_path / "notes.txt", "it is not a directory"),
-        (saved, "epoch9.pt would be lost, which fxcollab did not write"),
+        (saved, "epoch9.pt would be lost: not written by fxcollab, or changed since"),
     ):
         error = refused(fxcollab.save, made(Net), target, force=True)
         assert "is not replaced" in error.what and error.why == why and error.where == str(target)
     assert (saved / "epoch9.pt").read_text() == (tmp_path / "photos/one.jpg").read_text() == "dear"
+
+
+def test_force_keeps_generated_files_that_were_changed_since(saved: Path) -> None:
+    code = saved / "graph.py"
+    as_written = code.read_text()
+    for changed in (f"# slow\n{as_written}", f"{as_written}# slow\n", as_written.replace("self", "model")):
+        code.write_text(changed)
+        error = refused(fxcollab.save, made(Net), saved, force=True)
+        assert error.why == "graph.py would be lost: not written by fxcollab, or changed since"
+        assert code.read_text() == changed
 
 
 def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
@@ -177,7 +187,7 @@ def test_saving_runs_no_module_and_lays_out_no_page(tmp_path: Path, monkeypatch:
 
 def test_a_page_is_written_where_one_is_given(tmp_path: Path) -> None:
     folder = fxcollab.save(made(Net, "a"), tmp_path / "run", page="<html></html>")
-    assert (folder / "diff.html").read_text().endswith("<html></html>")
+    assert (folder / "diff.html").read_text().startswith("<html></html>")
     fxcollab.save(made(Net, "a"), folder, force=True)
     assert not (folder / "diff.html").exists()
 
