@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxcollab._torch import pytree
+from fxcollab.arguments import checked
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError, PatternError, StateError, warn_caller
@@ -32,6 +33,7 @@ from fxcollab.tracing.interface import ExampleInputs, Interface, interface_of
 from fxcollab.tree import HeadTree
 
 
+@checked
 def transform(
     model: nn.Module | Callable[[], nn.Module],
     pattern: str = "hierarchical",

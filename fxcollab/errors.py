@@ -167,6 +167,13 @@ class DiffError(FxCollabError):
     )
 
 
+class ArgumentTypeError(FxCollabError, TypeError):
+    """An argument of a function is of another type than it takes."""
+
+    code = "FXC017"
+    remedy = "Give a value of the type that the message names."
+
+
 _MOST_SHOWN = 4000
 
 

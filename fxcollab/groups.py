@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxcollab.arguments import checked
 from fxcollab.errors import StateError, closest
 from fxcollab.plan import unwrapped
 from fxcollab.tree import original_name
 
 
+@checked
 def parameter_groups(train_model: nn.Module, groups: Iterable[Any]) -> list[dict[str, Any]]:
     """Groups of the original's parameters, with every peer's parameter in the group of its original.
 
@@ -59,6 +61,7 @@ def parameter_groups(train_model: nn.Module, groups: Iterable[Any]) -> list[dict
     return [{**group, "params": list(of_all_branches(group["params"]))} for group in given]
 
 
+@checked
 def parallel_plan(train_model: nn.Module, plan: Mapping[str, Any]) -> dict[str, Any]:
     """A plan of tensor parallelism for all branches, of one for the original.
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fxcollab.arguments import checked
 from fxcollab.codegen.modes import in_mode
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.plan import plan_of, training_model, unwrapped
@@ -15,6 +16,7 @@ from fxcollab.rewriting.eval_output import mean_graph, mean_of_heads
 from fxcollab.rewriting.prune import with_own_modules
 
 
+@checked
 def all_heads(train_model: nn.Module) -> Callable[..., tuple[Any, ...]]:
     """A training model whose every call returns the tuple with one output a head, head 0 first.
 
@@ -42,6 +44,7 @@ def all_heads(train_model: nn.Module) -> Callable[..., tuple[Any, ...]]:
     return call
 
 
+@checked
 def ensemble(train_model: nn.Module) -> CollabGraphModule:
     """A module that returns the mean of the heads' outputs, in either mode.
 
@@ -76,6 +79,7 @@ class Evaluation(NamedTuple):
     ensemble: Tensor
 
 
+@checked
 @torch.no_grad()
 def evaluate_heads(
     train_model: nn.Module, batches: Iterable[tuple[Any, Any]], metric: Callable[[Any, Any], Tensor]
@@ -98,6 +102,7 @@ def evaluate_heads(
     return Evaluation(means[:-1], means[-1])
 
 
+@checked
 def original(train_model: nn.Module) -> nn.Module:
     """The model that was transformed: the same object, whose tensors are the trunk's and head 0's.
 

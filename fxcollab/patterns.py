@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
+from fxcollab.arguments import checked
 from fxcollab.errors import PatternError, closest
 from fxcollab.sources.code import imported
 from fxcollab.tree import Fanout, HeadTree, hierarchical, ladder, multi_instance
@@ -49,6 +50,7 @@ PATTERNS = tuple(_BUILT_IN)
 _registered: dict[str, Callable[..., HeadTree]] = {}
 
 
+@checked
 def register_pattern(name: str) -> Callable[[Constructor], Constructor]:
     """A decorator that makes a constructor of head trees known as pattern ``name``.
 

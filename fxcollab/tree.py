@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from fxcollab.arguments import checked
 from fxcollab.errors import LimitError, PatternError
 from fxcollab.limits import MOST_HEADS, MOST_LEVELS, check_count, number
 
@@ -138,6 +139,7 @@ def parse_branch_name(name: str) -> Path | None:
     return tuple(map(int, name[1:].split("_"))) if _BRANCH_NAME.fullmatch(name) else None
 
 
+@checked
 def original_name(name: str, *, peers: str = "peers") -> str:
     """The name that a parameter, buffer or module of a training model has in the original.
 

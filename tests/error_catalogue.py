@@ -78,6 +78,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "FXC013": ("python check.py",),
     "FXC014": (MADE, "fxcollab diff model_collab -o graph.pdf"),
     "FXC015": (MADE, "truncate -s 200 model_collab/weights.safetensors", "fxcollab verify model_collab"),
+    "FXC017": ("python -c 'import fxcollab; fxcollab.save(None, 5)'",),
     "FXC016": (MADE, "python lose_one.py", "fxcollab prune model_collab --weights lost.safetensors --head 1 -o x"),
 }
 """The commands, the last of which gives the error; none where the command line can't give it."""

@@ -29,6 +29,7 @@ from fxcollab.analysis.observe import observe
 from fxcollab.analysis.order import Pair, ordered_pairs
 from fxcollab.analysis.split_names import find_cut, owners
 from fxcollab.analysis.storages import Write
+from fxcollab.arguments import checked
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import SplitError
 from fxcollab.functional import tensors_of
@@ -72,6 +73,7 @@ class Partition:
         )
 
 
+@checked
 def partition(captured: CollabGraphModule, tree: HeadTree, observation: Observation | None = None) -> Partition:
     """Cut ``captured`` at the splits of ``tree``.
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxcollab.analysis.partition import Partition, partition
+from fxcollab.arguments import checked
 from fxcollab.codegen.branches import Recompute, check_recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.memory import MemorySimulation
@@ -87,6 +88,7 @@ class Costs:
         return asdict(self) | {"ratios": {name: getattr(self, name) for name in names}}
 
 
+@checked
 def training_costs(
     model: nn.Module | Callable[[], nn.Module],
     pattern: str = "hierarchical",

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from fxcollab.arguments import checked
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, Levels, costs_of, parameter_count
@@ -84,6 +85,7 @@ class Summary:
         return dataclasses.asdict(self) | {"costs": self.costs and self.costs.to_json()}
 
 
+@checked
 def summarise(train_model: CollabGraphModule, profiled: ProfiledOriginal | None = None) -> Summary:
     """Summarise a training model; its costs are those at the inputs of its plan, or at a usual shape that fits.
 

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from fxcollab.analysis.levels import state_tensors
+from fxcollab.arguments import checked
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.original import ProfiledOriginal, profile_original
 from fxcollab.costs.profile import NodeCost
@@ -43,6 +44,7 @@ def diff(
     training: bool = True,
     counted: ProfiledOriginal | None = None,
 ) -> Diff | Comparison: ...
+@checked
 def diff(
     train_model: nn.Module,
     other: nn.Module | None = None,

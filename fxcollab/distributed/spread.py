@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fxcollab._torch import pytree
 from fxcollab.analysis.partition import partition
+from fxcollab.arguments import checked
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.distributed.ranks import Ranks, heads_of, place_ranks
 from fxcollab.distributed.subtree import keep_heads
@@ -67,6 +68,7 @@ class Spread:
         return self.ranks.row[self.ranks.holders(self.branch_of(name))[0]]
 
 
+@checked
 def spread(
     train_model: CollabGraphModule, mesh: DeviceMesh | None = None, *, check_every: int = 1
 ) -> CollabGraphModule:
@@ -158,6 +160,7 @@ def _seed(ranks: Ranks, module: nn.Module, args: Any) -> None:
         torch.manual_seed(int(seed))
 
 
+@checked
 def align(part: nn.Module) -> None:
     """Give what several ranks have the first one's values; all ranks must call it, and `spread` does.
 
@@ -182,6 +185,7 @@ def align(part: nn.Module) -> None:
                     own.copy_(value)
 
 
+@checked
 def gathered_state_dict(part: nn.Module) -> dict[str, Any]:
     """The state dict of the whole training model, on every rank; all ranks must call it.
 
@@ -210,6 +214,7 @@ def gathered_state_dict(part: nn.Module) -> dict[str, Any]:
     return state
 
 
+@checked
 def head_state_dicts(part: nn.Module) -> list[dict[str, Any]]:
     """The tensors of each of this rank's heads under the original's names, to load an original's checkpoint into.
 
@@ -234,6 +239,7 @@ def head_state_dicts(part: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
+@checked
 def gradient_norm(part: nn.Module) -> Tensor:
     """The 2-norm of all gradients of the whole training model, on all ranks; all ranks must call it.
 

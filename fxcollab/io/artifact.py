@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxcollab.arguments import checked
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import ArtifactError, CaptureError, SplitError, StateError
 from fxcollab.fingerprint import fingerprint
@@ -37,6 +38,7 @@ from fxcollab.tree import branch_name
 _GRAPH_HEAD = '"""The generated forward; for reading only, fxcollab.load makes it anew."""'
 
 
+@checked
 def save(
     train_model: nn.Module, directory: str | os.PathLike[str], *, force: bool = False, page: str | None = None
 ) -> Path:
@@ -67,6 +69,7 @@ def save(
     return target
 
 
+@checked
 def load(
     directory: str | os.PathLike[str],
     model: nn.Module | Callable[[], nn.Module] | None = None,

@@ -1,4 +1,4 @@
-"""The mark at the end of generated files, a hash of what stands before it: one that was changed since is told apart."""
+"""The mark at the end of generated files: a hash of what stands before it, by which a file changed since is seen."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from torch import nn
 
 from fxcollab.analysis.partition import partition
+from fxcollab.arguments import checked
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.distributed.spread import spread_of
 from fxcollab.errors import SplitError
@@ -25,6 +26,7 @@ from fxcollab.tracing.interface import ExampleInputs
 from fxcollab.tracing.twin import preserved_classes
 
 
+@checked
 def verify(
     model: nn.Module,
     train_model: nn.Module,

@@ -19,6 +19,7 @@ from fxcollab.functional import tensors_of
 from fxcollab.rewriting.init_rules import Init, frozen_names, is_constant, looks_trained
 from fxcollab.rewriting.peers import Branch, State
 from fxcollab.rng import seeded
+from fxcollab.sources.loaded import model_of
 from fxcollab.tree import HeadTree, Path, branch_name
 
 Factory = Callable[[], nn.Module]
@@ -128,7 +129,7 @@ def _from_factory(branches: Mapping[Path, Branch], state: State, tree: HeadTree,
         if not starting:
             continue
         with isolated_randomness(seed, branch_name(full)):
-            made = tensors_of(factory())
+            made = tensors_of(model_of(factory))
         _check_alike(original, made)
         if parameters and all(torch.equal(original[name].cpu(), made[name].cpu()) for name in parameters):
             warn_caller(

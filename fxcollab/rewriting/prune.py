@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from fxcollab._torch import codegen_of
+from fxcollab.arguments import checked
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.deep_copy import deep_copy
 from fxcollab.errors import StateError
@@ -30,6 +31,7 @@ M = TypeVar("M", bound=nn.Module)
 def prune(train_model: nn.Module, head: int = 0) -> CollabGraphModule: ...
 @overload
 def prune(train_model: nn.Module, head: int = 0, *, into: M) -> M: ...
+@checked
 def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = None) -> nn.Module:
     """Keep one head, discard the others.
 

@@ -10,6 +10,7 @@ from typing import Any
 from fxcollab.analysis.levels import state_tensors
 from fxcollab.analysis.partition import Partition
 from fxcollab.analysis.small_levels import small_levels
+from fxcollab.arguments import checked
 from fxcollab.codegen.branches import check_recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import PatternError, StateError
@@ -33,6 +34,7 @@ SMALL_LEVELS_KEY = "fxcollab_small_levels"
 """Key of a training model's meta: sentences about levels that are hardly levels."""
 
 
+@checked
 def rewrite(
     captured: CollabGraphModule,
     partition: Partition,

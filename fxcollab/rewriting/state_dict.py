@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fxcollab.arguments import checked
 from fxcollab.errors import MixedError, PatternError, StateError
 from fxcollab.tree import HeadTree, Path, branch_and_name, branch_name, parse_branch_name
 
@@ -19,6 +20,7 @@ _EXTRA_STATE = "_extra_state"
 """Ends the keys under which modules keep state of any type."""
 
 
+@checked
 def prune_state_dict(checkpoint: Mapping[str, Any], head: int = 0, *, peers: str = "peers") -> dict[str, Any]:
     """The state dict of one head under the original's names and in its order; needs no model.
 

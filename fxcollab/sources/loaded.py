@@ -105,7 +105,7 @@ def model_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     """The model itself, or what a zero-argument factory makes.
 
     Raises:
-        CaptureError: it is neither.
+        CaptureError: it makes something else, or was scripted or exported.
     """
     factory: Any = model
     if isinstance(factory, torch.jit.ScriptModule):
@@ -117,14 +117,10 @@ def model_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
         raise CaptureError("An exported program is not a module.", hint="give exported.module()")
     if isinstance(factory, nn.Module):
         return factory
-    if not callable(factory):
-        raise CaptureError(
-            f"A {type(factory).__qualname__} is no model.", hint="give a module, or a function that makes one"
-        )
     made = factory()
     if not isinstance(made, nn.Module):
         raise CaptureError(
-            f"The factory returned a {type(made).__qualname__}, not a module.",
+            f"The factory returned something of type {type(made).__qualname__}, not a module.",
             where=getattr(factory, "__qualname__", repr(factory)),
             hint="let it return the nn.Module",
         )

@@ -9,6 +9,7 @@ from itertools import accumulate, groupby, pairwise
 from torch import fx, nn
 
 from fxcollab._torch import DATA_DEPENDENT_ERRORS
+from fxcollab.arguments import checked
 from fxcollab.costs.profile import explained, profile
 from fxcollab.errors import warn_caller
 from fxcollab.sources.loaded import model_of
@@ -75,6 +76,7 @@ class Survey:
         return has_parameters and all(value in one.behind for value in other.values)
 
 
+@checked
 def find_splits(
     model: nn.Module | Callable[[], nn.Module],
     example_inputs: ExampleInputs | None = None,

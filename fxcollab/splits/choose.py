@@ -10,6 +10,7 @@ from torch import nn
 
 from fxcollab.analysis.effects import Observation
 from fxcollab.analysis.partition import partition
+from fxcollab.arguments import checked
 from fxcollab.codegen.branches import Recompute, check_recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, Levels, costs_of, ratio, state_bytes, step_cost, trained_bytes
@@ -34,6 +35,7 @@ NEAR = 1.1
 _DEEPER = "list more with find_splits(depth=3) (fxcollab splits --depth 3) and name the splits"
 
 
+@checked
 @collector_paused()
 def choose_splits(
     model: nn.Module | Callable[[], nn.Module],

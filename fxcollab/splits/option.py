@@ -10,6 +10,7 @@ from functools import cache, cached_property
 from itertools import pairwise, product
 from typing import TypeAlias
 
+from fxcollab.arguments import checked
 from fxcollab.errors import PatternError
 from fxcollab.splits.candidates import Candidate
 from fxcollab.tree import Fanout, HeadTree, ladder
@@ -86,6 +87,7 @@ OptionScore: TypeAlias = Callable[[Option], float]
 """How good an option is; more is better."""
 
 
+@checked
 def evenness(option: Option) -> float:
     """How evenly a head's work lies on the levels: ``exp`` of the shares' entropy, from 1 to the number of levels.
 

@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.fx.graph import CodeGen
 
 from fxcollab._torch import PyTreeCodeGen, codegen_of, is_compiled
+from fxcollab.arguments import checked
 from fxcollab.codegen.modes import Modes
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError
@@ -40,6 +41,7 @@ class CaptureOptions:
     fingerprint: str | None = None
 
 
+@checked
 def capture(
     model: nn.Module,
     splits: Sequence[str] = (),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxcollab
-from fxcollab import CaptureError, StateError
+from fxcollab import CaptureError, FxCollabError, StateError
 from tests.tracing.capture_helpers import Net, X
 
 
@@ -170,10 +170,10 @@ def test_lazy_modules_are_refused_before_their_first_call() -> None:
 
 @pytest.mark.parametrize(
     ("factory", "what"),
-    [(lambda: 3, "The factory returned a int, not a module."), (7, "A int is no model.")],
+    [(lambda: 3, "The factory returned something of type int, not a module."), (7, "model is of type int.")],
 )
 def test_what_is_no_model_is_refused(factory: Any, what: str) -> None:
-    with pytest.raises(CaptureError) as caught:
+    with pytest.raises(FxCollabError) as caught:
         fxcollab.transform(factory, splits=["a"])
     assert caught.value.what == what
 
