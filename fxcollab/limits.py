@@ -14,7 +14,7 @@ MOST_HEADS = 4096
 MOST_LEVELS = 64
 MOST_NAME = 1000
 """Characters of a branch's, split's or input's name."""
-MOST_ELEMENTS = 1 << 31
+MOST_ELEMENTS = 1 << 29
 _MOST_DIMENSIONS = 64
 _MOST_VALUES = 1000
 _CGROUP = Path("/sys/fs/cgroup")
@@ -55,14 +55,14 @@ def check_shape(name: str, shape: Sequence[int]) -> None:
     check_count(math.prod(shape), MOST_ELEMENTS, f"values of input {name!r}", "give a smaller example")
 
 
-def check_memory(needed: int, what: str) -> None:
+def check_memory(needed: int, what: str, hint: str) -> None:
     """Raise a `LimitError` where memory isn't enough, as far as the system says what it has."""
     free = available_memory()
     if free is not None and needed > free:
         raise LimitError(
             f"There is not enough memory for {what}.",
             why=f"it needs {needed / 1e9:,.1f} GB, and there are {free / 1e9:,.1f} GB",
-            hint="give fewer heads or later splits, or go on all the same: force=True (--force)",
+            hint=hint,
         )
 
 

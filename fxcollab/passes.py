@@ -133,7 +133,11 @@ class RewritePass:
         if stage.partition is None:
             raise PatternError("The graph has no levels yet.", hint="put a PartitionPass before the RewritePass")
         if not self.force:
-            check_memory(stage.partition.bytes_of_peers(stage.captured), f"{stage.partition.tree.heads} heads")
+            check_memory(
+                stage.partition.bytes_of_peers(stage.captured),
+                f"{stage.partition.tree.heads} heads",
+                "give fewer heads or later splits, or go on all the same: force=True (--force)",
+            )
         found = duplicated(stage.captured, stage.partition, self.options, self.factory, **dict(self.facts))
         return Stage(found, stage.partition)
 

@@ -19,6 +19,8 @@ from torch import nn
 import fxcollab
 from fxcollab import limits
 from fxcollab.errors import LimitError
+from fxcollab.tracing.examples import example_tensors
+from fxcollab.tracing.interface import InputSpec, Interface
 from fxcollab.tree import parse_branch_name
 from samples.training import checkpoint
 from tests.benchmarks.trust import lines
@@ -55,11 +57,21 @@ def test_names_of_branches_are_those_that_trees_make() -> None:
 
 
 def test_peers_that_do_not_fit_in_memory_are_told_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "available_memory", lambda: 90)
+    monkeypatch.setattr(limits, "available_memory", lambda: 300)
     with pytest.raises(LimitError, match=r"needs 0\.0 GB, and there are 0\.0 GB") as caught:
-        fxcollab.transform(chain(), splits="a")
+        fxcollab.transform(chain(), splits="a", fanouts=[8])
     assert "--force" in str(caught.value.hint)
-    assert fxcollab.transform(chain(), splits="a", force=True)
+    assert fxcollab.transform(chain(), splits="a", fanouts=[8], force=True)
+
+
+def test_example_inputs_that_do_not_fit_in_memory_are_told_before_they_are_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "available_memory", lambda: 90)
+    fits, larger = (Interface((InputSpec("x", (rows, 3), "complex64"),)) for rows in (3, 4))
+    assert [value.shape for value in example_tensors(chain(), fits)] == [(3, 3)]
+    with pytest.raises(LimitError, match="memory for the example inputs"):
+        example_tensors(chain(), larger)
 
 
 def test_the_memory_that_there_is_is_known() -> None:

@@ -112,7 +112,7 @@ def load(
                 why="it was made from a model object, not from a file or an importable factory",
                 hint="give the model: fxcollab.load(directory, model)",
             )
-        refuse_strangers_code(data, plan.source, folder, trust_source)
+        refuse_strangers_code(data, plan.source, folder, trust_source, None if weights is None else Path(weights))
         origin, model = f"source {plan.source}", load_source(plan.source).model
     where = f"{folder / PLAN}, {origin}"
     # Peers are not initialised: their values come from the file.

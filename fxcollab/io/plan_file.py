@@ -65,7 +65,7 @@ def read_plan_file(folder: Path) -> tuple[Plan, dict[str, Any]]:
         data = json.loads(text.decode("utf-8"))
         if not isinstance(data, dict):
             raise ValueError("it is not a JSON object")
-        if data.get("format") == FORMAT:
+        if data.get("format") == FORMAT and _is_a(data["format"], int):
             plan = _plan_from_json(data, folder)
             if data.get(CHECKSUM, ...) not in (..., checksum_of(data)):
                 raise ValueError(f"its {CHECKSUM!r} is that of other entries; without a checksum it can be edited")

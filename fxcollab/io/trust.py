@@ -15,8 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fxcollab.errors import TrustError, one_paragraph, warn_caller
-from fxcollab.io.files import PLAN
+from fxcollab.io.files import PLAN, WEIGHTS
+from fxcollab.io.weights import refuse_other_shapes
+from fxcollab.sources.load import load
 from fxcollab.sources.source import Source
 
 CHECKSUM, SIGNATURE = "checksum", "signature"
@@ -36,27 +40,43 @@ def checksum_of(data: Mapping[str, Any]) -> str:
 def signed(data: Mapping[str, Any], source: Source | None) -> dict[str, Any]:
     """The plan's JSON data with their checksum and, where the source needs it, this account's keyed hash."""
     sealed = {**data, CHECKSUM: checksum_of(json.loads(json.dumps(data)))}
-    if source is None or _is_name_of_library(source):
+    if source is None:
         return sealed
     try:
         return {**sealed, SIGNATURE: _signature(_key(make=True), sealed, source)}
     except (OSError, RuntimeError) as error:
-        warn_caller(f"the plan is not marked as this account's ({error}): loading it will need trust_source=True")
+        if not _is_name_of_library(source):
+            warn_caller(f"the plan is not marked as this account's ({error}): loading it will need trust_source=True")
         return sealed
 
 
-def refuse_strangers_code(data: Mapping[str, Any], source: Source, folder: Path, trust: bool) -> None:
-    """Raise where loading a source runs code of someone else's choice.
+def refuse_strangers_code(
+    data: Mapping[str, Any], source: Source, folder: Path, trust: bool, weights: Path | None = None
+) -> None:
+    """Raise where loading a source runs code of someone else's choice, or takes more memory than its weights do.
+
+    Args:
+        data: the plan's JSON data.
+        source: of the plan.
+        folder: of the plan.
+        trust: whether the source is trusted, whoever wrote the plan.
+        weights: what will be loaded, by default the folder's own.
 
     Raises:
         TrustError: it does; the error says what would run.
+        MixedError: a stranger's plan names a model of a library of which the weights are not.
     """
-    if trust or _is_name_of_library(source):
+    if trust:
         return
-    why = "this account did not write it as it is, or its code lay elsewhere then"
     with suppress(OSError, RuntimeError):
         if hmac.compare_digest(ascii(data.get(SIGNATURE)), repr(_signature(_key(make=False), data, source))):
             return
+    if _is_name_of_library(source):
+        with torch.device("meta"):
+            shapes = {name: [*value.shape] for name, value in load(source).model.state_dict().items()}
+        refuse_other_shapes(weights or folder / WEIGHTS, shapes, str(data.get("peers")))
+        return
+    why = "this account did not write it as it is, or its code lay elsewhere then"
     if _place(source) is None:
         return  # nothing would run, and that it isn't there says more
     arguments = ", ".join(f"{name}={value!r}" for name, value in source.arguments)
@@ -71,9 +91,8 @@ def refuse_strangers_code(data: Mapping[str, Any], source: Source, folder: Path,
 
 
 def _is_name_of_library(source: Source) -> bool:
-    """Whether it is no more than the name of a model of torchvision or timm, and numbers."""
-    plain_values = all(isinstance(value, int | float | None) for _, value in source.arguments)
-    return source.kind in ("torchvision", "timm") and plain_values
+    """Whether it is the name of a model of torchvision or timm alone: one argument could take all memory."""
+    return source.kind in ("torchvision", "timm") and not source.arguments
 
 
 def _signature(key: bytes, data: Mapping[str, Any], source: Source) -> str:

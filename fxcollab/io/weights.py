@@ -155,6 +155,22 @@ def refuse_other_model(file: Path, own: Path, peers: str) -> None:
         )
 
 
+def refuse_other_shapes(file: Path, shapes: Mapping[str, list[int]], peers: str) -> None:
+    """Raise where weights are not those of a model with such tensors, before the model takes memory for them.
+
+    Raises:
+        MixedError: they aren't.
+    """
+    given = unwrapped(_described(file), peers)
+    if wrong := [name for name, shape in shapes.items() if name not in given or given[name][1] != shape]:
+        raise MixedError(
+            "The weights are not those of the model that the plan names.",
+            where=f"{file}: {_few(wrong)}",
+            why="these are missing, or have another shape",
+            hint="give the whole state of the same training model",
+        )
+
+
 def _described(file: Path) -> dict[str, tuple[str, Any]]:
     """The type and the shape of every tensor, by all its names; nothing where there is no such file."""
     header = weights_header(file)

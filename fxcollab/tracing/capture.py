@@ -75,6 +75,7 @@ def capture(
         raise CaptureError(f"There is no granularity {granularity!r}.", hint="use 'auto' or 'op'")
     _check_call(model)
     interface = interface or interface_of(model, example_inputs)
+    interface.check(model)
     options = CaptureOptions(granularity, interface, example_inputs)
     if isinstance(model, fx.GraphModule):
         return _adopt(model, options)

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fxcollab._torch import DATA_DEPENDENT_ERRORS, pytree
 from fxcollab.errors import CaptureError, one_line
 from fxcollab.functional import has_values
+from fxcollab.limits import check_memory
 from fxcollab.tracing.interface import ExampleInputs, InputSpec, Interface, forward_of, interface_of
 from fxcollab.tracing.leaks import purge_leaks
 from fxcollab.tracing.twin import twin_of
@@ -112,6 +113,7 @@ def _error(
 
 def example_tensors(model: nn.Module, interface: Interface, seed: int = 0) -> list[Tensor]:
     """Random tensors for all inputs, whose shapes must be known, on the model's device."""
+    check_memory(sum(spec.size_in_bytes() for spec in interface.inputs), "the example inputs", "give smaller ones")
     generator = torch.Generator().manual_seed(seed)
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     return [spec.make(generator).to(device) for spec in interface.inputs]

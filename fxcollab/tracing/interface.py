@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -61,6 +62,11 @@ class InputSpec:
             raise CaptureError(f"Inputs of type {self.dtype} can't be made.", why=str(error), hint=hint) from error
         return self
 
+    def size_in_bytes(self) -> int:
+        """Of a tensor like the example; 0 where its shape is not known."""
+        dtype: torch.dtype = getattr(torch, self.dtype or "int64")
+        return math.prod(self.shape or (0,)) * dtype.itemsize
+
     def make(self, generator: torch.Generator) -> Tensor:
         """A random tensor like the example: standard normal, or 0 and 1 for integers and booleans."""
         if self.shape is None or self.dtype is None:
@@ -103,6 +109,19 @@ class Interface:
                 break
             found[spec.name] = parameter.default
         return found
+
+    def check(self, model: nn.Module) -> None:
+        """Raise a `CaptureError` where the forward has no such parameters."""
+        signature = inspect.signature(model.forward)
+        kinds = {parameter.kind for parameter in signature.parameters.values()}
+        names = [*(spec.name for spec in self.inputs), *dict(self.fixed)]
+        unknown = [name for name in names if name not in signature.parameters]
+        if unknown and not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}:
+            raise CaptureError(
+                f"The forward has no parameter {', '.join(unknown)}.",
+                where=forward_of(model),
+                hint="give the interface of a capture of this model",
+            )
 
     def call(self, model: nn.Module, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """Arguments and keyword arguments for a call of ``model`` on ``values``, one for each input."""

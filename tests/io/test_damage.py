@@ -96,12 +96,18 @@ def test_a_plan_with_a_value_of_a_wrong_kind_is_damaged(saved: Path, key: str, v
     assert error.where == str(saved / "plan.json") and error.why
 
 
-@pytest.mark.parametrize("number", [2, "1", None, ...])
+@pytest.mark.parametrize("number", [2, "1", None, True, ...])
 def test_a_plan_of_another_format_names_it(saved: Path, number: object) -> None:
     _edit_plan(saved, format=number)
     error = refused(fxcollab.load, saved)
     assert error.what == "The plan has another format."
     assert "this version reads 1" in str(error.why)
+
+
+def test_a_plan_that_fixes_what_the_forward_does_not_take_is_refused(saved: Path) -> None:
+    _edit_plan(saved, fixed={"nothing": 1})
+    error = refused(fxcollab.load, saved, Net)
+    assert error.why == "The forward has no parameter nothing."
 
 
 def _edit_plan(folder: Path, **changes: object) -> None:

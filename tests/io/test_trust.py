@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import fxcollab
-from fxcollab.errors import TrustError
+from fxcollab.errors import MixedError, TrustError
+from fxcollab.io import artifact
 from fxcollab.io.artifact import load_head
 from fxcollab.sources.load import load as load_source
 from fxcollab.sources.source import Source
@@ -113,11 +114,34 @@ def test_code_that_is_not_there_is_told_as_such(saved: Path) -> None:
             fxcollab.load(saved)
 
 
-def test_names_of_libraries_need_no_trust(tmp_path: Path) -> None:
-    loaded = load_source(Source.parse("torchvision:shufflenet_v2_x0_5", {"num_classes": 2}))
+def test_names_of_libraries_need_no_trust_and_their_arguments_do(account: Path, tmp_path: Path) -> None:
+    for name, arguments in (("plain", {}), ("other", {"num_classes": 2})):
+        loaded = load_source(Source.parse("torchvision:shufflenet_v2_x0_5", arguments))
+        fxcollab.save(made(loaded.model, "stage4", source=loaded.source), tmp_path / name)
+        assert fxcollab.load(tmp_path / name)
+    shutil.rmtree(account)
+    assert fxcollab.load(tmp_path / "plain")
+    with pytest.raises(TrustError, match="num_classes=2"):
+        fxcollab.load(tmp_path / "other")
+    assert fxcollab.load(tmp_path / "other", trust_source=True)
+
+
+def test_a_strangers_model_is_built_only_where_the_weights_are_of_it(
+    account: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_source(Source.parse("torchvision:shufflenet_v2_x0_5"))
     fxcollab.save(made(loaded.model, "stage4", source=loaded.source), tmp_path / "run")
-    assert "signature" not in json.loads((tmp_path / "run/plan.json").read_text())
-    assert fxcollab.load(tmp_path / "run")
+    with_source(tmp_path / "run", kind="torchvision", location="vit_h_14", name=None)
+
+    def built(source: Source) -> Any:
+        raise AssertionError(f"{source} was built")
+
+    monkeypatch.setattr(artifact, "load_source", built)
+    with pytest.raises(MixedError, match="not those of the model that the plan names"):
+        fxcollab.load(tmp_path / "run")
+    (tmp_path / "run/weights.safetensors").unlink()
+    with pytest.raises(MixedError):
+        fxcollab.load(tmp_path / "run")
 
 
 @pytest.mark.slow
