@@ -57,11 +57,11 @@ def test_names_of_branches_are_those_that_trees_make() -> None:
 
 
 def test_peers_that_do_not_fit_in_memory_are_told_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "available_memory", lambda: 300)
+    monkeypatch.setattr(limits, "available_memory", lambda: 4000)
     with pytest.raises(LimitError, match=r"needs 0\.0 GB, and there are 0\.0 GB") as caught:
-        fxcollab.transform(chain(), splits="a", fanouts=[8])
+        fxcollab.transform(chain(), splits="a", fanouts=[64])
     assert "--force" in str(caught.value.hint)
-    assert fxcollab.transform(chain(), splits="a", fanouts=[8], force=True)
+    assert fxcollab.transform(chain(), splits="a", fanouts=[64], force=True)
 
 
 def test_example_inputs_that_do_not_fit_in_memory_are_told_before_they_are_made(
