@@ -72,13 +72,16 @@ def _input_spec(name: str, text: str) -> InputSpec:
 
 def tree_options(plan: Plan) -> list[tuple[str, Any]]:
     """The options that make a plan's head tree; each depends on those before it."""
-    made_by_splits = plan.pattern in ("multi-instance", "simple", "ladder")
-    by_heads = plan.pattern in ("multi-instance", "simple")
+    from fxcollab.patterns import PATTERNS, arguments_for
+
+    pattern = plan.pattern if plan.pattern in PATTERNS else "hierarchical"  # the other's code may not be here
+    made_by = arguments_for(pattern, plan.tree)
+    fanouts = ",".join(map(_fanout_text, plan.tree.fanouts)) if "fanouts" in made_by else None
     return [
-        ("pattern", plan.pattern if made_by_splits else "hierarchical"),  # whose code may not be here
+        ("pattern", pattern),
         ("splits", ",".join(plan.tree.splits)),
-        ("heads", plan.tree.heads if by_heads else None),
-        ("fanouts", None if made_by_splits else ",".join(map(_fanout_text, plan.tree.fanouts))),
+        ("heads", made_by.get("heads")),
+        ("fanouts", fanouts),
     ]
 
 

@@ -15,19 +15,27 @@ from fxcollab.diffs.compare import Comparison
 from fxcollab.diffs.diff import Diff
 from fxcollab.distributed.spread import align, gathered_state_dict, gradient_norm, head_state_dicts, spread
 from fxcollab.errors import (
+    ArgumentTypeError,
     ArtifactError,
     CaptureError,
+    DamagedError,
     DiffError,
+    ForwardError,
     FxCollabError,
+    GuardError,
+    LimitError,
+    MixedError,
     ObjectiveError,
+    OutputError,
     PatternError,
     SourceError,
     SplitError,
     StateError,
+    TrustError,
     VerificationError,
 )
 from fxcollab.groups import parallel_plan, parameter_groups
-from fxcollab.heads import all_heads, ensemble, evaluate_heads, original
+from fxcollab.heads import Evaluation, all_heads, ensemble, evaluate_heads, original
 from fxcollab.io.artifact import load, save
 from fxcollab.objectives.collaborative import CollaborativeLoss
 from fxcollab.objectives.distillation import DistillationLoss
@@ -53,6 +61,7 @@ from fxcollab.tree import HeadTree, original_name
 from fxcollab.version import __version__
 
 __all__ = [
+    "ArgumentTypeError",
     "ArtifactError",
     "Candidate",
     "CaptureError",
@@ -61,17 +70,24 @@ __all__ = [
     "CollaborativeLoss",
     "Comparison",
     "Costs",
+    "DamagedError",
     "Diff",
     "DiffError",
     "DistillationLoss",
+    "Evaluation",
+    "ForwardError",
     "FxCollabError",
+    "GuardError",
     "HeadTree",
     "KDCLLoss",
+    "LimitError",
+    "MixedError",
     "MutualLoss",
     "ONELoss",
     "Objective",
     "ObjectiveError",
     "Option",
+    "OutputError",
     "PatternError",
     "Report",
     "RewriteOptions",
@@ -80,6 +96,7 @@ __all__ = [
     "StateError",
     "StepCost",
     "Summary",
+    "TrustError",
     "VerificationError",
     "__version__",
     "align",

@@ -16,7 +16,7 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError, PatternError, StateError, warn_caller
 from fxcollab.functional import tensors_of
 from fxcollab.passes import AfterPass, CapturePass, PartitionPass, run_passes, training_passes
-from fxcollab.patterns import AUTO, Fanouts, fanouts_to_choose, head_tree, split_names
+from fxcollab.patterns import AUTO, Fanouts, fanouts_to_choose, head_tree, is_made_by, split_names
 from fxcollab.plan import RewriteOptions
 from fxcollab.rewriting.init_rules import Init
 from fxcollab.rewriting.outputs import EvalOutput
@@ -30,7 +30,7 @@ from fxcollab.splits.nearest import with_nearest_splits
 from fxcollab.tracing.capture import LIMITATIONS_KEY, Granularity
 from fxcollab.tracing.examples import why_not_on
 from fxcollab.tracing.interface import ExampleInputs, Interface, interface_of
-from fxcollab.tree import HeadTree
+from fxcollab.tree import HeadTree, hierarchical
 
 
 @checked
@@ -118,6 +118,8 @@ def transform(
     """
     names = splits.splits if isinstance(splits, Choice) else split_names(splits)
     automatic = names == (AUTO,)
+    if isinstance(splits, Choice) and example_inputs is None:
+        example_inputs = splits.example_inputs
     tree = None if automatic else _tree(splits, pattern, names, heads, fanouts)
     if not automatic and (max_time is not None or max_memory is not None):
         raise PatternError(
@@ -203,9 +205,13 @@ def _tree(
             f"The splits were chosen for fan-outs {chosen}, not for {planned}.",
             hint=f"choose anew, choose_splits(model, fanouts={planned}), or leave heads and fan-outs out",
         )
-    if pattern == "hierarchical":
-        return head_tree(pattern, names, None, chosen)
-    return head_tree(pattern, names, HeadTree(names, chosen).heads)
+    tree = hierarchical(names, chosen)
+    if not is_made_by(pattern, tree):
+        raise PatternError(
+            f"The splits were chosen for fan-outs {chosen}, which are not those of pattern {pattern!r}.",
+            hint="leave the pattern out, or name the splits",
+        )
+    return tree
 
 
 def _check_example_inputs(model: nn.Module, interface: Interface, example_inputs: ExampleInputs | None) -> None:

@@ -91,6 +91,9 @@ def evaluate_heads(
         batches: pairs of the model's input, or a tuple or dict of its inputs, and the target.
         metric: of one head's output and the target, a value for each of N samples, (N, ...), such as the error
             ``lambda logits, labels: (logits.argmax(1) != labels)``. Batches may differ in size.
+
+    Returns:
+        An `Evaluation`: ``heads``, one value a head, and ``ensemble``, that of the mean of their outputs.
     """
     call, found = all_heads(train_model), []
     with in_mode(train_model, False):

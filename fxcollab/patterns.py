@@ -79,13 +79,21 @@ def pattern_of(tree: HeadTree) -> str:
     return "ladder" if tree == ladder(tree.splits) else "hierarchical"
 
 
+def arguments_for(pattern: str, tree: HeadTree) -> dict[str, Any]:
+    """The arguments of `head_tree` by which a built-in pattern makes a tree: of heads and fan-outs what it takes."""
+    takes = inspect.signature(_BUILT_IN[pattern]).parameters
+    given = {"splits": tree.splits, "heads": tree.heads, "fanouts": tree.fanouts}
+    return {name: value for name, value in given.items() if name in takes}
+
+
 def is_made_by(pattern: str, tree: HeadTree) -> bool:
     """Whether a built-in pattern can make such a tree; of any other pattern this is not known, and it may."""
-    if pattern == "hierarchical":
-        return bool(tree.splits)
-    return (
-        pattern not in _BUILT_IN or pattern == pattern_of(tree) or (pattern, tree) == ("ladder", ladder(tree.splits))
-    )
+    if pattern not in _BUILT_IN:
+        return True
+    try:
+        return head_tree(pattern, **arguments_for(pattern, tree)) == tree
+    except PatternError:
+        return False
 
 
 def head_tree(

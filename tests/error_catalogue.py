@@ -9,7 +9,6 @@ import contextlib
 import inspect
 import io
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -100,11 +99,7 @@ def example(code: str) -> str:
     said = ""
     for command in EXAMPLES[code]:
         said = _run(shlex.split(command))
-    return (
-        re.sub(r"fxcollab_source_(\w+)_\d+:", r"\1.py:", said)
-        .replace(f"{Path.cwd()}/", "")
-        .replace(f"{Path.cwd().parent}/", "../")
-    )
+    return said.replace(f"{Path.cwd()}/", "").replace(f"{Path.cwd().parent}/", "../")
 
 
 def _run(words: list[str]) -> str:

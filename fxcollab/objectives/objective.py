@@ -158,7 +158,7 @@ class Objective(nn.Module, ABC):
             ObjectiveError: as for `forward`, except that the losses need not be finite.
         """
         heads, target, shape = self.read(outputs, target)
-        return [self.shaped(loss, shape) for loss in self.losses(widened(heads), target, *args, **kwargs)]
+        return [self.shaped(loss, shape) for loss in self._checked_losses(heads, target, *args, **kwargs)]
 
     @abstractmethod
     def losses(self, heads: list[Tensor], target: Any, *args: Any, **kwargs: Any) -> list[Tensor]:
@@ -169,7 +169,7 @@ class Objective(nn.Module, ABC):
 
     def total(self, heads: list[Tensor], target: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The sum over heads (equation 4), of logits in their own types."""
-        return total(self.losses(widened(heads), target, *args, **kwargs))
+        return total(self._checked_losses(heads, target, *args, **kwargs))
 
     def heads(self, outputs: Sequence[object], of: str = "head") -> list[Tensor]:
         """The logits of all heads, in float32 or wider, classes in dimension 1; ``of`` says whose, for errors."""
@@ -247,6 +247,23 @@ class Objective(nn.Module, ABC):
         """The options that ``print(loss)`` shows."""
         options = {**vars(self), "task": self.task.name}
         return {name: options[name] for name in options if name != "training" and not name.startswith("_")}
+
+    def _checked_losses(self, heads: list[Tensor], target: Any, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """What `losses` returns: one for every head, each reduced by ``reduction``."""
+        heads = widened(heads)
+        losses = self.losses(heads, target, *args, **kwargs)
+        shape = self.task.positions(heads[0]) if self.reduction == "none" else ()
+        wrong = [loss for loss in losses if not isinstance(loss, Tensor) or loss.shape != shape]
+        if not isinstance(losses, list | tuple) or len(losses) != len(heads) or wrong:
+            found = f"{len(losses)} values" if isinstance(losses, list | tuple) else described(losses)
+            raise ObjectiveError(
+                f"losses returned {described(wrong[0]) if wrong and found.startswith(str(len(heads))) else found}.",
+                where=f"{type(self).__qualname__}.losses",
+                why=f"It returns a list of {len(heads)} losses, one for each head, each of shape {shape}.",
+                hint="self.reduced(terms, self.counted(target, heads[0])) reduces terms of all positions as the "
+                "options say.",
+            )
+        return list(losses)
 
     def _flat(self, heads: list[Tensor]) -> list[Tensor]:
         if self.tokens:

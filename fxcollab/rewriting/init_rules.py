@@ -13,6 +13,8 @@ from fxcollab.functional import tensors_of
 
 InitFunction = Callable[[nn.Module, str], None]
 Init = str | Mapping[str, Literal["fresh", "copy"]] | InitFunction
+_ENOUGH, _ALIKE = 1000, (0.8, 1.25)
+"""Of so many values the spreads of two draws differ by less, by seven deviations."""
 INITS = ("fresh", "copy", "copy-anyway", "finetune")
 
 
@@ -127,6 +129,20 @@ def looks_trained(fresh: Mapping[str, Tensor], root: Mapping[str, Tensor]) -> st
         if tensor.is_meta or own.is_meta or tensor.numel() < 2 or not tensor.is_floating_point():
             continue
         if is_constant(tensor) and not is_constant(own):
+            return name
+    return None
+
+
+def starts_otherwise(fresh: Mapping[str, Tensor], root: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that is constant in the given model alone, or has another spread there; None if none is."""
+    for name, tensor in fresh.items():
+        own = root[name]
+        if tensor.is_meta or own.is_meta or tensor.numel() < 2 or not tensor.is_floating_point():
+            continue
+        if is_constant(own) and not is_constant(tensor):
+            return name
+        spreads = [each.detach().double().std() for each in (own, tensor)]
+        if tensor.numel() >= _ENOUGH and not _ALIKE[0] < spreads[0] / spreads[1] < _ALIKE[1]:
             return name
     return None
 

@@ -16,7 +16,7 @@ from fxcollab._torch import FakeTensor
 from fxcollab.deep_copy import clone_of
 from fxcollab.errors import StateError, warn_caller
 from fxcollab.functional import tensors_of
-from fxcollab.rewriting.init_rules import Init, frozen_names, is_constant, looks_trained
+from fxcollab.rewriting.init_rules import Init, frozen_names, is_constant, looks_trained, starts_otherwise
 from fxcollab.rewriting.peers import Branch, State
 from fxcollab.rng import seeded
 from fxcollab.sources.loaded import model_of
@@ -82,13 +82,21 @@ def _copy_back(branches: Mapping[Path, Branch], state: State, names: Container[s
 
 
 def _warn_of_training(branches: Mapping[Path, Branch], state: State, fresh: Collection[str], init: Init) -> None:
-    """Warn where the given model looks trained, and the other heads don't have what it learnt."""
+    """Warn where the given model looks trained, or initialised otherwise than the other heads are."""
     for path, branch in branches.items() if init == "fresh" else ():
         started = {name: tensor for name, tensor in state.own(path, branch).items() if name in fresh}
         if name := looks_trained(started, tensors_of(state.root)):
             warn_caller(
                 f"the model looks trained ({name} is no longer what it starts as), and all heads but head 0 start "
                 "anew: init='finetune' (--init finetune) lets them start as copies, except for their last layers"
+            )
+            return
+        if name := starts_otherwise(started, tensors_of(state.root)):
+            warn_caller(
+                f"all heads but head 0 start by their modules' own reset_parameters, from which the model's {name} "
+                "differs: was it initialised by code of its own, or trained? Give a factory, transform(build_model, "
+                "...), or factory=build_model, and heads start as that makes them; init='finetune' lets them start "
+                "as copies"
             )
             return
 

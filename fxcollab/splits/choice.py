@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from fxcollab.costs.costs import Costs
 from fxcollab.splits.option import Option, OptionScore
+from fxcollab.tracing.interface import ExampleInputs
 
 SHOWN = 3
 
@@ -32,6 +33,7 @@ class Choice:
         reason: why, in a line.
         costs: of a training step, against the original's: the numbers that `summarise` finds.
         runners_up: the best that is over the budget, and the options that come next.
+        example_inputs: those for which it was made; `transform` takes them, too. None for a usual input.
     """
 
     option: Option
@@ -39,6 +41,7 @@ class Choice:
     reason: str
     costs: Costs
     runners_up: tuple[RunnerUp, ...]
+    example_inputs: ExampleInputs | None = field(default=None, repr=False, compare=False)
 
     @property
     def splits(self) -> tuple[str, ...]:

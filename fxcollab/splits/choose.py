@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 from torch import nn
@@ -101,7 +102,8 @@ def choose_splits(
     check_optimizer(optimizer)
     original = step_cost(cuts.captured, cuts.costs, Levels.flat(cuts.captured, cuts.costs), optimizer)
     by_name = ratios(limits, original, recompute)
-    return _Search(found, trees, by_name, objective, optimizer, recompute).choice()
+    found_choice = _Search(found, trees, by_name, objective, optimizer, recompute).choice()
+    return replace(found_choice, example_inputs=example_inputs)
 
 
 class _Search:

@@ -18,14 +18,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxcollab.sources.source import FILE_MODULE
+
 _LIBRARIES = sys.stdlib_module_names | {"torch", "fxcollab", "fxcollab_cli", "numpy", "functorch", "triton", "sympy"}
 
 
 def calling_line() -> tuple[str, str, int]:
-    """File, module and line of the innermost user code."""
+    """File, module and line of the innermost user code; a file that was loaded as a source is its own module."""
     for frame, line in traceback.walk_stack(None):
-        if not is_internal_file(frame.f_code.co_filename):
-            return frame.f_code.co_filename, frame.f_globals.get("__name__", "?"), line
+        file, module = frame.f_code.co_filename, frame.f_globals.get("__name__", "?")
+        if not is_internal_file(file):
+            return file, Path(file).name if module.startswith(FILE_MODULE) else module, line
     return "an unknown file", "?", 0
 
 

@@ -208,7 +208,7 @@ def _bind(signature: inspect.Signature, example_inputs: ExampleInputs, model: nn
             "The example inputs don't fit the model.",
             where=forward_of(model),
             why=str(error),
-            hint="give a tuple of positional inputs or a dict of keyword inputs",
+            hint="give a tuple of positional inputs or a dict of keyword inputs (--input once for each of them)",
         ) from error
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
