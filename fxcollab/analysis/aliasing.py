@@ -42,7 +42,7 @@ def refuse_storage_that_crosses_twice(
                 if source in entries[write.node]:  # each entry is copied by itself
                     views = seen.of({source}) & seen.of(others)
                 else:
-                    views = possible.of({source} - write.roots) & write.roots
+                    views = possible.of({source}) & write.roots
                     views |= seen.of({source}) & hit.get(write.node, frozenset())
                 if crosses and views:
                     verb, hint = _OBSERVED if write.certain else _UNOBSERVED

@@ -58,8 +58,7 @@ def with_aliases(graph: fx.Graph, observation: Observation, nodes: Iterable[fx.N
     found = set(nodes)
     for node in reversed(graph.nodes):
         if node in found:
-            effect = observation.of(node)
-            found |= effect.shares if effect.certain else frozenset()
+            found |= observation.of(node).shares
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxcollab._torch import DATA_DEPENDENT_ERRORS, pytree
@@ -57,6 +57,8 @@ def guess_inputs(
 def guesses(model: nn.Module, interface: Interface, images: Sequence[int] = SMALL_IMAGES) -> Iterator[Interface]:
     """Usual input shapes, those that the model's first layer suggests; the same for all of its inputs."""
     if interface.inputs and not interface.structured:
+        if isinstance(model, fx.GraphModule) and (traced := _traced_inputs(model, interface)):
+            yield replace(interface, inputs=traced)
         for found in _candidates(model, interface.inputs[0].name, images):
             yield replace(interface, inputs=tuple(replace(found, name=spec.name) for spec in interface.inputs))
 
@@ -167,10 +169,29 @@ def real_values(model: nn.Module, interface: Interface, example_inputs: ExampleI
     return None if example_inputs is None or not has_values(model) else interface.values_of(model, example_inputs)
 
 
+def _traced_inputs(model: fx.GraphModule, interface: Interface) -> tuple[InputSpec, ...] | None:
+    """The inputs on which a graph was traced, as ``torch.export`` notes them; None where it has no such notes."""
+    values = {str(node.target): node.meta.get("val") for node in model.graph.find_nodes(op="placeholder")}
+    found = {spec.name: values.get(spec.name) for spec in interface.inputs}
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    if tensors.keys() != found.keys():
+        return None
+    shapes = {name: tuple(map(_size, value.shape)) for name, value in tensors.items()}
+    return tuple(replace(InputSpec.of(name, value), shape=shapes[name]) for name, value in tensors.items())
+
+
+def _size(size: Any) -> int:
+    """A size, or of a symbolic one that of the example, without a guard on it."""
+    return size if isinstance(size, int) else int(size.node.hint or BATCH)
+
+
 def _candidates(model: nn.Module, name: str, images: Sequence[int]) -> Iterator[InputSpec]:
     dtype = next((str(p.dtype) for p in model.parameters() if p.is_floating_point()), "torch.float32")
     for shape in (*_declared_shapes(model), *_first_layer_shapes(model, images)):
         yield InputSpec(name, shape, dtype.removeprefix("torch."))
+    for last in [parameter.shape[-1] for parameter in model.parameters() if parameter.dim()][:1]:
+        yield InputSpec(name, (BATCH, last), dtype.removeprefix("torch."))
+        yield InputSpec(name, (BATCH, 16, last), dtype.removeprefix("torch."))
     yield InputSpec(name, (BATCH, 16), "int64")  # tokens
     yield InputSpec(name, (BATCH, 16), dtype.removeprefix("torch."))  # features
 
