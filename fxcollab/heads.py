@@ -72,7 +72,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         heads: of every head, head 0 first; of shape (H, ...) where the metric gives (N, ...).
-        ensemble: of the mean of the heads' outputs; of shape (...).
+        ensemble: of the mean of the heads' outputs; a scalar where the metric gives (N,).
     """
 
     heads: Tensor

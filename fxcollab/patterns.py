@@ -109,8 +109,6 @@ def head_tree(
     """
     if fanouts == AUTO:
         raise PatternError("Fan-outs are chosen with the splits.", hint="name them, or give splits='auto' as well")
-    if isinstance(fanouts, int):
-        raise PatternError(f"Fan-outs are {fanouts}, not a sequence.", hint=f"give one for each split: ({fanouts},)")
     repeated = sorted({split for split in splits if list(splits).count(split) > 1})
     if repeated:
         raise PatternError(f"Split {', '.join(repeated)} is named twice.", hint="name every split once")

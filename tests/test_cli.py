@@ -1026,6 +1026,40 @@ def test_a_directory_is_transformed_again_with_its_plan_but_for_what_is_given(
     assert call("verify", "other").code == 0
 
 
+@pytest.mark.parametrize(
+    "options",
+    [("--pattern", "ladder", "--splits", "stem,body.1"), ("--pattern", "simple", "--splits", "stem", "--heads", "3"),
+     ("--pattern", "multi-instance", "--heads", "3"), ("--splits", "stem,body.1", "--fanouts", "2,2:1")],
+)  # fmt: skip
+def test_a_directory_of_any_pattern_is_transformed_again_to_the_same_tree(
+    call: Call, model: Path, options: tuple[str, ...]
+) -> None:
+    assert call("transform", "model.py", *options).code == 0
+    assert call("transform", "model_collab", "-o", "other").code == 0
+    before, after = (json.loads(Path(name, "plan.json").read_text()) for name in ("model_collab", "other"))
+    assert [after[key] for key in ("pattern", "splits", "fanouts")] == [
+        before[key] for key in ("pattern", "splits", "fanouts")
+    ]
+
+
+def test_a_guard_of_a_file_names_the_file_each_time_it_is_loaded(call: Call, write: Write) -> None:
+    write("""
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.stem, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+            def forward(self, x):
+                return self.head(self.stem(x)) * (2 if x.dim() == 3 else 1)
+    """)
+    assert call("transform", "model.py", "--splits", "stem", "--input", "2x3").code == 0
+    assert call("transform", "model.py", "--splits", "stem", "--input", "2x3", "-o", "other").code == 0
+    code = Path("model_collab/graph.py").read_text()
+    assert "model.py:" in code and code == Path("other/graph.py").read_text()
+
+
 def test_a_directory_is_replaced_by_its_own_transform_with_force_only(call: Call, made: Path) -> None:
     assert "The output directory exists." in call("transform", made).err
     result = call("transform", made, "--splits", "stem", "--force")

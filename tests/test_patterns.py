@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint
 from itertools import pairwise
@@ -122,3 +123,14 @@ def test_what_a_pattern_returns_is_checked(returned: Any, what: str) -> None:
     with pytest.raises(PatternError) as caught:
         head_tree("wrong", ["a"])
     assert what in caught.value.what
+
+
+@pytest.mark.parametrize("pattern", patterns.PATTERNS)
+def test_the_arguments_that_make_a_built_in_patterns_tree_are_known(pattern: str) -> None:
+    takes = inspect.signature(patterns._BUILT_IN[pattern]).parameters
+    splits = ("a", "b")[: 1 if pattern == "simple" else 2] if "splits" in takes else ()
+    tree = head_tree(pattern, splits)
+    assert patterns.is_made_by(pattern, tree)
+    assert head_tree(pattern, **patterns.arguments_for(pattern, tree)) == tree
+    assert patterns.is_made_by("hierarchical", tree) is bool(splits)
+    assert not patterns.is_made_by(pattern, HeadTree(("a", "b"), (2, (3, 1)))) or pattern == "hierarchical"

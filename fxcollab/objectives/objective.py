@@ -253,11 +253,14 @@ class Objective(nn.Module, ABC):
         heads = widened(heads)
         losses = self.losses(heads, target, *args, **kwargs)
         shape = self.task.positions(heads[0]) if self.reduction == "none" else ()
-        wrong = [loss for loss in losses if not isinstance(loss, Tensor) or loss.shape != shape]
-        if not isinstance(losses, list | tuple) or len(losses) != len(heads) or wrong:
-            found = f"{len(losses)} values" if isinstance(losses, list | tuple) else described(losses)
+        found = losses if isinstance(losses, list | tuple) else None
+        wrong = [loss for loss in found or () if not isinstance(loss, Tensor) or loss.shape != shape]
+        if found is None or len(found) != len(heads) or wrong:
+            returned = (
+                described(losses if found is None else wrong[0]) if found is None or wrong else f"{len(found)} losses"
+            )
             raise ObjectiveError(
-                f"losses returned {described(wrong[0]) if wrong and found.startswith(str(len(heads))) else found}.",
+                f"losses returned {returned}.",
                 where=f"{type(self).__qualname__}.losses",
                 why=f"It returns a list of {len(heads)} losses, one for each head, each of shape {shape}.",
                 hint="self.reduced(terms, self.counted(target, heads[0])) reduces terms of all positions as the "

@@ -71,7 +71,7 @@ def described(value: object) -> str:
         return f"a tensor of shape {tuple(value.shape)} and dtype {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, tuple | list) and not value:
         return f"an empty {type(value).__name__}"
-    return "None" if value is None else f"of type {type(value).__name__}"
+    return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
 def is_concrete(tensor: Tensor) -> bool:

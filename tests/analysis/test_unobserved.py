@@ -10,7 +10,6 @@ import fxcollab
 from fxcollab import SplitError
 from fxcollab.tracing.examples import guess_inputs
 
-
 _TWICE = "in place into storage that crosses the split twice"
 
 

@@ -21,10 +21,10 @@ ENTRIES = re.findall(r"^- \*\*([\w -]+)\*\*: ", GLOSSARY, re.M)
 PLAIN = re.findall(
     r"\w+",
     """
-    attributes batches boxes branches build candidates captured checkpoint checkpointing checks choice choose
+    arguments attributes batches boxes branches build candidates captured checkpoint checkpointing checks choice choose
     code collaborative command commands compare copied costs counted cuts data depth directory distributed
     duplicate errors examples factor features files finite flops folder forwards fxcollab gated gradients
-    groups guessed hint inputs integrations into layout libraries lightning limits load loaded loss memory
+    groups guessed hint inputs integrations into layout libraries lightning limits load loaded loss mark memory
     modes mutual name names nearest nodes notebook observe operations option options order other outputs page
     parameters part picture planning reason rows runs shape shared shown start steps structure task tensors
     terminal time tokens transformers trust verify version weight weights what where
@@ -58,7 +58,8 @@ def test_words_of_the_code_are_in_the_glossary_or_plain(name: str) -> None:
     explained = {
         form for entry in ENTRIES for word in entry.lower().split() for form in (word, word + "s", word + "es")
     }
-    assert not (written & words_of_the_code()) - explained - set(PLAIN) - set(keyword.kwlist)
+    unknown = sorted((written & words_of_the_code()) - explained - set(PLAIN) - set(keyword.kwlist))
+    assert not unknown, f"{name} has words of the code: explain {unknown} in the glossary, or add them to PLAIN"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("glossary.md")])

@@ -415,7 +415,7 @@ RENAMED = [Named(Z, None), namedtuple("Other", ["logit", "aux"])(Z, None)]
     ("outputs", "target", "messages"),
     [
         pytest.param(Z, Y, ["one output per head, not a tensor of shape (3, 4) and dtype float32"], id="one tensor"),
-        pytest.param({"logits": Z}, Y, ["one output per head, not of type dict"], id="one structure"),
+        pytest.param({"logits": Z}, Y, ["one output per head, not a value of type dict"], id="one structure"),
         pytest.param((), Y, ["one output per head, not an empty tuple"], id="no heads"),
         pytest.param((Z,), Y, ["at least 2 heads, not 1", "CollaborativeLoss(beta=1)"], id="one head"),
         pytest.param((Z, Z[:, :3]), Y, ["not (3, 4) and (3, 3)", "heads 0 and 1"], id="classes differ"),
@@ -430,7 +430,7 @@ RENAMED = [Named(Z, None), namedtuple("Other", ["logit", "aux"])(Z, None)]
         pytest.param(RENAMED, Y, ["head 1", "fields logit, aux", "logits='logit'"], id="other field"),
         pytest.param([Record(Z, None)] * 2, Y, ["'logits' of this Record is None"], id="empty field"),
         pytest.param(UNNAMED, Y, ["tuple has no named fields", "logits=0"], id="plain tuple"),
-        pytest.param((Z, Z), [0, 1, 2], ["target is of type list", "torch.as_tensor"], id="target list"),
+        pytest.param((Z, Z), [0, 1, 2], ["target is a value of type list", "torch.as_tensor"], id="target list"),
         pytest.param(
             (Z, Z),
             Y[:2],

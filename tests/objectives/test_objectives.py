@@ -527,7 +527,7 @@ def test_bad_options_are_refused(make: Callable[[], Objective], messages: list[s
         pytest.param(
             CollaborativeLoss(),
             [Outputs(Z, Z), Y],
-            ["not of type Outputs", "named tuple is the output of one network", "(output,)"],
+            ["not a value of type Outputs", "named tuple is the output of one network", "(output,)"],
             id="a named tuple",
         ),
         pytest.param(CollaborativeLoss(), [(Z[:0], Z[:0]), Y[:0]], ["batch is empty"], id="empty batch"),
@@ -547,3 +547,36 @@ def test_bad_input_is_refused(loss: Objective, arguments: list[Any], messages: l
     for message in messages:
         assert message in str(caught.value)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("returned", "what"),
+    [
+        (lambda heads: sum(heads).mean(), "losses returned a tensor of shape ()"),
+        (lambda heads: [heads[0].mean()], "losses returned 1 losses"),
+        (lambda heads: [z.mean(1) for z in heads], "losses returned a tensor of shape (3,)"),
+        (lambda heads: [z.median(0) for z in heads], "losses returned a value of type median"),
+        (lambda heads: None, "losses returned None"),
+    ],
+)
+def test_losses_that_are_not_one_for_each_head_are_refused(returned: Callable[[Any], Any], what: str) -> None:
+    class Own(Objective):
+        def losses(self, heads: list[Tensor], target: Any) -> Any:
+            return returned(heads)
+
+    for call in (Own(), Own().per_head):
+        with pytest.raises(ObjectiveError) as caught:
+            call(some_logits(2), some_indices())
+        assert caught.value.what.startswith(what) and caught.value.where is not None
+        assert "self.reduced(" in str(caught.value.hint)
+
+
+def test_an_objective_of_ones_own_reduces_by_the_options() -> None:
+    class Own(Objective):
+        def losses(self, heads: list[Tensor], target: Any) -> list[Tensor]:
+            return self.reduced([z.square().mean(1) for z in heads], self.counted(target, heads[0]))
+
+    heads, target = some_logits(2), torch.tensor([1, -100, 2])
+    each = Own(reduction="none")(heads, target)
+    assert each.shape == (3,) and each[1] == 0
+    torch.testing.assert_close(Own()(heads, target), each.sum() / 2)

@@ -205,13 +205,35 @@ def test_fresh_peers_without_a_factory_use_reset_parameters() -> None:
         model.third.weight.fill_(7)
         model.third.bias.zero_()
         model.second.weight.fill_(1e6)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(UserWarning, match=r"reset_parameters, from which the model's second\.weight differs"):
         train_model = fxcollab.transform(model, "simple", ["first"], seed=0)
     peers = train_model.peers.b1
     assert 90 < peers.third.weight.mean() < 110 and peers.third.bias.eq(3).all()
     assert peers.second.weight.abs().max() <= 6**-0.5
     assert model.third.weight.eq(7).all() and model.second.weight.eq(1e6).all()
+
+
+@pytest.mark.parametrize("kind", ["spread", "constant", None])
+def test_an_initialisation_of_the_models_own_is_told_where_peers_do_not_have_it(kind: str | None) -> None:
+    def build() -> nn.Module:
+        model = nn.Sequential(nn.Linear(4, 40), nn.Linear(40, 40), nn.Linear(40, 2))
+        if kind == "spread":
+            nn.init.orthogonal_(model[1].weight)
+        elif kind == "constant":
+            nn.init.zeros_(model[1].bias)
+        return model
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        fxcollab.transform(build(), "simple", ["0"], seed=0)
+    name = {"spread": "1.weight", "constant": "1.bias", None: None}[kind]
+    assert [f"the model's {name} differs" in str(one.message) for one in told] == [True] * (name is not None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_model = fxcollab.transform(build, "simple", ["0"], seed=0)
+    if kind == "spread":
+        weight = train_model.peers.b1.get_submodule("1").weight
+        torch.testing.assert_close(weight @ weight.T, torch.eye(40), atol=1e-5, rtol=0)
 
 
 def test_fresh_peers_have_fresh_statistics() -> None:
