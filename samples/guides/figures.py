@@ -53,17 +53,16 @@ def guarantees() -> str:
     cases, networks = sum(row["ok"] for row in proofs), len({row["network"] for row in proofs})
     trees, worst = len({row["tree"] for row in proofs}), max(differences)
     return _list(
-        "1. **You get your model back:** the graph that `prune` returns equals it node for node, for every head: "
+        "1. **You get your model back:** the graph that `prune` returns is your model's, node for node, for every head: "
         f"{of(structure, 'timm')} models of timm, {of(structure, 'torchvision')} of torchvision, "
-        f"{of(structure, 'transformers')} classifiers of transformers (graphs alone, no weights).",
+        f"{of(structure, 'transformers')} classifiers of transformers (graphs, without weights).",
         "2. **Outputs are exact:** a head computes, bit for bit, what your model does with that head's weights.",
-        "3. **Gradients are means:** a shared parameter receives the mean of what its heads would send. In "
+        "3. **Gradients are means:** a shared parameter gets the mean of the gradients that each head alone would give it. In "
         f"{cases} of {len(proofs)} cases ({networks} networks, {trees} trees each) the largest relative difference "
         f"is {worst:.0e} in float64.",
-        "4. **Your model stays as it is** until you train it: a model that is refused is as it was, and the error "
-        "says what helps.",
-        f"5. **You can check it on your model:** `fxcollab verify` holds for {of(values, 'timm')} models of timm and "
-        f"{of(values, 'transformers')} of transformers, run with random weights. The others, and the reasons, are in "
+        "4. **Your model stays as it is** until you train it, also where it is refused; the error says what helps.",
+        f"5. **You can check it on your model:** `fxcollab verify` passes for {of(values, 'timm')} models of timm and "
+        f"{of(values, 'transformers')} of transformers, with weights. The others, and the reasons, are in "
         "[zoo.md](tests/benchmarks/results/zoo.md).",
     )
 
@@ -111,18 +110,18 @@ def when() -> str:
     published = f"{min(found):.1f} to {max(found):.1f}"
 
     def span(found: Mapping[str, Sequence[Row]]) -> str:
-        gains = [_gained(found, method)[0] for method in PATTERNS]
-        return f"{min(gains):.1f} to {max(gains):.1f}"
+        gains = sorted(_gained(found, method) for method in PATTERNS)
+        return " to ".join(f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in (gains[0], gains[-1]))
 
     def alone(found: Mapping[str, Sequence[Row]]) -> str:
         return f"{100 * statistics.fmean(map(_error, found['single instance'])):.1f} %"
 
     return _list(
         f"- **Use it** where some labels are wrong: with 40 % wrong ones a small network's error of {alone(noisy)} "
-        f"falls by {span(noisy)} points. Use it where inference must not cost more, and training may.",
-        f"- **Expect little** on clean data: {span(clean)} points of {alone(clean)} with few images, "
-        f"{span(larger)} of {alone(larger)} with more and a larger network; the paper reports {published} on ImageNet"
-        " ([all figures](samples/paper/results/README.md): small networks, few seeds).",
+        f"falls by {span(noisy)} points, mean and deviation over seeds. Use it where inference must not cost more, and training may.",
+        f"- **Expect little** on clean data: gains of {span(clean)} points at {alone(clean)} error with few images, "
+        f"{span(larger)} at {alone(larger)} with more and a larger network; the paper reports {published} on ImageNet"
+        " ([all figures](samples/paper/results/README.md), few seeds).",
         "- **Don't use it** where time to train is what you lack: a step of ResNet-50 costs "
         f"{min(times):.1f} to {max(times):.1f} times a plain one's operations.",
     )
