@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fxcollab
 from tests.benchmarks.speed.pairs import ratio
 from tests.benchmarks.speed.steps import NETWORKS
+from tests.live_bytes import LiveBytes
 
 RANKS = 2
 
@@ -81,8 +82,9 @@ def _rank(rank: int, network: str, folder: str, pairs: int) -> None:
         "from and to": [round(1 / each, 3) for each in reversed(row["spread"])],
         "seconds": row["seconds"],
         "step with checks over without": round(1 / checks["ratio"], 3),
-        "peak": _peak(together, device),
-        "peak of the whole": _peak(_stepper(whole, loss, x, y), device),
+        "peak": _peak(part, loss, x, y),
+        "peak of the whole": _peak(whole, loss, x, y),
+        "peak of the single network": _peak(single, nn.functional.cross_entropy, x, y),
     }
     whole.zero_grad()
     part.zero_grad()
@@ -110,22 +112,13 @@ def _stepper(model: nn.Module, loss: Callable[..., Tensor], x: Tensor, y: Tensor
     return step
 
 
-def _peak(step: Callable[[], None], device: torch.device) -> str:
-    """What a step needs at the most beside what stands before it, in MB."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+def _peak(model: nn.Module, loss: Callable[..., Tensor], x: Tensor, y: Tensor) -> str:
+    """The most bytes at once in a first step, storage by storage: of state, gradients, momentum and activations."""
+    step = _stepper(model, loss, x, y)
+    model.zero_grad()
+    with LiveBytes([*model.parameters(), *model.buffers(), x, y]) as live:
         step()
-        return f"{(torch.cuda.max_memory_allocated() - before) / 2**20:.0f} MB"
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    step()
-    return f"{(_status('VmHWM') - before) / 2**10:.0f} MB"
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+    return f"{live.peak / 2**20:.0f} MB"
 
 
 def _synchronised(rank: int, folder: str) -> None:
