@@ -1,7 +1,8 @@
-"""Heads across ranks beside all that torch shards: three steps in eight processes are those of one process."""
+"""Heads across ranks beside all that torch shards: three steps in 2, 4 and 8 processes are those of one process."""
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -141,6 +142,16 @@ COMPOSITIONS: dict[str, How] = {
     "tensor and sharded": How(
         "four", {"heads": 2, "data": 2, "tensor": 2}, lambda part, mesh: fsdp(tensor(part, mesh), mesh), clip=0.3
     ),
+    "four ranks, a head each": How("four", {"heads": 4}, micro=2),
+    "four ranks, data": How("ladder", {"heads": 2, "data": 2}, ddp, clip=0.3),
+    "four ranks, data, through the consensus": How("uneven", {"data": 2, "heads": 2}, ddp, detach=False),
+    "four ranks, sharded": How("two by three", {"heads": 2, "data": 2}, fsdp, micro=2, clip=0.3),
+    "four ranks, sharded, the trunk over heads too": How("four", {"heads": 2, "data": 2}, trunk_over_heads, clip=0.3),
+    "four ranks, tensor": How("ladder", {"heads": 2, "tensor": 2}, tensor, clip=0.3),
+    "two ranks": How("two", {"heads": 2}),
+    "two ranks, accumulated and clipped": How("two by three", {"heads": 2}, micro=2, clip=0.3),
+    "two ranks, computed again": How("ladder", {"heads": 2}, options={"recompute": "heads"}),
+    "two ranks, compiled": How("uneven", {"heads": 2}, compiled, clip=0.3),
 }
 
 
@@ -314,8 +325,21 @@ def _dead(rank: int) -> Saved:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Any]]:
-    """What the jobs below saved, rank by rank, by name."""
-    return saved_by(JOBS, RANKS, tmp_path_factory.mktemp("eight_processes"))
+    """What the jobs below saved, rank by rank, by name; those of so many processes run together, once."""
+    saved: dict[int, Callable[[str], list[Any]]] = {}
+
+    def of(name: str) -> list[Any]:
+        ranks = ranks_of(name)
+        if ranks not in saved:
+            jobs = {each: job for each, job in JOBS.items() if ranks_of(each) == ranks}
+            saved[ranks] = saved_by(jobs, ranks, tmp_path_factory.mktemp(f"{ranks}_processes"))
+        return saved[ranks](name)
+
+    return of
+
+
+def ranks_of(name: str) -> int:
+    return math.prod(COMPOSITIONS[name].mesh.values()) if name in COMPOSITIONS else RANKS
 
 
 def trained(how: How) -> Any:
