@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import torch
+
 from fxcollab.errors import ArgumentTypeError
 
 P = ParamSpec("P")
@@ -23,6 +25,8 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def with_checks(*args: P.args, **kwargs: P.kwargs) -> T:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:  # one is missing, or unknown: Python says so itself
@@ -49,8 +53,6 @@ def fits(value: object, annotation: Any) -> bool:
         return any(type(value) is type(each) for each in inner)
     if origin is Callable:
         return callable(value)
-    if origin is None:
-        return value is None
     if origin is Any or not isinstance(origin, type) or getattr(origin, "_is_protocol", False):
         return True
     if origin is int:

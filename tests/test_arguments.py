@@ -106,3 +106,15 @@ def test_a_factory_that_makes_no_module_is_refused() -> None:
 def test_numbers_are_not_booleans_and_texts_are_not_lists() -> None:
     assert fits(1, float) and fits(1, int) and not fits(True, float) and not fits(1, bool)
     assert not fits("ab", list[str]) and not fits(1.0, int)
+
+
+@pytest.mark.slow
+def test_public_functions_compile_as_they_are() -> None:
+    train_model = fxcollab.transform(Net, splits=["a"], seed=0)
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        first, second = fxcollab.all_heads(train_model)(x)
+        return first + second
+
+    x = torch.ones(2, 3)
+    torch.testing.assert_close(torch.compile(step, backend="eager", fullgraph=True)(x), step(x))
