@@ -101,7 +101,10 @@ def render_candidates(found: Sequence[Candidate]) -> None:
             style="bold" if candidate.ends_stage else "",
         )
     out().print(table, soft_wrap=False)
-    out().print(Text("* a stage ends here: the value's resolution changes behind it", "dim"))
+    told = "in stage: which of how many in a row that have this resolution"
+    if any(candidate.ends_stage for candidate in found):
+        told += "; * ends a stage, the resolution changes behind it"
+    out().print(Text(told, "dim"))
 
 
 def _print_limitations(sentences: Iterable[str]) -> None:

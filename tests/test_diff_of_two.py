@@ -234,8 +234,8 @@ def test_every_node_of_both_stands_in_one_row() -> None:
 def test_the_text_numbers_places_and_folds_what_is_the_same() -> None:
     text = str(compared(simple("body"), simple("stem")))
     assert text.splitlines()[:2] == [
-        "A  Net: training graph, 2 heads, simple, 9 nodes",
-        "B  Net: training graph, 2 heads, simple, 10 nodes",
+        "A  Net: training graph, 2 heads, simple at body, 9 nodes",
+        "B  Net: training graph, 2 heads, simple at stem, 10 nodes",
     ]
     assert "1 of 2" in text and "+ body_b1  Sequential" in text and "> tail  reads rescale -> body" in text
     assert "= stem" not in text

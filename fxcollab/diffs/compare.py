@@ -119,7 +119,10 @@ class _Graph:
             self.nodes[node.name] = _node(node, module, from_)
         self._users = {node.name: tuple(user.name for user in node.users) for node in graph.nodes}
         self.tree = plan.tree if isinstance(plan, Plan) else None
-        of = f"training graph, {plan.tree.heads} heads, {plan.pattern}" if isinstance(plan, Plan) else "graph"
+        of = "graph"
+        if isinstance(plan, Plan):
+            at = f" at {', '.join(plan.tree.splits)}" if plan.tree.splits else ""
+            of = f"training graph, {plan.tree.heads} heads, {plan.pattern}{at}"
         self.title = f"{type(model).__name__}: {of}, {len(self.nodes)} nodes"
 
     def neighbours(self, name: str, down: bool) -> tuple[str, ...]:

@@ -49,11 +49,13 @@ def read_plan_file(folder: Path) -> tuple[Plan, dict[str, Any]]:
     file = folder / PLAN
     try:
         if not file.is_file():
+            kind = f"it has no {PLAN}" if folder.is_dir() else "it is a file"
             raise ArtifactError(
                 "There is no artifact here.",
                 where=str(folder),
-                why=f"it has no {PLAN}" if folder.is_dir() else "there is no such directory",
-                hint="give the directory that fxcollab transform wrote",
+                why=kind if folder.exists() else "there is no such directory",
+                hint="give the directory that fxcollab transform wrote; for a checkpoint of torch.save, in Python: "
+                "fxcollab.prune_state_dict(torch.load(file, weights_only=True))",
             )
     except OSError as error:  # too long, no access, links in a circle
         raise ArtifactError("The directory can't be read.", where=str(folder), why=str(error)) from error

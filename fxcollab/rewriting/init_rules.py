@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from fxcollab.errors import PatternError, closest
@@ -134,16 +135,18 @@ def looks_trained(fresh: Mapping[str, Tensor], root: Mapping[str, Tensor]) -> st
 
 
 def starts_otherwise(fresh: Mapping[str, Tensor], root: Mapping[str, Tensor]) -> str | None:
-    """The first tensor that is constant in the given model alone, or has another spread there; None if none is."""
+    """The first tensor that is a constant in one of the two alone, or has another spread; None if there is none."""
     for name, tensor in fresh.items():
         own = root[name]
         if tensor.is_meta or own.is_meta or tensor.numel() < 2 or not tensor.is_floating_point():
             continue
-        if is_constant(own) and not is_constant(tensor):
-            return name
-        spreads = [each.detach().double().std() for each in (own, tensor)]
-        if tensor.numel() >= _ENOUGH and not _ALIKE[0] < spreads[0] / spreads[1] < _ALIKE[1]:
-            return name
+        if is_constant(own) or is_constant(tensor):
+            if not torch.equal(own.detach().cpu(), tensor.detach().cpu()):
+                return name
+        elif tensor.numel() >= _ENOUGH:
+            ratio = own.detach().double().std() / tensor.detach().double().std()
+            if not _ALIKE[0] < ratio < _ALIKE[1]:
+                return name
     return None
 
 

@@ -49,10 +49,11 @@ def initialise(
             _copy_back(branches, state, frozen_names(state.root))
             return
         material = {path: branch for path, branch in branches.items() if any(map(_is_known, branch.parameters()))}
-        if not (material and factory is not None and _from_factory(material, state, tree, seed, factory)):
+        by_factory = factory is not None and bool(material) and _from_factory(material, state, tree, seed, factory)
+        if not by_factory:
             _reset_all(material, state, seed, fresh, keeps_zeros=init == "fresh")
         _copy_back(branches, state, set(chain(*state.tensors.values())).difference(fresh))
-        _warn_of_training(material, state, fresh, init)
+        _warn_of_training(material, state, fresh, init, by_factory)
 
 
 def has_different_heads(branches: Mapping[Path, Branch], state: State, depth: int) -> bool:
@@ -81,7 +82,9 @@ def _copy_back(branches: Mapping[Path, Branch], state: State, names: Container[s
                     tensor.copy_(originals[name])
 
 
-def _warn_of_training(branches: Mapping[Path, Branch], state: State, fresh: Collection[str], init: Init) -> None:
+def _warn_of_training(
+    branches: Mapping[Path, Branch], state: State, fresh: Collection[str], init: Init, by_factory: bool
+) -> None:
     """Warn where the given model looks trained, or initialised otherwise than the other heads are."""
     for path, branch in branches.items() if init == "fresh" else ():
         started = {name: tensor for name, tensor in state.own(path, branch).items() if name in fresh}
@@ -91,7 +94,7 @@ def _warn_of_training(branches: Mapping[Path, Branch], state: State, fresh: Coll
                 "anew: init='finetune' (--init finetune) lets them start as copies, except for their last layers"
             )
             return
-        if name := starts_otherwise(started, tensors_of(state.root)):
+        if not by_factory and (name := starts_otherwise(started, tensors_of(state.root))):
             warn_caller(
                 f"all heads but head 0 start by their modules' own reset_parameters, from which the model's {name} "
                 "differs: was it initialised by code of its own, or trained? Give a factory, transform(build_model, "

@@ -213,7 +213,7 @@ def test_fresh_peers_without_a_factory_use_reset_parameters() -> None:
     assert model.third.weight.eq(7).all() and model.second.weight.eq(1e6).all()
 
 
-@pytest.mark.parametrize("kind", ["spread", "constant", None])
+@pytest.mark.parametrize("kind", ["spread", "constant", "zeros", None])
 def test_an_initialisation_of_the_models_own_is_told_where_peers_do_not_have_it(kind: str | None) -> None:
     def build() -> nn.Module:
         model = nn.Sequential(nn.Linear(4, 40), nn.Linear(40, 40), nn.Linear(40, 2))
@@ -221,12 +221,14 @@ def test_an_initialisation_of_the_models_own_is_told_where_peers_do_not_have_it(
             nn.init.orthogonal_(model[1].weight)
         elif kind == "constant":
             nn.init.zeros_(model[1].bias)
+        elif kind == "zeros":
+            nn.init.zeros_(model[1].weight)
         return model
 
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         fxcollab.transform(build(), "simple", ["0"], seed=0)
-    name = {"spread": "1.weight", "constant": "1.bias", None: None}[kind]
+    name = {"spread": "1.weight", "constant": "1.bias"}.get(kind or "")  # weights of zeros are kept
     assert [f"the model's {name} differs" in str(one.message) for one in told] == [True] * (name is not None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
