@@ -124,9 +124,8 @@ def state(values: dict[str, Tensor], random_: random.Random) -> dict[str, Any]:
         case 0:
             del values[name]
         case 1:
-            values[
-                str(random_.choice((f"peers.b{random_.choice(PAYLOADS)}.w", "peers.b1", "x", "", "peers."))[:5000])
-            ] = value
+            new = str(random_.choice((f"peers.b{random_.choice(PAYLOADS)}.w", "peers.b1", "x", "", "peers."))[:5000])
+            values[new.encode(errors="replace").decode()] = value  # safetensors takes no surrogates
         case 2:
             values[name] = value.new_zeros(random_.choice([(0,), (), (1, *value.shape), (7, 7)]))
         case 3:
