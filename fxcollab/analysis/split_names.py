@@ -146,8 +146,8 @@ def _unknown(name: str, path: str, graph: fx.Graph, root: nn.Module) -> SplitErr
     return SplitError(
         f"There is no module and no node named {name!r}.",
         where=f"{type(root).__qualname__}",
-        hint=(f"did you mean {near}?" if near else "there are " + ", ".join(nodes[:12]))
-        + " find_splits(model) (fxcollab splits) lists all with what they cost",
+        hint=(f"did you mean {near}? " if near else f"there are {', '.join(nodes[:12])}; ")
+        + "find_splits(model) (fxcollab splits) lists all with what they cost",
     )
 
 

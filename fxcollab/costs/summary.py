@@ -15,7 +15,7 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, Levels, costs_of, parameter_count
 from fxcollab.costs.original import ProfiledOriginal, profile_original
 from fxcollab.functional import tensors_of
-from fxcollab.plan import plan_of
+from fxcollab.plan import plan_of, training_model
 from fxcollab.provenance import Provenance, provenance_of
 from fxcollab.rewriting.init_rules import described
 from fxcollab.tracing.capture import LIMITATIONS_KEY
@@ -86,22 +86,23 @@ class Summary:
 
 
 @checked
-def summarise(train_model: CollabGraphModule, profiled: ProfiledOriginal | None = None) -> Summary:
+def summarise(train_model: nn.Module, profiled: ProfiledOriginal | None = None) -> Summary:
     """Summarise a training model; its costs are those at the inputs of its plan, or at a usual shape that fits.
 
     Args:
-        train_model: what `transform`, `rewrite` or `load` returned.
+        train_model: what `transform`, `rewrite` or `load` returned, or a wrapper around it.
         profiled: what `profile_original` returned for it (default: profiled now).
 
     Raises:
         StateError: it is not a training model.
     """
-    plan = plan_of(train_model)
-    peers = train_model.get_submodule(plan.options.peers)
-    profiled = profiled or profile_original(train_model)
+    model = training_model(train_model)
+    plan = plan_of(model)
+    peers = model.get_submodule(plan.options.peers)
+    profiled = profiled or profile_original(model)
     captured, options = profiled.captured, plan.options
-    nodes = list(provenance_of(train_model.modes.train, options.peers).values())
-    levels = _levels(train_model, captured, nodes)
+    nodes = list(provenance_of(model.modes.train, options.peers).values())
+    levels = _levels(model, captured, nodes)
     kinds = [node.kind for node in nodes]
     return Summary(
         pattern=plan.pattern,
@@ -115,14 +116,14 @@ def summarise(train_model: CollabGraphModule, profiled: ProfiledOriginal | None 
         cloned=sum(node.kind == "clone" and any(node.branch) for node in nodes),
         rescaled=kinds.count("rescale"),
         copied=kinds.count("copy"),
-        parameters=(parameter_count(train_model.root), parameter_count(train_model)),
+        parameters=(parameter_count(model.root), parameter_count(model)),
         costs=None
         if profiled.profile is None
         else costs_of(captured, profiled.profile, levels, recompute=options.recompute),
         inputs=profiled.inputs,
         guessed=profiled.guessed,
         costs_unknown=profiled.unknown,
-        limitations=tuple(train_model.meta.get(LIMITATIONS_KEY, ())),
+        limitations=tuple(model.meta.get(LIMITATIONS_KEY, ())),
         recompute=options.recompute,
     )
 

@@ -24,7 +24,7 @@ from fxcollab.fingerprint import fingerprint
 from fxcollab.io.files import GRAPH, PAGE, PLAN, WEIGHTS, artifact_only, refuse_existing, written
 from fxcollab.io.mark import encoded, mark_of, marked_markup
 from fxcollab.io.plan_file import WEIGHTS_KEY, plan_to_json, read_plan_file
-from fxcollab.io.trust import refuse_strangers_code, signed
+from fxcollab.io.trust import is_own, refuse_strangers_code, signed
 from fxcollab.io.weights import checksum, load_state_dict, refuse_changed, refuse_other_model, save_state_dict
 from fxcollab.passes import CapturePass, run_passes, training_passes
 from fxcollab.plan import PLAN_KEY, plan_of, training_model
@@ -104,6 +104,8 @@ def load(
     folder = Path(directory)
     plan, data = read_plan_file(folder)
     origin = "the given model"
+    if model is not None and plan.source is not None and not is_own(data, plan.source):
+        plan = replace(plan, source=None)  # what is saved of it later doesn't name a stranger's code
     if model is None:
         if plan.source is None:
             raise ArtifactError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import importlib.util
 import json
 import os
 import secrets
@@ -12,12 +11,13 @@ import stat
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fxcollab.errors import TrustError, one_paragraph, warn_caller
+from fxcollab.errors import SourceError, TrustError, one_paragraph, warn_caller
 from fxcollab.io.files import PLAN, WEIGHTS
 from fxcollab.io.weights import refuse_other_shapes
 from fxcollab.sources.load import load
@@ -64,13 +64,11 @@ def refuse_strangers_code(
 
     Raises:
         TrustError: it does; the error says what would run.
+        SourceError: the code isn't there.
         MixedError: a stranger's plan names a model of a library of which the weights are not.
     """
-    if trust:
+    if trust or is_own(data, source):
         return
-    with suppress(OSError, RuntimeError):
-        if hmac.compare_digest(ascii(data.get(SIGNATURE)), repr(_signature(_key(make=False), data, source))):
-            return
     if _is_name_of_library(source):
         with torch.device("meta"):
             shapes = {name: [*value.shape] for name, value in load(source).model.state_dict().items()}
@@ -78,7 +76,9 @@ def refuse_strangers_code(
         return
     why = "this account did not write it as it is, or its code lay elsewhere then"
     if _place(source) is None:
-        return  # nothing would run, and that it isn't there says more
+        raise SourceError(
+            f"there is no file {source.location}", where=str(folder / PLAN), hint="give the model itself"
+        )
     arguments = ", ".join(f"{name}={value!r}" for name, value in source.arguments)
     call = one_paragraph(f"{source}, with arguments ({arguments})")[:400]
     raise TrustError(
@@ -88,6 +88,13 @@ def refuse_strangers_code(
         hint="read that code, then trust it: trust_source=True (--trust-source); or give the model itself: "
         "fxcollab.load(directory, model)",
     )
+
+
+def is_own(data: Mapping[str, Any], source: Source) -> bool:
+    """Whether this account wrote a plan as it is, beside the code that is there."""
+    with suppress(OSError, RuntimeError):
+        return hmac.compare_digest(ascii(data.get(SIGNATURE)), repr(_signature(_key(make=False), data, source)))
+    return False
 
 
 def _is_name_of_library(source: Source) -> bool:
@@ -102,21 +109,19 @@ def _signature(key: bytes, data: Mapping[str, Any], source: Source) -> str:
 
 
 def _place(source: Source) -> str | None:
-    """Where the code of a source lies; found without running any. None where it isn't there."""
+    """Where the code of a source lies; found without running any. None where a file isn't there.
+
+    Only folders are searched: other ways of finding modules may run code.
+    """
     if source.kind == "file":
         return source.location if os.path.exists(source.location) else None  # noqa: PTH110 (answers for any text)
     if source.kind != "module":
         return source.location
     top = source.location.partition(".")[0]
-    module, sys.path[:] = sys.modules.get(top), [str(Path.cwd()), *sys.path]
-    try:
-        spec = None if module else importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        spec = None
-    finally:
-        del sys.path[0]
+    module = sys.modules.get(top)
+    spec = None if module else PathFinder.find_spec(top, [str(Path.cwd()), *sys.path])
     if module is None and spec is None:
-        return None
+        return source.location
     file = getattr(module, "__file__", None) or (spec and spec.origin)
     folders = getattr(module, "__path__", None) or (spec and spec.submodule_search_locations) or ()
     return os.path.realpath(file) if file else "\0".join(map(os.path.realpath, folders))

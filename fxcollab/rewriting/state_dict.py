@@ -216,8 +216,9 @@ def _prefix_of_peers(state: Iterable[str], peers: str) -> str:
 
     def is_another(prefix: str) -> bool:
         """Whether it is no part of the first model, or a whole model, such as an average, beside it."""
-        own = {key for key in first if not f"{found[0]}{key}".startswith(prefix)}
-        return not prefix.startswith(found[0]) or all(f"{prefix}{key}" in keys for key in own)
+        if not prefix.startswith(found[0]):
+            return True
+        return all(f"{prefix}{key}" in keys for key in first if not f"{found[0]}{key}".startswith(prefix))
 
     if other := next((prefix for prefix in found[1:] if is_another(prefix)), None):
         raise StateError(

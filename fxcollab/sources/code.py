@@ -10,6 +10,7 @@ import pkgutil
 import re
 import sys
 from dataclasses import replace
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -35,7 +36,7 @@ def load_file(source: Source) -> Loaded:
 
 def load_module(source: Source) -> Loaded:
     """Imports the module."""
-    return loaded_from(source, imported(source.location, str(source.name)), Path.cwd())
+    return loaded_from(source, imported(source.location, str(source.name)), _folder_of(source.location))
 
 
 def imported(location: str, name: str) -> object:
@@ -44,9 +45,15 @@ def imported(location: str, name: str) -> object:
     Raises:
         SourceError: it can't be imported, or has no such name.
     """
-    with user_code(f"`{location}` can't be imported", Path.cwd(), location):
+    with user_code(f"`{location}` can't be imported", _folder_of(location), location):
         module = _import(location)
     return _lookup(Source("module", location, name), module)
+
+
+def _folder_of(location: str) -> Path | None:
+    """The current folder, where the module lies in it; its other modules don't replace those of other packages."""
+    top = location.partition(".")[0]
+    return Path.cwd() if PathFinder.find_spec(top, [str(Path.cwd())]) else None
 
 
 def _is_borrowed(value: object, module: ModuleType) -> bool:

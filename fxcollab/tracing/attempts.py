@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,31 +114,32 @@ class _Attempts:
             return self._attempt_on_twin()
 
     def _attempt_on_twin(self) -> Traced | None:
-        request, traced = self._request, None
-        try:
-            twin = twin_of(request.model, self._training)
-            tracer = LazyTracer(
-                twin,
-                request.opened,
-                request.interface,
-                operators=request.operators,
-                constants=self._constants,
-                helpers=self._helpers,
-                never_nodes=self._never_nodes,
-                examples=self._examples,
-            )
-            with preserve_rng_state():
-                graph = tracer.trace(twin.model)
-        except FirstCallError:
-            raise
-        except (Exception, SystemExit, UntraceableError) as error:  # user code may raise anything on proxies
-            self._change_after(error)
-            return None
-        twin.forget()
-        if not self._change_after_questions(graph, tracer):
-            traced = Traced(graph, tracer.constants, tracer.opened, tuple(tracer.notes))
-        vars(tracer).clear()  # it is in cycles of references, with the twin
-        return traced
+        request = self._request
+        with ExitStack() as emptied:  # they are in cycles of references, and an error's frames refer to them
+            try:
+                twin = twin_of(request.model, self._training)
+                emptied.callback(twin.forget)
+                tracer = LazyTracer(
+                    twin,
+                    request.opened,
+                    request.interface,
+                    operators=request.operators,
+                    constants=self._constants,
+                    helpers=self._helpers,
+                    never_nodes=self._never_nodes,
+                    examples=self._examples,
+                )
+                emptied.callback(vars(tracer).clear)
+                with preserve_rng_state():
+                    graph = tracer.trace(twin.model)
+            except FirstCallError:
+                raise
+            except (Exception, SystemExit, UntraceableError) as error:  # user code may raise anything on proxies
+                self._change_after(error)
+                return None
+            if self._change_after_questions(graph, tracer):
+                return None
+            return Traced(graph, tracer.constants, tracer.opened, tuple(tracer.notes))
 
     def _change_after(self, error: BaseException) -> None:
         helper = innermost_helper(error, self._helpers)

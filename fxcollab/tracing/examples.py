@@ -49,8 +49,8 @@ def guess_inputs(
     raise CaptureError(
         f"No input that {type(model).__qualname__} accepts could be guessed.",
         why="none of the usual shapes fits" if len(names) == 1 else f"its inputs are {', '.join(names) or 'none'}",
-        hint=f"give example_inputs, {len(names)} tensors such as torch.ones(2, 16, dtype=torch.bool), or --input as "
-        "many times with sizes and, unless float32, type: --input 1x3x224x224, --input 2x16:bool",
+        hint=f"give {'one for each' if len(names) > 1 else 'one'}: example_inputs=(torch.ones(1, 3, 224, 224), ...), "
+        "or on the command line sizes with, unless float32, a type: --input 1x3x224x224, --input 2x16:bool",
     )
 
 

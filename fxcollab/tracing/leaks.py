@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import gc
 import threading
+import traceback
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
@@ -36,20 +37,52 @@ def watch(value: Any) -> None:
 def purge_leaks() -> Iterator[None]:
     """On leaving, remove proxies and fake tensors that were made meanwhile from caches.
 
-    A mode that isn't freed with its twin has tensors somewhere. The frames of an error keep what they made alive.
+    A mode that isn't freed with its twin has tensors somewhere. The frames of an error, which keep what they made
+    alive, lose their variables; their lines are still shown.
     """
-    before, owns = len(_WATCHED.references), gc.get_freeze_count() == 0
-    if owns:
-        gc.freeze()  # the garbage collector need not look at what was there before: there may be millions of objects
+    before = len(_WATCHED.references)
+    try:
+        with _old_objects_frozen():
+            try:
+                yield
+            except BaseException as error:
+                _clear_frames(error)
+                raise
+            finally:
+                leaked = _alive(_WATCHED.references[before:])
+    finally:
+        del _WATCHED.references[before:]
+        if leaked:
+            gc.unfreeze()  # caches may be among the old objects
+            _remove_from_caches(leaked)
+
+
+_FROZEN = threading.Lock()
+"""Held by the outermost call that lets the garbage collector leave alone what was there before."""
+
+
+@contextmanager
+def _old_objects_frozen() -> Iterator[None]:
+    """The garbage collector need not look at what was there before: there may be millions of objects."""
+    owns = _FROZEN.acquire(blocking=False)
+    frozen = owns and gc.get_freeze_count() == 0  # which counts them one by one
+    if frozen:
+        gc.freeze()
     try:
         yield
     finally:
-        leaked = _alive(_WATCHED.references[before:])
-        del _WATCHED.references[before:]
-        if owns or leaked:  # caches may be among the old objects
+        if frozen:
             gc.unfreeze()
-        if leaked:
-            _remove_from_caches(leaked)
+        if owns:
+            _FROZEN.release()
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)  # but for those that are running
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            frame.f_locals  # noqa: B018 (a dict of variables that somebody has read is brought up to date)
+        error = error.__cause__
 
 
 def _alive(references: Iterable[weakref.ref[Any]]) -> list[Any]:

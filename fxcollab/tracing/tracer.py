@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -398,12 +399,12 @@ class LazyTracer(fx.Tracer):
                 # ``if mask is None`` is false for a proxy
                 self._record(guard, ("is None", proxy, False, f"{type(self.root).__qualname__}.forward"))
 
-        def forward() -> Any:
-            positional, keywords = as_call(signature, {**inputs, **dict(self._interface.fixed)})
-            return self.root.forward(*positional, **keywords)  # which may be set on the object, not its class
+        call = partial(self._call_root, *as_call(signature, {**inputs, **dict(self._interface.fixed)}))
+        vars(call)["__annotations__"] = {k: v for k, v in annotations.items() if k == "return"}
+        return call, []
 
-        forward.__annotations__ = {k: v for k, v in annotations.items() if k == "return"}
-        return forward, []
+    def _call_root(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return self.root.forward(*args, **kwargs)  # which may be set on the object, not its class
 
     def _text(self, text: str) -> Any:
         template, names = unformat(text)

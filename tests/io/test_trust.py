@@ -107,11 +107,50 @@ def test_an_own_plan_beside_other_code_is_a_strangers(
         fxcollab.load("run")
 
 
-def test_code_that_is_not_there_is_told_as_such(saved: Path) -> None:
-    for source in ({"location": "no_such_package.nets", "name": "Net"}, {"kind": "file", "location": "no.py"}):
-        with_source(saved, **source)
-        with pytest.raises(fxcollab.SourceError, match="there is no"):
-            fxcollab.load(saved)
+def test_a_file_that_is_not_there_is_told_as_such(saved: Path) -> None:
+    with_source(saved, kind="file", location="no.py")
+    with pytest.raises(fxcollab.SourceError, match="there is no file"):
+        fxcollab.load(saved)
+    with_source(saved, location="no_such_package.nets", name="Net")
+    with pytest.raises(TrustError, match="import no_such_package"):  # it may be found by other ways than in folders
+        fxcollab.load(saved)
+
+
+def test_looking_for_a_strangers_module_runs_nothing(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finders that packages add may import others to answer, such as that of setuptools for ``distutils``."""
+
+    class Finder:
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name.startswith("stranger"):
+                (tmp_path / "RAN").write_text("")
+
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    with_source(saved, location="strangers_package.nets", name="Net")
+    with pytest.raises(TrustError):
+        fxcollab.load(saved)
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_what_is_made_of_a_given_model_does_not_name_a_strangers_code(saved: Path, tmp_path: Path) -> None:
+    with_source(saved, kind="file", location=str(tmp_path / "stranger.py"))
+    (tmp_path / "stranger.py").write_text("raise AssertionError('it ran')")
+    fxcollab.save(fxcollab.load(saved, Net), tmp_path / "mine")
+    assert json.loads((tmp_path / "mine/plan.json").read_text())["source"] is None
+
+
+def test_a_module_elsewhere_does_not_find_packages_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/helper_of_a_test.py").write_text("raise AssertionError('it ran')")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/nets_of_a_test.py").write_text("import helper_of_a_test")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
+    with pytest.raises(fxcollab.SourceError, match="No module named 'helper_of_a_test'"):
+        load_source(Source.parse("nets_of_a_test:Net"))
 
 
 def test_names_of_libraries_need_no_trust_and_their_arguments_do(account: Path, tmp_path: Path) -> None:
