@@ -76,9 +76,8 @@ def refuse_strangers_code(
         return
     why = "this account did not write it as it is, or its code lay elsewhere then"
     if _place(source) is None:
-        raise SourceError(
-            f"there is no file {source.location}", where=str(folder / PLAN), hint="give the model itself"
-        )
+        place = Path(source.location)
+        raise SourceError(f"there is no file {place.name}", where=str(place.parent), hint="give the model itself")
     arguments = ", ".join(f"{name}={value!r}" for name, value in source.arguments)
     call = one_paragraph(f"{source}, with arguments ({arguments})")[:400]
     raise TrustError(

@@ -51,9 +51,10 @@ def imported(location: str, name: str) -> object:
 
 
 def _folder_of(location: str) -> Path | None:
-    """The current folder, where the module lies in it; its other modules don't replace those of other packages."""
+    """The current folder, unless the module lies elsewhere: then what it imports isn't found in this one."""
     top = location.partition(".")[0]
-    return Path.cwd() if PathFinder.find_spec(top, [str(Path.cwd())]) else None
+    lies_here = PathFinder.find_spec(top, [str(Path.cwd())])
+    return Path.cwd() if lies_here or not (top in sys.modules or PathFinder.find_spec(top)) else None
 
 
 def _is_borrowed(value: object, module: ModuleType) -> bool:
