@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from fxcollab._torch import storage_id
 from fxcollab.fx_utils import OWN, has_own
 
 
@@ -39,6 +42,34 @@ def has_values(module: nn.Module) -> bool:
 def tensors_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     """Parameters and buffers of ``module`` under all their names."""
     return {prefix + name: tensor for name, tensor in named_tensors(module)}
+
+
+@contextmanager
+def restored_on_error(module: nn.Module) -> Iterator[None]:
+    """On an error, put back the tensors that are registered in a module, and the values of their storages."""
+    registries: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (each, dict(each)) for part in module.modules() for each in (part._parameters, part._buffers)
+    ]
+    tensors = {id(tensor): tensor for _, tensor in named_tensors(module) if not hasattr(tensor, "device_mesh")}
+    before = [(tensor, tensor.data) for tensor in tensors.values()]  # of sharded ones, torch's own loaders take care
+    stored = {storage_id(data): _bytes_of(data) for _, data in before if not data.is_meta}
+    values = {key: each.clone() for key, each in stored.items()}
+    try:
+        yield
+    except BaseException:
+        for registry, entries in registries:
+            registry.clear()
+            registry.update(entries)
+        for tensor, data in before:
+            tensor.data = data
+        for key, each in stored.items():
+            each.copy_(values[key])
+        raise
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """All bytes of a tensor's storage."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
 def shallow(module: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ MOST_HEADS = 4096
 MOST_LEVELS = 64
 MOST_NAME = 1000
 """Characters of a branch's, split's or input's name."""
-MOST_ELEMENTS = 1 << 29
+MOST_ELEMENTS = 1 << 27
 _MOST_DIMENSIONS = 64
 _MOST_VALUES = 1000
 _CGROUP = Path("/sys/fs/cgroup")

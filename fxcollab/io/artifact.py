@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from fxcollab.arguments import checked
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.errors import ArtifactError, CaptureError, SplitError, StateError
+from fxcollab.errors import ArtifactError, CaptureError, SplitError, StateError, one_line
 from fxcollab.fingerprint import fingerprint
+from fxcollab.functional import restored_on_error
 from fxcollab.io.files import GRAPH, PAGE, PLAN, WEIGHTS, artifact_only, refuse_existing, written
 from fxcollab.io.mark import encoded, mark_of, marked_markup
 from fxcollab.io.plan_file import WEIGHTS_KEY, plan_to_json, read_plan_file
@@ -213,31 +214,24 @@ def _load_state(train_model: CollabGraphModule, saved: Path, weights: Path | Non
         refuse_changed(file, plan.get(WEIGHTS_KEY))
     elif saved.is_file():
         refuse_other_model(file, saved, peers)
-    modules = list(train_model.modules())
-    registries: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        (each, dict(each)) for module in modules for each in (module._parameters, module._buffers)
-    ]
     new: dict[int, Tensor] = {}  # by the meta tensor, so that a parameter under two names stays one
-    kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     try:
-        for key, tensor in own.items():
-            if tensor.is_meta:
-                is_parameter = isinstance(tensor, nn.Parameter)
-                value = nn.Parameter(state[key], tensor.requires_grad) if is_parameter else state[key]
-                state[key] = new.setdefault(id(tensor), value)
-            else:
-                kept.setdefault(id(tensor), (tensor, tensor.data, tensor.detach().clone()))
-                if tensor.dtype != state[key].dtype:
+        with restored_on_error(train_model):
+            for key, tensor in own.items():
+                if tensor.is_meta:
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    value = nn.Parameter(state[key], tensor.requires_grad) if is_parameter else state[key]
+                    state[key] = new.setdefault(id(tensor), value)
+                elif tensor.dtype != state[key].dtype:
                     tensor.data = state[key].to(tensor.device)
-        train_model.load_state_dict(state, assign=bool(new))
-    except BaseException:  # a module that loads its state in a way of its own
-        for registry, before in registries:
-            registry.clear()
-            registry.update(before)
-        for tensor, data, values in kept.values():
-            tensor.data = data
-            tensor.detach().copy_(values)
-        raise
+            train_model.load_state_dict(state, assign=bool(new))
+    except Exception as error:  # a module that loads its state in a way of its own, or a tensor that can't be written
+        raise ArtifactError(
+            "The weights can't be loaded.",
+            where=str(file),
+            why=one_line(error),
+            hint="the model is as it was; a buffer made by expand() needs contiguous()",
+        ) from error
 
 
 def _fits(new: Tensor, own: Tensor) -> bool:

@@ -19,7 +19,7 @@ import torch
 
 from fxcollab.errors import SourceError, TrustError, one_paragraph, warn_caller
 from fxcollab.io.files import PLAN, WEIGHTS
-from fxcollab.io.weights import refuse_other_shapes
+from fxcollab.io.weights import refuse_other_tensors
 from fxcollab.sources.load import load
 from fxcollab.sources.source import Source
 
@@ -69,10 +69,10 @@ def refuse_strangers_code(
     """
     if trust or is_own(data, source):
         return
-    if _is_name_of_library(source):
+    if _is_name_of_library(source) and not data.get("fixed"):
         with torch.device("meta"):
-            shapes = {name: [*value.shape] for name, value in load(source).model.state_dict().items()}
-        refuse_other_shapes(weights or folder / WEIGHTS, shapes, str(data.get("peers")))
+            state = load(source).model.state_dict(keep_vars=True)
+        refuse_other_tensors(weights or folder / WEIGHTS, state, str(data.get("peers")))
         return
     why = "this account did not write it as it is, or its code lay elsewhere then"
     if _place(source) is None:
@@ -134,6 +134,8 @@ def _key(make: bool) -> bytes:
     """
     home = os.environ.get("XDG_STATE_HOME", "")
     folder = (Path(home) if os.path.isabs(home) else Path("~/.local/state").expanduser()) / "fxcollab"  # noqa: PTH117
+    if not folder.is_absolute():
+        raise OSError(f"{folder} has no fixed place: HOME is not a full path")
     file = folder / "key"
     if make and not file.exists():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -155,18 +155,22 @@ def refuse_other_model(file: Path, own: Path, peers: str) -> None:
         )
 
 
-def refuse_other_shapes(file: Path, shapes: Mapping[str, list[int]], peers: str) -> None:
-    """Raise where weights are not those of a model with such tensors, before the model takes memory for them.
+def refuse_other_tensors(file: Path, state: Mapping[str, Tensor], peers: str) -> None:
+    """Raise where weights are not those of a model on meta, before one takes memory for them.
 
     Raises:
-        MixedError: they aren't.
+        MixedError: a tensor is missing, has another shape, or is one with others that are not one in the model.
     """
-    given = unwrapped(_described(file), peers)
-    if wrong := [name for name, shape in shapes.items() if name not in given or given[name][1] != shape]:
+    given, stored = unwrapped(_described(file), peers), unwrapped(_names_in(file), peers)
+    wrong = [name for name, own in state.items() if name not in given or given[name][1] != [*own.shape]]
+    if not wrong:
+        first = {stored[name]: tensor for name, tensor in state.items()}
+        wrong = [name for name, tensor in state.items() if first[stored[name]] is not tensor]
+    if wrong:
         raise MixedError(
             "The weights are not those of the model that the plan names.",
             where=f"{file}: {_few(wrong)}",
-            why="these are missing, or have another shape",
+            why="these are missing, have another shape, or are stored as one with others",
             hint="give the whole state of the same training model",
         )
 

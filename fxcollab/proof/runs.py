@@ -15,7 +15,7 @@ from fxcollab._torch import pytree
 from fxcollab.codegen.modes import set_mode
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.deep_copy import attributes_of, clone_of, deep_copy
-from fxcollab.errors import one_line
+from fxcollab.errors import VerificationError, one_line
 from fxcollab.functional import once_each, tensors_of
 from fxcollab.plan import plan_of
 from fxcollab.proof.attributes import attributes_set
@@ -166,6 +166,12 @@ def attempt(function: Callable[..., T], *args: Any, **kwargs: Any) -> T | str:
     try:
         return function(*args, **kwargs)
     except Exception as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise VerificationError(
+                "There is not enough memory for the proof.",
+                why=one_line(error),
+                hint="give smaller example_inputs (--input), such as a batch of two",
+            ) from error
         return one_line(error)
 
 

@@ -12,8 +12,8 @@ from fxcollab._torch import codegen_of
 from fxcollab.arguments import checked
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.deep_copy import deep_copy
-from fxcollab.errors import StateError
-from fxcollab.functional import shallow
+from fxcollab.errors import StateError, one_line
+from fxcollab.functional import has_values, restored_on_error, shallow
 from fxcollab.fx_utils import map_inputs
 from fxcollab.plan import plan_of, training_model
 from fxcollab.provenance import META_KEY, provenance_of
@@ -164,7 +164,22 @@ def _load(model: M, state: dict[str, Any]) -> M:
             why="these are missing in one of the two, or have another shape; nothing was written",
             hint="give the model that was transformed, or a new one like it",
         )
-    model.load_state_dict(own)
+    if not has_values(model):
+        raise StateError(
+            f"{type(model).__qualname__} has no values into which a head's could be loaded.",
+            why="it is on the meta device",
+            hint="model.to_empty(device='cpu') first; or model.load_state_dict(fxcollab.prune_state_dict("
+            "train_model.state_dict(), head), assign=True)",
+        )
+    try:
+        with restored_on_error(model):
+            model.load_state_dict(own)
+    except Exception as error:  # a hook of the model, or a tensor that can't be written
+        raise StateError(
+            f"The head's weights can't be loaded into {type(model).__qualname__}.",
+            why=one_line(error),
+            hint="the model is as it was; a buffer made by expand() needs contiguous()",
+        ) from error
     return model
 
 

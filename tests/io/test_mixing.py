@@ -126,7 +126,7 @@ def test_a_module_that_fails_to_load_leaves_the_given_model_as_it_was(saved: Pat
     model = Net()
     model.c = Refusing(4, 2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(RuntimeError, match="not today"):
+    with pytest.raises(ArtifactError, match="RuntimeError: not today"):
         fxcollab.load(saved, model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -198,6 +198,35 @@ def test_a_module_that_fails_to_load_leaves_a_model_on_meta_as_it_was(saved: Pat
     model.c = Refusing(4, 2)
     model.to("meta")
     before = model.state_dict(keep_vars=True)
-    with pytest.raises(RuntimeError, match="not today"):
+    with pytest.raises(ArtifactError, match="RuntimeError: not today"):
         fxcollab.load(saved, model)
     assert all(tensor is before[name] and tensor.is_meta for name, tensor in model.state_dict(keep_vars=True).items())
+
+
+def with_expanded_buffer() -> nn.Module:
+    """A model with a buffer that can't be written: two of its values are one in memory."""
+    model = Net()
+    model.register_buffer("many", torch.ones(1).expand(2))
+    return model
+
+
+def test_a_load_that_torch_refuses_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    fxcollab.save(fxcollab.transform(with_expanded_buffer(), splits=["a"], seed=0), tmp_path / "run")
+    mine = with_expanded_buffer()
+    before = {name: value.clone() for name, value in mine.state_dict().items()}
+    with pytest.raises(ArtifactError, match="can't be loaded"):
+        fxcollab.load(tmp_path / "run", mine)
+    assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
+
+
+def test_a_head_that_torch_does_not_load_leaves_the_model_as_it_was() -> None:
+    train_model = fxcollab.transform(with_expanded_buffer(), splits=["a"], seed=0)
+    mine = with_expanded_buffer()
+    before = {name: value.clone() for name, value in mine.state_dict().items()}
+    with pytest.raises(fxcollab.StateError, match="can't be loaded into Net"):
+        fxcollab.prune(train_model, 1, into=mine)
+    assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
+    with torch.device("meta"):
+        empty = Net()
+    with pytest.raises(fxcollab.StateError, match="has no values"):
+        fxcollab.prune(fxcollab.transform(Net(), splits=["a"], seed=0), 1, into=empty)

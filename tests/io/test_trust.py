@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import fxcollab
 from fxcollab.errors import MixedError, TrustError
@@ -178,8 +179,28 @@ def test_a_strangers_model_is_built_only_where_the_weights_are_of_it(
     monkeypatch.setattr(artifact, "load_source", built)
     with pytest.raises(MixedError, match="not those of the model that the plan names"):
         fxcollab.load(tmp_path / "run")
-    (tmp_path / "run/weights.safetensors").unlink()
+    with_source(tmp_path / "run", kind="torchvision", location="shufflenet_v2_x0_5", name=None)
+    shutil.rmtree(account)
+    weights = tmp_path / "run/weights.safetensors"
+    state = load_file(weights)
+    one, other = "stage2.1.branch2.1.weight", "stage2.1.branch2.1.bias"
+    del state[other]
+    save_file(state, weights, {"fxcollab.aliases": json.dumps({other: one})})
+    with pytest.raises(MixedError, match="stored as one with others"):
+        fxcollab.load(tmp_path / "run")
+    weights.unlink()
     with pytest.raises(MixedError):
+        fxcollab.load(tmp_path / "run")
+
+
+def test_a_strangers_fixed_inputs_need_trust(account: Path, tmp_path: Path) -> None:
+    loaded = load_source(Source.parse("torchvision:shufflenet_v2_x0_5"))
+    fxcollab.save(made(loaded.model, "stage4", source=loaded.source), tmp_path / "run")
+    with_source(tmp_path / "run", kind="torchvision", location="shufflenet_v2_x0_5", name=None)
+    plan = tmp_path / "run/plan.json"
+    data = json.loads(plan.read_text()) | {"fixed": {"times": 10**9}}
+    plan.write_text(json.dumps({key: value for key, value in data.items() if key != "checksum"}))
+    with pytest.raises(TrustError):
         fxcollab.load(tmp_path / "run")
 
 
