@@ -16,6 +16,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,15 +178,15 @@ def written(target: Path, force: bool, check: Check) -> Iterator[Path]:
         place = _place_of(target)
         place.parent.mkdir(parents=True, exist_ok=True)
         _remove_drafts(place.parent)
-        folder, lock = _draft_folder(place)
+        draft = _Draft.beside(place)
     try:
         with _told(target, OSError):
-            yield folder / _NEW
-            (folder / _NEW).replace(folder / _WHOLE)
-            _put(folder / _WHOLE, place, force, check)
+            yield draft.inside / _NEW
+            (draft.inside / _NEW).replace(draft.inside / _WHOLE)
+            _put(draft.inside / _WHOLE, place, force, check)
     finally:
-        _remove(folder)
-        os.close(lock)
+        draft.remove()
+        draft.close()
 
 
 @contextmanager
@@ -210,17 +211,66 @@ def _place_of(target: Path) -> Path:
     return target.resolve() if whole else target.parent.resolve() / target.name
 
 
-def _draft_folder(place: Path) -> tuple[Path, int]:
-    """A new hidden folder beside the output, with a file that stays locked until it is closed."""
-    while True:
-        folder = place.parent / f".{place.name[:_MOST_OF_NAME]}.{secrets.token_hex(8)}.fxcollab"
-        folder.mkdir(mode=0o700)
-        with suppress(FileNotFoundError):  # another writer took it for that of a killed one
-            lock = os.open(folder / _LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-            if _locked(lock) and (folder / _LOCK).exists():
-                os.write(lock, _MARK + os.fsencode(place.name))
-                return folder, lock
-            os.close(lock)
+@dataclass(frozen=True)
+class _Draft:
+    """A hidden folder beside the output, with a file that its writer holds locked.
+
+    Attributes:
+        folder: its path.
+        inside: a path that leads into it also where others may rename it, and put something else in its place.
+        handles: open files: the folder, where the system can open one, and the lock.
+    """
+
+    folder: Path
+    inside: Path
+    handles: tuple[int, ...]
+
+    @classmethod
+    def beside(cls, place: Path) -> _Draft:
+        """A new one."""
+        while True:
+            folder = place.parent / f".{place.name[:_MOST_OF_NAME]}.{secrets.token_hex(8)}.fxcollab"
+            folder.mkdir(mode=0o700)
+            with suppress(FileNotFoundError):  # another writer took it for that of a killed one
+                draft = cls.opened(folder)
+                try:
+                    if any(draft.inside.iterdir()):
+                        raise OSError(f"{folder} was replaced meanwhile")
+                    lock = os.open(draft.inside / _LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+                except OSError:
+                    draft.close()
+                    raise
+                draft = replace(draft, handles=(*draft.handles, lock))
+                if _locked(lock) and (draft.inside / _LOCK).exists():
+                    os.write(lock, _MARK + os.fsencode(place.name))
+                    return draft
+                draft.close()
+
+    @classmethod
+    def opened(cls, folder: Path) -> _Draft:
+        """One that is there; a link is none."""
+        if sys.platform == "win32":
+            return cls(folder, folder, ())
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        inside = Path(f"/proc/self/fd/{handle}")
+        return cls(folder, inside if inside.exists() else folder, (handle,))
+
+    def remove(self) -> None:
+        """Remove it, but for what was moved aside into it and fxcollab didn't write."""
+        with suppress(OSError):
+            for entry in self.inside.iterdir():
+                if entry.name in (_WHOLE, _OLD):
+                    _remove_files(entry, FILES)
+                elif entry.name != _LOCK:  # the draft, and files that writers of drafts make for themselves
+                    _remove_files(entry, None)
+            if {entry.name for entry in self.inside.iterdir()} <= {_LOCK}:
+                (self.inside / _LOCK).unlink(missing_ok=True)
+                self.folder.rmdir()
+
+    def close(self) -> None:
+        """Let others have it."""
+        for handle in reversed(self.handles):
+            os.close(handle)
 
 
 def _locked(file: int) -> bool:
@@ -243,35 +293,29 @@ def _remove_drafts(parent: Path) -> None:
         with suppress(OSError):
             folder.rmdir()  # killed before there was anything in it
         with suppress(OSError):
-            found = folder.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-                continue  # a link could lead anywhere
-            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            draft = _Draft.opened(folder)  # not a link, which could lead anywhere
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                mark, name = os.read(lock, len(_MARK)), os.fsdecode(os.read(lock, 4096))
-                new = not mark and len(list(folder.iterdir())) == 1  # whose writer gives it up, or was killed
-                if mark != _MARK and not new:
-                    continue  # no draft of ours
-                if name == os.path.basename(name) and os.path.lexists(folder / _OLD):  # noqa: PTH119
-                    with suppress(OSError):
-                        _rename(folder / _OLD, parent / name)  # killed between two renames
-                _remove(folder)
+                if os.fstat(draft.handles[0]).st_uid == os.geteuid():
+                    _remove_killed(draft, parent)
             finally:
-                os.close(lock)
+                draft.close()
 
 
-def _remove(folder: Path) -> None:
-    """Remove a draft's folder, but for what was moved aside into it and fxcollab didn't write."""
-    with suppress(OSError):
-        for entry in folder.iterdir():
-            if entry.name in (_WHOLE, _OLD):
-                _remove_files(entry, FILES)
-            elif entry.name != _LOCK:  # the draft, and files that writers of drafts make for themselves
-                _remove_files(entry, None)
-        if {entry.name for entry in folder.iterdir()} <= {_LOCK}:
-            (folder / _LOCK).unlink(missing_ok=True)
-            folder.rmdir()
+def _remove_killed(draft: _Draft, parent: Path) -> None:
+    """Remove a draft whose writer doesn't hold it any more; what it had moved aside goes back."""
+    lock = os.open(draft.inside / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mark, name = os.read(lock, len(_MARK)), os.fsdecode(os.read(lock, 4096))
+        new = not mark and len(list(draft.inside.iterdir())) == 1  # whose writer gives it up, or was killed
+        if mark != _MARK and not new:
+            return  # no draft of ours
+        if name == os.path.basename(name) and os.path.lexists(draft.inside / _OLD):  # noqa: PTH119
+            with suppress(OSError):
+                _rename(draft.inside / _OLD, parent / name)  # killed between two renames
+        draft.remove()
+    finally:
+        os.close(lock)
 
 
 def _remove_files(path: Path, ours: Mapping[str, Callable[[Path], bool]] | None) -> None:

@@ -6,6 +6,7 @@ import ast
 import os
 import pickle
 import stat
+import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ import fxcollab
 from fxcollab.io import artifact as save_module
 from fxcollab.io import files, plan_file, weights
 from fxcollab.io.artifact import load_head
+from fxcollab.io.files import only, written
 from fxcollab.io.weights import write_state_dict
 from tests.io.helpers import Net, assert_same, content, floats, made, randomised, refused
 
@@ -247,3 +249,20 @@ def test_permissions_follow_the_umask(tmp_path: Path, mask: int) -> None:
     assert modes.pop("run") == 0o777 & ~mask
     assert set(modes) == {"graph.py", "plan.json", "weights.safetensors", "head.safetensors"}
     assert set(modes.values()) == {0o666 & ~mask}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no path leads into an open folder")
+def test_a_draft_that_others_put_a_link_in_place_of_is_left_alone(tmp_path: Path) -> None:
+    """Where others may rename what is in a folder, as in one that a group shares."""
+    (tmp_path / "theirs").mkdir()
+    for name in ("whole", "new", "of", "thesis.tex"):
+        (tmp_path / "theirs" / name).write_text("dear")
+    with written(tmp_path / "out", False, only(lambda _: True)) as draft:
+        draft.write_text("mine")
+        [folder] = [path for path in tmp_path.iterdir() if path.name.endswith(".fxcollab")]
+        folder.rename(tmp_path / "aside")
+        folder.symlink_to(tmp_path / "theirs")
+    assert (tmp_path / "out").read_text() == "mine"
+    assert {path.name: path.read_text() for path in (tmp_path / "theirs").iterdir()} == dict.fromkeys(
+        ("whole", "new", "of", "thesis.tex"), "dear"
+    )
