@@ -224,7 +224,8 @@ def _load_state(train_model: CollabGraphModule, saved: Path, weights: Path | Non
                     state[key] = new.setdefault(id(tensor), value)
                 elif tensor.dtype != state[key].dtype:
                     tensor.data = state[key].to(tensor.device)
-            train_model.load_state_dict(state, assign=bool(new))
+            own.update(state)  # which has the versions of the modules' formats
+            train_model.load_state_dict(own, assign=bool(new))
     except Exception as error:  # a module that loads its state in a way of its own, or a tensor that can't be written
         raise ArtifactError(
             "The weights can't be loaded.",

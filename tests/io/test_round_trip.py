@@ -197,3 +197,24 @@ def test_extra_state_of_the_root_comes_back(tmp_path: Path) -> None:
     other = Counting()
     fxcollab.load(tmp_path / "run", other)
     assert other.epoch == 3
+
+
+class Versioned(nn.Linear):
+    """Loads only what says of which version it is, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        assert local_metadata.get("version") == 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_modules_are_told_of_which_version_their_state_is(tmp_path: Path, device: str) -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 3), Versioned(3, 3), Versioned(3, 2))
+
+    train_model = fxcollab.transform(model, splits=["0"], seed=0)
+    fxcollab.save(train_model, tmp_path / "run")
+    loaded = fxcollab.load(tmp_path / "run", model().to(device))
+    assert_same(train_model, loaded, floats(4, 3))
