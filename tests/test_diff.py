@@ -19,7 +19,7 @@ from fxcollab import Diff, DiffError, StateError
 from fxcollab.diffs.terminal import view
 from fxcollab.diffs.views import VIEWS
 from fxcollab.errors import OutputError
-from fxcollab.io.files import is_generated
+from fxcollab.io.recognise import is_generated
 from samples.networks import resnet_cifar
 from tests.fonts import needs_a_font
 

@@ -11,8 +11,9 @@ from fxcollab.diffs.png import to_png
 from fxcollab.diffs.scene import Scene
 from fxcollab.diffs.svg import to_svg
 from fxcollab.errors import DiffError, closest
-from fxcollab.io.files import is_generated, only, refuse_existing_file, written
+from fxcollab.io.files import only, refuse_existing_file, written
 from fxcollab.io.mark import encoded
+from fxcollab.io.recognise import is_generated
 
 
 class Difference(Protocol):

@@ -22,9 +22,10 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import ArtifactError, CaptureError, SplitError, StateError, one_line
 from fxcollab.fingerprint import fingerprint
 from fxcollab.functional import restored_on_error
-from fxcollab.io.files import GRAPH, PAGE, PLAN, WEIGHTS, artifact_only, refuse_existing, written
+from fxcollab.io.files import artifact_only, refuse_existing, written
 from fxcollab.io.mark import encoded, mark_of, marked_markup
 from fxcollab.io.plan_file import WEIGHTS_KEY, plan_to_json, read_plan_file
+from fxcollab.io.recognise import GRAPH, PAGE, PLAN, WEIGHTS
 from fxcollab.io.trust import is_own, refuse_strangers_code, signed
 from fxcollab.io.weights import checksum, load_state_dict, refuse_changed, refuse_other_model, save_state_dict
 from fxcollab.passes import CapturePass, run_passes, training_passes
@@ -231,7 +232,7 @@ def _load_state(train_model: CollabGraphModule, saved: Path, weights: Path | Non
             "The weights can't be loaded.",
             where=str(file),
             why=one_line(error),
-            hint="the model is as it was; a buffer made by expand() needs contiguous()",
+            hint="the model is as it was: can it load its own state_dict()? Buffers of expand() need contiguous()",
         ) from error
 
 

@@ -17,7 +17,7 @@ from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import ArtifactError, DamagedError, FxCollabError
 from fxcollab.fingerprint import fingerprint
-from fxcollab.io.files import MOST_PLAN_BYTES, PLAN
+from fxcollab.io.recognise import MOST_PLAN_BYTES, PLAN
 from fxcollab.io.trust import CHECKSUM, checksum_of
 from fxcollab.limits import MOST_ELEMENTS, check_count
 from fxcollab.patterns import is_made_by

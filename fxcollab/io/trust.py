@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from fxcollab.errors import SourceError, TrustError, one_paragraph, warn_caller
-from fxcollab.io.files import PLAN, WEIGHTS
+from fxcollab.io.recognise import PLAN, WEIGHTS
 from fxcollab.io.weights import refuse_other_tensors
 from fxcollab.sources.load import load
 from fxcollab.sources.source import Source

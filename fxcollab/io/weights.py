@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fxcollab._torch import storage_id
 from fxcollab.errors import ArtifactError, DamagedError, MixedError, OutputError
-from fxcollab.io.files import KIND, ORDER, PLAN, WEIGHTS, is_head, only, refuse_existing_file, weights_header, written
+from fxcollab.io.files import only, refuse_existing_file, written
+from fxcollab.io.recognise import KIND, ORDER, PLAN, WEIGHTS, is_head, weights_header
 from fxcollab.rewriting.state_dict import unwrapped
 
 _ALIASES = "fxcollab.aliases"

@@ -178,7 +178,7 @@ def _load(model: M, state: dict[str, Any]) -> M:
         raise StateError(
             f"The head's weights can't be loaded into {type(model).__qualname__}.",
             why=one_line(error),
-            hint="the model is as it was; a buffer made by expand() needs contiguous()",
+            hint="the model is as it was: can it load its own state_dict()? Buffers of expand() need contiguous()",
         ) from error
     return model
 

@@ -178,10 +178,6 @@ def refuse_other_checkpoint(checkpoint: Iterable[str], own: Iterable[str], peers
 
 def unwrapped(checkpoint: Mapping[str, Any], peers: str = "peers") -> dict[str, Any]:
     """The state dict without the prefixes that wrappers put before or into its keys."""
-    if not isinstance(checkpoint, Mapping):
-        raise StateError(
-            f"A {type(checkpoint).__qualname__} is not a state dict.", hint="pass what state_dict() returned"
-        )
     nested = [
         str(key)
         for key, value in checkpoint.items()

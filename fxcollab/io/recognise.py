@@ -1,0 +1,72 @@
+"""Recognise what fxcollab wrote, by its content: the files of an artifact, one head's weights, views of a diff."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fxcollab.io.mark import is_marked
+
+PLAN, WEIGHTS, GRAPH, PAGE = "plan.json", "weights.safetensors", "graph.py", "diff.html"
+ORDER, KIND = "fxcollab.order", "fxcollab.kind"
+"""Entries of the metadata of weights; the kind is ``head`` for what `prune` writes."""
+MOST_PLAN_BYTES, MOST_GENERATED_BYTES = 1 << 24, 1 << 28
+_MOST_HEADER_BYTES = 1 << 25
+
+
+def _is_plan(file: Path) -> bool:
+    data = _json(_bytes(file, MOST_PLAN_BYTES))
+    return isinstance(data, dict) and {"format", "fxcollab", "fingerprint"} <= data.keys()
+
+
+def _is_weights(file: Path, head: bool = False) -> bool:
+    metadata = weights_header(file).get("__metadata__")
+    return isinstance(metadata, dict) and ORDER in metadata and (metadata.get(KIND) == "head") is head
+
+
+def is_generated(file: Path) -> bool:
+    """Whether this is a view of a diff, or a graph's code, and as it was written."""
+    return is_marked(_bytes(file, MOST_GENERATED_BYTES))
+
+
+def is_head(file: Path) -> bool:
+    """Whether these are weights that `prune` wrote."""
+    return _is_weights(file, head=True)
+
+
+FILES: dict[str, Callable[[Path], bool]] = {
+    PLAN: _is_plan,
+    WEIGHTS: _is_weights,
+    GRAPH: is_generated,
+    PAGE: is_generated,
+}
+"""What an artifact's folder may hold and ``force`` may replace, with how each is recognised."""
+
+
+def weights_header(file: Path) -> dict[str, Any]:
+    """The header of a safetensors file: names, types and shapes; empty where the file has none."""
+    size = _bytes(file, 8)
+    length = int.from_bytes(size, "little") if len(size) == 8 else 0
+    data = _json(_bytes(file, 8 + length)[8:]) if length <= _MOST_HEADER_BYTES else None
+    return data if isinstance(data, dict) else {}
+
+
+def _json(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _bytes(file: Path, count: int) -> bytes:
+    """The first bytes of a regular file; none of anything else, which is not even opened."""
+    try:
+        if not stat.S_ISREG(file.lstat().st_mode):
+            return b""
+        with file.open("rb") as opened:
+            return opened.read(count)
+    except (OSError, ValueError):
+        return b""
