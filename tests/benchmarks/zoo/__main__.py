@@ -5,8 +5,9 @@ Each model is captured, transformed (hierarchical, two splits at its own stages)
 of each library, then the next smallest, N in all for each. ``--others`` does that for all models of further libraries
 (``other_libraries.py``), into ``zoo2_values.jsonl``.
 
-One JSON line a model goes to ``zoo.jsonl`` (or ``zoo_values.jsonl``) in ``--results``; models that stand there are
-skipped, so that an interrupted run goes on. ``--summary`` writes ``zoo.md`` beside them.
+One JSON line a model goes to ``zoo.jsonl`` (or ``zoo_values.jsonl``) in ``--results``; models that stand there with
+the same version of the passes are skipped, so that an interrupted run goes on. ``--summary`` writes ``zoo.md`` beside
+them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tests.benchmarks.zoo.models import entries
 from tests.benchmarks.zoo.other_libraries import other_entries
 from tests.benchmarks.zoo.summary import Row, library_of, summary
 from tests.benchmarks.zoo.trial import try_structure, try_values, try_values_in_time
+from tests.benchmarks.zoo.version import version
 
 RESULTS = Path(__file__).parents[1] / "results"
 STRUCTURE, VALUES, OTHER_VALUES = "zoo.jsonl", "zoo_values.jsonl", "zoo2_values.jsonl"
@@ -60,11 +62,11 @@ def _run(arguments: argparse.Namespace) -> None:
         if arguments.values is not None:
             file, attempt = arguments.results / VALUES, try_values
         names = [name for library in arguments.libraries for name in _chosen(library, arguments.values, structure)]
-    done = {row["name"] for row in _rows(file)}
+    done = {row["name"] for row in _rows(file) if row.get("version") == version()}
     chosen = [name for name in names if name not in done and any(part in name for part in arguments.only)]
     with file.open("a") as output:
         for row in track(_results(attempt, chosen, arguments.processes), total=len(chosen)):
-            output.write(json.dumps(row) + "\n")
+            output.write(json.dumps(row | {"version": version()}) + "\n")
             output.flush()
     _sort(file)
 
@@ -117,8 +119,9 @@ def _rows(file: Path) -> list[Row]:
 
 
 def _sort(file: Path) -> None:
-    """The order of the results must not be that of the clock."""
-    rows = sorted(_rows(file), key=lambda row: (library_of(row), row["name"]))
+    """The order of the results must not be that of the clock. Of several rows of a model, the last counts."""
+    latest = {row["name"]: row for row in _rows(file)}
+    rows = sorted(latest.values(), key=lambda row: (library_of(row), row["name"]))
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
