@@ -91,8 +91,6 @@ class Observer(Interpreter):
             if self.error is None:
                 self.error, self.failed = error, node
             return Unknown()
-        if self._operations.opaque:
-            return value
         changed = {id(part) for part, old in self._given if not same_members(part, old)}
         assigned = set[int]()  # buffers that have others in their place, and are not written
         for registry, before in buffers:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import flop_registry
 
-from fxcollab._torch import CONVERSION, DEVICE_OF, OpOverload, TorchDispatchMode, schema_of, storage_id
+from fxcollab._torch import CONVERSION, DEVICE_OF, OpOverload, TorchDispatchMode, pytree, schema_of, storage_id
 
 
 class Operations:
@@ -25,8 +25,7 @@ class Operations:
         read: keys of the storages of all arguments.
         written: keys of the storages of arguments that were written.
         random: whether random numbers were drawn.
-        flops: floating point operations.
-        opaque: whether an operation was called that has no schema, such as ``torch.cond``.
+        flops: floating point operations, without those in the graphs of operators such as ``torch.cond``.
     """
 
     def __init__(self) -> None:
@@ -38,7 +37,7 @@ class Operations:
         """Forget what was seen before, but not which storages count as one."""
         self.read: set[int] = set()
         self.written: set[int] = set()
-        self.random = self.opaque = False
+        self.random = False
         self.flops = 0
 
     @contextmanager
@@ -66,7 +65,7 @@ class Operations:
         """Note what a call of an operator did."""
         self._alive.append(result)
         if not isinstance(function, OpOverload):
-            self.opaque = True
+            self._see_higher_order(function, args, kwargs, result)
             return
         operator = _operator(function)
         self.flops += flops_of(function, args, kwargs, result)
@@ -84,6 +83,22 @@ class Operations:
         if operator.random and not self.random:
             rates = [given[name] for name in _RATES & given.keys()]
             self.random = not rates or any(rate != 0 for rate in rates)
+
+    def _see_higher_order(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Note what an operator did that runs graphs, such as ``torch.cond``: they may draw random numbers."""
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self.random = True
+        self.read.update(map(storage_id, tensors))
+        try:
+            arguments = function.gen_schema(*args, **kwargs).arguments
+            writes = any(one.alias_info is not None and one.alias_info.is_write for one in arguments)
+        except Exception:  # it has none, or can't say: it is taken to do everything
+            writes = True
+        if writes:
+            self.written.update(map(storage_id, tensors))
+            for tensor in (leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)):
+                for operand in tensors:
+                    self.join(operand, tensor)
 
 
 _RATES = {"dropout_p", "p"}

@@ -25,7 +25,7 @@ from fxcollab._torch import (
 )
 from fxcollab.analysis.operations import flops_of
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.errors import CaptureError
+from fxcollab.errors import CaptureError, FxCollabError, one_line
 from fxcollab.fx_utils import Interpreter
 from fxcollab.tracing.examples import real_values, run_on_twin, why_not
 from fxcollab.tracing.interface import ExampleInputs, Interface
@@ -155,10 +155,10 @@ def _profile(captured: CollabGraphModule, interface: Interface, values: Sequence
 
 @contextmanager
 def explained(model: nn.Module, interface: Interface) -> Iterator[None]:
-    """Turn whatever ``model`` raises while it is profiled into a `CaptureError`, if the reason is known."""
+    """Turn whatever ``model`` raises while it is profiled into a `CaptureError`."""
     try:
         yield
-    except CaptureError:
+    except FxCollabError:
         raise
     except Exception as error:  # user code may raise anything on a wrong shape
         name = type(model).__qualname__
@@ -170,8 +170,13 @@ def explained(model: nn.Module, interface: Interface) -> Iterator[None]:
                 hint="give example_inputs with values that the model takes, or name the splits yourself",
             ) from error
         reason = why_not(model, interface, training=True)
-        if reason is None:
-            raise
+        if reason is None:  # such as the backward of torch.cond
+            raise CaptureError(
+                f"The costs of {name} can't be computed.",
+                where=f"{name}.forward and its backward",
+                why=f"torch can't run it on fake tensors: {one_line(error)}",
+                hint="name the splits yourself: transform(model, splits=[...]) needs no costs",
+            ) from error
         shapes = ", ".join("x".join(map(str, spec.shape or ())) for spec in interface.inputs)
         raise CaptureError(
             f"{name} fails on input {shapes}.",
@@ -223,6 +228,8 @@ _SEEN = "fxcollab"
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records for every operation which storage it allocates, and when that is freed."""
+
+    supports_higher_order_operators = True  # such as torch.cond, whose graphs' operations are not seen one by one
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

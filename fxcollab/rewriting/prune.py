@@ -14,7 +14,7 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.deep_copy import deep_copy
 from fxcollab.errors import StateError, one_line
 from fxcollab.functional import has_values, restored_on_error, shallow
-from fxcollab.fx_utils import map_inputs
+from fxcollab.fx_utils import attribute, map_inputs
 from fxcollab.plan import plan_of, training_model
 from fxcollab.provenance import META_KEY, provenance_of
 from fxcollab.rewriting.other_inputs import OTHER_INPUTS_KEY
@@ -52,11 +52,13 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
 
     Raises:
         PatternError: there is no such head.
-        StateError: ``into`` is another model, and was not changed; or an added node reads values of several heads.
+        StateError: ``into`` is another model, and was not changed; an added node reads values of several heads; or
+            a module or tensor of this head was deleted.
     """
     model = training_model(train_model)
     plan = plan_of(model)
     path, peers = plan.tree.head_path(head), plan.options.peers
+    _refuse_incomplete(model, path, peers)
     if into is not None:
         state = model.state_dict()
         return _load(into, {name: state[key] for name, key in prune_names(state, head, peers=peers).items()})
@@ -71,6 +73,23 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
     )
     pruned.meta[CAPTURE_KEY] = CaptureOptions(plan.granularity, plan.interface)
     return pruned
+
+
+def _refuse_incomplete(model: CollabGraphModule, path: Path, peers: str) -> None:
+    """Raise where something that a head's nodes call is gone: another head's must not take its place."""
+    for graph in model.modes:
+        for node, origin in provenance_of(graph, peers).items():
+            if node.op not in ("call_module", "get_attr") or origin.branch != path[: len(origin.branch)]:
+                continue
+            try:
+                attribute(model, str(node.target))
+            except AttributeError as error:
+                raise StateError(
+                    f"The training model has no {node.target!r} any more.",
+                    where=f"node {node.name!r} of the head at {branch_name(path)}",
+                    why="it was deleted or renamed after the transform",
+                    hint="prune the training model as transform or load returned it",
+                ) from error
 
 
 def with_own_modules(root: nn.Module) -> nn.Module:

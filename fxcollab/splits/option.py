@@ -72,14 +72,14 @@ def branches_of(fanouts: tuple[Fanout, ...]) -> tuple[int, ...]:
 
 
 def _trees() -> Iterator[tuple[Fanout, ...]]:
-    for splits in range(1, MOST_SPLITS + 1):
-        even = product(range(2, MOST_HEADS + 1), repeat=splits)
-        yield from (fanouts for fanouts in even if math.prod(fanouts) <= MOST_HEADS)
+    for splits in range(1, _AUTO_SPLITS + 1):
+        even = product(range(2, _AUTO_HEADS + 1), repeat=splits)
+        yield from (fanouts for fanouts in even if math.prod(fanouts) <= _AUTO_HEADS)
         if splits > 1:
             yield ladder([""] * splits).fanouts
 
 
-MOST_HEADS, MOST_SPLITS = 8, 3
+_AUTO_HEADS, _AUTO_SPLITS = 8, 3
 TREES = tuple(_trees())
 """The fan-outs from which ``auto`` takes some: even trees and ladders."""
 

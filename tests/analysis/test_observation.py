@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch._higher_order_ops import associative_scan, while_loop
 
 import fxcollab
 from fxcollab import CollabGraphModule, PatternError
@@ -395,6 +396,75 @@ def test_copies_are_accepted_where_random_numbers_are_drawn(behind: Callable[[],
     else:
         with pytest.raises(PatternError, match="never differ"):
             fxcollab.transform(model, splits=["stem"], init="copy", example_inputs=inputs)
+
+
+# -------------------------------------------------------------------------- operators that run graphs
+
+
+class RunsGraphs(nn.Module):
+    """Writes into its input and its buffers beside an operator that runs graphs."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__()
+        self.inner, self.norm, self.operator = nn.Linear(4, 4), nn.BatchNorm1d(4), operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(0.5)
+        return self.norm(GRAPH_OPERATORS[self.operator](self, x))
+
+
+class Twice(nn.Module):
+    """What is written into is read again."""
+
+    def __init__(self, behind: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.behind = nn.Linear(4, 4), behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        return self.behind(h) + h
+
+
+GRAPH_OPERATORS: dict[str, Callable[[RunsGraphs, Tensor], Tensor]] = {
+    "cond": lambda self, x: torch.cond(x.sum() > 0, lambda t: self.inner(t).sin(), lambda t: t.cos(), (x,)),
+    "cond that draws": lambda self, x: torch.cond(x.sum() > 0, lambda t: F.dropout(t), lambda t: t.cos(), (x,)),
+    "while_loop": lambda self, x: while_loop(lambda i, t: i < 3, lambda i, t: (i + 1, t.sin()), (torch.tensor(0), x))[
+        1
+    ],
+    "associative_scan": lambda self, x: associative_scan(torch.add, x, 0, combine_mode="generic"),
+}
+
+
+@pytest.mark.parametrize("operator", slow_but(["cond"], GRAPH_OPERATORS))
+def test_what_a_module_does_beside_an_operator_that_runs_graphs_is_seen(operator: str) -> None:
+    model = Twice(RunsGraphs(operator))
+    train_model = fxcollab.transform(model, splits=["stem"], init="copy-anyway", example_inputs=(X,))
+    assert copies(train_model) == 2
+    fxcollab.verify(model, train_model, (X[:3],)).raise_if_failed()
+    effects = observe(fxcollab.capture(model, ["stem"], (X,))).effects
+    [behind] = [found for node, found in effects.items() if node.target == "behind"]
+    assert behind.changes == {f"behind.norm.{name}" for name, _ in model.behind.norm.named_buffers()}
+    assert behind.random or "draws" not in operator
+
+
+def test_an_exported_operator_that_runs_graphs_may_draw_and_writes_nothing() -> None:
+    class Conditional(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self[0](x)
+            return self[1](torch.cond(x.sum() > 0, lambda t: F.dropout(t), lambda t: t.cos(), (x,)))
+
+    exported = torch.export.export(Conditional(nn.Linear(4, 4), nn.Linear(4, 2)), (X,)).module()
+    effects = observe(fxcollab.capture(exported, example_inputs=(X,))).effects
+    [cond] = [found for node, found in effects.items() if "cond" in node.name]
+    assert cond.random and not cond.writes
+    train_model = fxcollab.transform(exported, splits=["linear"], init="copy-anyway", example_inputs=(X,))
+    assert copies(train_model) == 0
+    fxcollab.verify(exported, train_model, (X,)).raise_if_failed()
+
+
+def test_costs_that_torch_cannot_find_are_refused_with_a_way_out() -> None:
+    with pytest.raises(fxcollab.CaptureError, match=r"costs of Twice can't be computed[\s\S]*name the splits"):
+        fxcollab.find_splits(Twice(RunsGraphs("cond")), example_inputs=(X,))
 
 
 # ------------------------------------------------------------------------------- what can't be observed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +76,19 @@ def test_heads_that_are_not_there_are_refused(head: int) -> None:
     ):
         with pytest.raises(PatternError, match=rf"no head {head}[\s\S]*0 to 3"):
             prune()
+
+
+@pytest.mark.parametrize("into", [False, True])
+@pytest.mark.parametrize(("head", "gone"), [(0, "2"), (1, "peers.b1.2"), (1, "peers.b1"), (1, "0"), (1, "peers")])
+def test_what_another_heads_weights_would_replace_is_missed(head: int, gone: str, into: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    train_model = fxcollab.transform(model, splits=["1"], init="copy-anyway")
+    parent, _, name = gone.rpartition(".")
+    del train_model.get_submodule(parent)._modules[name]
+    with pytest.raises(StateError, match="has no"):
+        fxcollab.prune(train_model, head, into=copy.deepcopy(model)) if into else fxcollab.prune(train_model, head)
+    if head == 1 and gone != "0":  # which is not head 0's
+        assert torch.equal(fxcollab.prune(train_model).get_parameter("2.weight"), model[2].weight)
 
 
 def test_a_pruned_model_is_no_training_model() -> None:
