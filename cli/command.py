@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from collections.abc import Callable, Collection
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, get_origin, get_type_hints
@@ -11,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from .planning import GROUPS, Options
+from .start import stop
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what fxcollab wrote there.")]
@@ -55,6 +57,10 @@ def command(function: Callable[..., None], only: Collection[str] | None = None) 
         if shared:
             given = {name: option for name, option in _given(context).items() if name in shared}
             values["options"] = Options(**{name: values.pop(name) for name in shared}, given=given)
+        import fxcollab  # noqa: F401 (before there is something to clean up)
+
+        if signal.getsignal(signal.SIGINT) is stop:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         function(**values)
 
     parameters = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]

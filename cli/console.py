@@ -117,9 +117,15 @@ _INTERRUPTED = 130
 def _report(error: BaseException) -> int:
     """Show an error without a traceback."""
     console = err()
-    known: bool = hasattr(error, "details")
-    console.print(Text("error: ", "bold red").append(getattr(error, "what", None) or _in_short(error), "default"))
-    details = error.details() if known else [("hint", "--debug shows the traceback")]  # type: ignore[attr-defined]
+    what, details = getattr(error, "what", None) or _in_short(error), [("hint", "--debug shows the traceback")]
+    if isinstance(error, OSError) and error.filename is None:  # no file's
+        what, details = (
+            "The output can't be written.",
+            [("why", str(error)), ("hint", "write it to another place: > FILE")],
+        )
+    elif hasattr(error, "details"):
+        details = error.details()
+    console.print(Text("error: ", "bold red").append(what, "default"))
     for label, text in (*details, ("code", getattr(error, "code", "FXC000"))):
         console.print(Text(f"  {label}: ", "cyan" if label == "hint" else "dim").append(text, "default"))
     return 2

@@ -9,19 +9,22 @@ def main() -> None:
     """Run the command line, and exit with its code."""
     asked = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # as under nohup
     if asked:
-        signal.signal(signal.SIGINT, _stop)
+        signal.signal(signal.SIGINT, stop)
     closed = [stream for stream in (0, 1, 2) if not _is_open(stream)]
     while any(not _is_open(stream) for stream in closed):
         os.open(os.devnull, os.O_RDWR)  # which is the lowest that is free
     if 1 in closed:
         os.write(2, b"error: Standard output is closed.\n  hint: send it away with > /dev/null\n")
         sys.exit(2)
+    try:
+        os.getcwd()  # noqa: PTH109 (pathlib takes longer to import)
+    except FileNotFoundError:
+        os.write(2, b"error: The current folder was deleted.\n  hint: go to one that is there: cd ~\n")
+        sys.exit(2)
     from .app import main as run_app
 
     code = 130
     try:
-        if asked:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         code = run_app()
         sys.stdout.flush()
     except OSError:  # a full disk, which has been told where there was more to say
@@ -29,14 +32,14 @@ def main() -> None:
         code = 2
     finally:
         if asked:
-            signal.signal(signal.SIGINT, _stop)
+            signal.signal(signal.SIGINT, stop)
     sys.exit(code)
 
 
-def _stop(*_: object) -> None:
-    """What Ctrl-C does where there is nothing to clean up."""
+def stop(*_: object) -> None:
+    """What Ctrl-C does where there is nothing to clean up; an exception would be lost in some libraries' imports."""
     os.write(2, b"interrupted\n")
-    raise SystemExit(130)
+    os._exit(130)
 
 
 def _is_open(stream: int) -> bool:

@@ -56,12 +56,16 @@ def test_names_of_branches_are_those_that_trees_make() -> None:
         assert parse_branch_name(name) is None
 
 
-def test_peers_that_do_not_fit_in_memory_are_told_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_peers_that_do_not_fit_in_memory_are_told_before_they_are_made(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
     monkeypatch.setattr(limits, "available_memory", lambda: 4000)
+    model = chain().to(device)  # on meta, nodes and modules take memory all the same
     with pytest.raises(LimitError, match=r"needs 0\.0 GB, and there are 0\.0 GB") as caught:
-        fxcollab.transform(chain(), splits="a", fanouts=[64])
+        fxcollab.transform(model, splits="a", fanouts=[64])
     assert "--force" in str(caught.value.hint)
-    assert fxcollab.transform(chain(), splits="a", fanouts=[64], force=True)
+    assert fxcollab.transform(model, splits="a", fanouts=[64], force=True)
 
 
 def test_example_inputs_that_do_not_fit_in_memory_are_told_before_they_are_made(
@@ -155,7 +159,19 @@ def test_a_closed_or_full_output_is_trouble_and_no_file_takes_its_place() -> Non
     with Path("/dev/full").open("w") as full:
         process = program("--version", stdout=full)
         said = process.communicate(timeout=60)[1]
-    assert process.returncode == 2 and "No space left" in said and "Traceback" not in said
+    assert process.returncode == 2 and "No space left" in said and "another place" in said and "Traceback" not in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders of POSIX")
+def test_a_current_folder_that_was_deleted_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with subprocess.Popen(
+        ["/bin/sh", "-c", f"rmdir {folder}; exec {sys.executable} -m fxcollab_cli splits model.py"],
+        stderr=subprocess.PIPE, text=True, cwd=folder,
+    ) as process:  # fmt: skip
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 2 and "current folder was deleted" in said and "Traceback" not in said
 
 
 @pytest.mark.slow

@@ -76,7 +76,8 @@ def build_from(source: Source, factory: Callable[..., object], folder: Path | No
         hint = " ".join(f"--model-arg {name}=VALUE" for name in missing)
         what = f"`{source.short}` needs arguments: {', '.join(missing)}"
         raise SourceError(what, where=_defined_at(factory), hint=hint)
-    with user_code(f"`{source.short}` failed to build its model", folder, factory.__module__):
+    module_name = getattr(factory, "__module__", None) or type(factory).__module__
+    with user_code(f"`{source.short}` failed to build its model", folder, module_name):
         model = factory(**arguments)
     if not isinstance(model, nn.Module):
         kind = f"the class {model.__name__}" if inspect.isclass(model) else f"a {type(model).__name__}"

@@ -152,6 +152,11 @@ def test_a_factory_that_returns_no_module_is_refused(write: Write, body: str, re
     )
 
 
+def test_a_method_of_a_function_is_no_factory(write: Write) -> None:
+    path = write(NET, "def build_model():\n    return Net()\n")
+    assert "returned None, not an nn.Module" in str(refusal(f"{path}:build_model.__init__"))
+
+
 def test_a_factory_that_raises_is_shown_at_the_line_in_the_file(write: Write) -> None:
     path = write(NET, "def build_model():\n    return make()\ndef make():\n    return nn.Linear(-1, 'a')\n")
     error = refusal(path)
