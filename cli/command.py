@@ -11,8 +11,8 @@ from typing import Annotated, Any, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from .interrupt import stop
 from .planning import GROUPS, Options
-from .start import stop
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what fxcollab wrote there.")]

@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 
+from .interrupt import stop
+
 
 def main() -> None:
     """Run the command line, and exit with its code."""
@@ -34,12 +36,6 @@ def main() -> None:
         if asked:
             signal.signal(signal.SIGINT, stop)
     sys.exit(code)
-
-
-def stop(*_: object) -> None:
-    """What Ctrl-C does where there is nothing to clean up; an exception would be lost in some libraries' imports."""
-    os.write(2, b"interrupted\n")
-    os._exit(130)
 
 
 def _is_open(stream: int) -> bool:

@@ -27,7 +27,7 @@ MODULES = {module_name(file): file for file in FILES}
 
 PRIVATE_MODULE = re.compile(r"torch(\.\w+)*\._\w+(\.\w+)*")
 # Of every module, by convention; of named tuples; of Python's own library.
-ALLOWED = {*vars(nn.Module()), "_replace", "_fields", "_getframe", "_lru_cache_wrapper"}
+ALLOWED = {*vars(nn.Module()), "_replace", "_fields", "_getframe", "_exit", "_lru_cache_wrapper"}
 
 
 def private_names_of_torch(tree: ast.AST) -> Iterator[str]:
