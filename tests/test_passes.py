@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import fxcollab
-from fxcollab import CaptureError, CollabGraphModule, HeadTree, PatternError, StateError
+from fxcollab import ArtifactError, CaptureError, CollabGraphModule, HeadTree, PatternError, StateError
 from fxcollab.analysis.partition import LEVEL_KEY
 from fxcollab.fx_utils import copy_graph, first_difference
 from fxcollab.passes import (
@@ -90,13 +90,13 @@ def test_what_the_public_passes_make_is_a_training_model_in_full(splits: tuple[s
 
 def test_each_pass_can_be_run_and_printed_alone() -> None:
     stage = CapturePass(("stem",))(Stage(Net()))
-    assert "self.stem" in stage.captured.code and "peers" not in stage.captured.code
+    assert "self.stem" in stage.graph_module.code and "peers" not in stage.graph_module.code
     stage = PartitionPass(HeadTree(("stem",), (2,)))(stage)
-    levels = {node.name: node.meta[LEVEL_KEY] for node in stage.captured.graph.nodes}
+    levels = {node.name: node.meta[LEVEL_KEY] for node in stage.graph_module.graph.nodes}
     assert levels == {"x": 0, "stem": 0, "body": 1, "relu": 1, "head": 1, "tanh": 1, "output": 1}
     stage = RewritePass()(stage)
-    assert "body_b1" in str(stage.captured.graph)
-    assert "self.peers.b1.body" in CodegenPass()(stage).captured.code
+    assert "body_b1" in str(stage.graph_module.graph)
+    assert "self.peers.b1.body" in CodegenPass()(stage).graph_module.code
 
 
 def test_after_pass_sees_every_pass_and_its_graph() -> None:
@@ -116,7 +116,7 @@ def test_a_graph_that_a_pass_leaves_broken_is_noticed_behind_that_pass() -> None
         name: str = "breaks"
 
         def __call__(self, stage: Stage) -> Stage:
-            body, relu = (node for node in stage.captured.graph.nodes if node.name in ("body", "relu"))
+            body, relu = (node for node in stage.graph_module.graph.nodes if node.name in ("body", "relu"))
             relu.append(body)
             return stage
 
@@ -150,8 +150,8 @@ class Smooth:
     name: str = "smooth"
 
     def __call__(self, stage: Stage) -> Stage:
-        replaced(stage.captured.graph, torch.relu, F.gelu)
-        return replace(stage, partition=fxcollab.partition(stage.captured, self.tree))
+        replaced(stage.graph_module.graph, torch.relu, F.gelu)
+        return replace(stage, partition=fxcollab.partition(stage.graph_module, self.tree))
 
 
 def test_a_pass_of_ones_own_between_partition_and_rewrite() -> None:
@@ -174,9 +174,9 @@ class Adds:
     name: str = "adds"
 
     def __call__(self, stage: Stage) -> Stage:
-        relu = next(node for node in stage.captured.graph.nodes if node.name == "relu")
-        with stage.captured.graph.inserting_after(relu):
-            added = stage.captured.graph.call_function(torch.neg, (relu,))
+        relu = next(node for node in stage.graph_module.graph.nodes if node.name == "relu")
+        with stage.graph_module.graph.inserting_after(relu):
+            added = stage.graph_module.graph.call_function(torch.neg, (relu,))
         relu.replace_all_uses_with(added, delete_user_cb=lambda user: user is not added)
         return stage
 
@@ -188,7 +188,7 @@ class Copies:
     name: str = "copies"
 
     def __call__(self, stage: Stage) -> Stage:
-        stage.captured.graph = copy_graph(stage.captured.graph)
+        stage.graph_module.graph = copy_graph(stage.graph_module.graph)
         return stage
 
 
@@ -304,6 +304,66 @@ def test_an_added_call_of_a_peers_module_is_the_originals_after_pruning() -> Non
         "head",
     ]
     assert torch.equal(pruned(X), train_model(X)[1])
+
+
+@pytest.mark.parametrize("path", ["act", "body.act"])
+def test_a_module_that_one_head_was_given_is_pruned_with_that_head(path: str) -> None:
+    torch.manual_seed(0)
+    model = Net()
+    model.body = nn.Sequential(nn.Linear(4, 4))
+    train_model = fxcollab.transform(model, splits=["stem"], seed=0)
+    parent, _, name = f"peers.b1.{path}".rpartition(".")
+    setattr(train_model.get_submodule(parent), name, nn.PReLU(init=0.7))
+    for graph in train_model.modes:
+        relu = next(node for node in graph.nodes if node.name == "relu_b1")
+        with graph.inserting_after(relu):
+            added = graph.call_module(f"peers.b1.{path}", (relu,))
+        relu.replace_all_uses_with(added, delete_user_cb=lambda user, added=added: user is not added)
+    train_model.recompile()
+    pruned = fxcollab.prune(train_model, 1)
+    assert torch.equal(pruned(X), train_model(X)[1]) and f"{path}.weight" in pruned.state_dict()
+    assert fxcollab.prune(train_model).state_dict().keys() == model.state_dict().keys()
+
+
+def insert_silu(stage_or_module: Stage | fx.GraphModule) -> None:
+    module = stage_or_module.graph_module if isinstance(stage_or_module, Stage) else stage_or_module
+    assert isinstance(module, CollabGraphModule)
+    for graph in module.modes:
+        replaced(graph, torch.relu, F.silu)
+
+
+@dataclass(frozen=True)
+class Silu:
+    name: str = "silu"
+
+    def __call__(self, stage: Stage) -> Stage:
+        insert_silu(stage)
+        return stage
+
+
+@pytest.mark.parametrize("place", [1, 3, 4], ids=["after the capture", "after the rewrite", "last"])
+def test_a_pass_has_an_effect_wherever_it_stands_and_its_graph_is_not_saved(place: int, tmp_path: Path) -> None:
+    passes = training_passes(HeadTree(("stem",), (2,)))
+    passes.insert(place, Silu())
+    train_model = run_passes(passes, Net())
+    assert "silu" in train_model.code and "relu" not in train_model.code
+    assert torch.equal(fxcollab.prune(train_model, 1)(X), train_model(X)[1])
+    with pytest.raises(ArtifactError, match="was edited"):
+        fxcollab.save(train_model, tmp_path / "edited")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("when", ["capture", "partition", "codegen"])
+def test_a_graph_that_was_edited_between_passes_is_not_saved(when: str, tmp_path: Path) -> None:
+    def look(name: str, module: fx.GraphModule) -> None:
+        if name == when == "partition":  # nodes that were added have no level
+            next(node for node in module.graph.nodes if node.target is torch.relu).target = F.silu
+        elif name == when:
+            insert_silu(module)
+
+    train_model = fxcollab.transform(Net(), splits=["stem"], after_pass=look)
+    with pytest.raises(ArtifactError, match="was edited"):
+        fxcollab.save(train_model, tmp_path / "edited")
 
 
 @pytest.mark.parametrize("places", [("tanh", "tanh_b1"), ("relu", "head_b1")], ids=["outputs", "inside"])

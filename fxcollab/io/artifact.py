@@ -30,6 +30,7 @@ from fxcollab.io.trust import is_own, refuse_strangers_code, signed
 from fxcollab.io.weights import checksum, load_state_dict, refuse_changed, refuse_other_model, save_state_dict
 from fxcollab.passes import CapturePass, run_passes, training_passes
 from fxcollab.plan import PLAN_KEY, plan_of, training_model
+from fxcollab.rewriting.rewrite import REWRITTEN_KEY
 from fxcollab.rewriting.state_dict import prune_state_dict, unwrapped
 from fxcollab.runtime.operators import guard
 from fxcollab.sources.load import load as load_source
@@ -56,9 +57,10 @@ def save(
 
     Raises:
         OutputError: the folder exists, holds something else, or can't be written.
-        ArtifactError: the state holds something other than tensors with values.
+        ArtifactError: the state holds something other than tensors with values, or a pass of yours edited the graph.
     """
     model, target = training_model(train_model), Path(directory)
+    _refuse_edited(model)
     refuse_existing(target, force)
     with written(target, force, artifact_only) as folder:
         folder.mkdir()
@@ -171,6 +173,16 @@ def load_head(
     elif own.is_file() and found:
         refuse_other_model(file, own, plan.options.peers)
     return prune_state_dict(state, head, peers=plan.options.peers)
+
+
+def _refuse_edited(model: CollabGraphModule) -> None:
+    if model.meta[REWRITTEN_KEY] != fingerprint(model.modes):
+        raise ArtifactError(
+            "The training graph was edited, and `load` could not make it again.",
+            why="it makes the graph by transform's own passes, and the edit is none of them",
+            hint="keep the weights, torch.save(train_model.state_dict(), FILE), and edit anew before loading them; "
+            "or keep one head, fxcollab.prune(train_model)",
+        )
 
 
 def _readable_code(model: CollabGraphModule) -> str:

@@ -170,7 +170,7 @@ def _input_from_json(data: Mapping[str, Any]) -> InputSpec:
         _entry({"structured": False, **data}, "structured", bool),
     )
     if (spec.shape is None) != (spec.dtype is None) or not isinstance(
-        getattr(torch, spec.dtype or "float32", None), torch.dtype
+        getattr(torch, "float32" if spec.dtype is None else spec.dtype, None), torch.dtype
     ):
         raise ValueError(f"its input {spec.name!r} has the type {spec.dtype!r}")
     return spec.checked()

@@ -14,7 +14,7 @@ from fxcollab.deep_copy import Memo, clone_of, deep_copy_into, uncopyable
 from fxcollab.errors import StateError
 from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import opened_around
-from fxcollab.rewriting.state_dict import record_names
+from fxcollab.rewriting.state_dict import NAMES, record_names
 from fxcollab.tree import HeadTree, Path, branch_name, parse_branch_name
 
 
@@ -140,6 +140,7 @@ def nest(branches: Mapping[Path, Branch]) -> nn.Module:
     """All branches under one module, each by its name."""
     peers = nn.Module()
     for path, branch in branches.items():
+        vars(branch)[NAMES] = tuple(branch.state_dict())  # no child can have a dot in its name
         peers.add_module(branch_name(path), branch)
         peers.training = branch.training
     return peers

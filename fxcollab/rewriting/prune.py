@@ -13,14 +13,15 @@ from fxcollab.arguments import checked
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.deep_copy import deep_copy
 from fxcollab.errors import StateError, one_line
-from fxcollab.functional import has_values, restored_on_error, shallow
+from fxcollab.fingerprint import fingerprint
+from fxcollab.functional import has_values, restored_on_error, shallow, tensors_of
 from fxcollab.fx_utils import attribute, map_inputs
 from fxcollab.plan import plan_of, training_model
 from fxcollab.provenance import META_KEY, provenance_of
 from fxcollab.rewriting.other_inputs import OTHER_INPUTS_KEY
 from fxcollab.rewriting.outputs import codegen_for_one, output_of
 from fxcollab.rewriting.peers import Branch
-from fxcollab.rewriting.state_dict import prune_names, without_infixes
+from fxcollab.rewriting.state_dict import without_infixes
 from fxcollab.tracing.capture import CAPTURE_KEY, CaptureOptions
 from fxcollab.tree import HeadTree, Path, branch_name
 
@@ -53,43 +54,77 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
     Raises:
         PatternError: there is no such head.
         StateError: ``into`` is another model, and was not changed; an added node reads values of several heads; or
-            a module or tensor of this head was deleted.
+            a module or tensor of this head was deleted, or replaced by another head's.
     """
     model = training_model(train_model)
     plan = plan_of(model)
     path, peers = plan.tree.head_path(head), plan.options.peers
-    _refuse_incomplete(model, path, peers)
-    if into is not None:
-        state = model.state_dict()
-        return _load(into, {name: state[key] for name, key in prune_names(state, head, peers=peers).items()})
     modes = model.modes.map(lambda graph: prune_graph(graph, plan.tree, path, peers))
     root = model.own_root()
     if any(path):
         names = (branch_name(path[:level]) for level in range(1, len(path) + 1) if any(path[:level]))
-        root = _graft(root, [model.get_submodule(f"{peers}.{name}") for name in names])
+        root = _graft(root, [_branch(model, f"{peers}.{name}") for name in names])
+    _refuse_others(model, root, path, peers)
     constants = {name: getattr(model, name) for name in model.constants}
     pruned = CollabGraphModule(
         with_own_modules(root), modes, constants=constants, other_inputs=model.meta.get(OTHER_INPUTS_KEY)
     )
-    pruned.meta[CAPTURE_KEY] = CaptureOptions(plan.granularity, plan.interface)
-    return pruned
+    pruned.meta[CAPTURE_KEY] = CaptureOptions(plan.granularity, plan.interface, captured=fingerprint(modes))
+    return pruned if into is None else _load(into, pruned.state_dict())
 
 
-def _refuse_incomplete(model: CollabGraphModule, path: Path, peers: str) -> None:
-    """Raise where something that a head's nodes call is gone: another head's must not take its place."""
+def _branch(model: CollabGraphModule, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise _gone(name, "the head") from error
+
+
+def _refuse_others(model: CollabGraphModule, root: nn.Module, path: Path, peers: str) -> None:
+    """Raise unless every node of a head has, in the pruned model, the tensors that it has in training.
+
+    It hasn't where they were deleted, or where an edit made the node call another head's: under the name that is
+    left there would be head 0's.
+    """
     for graph in model.modes:
         for node, origin in provenance_of(graph, peers).items():
-            if node.op not in ("call_module", "get_attr") or origin.branch != path[: len(origin.branch)]:
+            is_kept = not origin.inserted and origin.branch == path[: len(origin.branch)]
+            if node.op not in ("call_module", "get_attr") or not is_kept or node.target in model.constants:
                 continue
-            try:
-                attribute(model, str(node.target))
-            except AttributeError as error:
+            called = _found(model, str(node.target))
+            if called is None:
+                raise _gone(str(node.target), f"node {node.name!r} of the head at {branch_name(path)}")
+            if not origin.functional and not _is_same(_found(root, str(origin.target)), called):
                 raise StateError(
-                    f"The training model has no {node.target!r} any more.",
-                    where=f"node {node.name!r} of the head at {branch_name(path)}",
-                    why="it was deleted or renamed after the transform",
-                    hint="prune the training model as transform or load returned it",
-                ) from error
+                    f"The head at {branch_name(path)} calls {str(node.target)!r}, which belongs to another.",
+                    where=f"node {node.name!r}",
+                    why="the training graph was edited so that one head has another's modules or tensors",
+                    hint="let every head call its own, or edit the graph after pruning",
+                )
+
+
+def _found(root: nn.Module, path: str) -> Any:
+    try:
+        return attribute(root, path)
+    except AttributeError:
+        return None
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether they are one object, or a module and a copy of it over the same tensors."""
+    if not isinstance(one, nn.Module) or type(one) is not type(other):
+        return one is other
+    ids = ({name: id(tensor) for name, tensor in tensors_of(module).items()} for module in (one, other))
+    return next(ids) == next(ids)
+
+
+def _gone(name: str, where: str) -> StateError:
+    return StateError(
+        f"The training model has no {name!r} any more.",
+        where=where,
+        why="it was deleted or renamed after the transform, and another head's must not take its place",
+        hint="prune the training model as transform or load returned it",
+    )
 
 
 def with_own_modules(root: nn.Module) -> nn.Module:
@@ -155,7 +190,7 @@ def _graft(module: nn.Module, branches: list[nn.Module]) -> nn.Module:
     for branch in branches:
         new._parameters.update(branch._parameters)
         new._buffers.update(branch._buffers)
-    for name in module._modules:
+    for name in dict.fromkeys([*module._modules, *(name for branch in branches for name in branch._modules)]):
         peers = [branch._modules[name] for branch in branches if branch._modules.get(name) is not None]
         whole = [peer for peer in peers if not isinstance(peer, Branch)]
         if whole:
@@ -171,7 +206,7 @@ def _load(model: M, state: dict[str, Any]) -> M:
     """Load ``state`` into ``model``, parts of which may be compiled, if all of it fits."""
     own = model.state_dict()
     names = {without_infixes(key): key for key in own}
-    state = {names.get(key, key): value for key, value in state.items()}
+    state = {names.get(without_infixes(key), key): value for key, value in state.items()}
     missing = [*(key for key in state if key not in own), *(key for key in own if key not in state)]
     shapes = {key: [getattr(each.get(key), "shape", None) for each in (own, state)] for key in state}
     wrong = missing or [key for key, (one, other) in shapes.items() if one != other]

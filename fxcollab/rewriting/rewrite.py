@@ -14,6 +14,7 @@ from fxcollab.arguments import checked
 from fxcollab.codegen.branches import check_recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import PatternError, StateError
+from fxcollab.fingerprint import fingerprint
 from fxcollab.fx_utils import ancestors, collector_paused, get_output, place
 from fxcollab.patterns import pattern_of
 from fxcollab.plan import PLAN_KEY, Plan, RewriteOptions
@@ -31,6 +32,8 @@ from fxcollab.tracing.capture import CAPTURE_KEY, LIMITATIONS_KEY
 from fxcollab.tracing.limitations import shared_statistics
 
 SMALL_LEVELS_KEY = "fxcollab_small_levels"
+REWRITTEN_KEY = "fxcollab_rewritten"
+"""The fingerprint of the training graphs; None where the captured graphs had been edited."""
 """Key of a training model's meta: sentences about levels that are hardly levels."""
 
 
@@ -134,6 +137,8 @@ def duplicated(
         source,
         chosen,
     )
+    edited = fingerprint(captured.modes) != how.captured
+    train_model.meta[REWRITTEN_KEY] = None if edited else fingerprint(train_model.modes)
     train_model.meta[OTHER_INPUTS_KEY] = other
     train_model.meta[SMALL_LEVELS_KEY] = tuple(small_levels(captured, partition))
     train_model.meta[LIMITATIONS_KEY] = (*captured.meta[LIMITATIONS_KEY], *shared)
@@ -160,7 +165,7 @@ def _check_partition(captured: CollabGraphModule, partition: Partition) -> None:
                 "The captured graph was edited after it was partitioned.",
                 where=place(min(changed, key=lambda node: node.name)),
                 why="nodes were added or removed, so the levels are those of another graph",
-                hint="partition it again, for a pass: replace(stage, partition=partition(stage.captured, tree))",
+                hint="partition it again, for a pass: replace(stage, partition=partition(stage.graph_module, tree))",
             )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +16,8 @@ from fxcollab.tree import HeadTree, Path, branch_and_name, branch_name, parse_br
 
 _INFIXES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 _WRAPPERS_OWN = frozenset({"n_averaged"})
-_NAMES = "fxcollab.names"
+NAMES = "fxcollab.names"
+"""Where branches and metadata have the names of a branch's state."""
 _EXTRA_STATE = "_extra_state"
 """Ends the keys under which modules keep state of any type."""
 
@@ -49,8 +51,9 @@ def prune_state_dict(checkpoint: Mapping[str, Any], head: int = 0, *, peers: str
 
 
 def record_names(module: Any, state: Any, prefix: str, metadata: dict[str, Any]) -> None:
-    """A hook of `state_dict` by which the metadata say which names a branch has: so that a lost one is noticed."""
-    metadata[_NAMES] = [key.removeprefix(prefix) for key in state if key.startswith(prefix)]
+    """A hook of `state_dict` by which the metadata say which names a branch was made with: a lost one is noticed."""
+    own = [key.removeprefix(prefix) for key in state if key.startswith(prefix)]
+    metadata[NAMES] = list(vars(module).get(NAMES, own))
 
 
 def _recorded(checkpoint: Any, peers: str) -> dict[Path, set[str]]:
@@ -59,7 +62,7 @@ def _recorded(checkpoint: Any, peers: str) -> dict[Path, set[str]]:
     metadata = getattr(checkpoint, "_metadata", None)
     for module, of_module in metadata.items() if isinstance(metadata, Mapping) else ():
         path = parse_branch_name(str(module).rpartition(f"{peers}.")[2])
-        names = of_module.get(_NAMES) if isinstance(of_module, Mapping) else None
+        names = of_module.get(NAMES) if isinstance(of_module, Mapping) else None
         if path is not None and isinstance(names, list):
             found[path] = {without_infixes(str(name)) for name in names}
     return found
@@ -78,15 +81,17 @@ def _refuse_mixed(
     for key in state:
         path, name = branch_and_name(key, peers)
         (branches.setdefault(path, set()) if path else original).add(name)
-    inner = {parent for key in original for parent in _parents(_parent(key))}
+    modules = sorted({f"{_parent(key)}." for key in original})
     missing = [name for found in branches.values() for name in found if name not in original]
     missing += [f"{peers}.{branch_name(path)}" for path, lost in recorded.items() if lost and path not in branches]
     for path in {branch_and_name(key, peers)[0] for key in names.values()} - {()}:
         expected = recorded.get(path) or set().union(
             *(branches[other] for other in branches if len(other) == len(path))
         )
-        if path not in recorded:
-            parts = {_parent(name) for name in branches[path]} - inner - {""}
+        if path in recorded:
+            expected &= original  # others have other names now, in all heads
+        else:
+            parts = {part for name in branches[path] if (part := _parent(name)) and not _is_inner(part, modules)}
             expected |= {key for key in original if _parent(key) in parts and not key.rpartition(".")[2].isdecimal()}
         missing += [f"{peers}.{branch_name(path)}.{name}" for name in sorted(expected - branches[path])]
     if missing:
@@ -114,11 +119,10 @@ def _parent(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _parents(name: str) -> Iterator[str]:
-    """The modules around a module."""
-    while name:
-        name = _parent(name)
-        yield name
+def _is_inner(module: str, modules: Sequence[str]) -> bool:
+    """Whether some of the sorted ``modules``, each with a dot behind its name, lie in a module."""
+    first = bisect_right(modules, f"{module}.")
+    return first < len(modules) and modules[first].startswith(f"{module}.")
 
 
 def prune_names(keys: Iterable[str], head: int, *, peers: str = "peers") -> dict[str, str]:

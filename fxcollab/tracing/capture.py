@@ -32,13 +32,15 @@ CAPTURE_KEY = "fxcollab_capture"
 class CaptureOptions:
     """How a model was captured; ``captured.meta[CAPTURE_KEY]``.
 
-    ``fingerprint`` is that of the graph of eval mode, where it has guards.
+    ``fingerprint`` is that of the graph of eval mode, where it has guards; ``captured`` that of the graphs of both
+    modes, by which edits are noticed.
     """
 
     granularity: Granularity
     interface: Interface
     example_inputs: ExampleInputs | None = None
     fingerprint: str | None = None
+    captured: str | None = None
 
 
 @checked
@@ -91,7 +93,7 @@ def capture(
     captured = CollabGraphModule(model, Modes.merged(train.graph, evaluation.graph), constants=evaluation.constants)
     guarded = any(node.target is guard for node in evaluation.graph.nodes)
     traced = fingerprint([captured.modes.eval]) if guarded else None
-    captured.meta[CAPTURE_KEY] = replace(options, fingerprint=traced)
+    captured.meta[CAPTURE_KEY] = replace(options, fingerprint=traced, captured=fingerprint(captured.modes))
     captured.meta[LIMITATIONS_KEY] = (
         *limitations({**train.opened, **evaluation.opened}, interface),
         *dict.fromkeys((*train.notes, *evaluation.notes)),  # each once
@@ -119,7 +121,7 @@ def _adopt(model: fx.GraphModule, options: CaptureOptions) -> CollabGraphModule:
     for graph in modes:
         _check_codegen(codegen_of(graph))
     captured = CollabGraphModule(model, modes)
-    captured.meta[CAPTURE_KEY] = options
+    captured.meta[CAPTURE_KEY] = replace(options, captured=fingerprint(captured.modes))
     captured.meta[LIMITATIONS_KEY] = getattr(model, "meta", {}).get(LIMITATIONS_KEY, ())
     return captured
 

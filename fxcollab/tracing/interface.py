@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -84,6 +85,16 @@ class Interface:
     inputs: tuple[InputSpec, ...]  # the placeholders, in the order of the signature
     fixed: tuple[tuple[str, Any], ...] = ()  # given values that are not tensors, such as use_cache=False
     defaults: tuple[str, ...] = ()  # optional parameters that stay at their defaults
+
+    def __post_init__(self) -> None:
+        """Raise a `CaptureError` for names that generated code could not have, or that would be code themselves."""
+        for name in (*(spec.name for spec in self.inputs), *dict(self.fixed)):
+            if not name.isidentifier() or keyword.iskeyword(name) or name == "self":
+                raise CaptureError(
+                    f"An input can't be called {name!r}.",
+                    why="the generated forward has a parameter of that name",
+                    hint="give the forward inputs with names that Python has for parameters",
+                )
 
     @property
     def known(self) -> bool:

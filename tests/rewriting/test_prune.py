@@ -78,6 +78,55 @@ def test_heads_that_are_not_there_are_refused(head: int) -> None:
             prune()
 
 
+def without_bias(module: nn.Module, name: str) -> None:
+    setattr(module, name, nn.Linear(4, 4, bias=False))
+
+
+def without_anything(module: nn.Module, name: str) -> None:
+    setattr(module, name, None)
+
+
+def identity(module: nn.Module, name: str) -> None:
+    setattr(module, name, nn.Identity())
+
+
+def deleted(module: nn.Module, name: str) -> None:
+    del module._modules[name]
+
+
+@pytest.mark.parametrize("edit", [without_bias, without_anything, identity, deleted])
+@pytest.mark.parametrize("heads", [2, 4])
+def test_a_branch_that_was_edited_by_hand_gets_nothing_of_another_head(
+    heads: int, edit: Callable[[nn.Module, str], None]
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    fanouts = {2: ((2,), ["0"]), 4: ((2, 2), ["0", "1"])}[heads]
+    train_model = fxcollab.transform(model, splits=fanouts[1], fanouts=fanouts[0], init="copy-anyway")
+    branch = "b1" if heads == 2 else "b1_0"
+    edit(train_model.get_submodule(f"peers.{branch}"), "2")
+    head, state = heads // 2, train_model.state_dict()
+    with pytest.raises(StateError, match=r"lacks (peers\.b1|branches)"):
+        fxcollab.prune_state_dict(state, head)
+    with pytest.raises(StateError, match=r"don't fit|has no"):
+        fxcollab.prune(train_model, head, into=copy.deepcopy(model))
+    if edit in (without_anything, deleted):
+        with pytest.raises(StateError, match="has no"):
+            fxcollab.prune(train_model, head)
+    else:
+        pruned = fxcollab.prune(train_model, head)
+        assert pruned.get_submodule("2") is not model[2] and "2.bias" not in pruned.state_dict()
+
+
+@pytest.mark.parametrize(("head", "target", "other"), [(1, "peers.b1.2", "2"), (0, "2", "peers.b1.2")])
+def test_a_node_that_an_edit_made_call_another_heads_module_is_refused(head: int, target: str, other: str) -> None:
+    train_model = fxcollab.transform(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), splits=["0"])
+    [node] = [node for node in train_model.graph.nodes if node.target == target]
+    node.target = other
+    train_model.recompile()
+    with pytest.raises(StateError, match="belongs to another"):
+        fxcollab.prune(train_model, head)
+
+
 @pytest.mark.parametrize("into", [False, True])
 @pytest.mark.parametrize(("head", "gone"), [(0, "2"), (1, "peers.b1.2"), (1, "peers.b1"), (1, "0"), (1, "peers")])
 def test_what_another_heads_weights_would_replace_is_missed(head: int, gone: str, into: bool) -> None:
