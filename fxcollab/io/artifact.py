@@ -27,7 +27,15 @@ from fxcollab.io.mark import encoded, mark_of, marked_markup
 from fxcollab.io.plan_file import WEIGHTS_KEY, plan_to_json, read_plan_file
 from fxcollab.io.recognise import GRAPH, PAGE, PLAN, WEIGHTS
 from fxcollab.io.trust import is_own, refuse_strangers_code, signed
-from fxcollab.io.weights import checksum, load_state_dict, refuse_changed, refuse_other_model, save_state_dict
+from fxcollab.io.weights import (
+    checksum,
+    load_state_dict,
+    names_in,
+    refuse_changed,
+    refuse_other_model,
+    refuse_other_tree,
+    save_state_dict,
+)
 from fxcollab.passes import CapturePass, run_passes, training_passes
 from fxcollab.plan import PLAN_KEY, plan_of, training_model
 from fxcollab.rewriting.rewrite import REWRITTEN_KEY
@@ -36,7 +44,6 @@ from fxcollab.runtime.operators import guard
 from fxcollab.sources.load import load as load_source
 from fxcollab.sources.loaded import model_of
 from fxcollab.tracing.interface import ExampleInputs
-from fxcollab.tree import branch_name
 
 _GRAPH_HEAD = '"""The generated forward; for reading only, fxcollab.load makes it anew."""'
 
@@ -118,7 +125,10 @@ def load(
                 why="it was made from a model object, not from a file or an importable factory",
                 hint="give the model: fxcollab.load(directory, model)",
             )
-        refuse_strangers_code(data, plan.source, folder, trust_source, None if weights is None else Path(weights))
+        file = folder / WEIGHTS if weights is None else Path(weights)
+        refuse_strangers_code(data, plan.source, folder, trust_source, file)
+        peers = plan.options.peers
+        refuse_other_tree(unwrapped(names_in(file), peers), plan.tree, peers, file)  # before a tree is made
         origin, model = f"source {plan.source}", load_source(plan.source).model
     where = f"{folder / PLAN}, {origin}"
     # Peers are not initialised: their values come from the file.
@@ -159,18 +169,10 @@ def load_head(
     own = Path(directory) / WEIGHTS
     file = own if weights is None else Path(weights)
     state = unwrapped(load_state_dict(file), plan.options.peers)
-    planned = {branch_name(path) for path in plan.tree.peers()}
-    found = {key.split(".")[1] for key in state if key.startswith(f"{plan.options.peers}.")}
-    if found and found != planned:
-        raise ArtifactError(
-            "The weights are those of another head tree.",
-            where=str(file),
-            why=f"they have the branches {', '.join(sorted(found))}, the plan {', '.join(sorted(planned))}",
-            hint="give weights of this training model",
-        )
+    refuse_other_tree(state, plan.tree, plan.options.peers, file)
     if weights is None:
         refuse_changed(own, data.get(WEIGHTS_KEY))
-    elif own.is_file() and found:
+    elif own.is_file() and any(key.startswith(f"{plan.options.peers}.") for key in state):
         refuse_other_model(file, own, plan.options.peers)
     return prune_state_dict(state, head, peers=plan.options.peers)
 

@@ -13,7 +13,7 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,17 +111,42 @@ def written(target: Path, force: bool, check: Check) -> Iterator[Path]:
     """
     with _told(target, OSError, ValueError, RuntimeError):
         place = _place_of(target)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _remove_drafts(place.parent)
-        draft = _Draft.beside(place)
+        missing = [folder for folder in place.parents if not folder.exists()]
+    with _removed_on_error(missing):
+        with _told(target, OSError, ValueError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _remove_drafts(place.parent)
+            draft = _Draft.beside(place)
+        try:
+            with _told(target, OSError):
+                yield draft.inside / _NEW
+                _keep_modes(draft.inside / _NEW, place)
+                (draft.inside / _NEW).replace(draft.inside / _WHOLE)
+                _put(draft.inside / _WHOLE, place, force, check)
+        finally:
+            draft.remove()
+            draft.close()
+
+
+@contextmanager
+def _removed_on_error(made: Sequence[Path]) -> Iterator[None]:
+    """Remove the folders that were made for an output that wasn't written, if nothing else is in them."""
     try:
-        with _told(target, OSError):
-            yield draft.inside / _NEW
-            (draft.inside / _NEW).replace(draft.inside / _WHOLE)
-            _put(draft.inside / _WHOLE, place, force, check)
-    finally:
-        draft.remove()
-        draft.close()
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+def _keep_modes(new: Path, old: Path) -> None:
+    """Give an output, and the files in it, the access rights of what it replaces."""
+    with suppress(FileNotFoundError):
+        for path in (new, *(new.iterdir() if new.is_dir() else ())):
+            before = old / path.relative_to(new)
+            if not before.is_symlink() and before.exists():
+                path.chmod(stat.S_IMODE(before.stat().st_mode))
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from fxcollab._torch import storage_id
 from fxcollab.errors import ArtifactError, DamagedError, MixedError, OutputError
 from fxcollab.io.files import only, refuse_existing_file, written
 from fxcollab.io.recognise import KIND, ORDER, PLAN, WEIGHTS, is_head, weights_header
+from fxcollab.limits import check_memory
 from fxcollab.rewriting.state_dict import unwrapped
+from fxcollab.tree import HeadTree, branch_name
 
 _ALIASES = "fxcollab.aliases"
 
@@ -37,6 +40,7 @@ def save_state_dict(state: Mapping[str, Any], file: Path, *, aliases: bool = Fal
     unique: dict[str, Tensor] = {}
     other_names: dict[str, str] = {}
     storages: set[int] = set()
+    copied = 0
     for name, value in state.items():
         tensor = _checked(name, value).detach()
         storage = storage_id(tensor)
@@ -48,6 +52,10 @@ def save_state_dict(state: Mapping[str, Any], file: Path, *, aliases: bool = Fal
             shared = storage in storages  # safetensors takes every storage once
             unique[name] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
             storages.add(storage)
+            copied += unique[name].nbytes if shared else 0
+            check_memory(
+                copied, "copies of one tensor under all its names", "keep them as one: fxcollab.load(directory)"
+            )
     metadata = {"format": "pt", KIND: "training model" if aliases else "head", ORDER: json.dumps(list(state))}
     if other_names:
         metadata[_ALIASES] = json.dumps(other_names)
@@ -67,17 +75,26 @@ def load_state_dict(file: str | os.PathLike[str]) -> dict[str, Tensor]:
         ArtifactError: the file is missing, damaged, or of another kind.
     """
     path = Path(file)
-    try:
+    with _readable(path):
         if not path.is_file():
             raise ArtifactError("There is no weights file.", where=str(path))
         with safe_open(path, framework="pt") as opened:
             names = _stored_names(opened.metadata() or {}, opened.keys())
             tensors = {name: opened.get_tensor(name) for name in set(names.values())}
         return {name: tensors[stored] for name, stored in names.items()}
-    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Whatever is wrong with a file of weights is a `DamagedError`."""
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except Exception as error:
         raise DamagedError(
             "The weights file can't be read.",
-            where=str(path),
+            where=str(file),
             why=f"{type(error).__name__}: {error}",
             hint="weights are safetensors files; a checkpoint of torch.save: fxcollab.prune_state_dict("
             "torch.load(file, weights_only=True))",
@@ -138,7 +155,7 @@ def refuse_other_model(file: Path, own: Path, peers: str) -> None:
     wrong = [name for name in {**expected, **given} if _of(given, name, 1) != _of(expected, name, 1)]
     why = "these are missing in one of the two, or have another shape"
     if not wrong:
-        given_one, own_one = _stored_once(unwrapped(_names_in(file), peers)), _stored_once(_names_in(own))
+        given_one, own_one = _stored_once(unwrapped(names_in(file), peers)), _stored_once(names_in(own))
         wrong = [name for name in given_one if given_one[name] - own_one[name]]
         why = "these are one tensor with others, and have values of their own in the training model"
     if not wrong:
@@ -162,7 +179,11 @@ def refuse_other_tensors(file: Path, state: Mapping[str, Tensor], peers: str) ->
     Raises:
         MixedError: a tensor is missing, has another shape, or is one with others that are not one in the model.
     """
-    given, stored = unwrapped(_described(file), peers), unwrapped(_names_in(file), peers)
+    given, stored = unwrapped(_described(file), peers), unwrapped(names_in(file), peers)
+    with _readable(file):
+        ends = [entry["data_offsets"][1] for name, entry in weights_header(file).items() if name != "__metadata__"]
+        if ends and file.stat().st_size < max(ends):
+            raise ValueError("it ends before its tensors do")
     wrong = [name for name, own in state.items() if name not in given or given[name][1] != [*own.shape]]
     if not wrong:
         first = {stored[name]: tensor for name, tensor in state.items()}
@@ -176,16 +197,35 @@ def refuse_other_tensors(file: Path, state: Mapping[str, Tensor], peers: str) ->
         )
 
 
+def refuse_other_tree(names: Iterable[str], tree: HeadTree, peers: str, file: Path) -> None:
+    """Raise where weights are those of other branches than the plan's.
+
+    Raises:
+        ArtifactError: with the branches of both.
+    """
+    planned = {branch_name(path) for path in tree.peers()}
+    found = {name.split(".")[1] for name in names if name.startswith(f"{peers}.")}
+    if found and found != planned:
+        raise ArtifactError(
+            "The weights are those of another head tree.",
+            where=str(file),
+            why=f"they have the branches {_few(sorted(found))}, the plan {_few(sorted(planned))}",
+            hint="give weights of this training model",
+        )
+
+
 def _described(file: Path) -> dict[str, tuple[str, Any]]:
     """The type and the shape of every tensor, by all its names; nothing where there is no such file."""
-    header = weights_header(file)
-    return {name: (header[stored]["dtype"], header[stored]["shape"]) for name, stored in _names_in(file).items()}
+    names, header = names_in(file), weights_header(file)
+    with _readable(file):
+        return {name: (str(header[stored]["dtype"]), [*header[stored]["shape"]]) for name, stored in names.items()}
 
 
-def _names_in(file: Path) -> dict[str, str]:
+def names_in(file: Path) -> dict[str, str]:
     """All names with those under which their tensors are stored."""
     header = weights_header(file)
-    return _stored_names(header.pop("__metadata__", None) or {}, header)
+    with _readable(file):
+        return _stored_names(header.pop("__metadata__", None) or {}, header)
 
 
 def _stored_once(names: Mapping[str, str]) -> dict[str, set[str]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fxcollab
+from fxcollab import DamagedError, LimitError, limits
 from fxcollab.io import plan_file
+from fxcollab.io.artifact import load_head
 from fxcollab.io.weights import load_state_dict, save_state_dict
 from fxcollab.plan import RewriteOptions
 from tests.io.helpers import Net, made, refused
@@ -147,6 +151,60 @@ def test_damaged_weights_are_named(saved: Path, damage: Callable[[Path], object]
     assert error.what == "The weights file can't be read."
     assert error.where == str(saved / "weights.safetensors")
     assert error.why
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda header: header["a.bias"].pop("dtype"),
+        lambda header: header["a.bias"].update(shape=3),
+        lambda header: header.update({"a.bias": []}),
+        lambda header: header.update(__metadata__=[1]),
+        lambda header: header["__metadata__"].update({"fxcollab.order": "no JSON"}),
+        lambda header: header["__metadata__"].update({"fxcollab.aliases": "[" * 100_000}),
+        lambda header: header["__metadata__"].update({"fxcollab.aliases": '{"x": {}}'}),
+    ],
+)
+@pytest.mark.parametrize("load", [lambda *given, weights: load_head(given[0], 1, weights=weights), fxcollab.load])
+def test_a_damaged_header_beside_other_weights_is_told(
+    saved: Path, tmp_path: Path, load: Callable[..., object], damage: Callable[[dict[str, Any]], object]
+) -> None:
+    weights = saved / "weights.safetensors"
+    content = weights.read_bytes()
+    (tmp_path / "copy.safetensors").write_bytes(content)
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    damage(header)
+    text = json.dumps(header).encode()
+    weights.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    with pytest.raises(DamagedError, match="weights file can't be read"):
+        load(saved, Net(), weights=tmp_path / "copy.safetensors")
+
+
+def test_a_type_without_a_name_is_told(saved: Path) -> None:
+    data = json.loads((saved / "plan.json").read_text())
+    data["inputs"] = [{"name": "x", "shape": [1, 3], "dtype": ""}]
+    (saved / "plan.json").write_text(json.dumps({k: v for k, v in data.items() if k != "checksum"}))
+    with pytest.raises(DamagedError, match="has the type ''"):
+        fxcollab.load(saved, Net())
+
+
+def test_long_names_take_no_more_memory_than_their_length() -> None:
+    one = torch.ones(1)
+    tracemalloc.start()
+    try:
+        fxcollab.prune_state_dict({"w": one, "peers.b1.w": one, "." * 20_000: one}, 1)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_copies_of_one_tensor_are_counted_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "available_memory", lambda: 10_000)
+    one = torch.ones(1000)
+    with pytest.raises(LimitError, match="copies of one tensor"):
+        save_state_dict(dict.fromkeys("abcd", one), Path("never.safetensors"))
+    assert not Path("never.safetensors").exists()
 
 
 def test_missing_weights_are_named(saved: Path) -> None:

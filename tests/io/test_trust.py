@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import fxcollab
-from fxcollab.errors import MixedError, TrustError
+from fxcollab.errors import ArtifactError, DamagedError, MixedError, TrustError
 from fxcollab.io import artifact
 from fxcollab.io.artifact import load_head
+from fxcollab.io.trust import checksum_of
 from fxcollab.sources.load import load as load_source
 from fxcollab.sources.source import Source
 from tests.io.helpers import Net, made, saved_from
@@ -132,6 +135,51 @@ def test_looking_for_a_strangers_module_runs_nothing(
     with pytest.raises(TrustError):
         fxcollab.load(saved)
     assert not (tmp_path / "RAN").exists()
+
+
+class TakesMore(Net):
+    def forward(self, x: Tensor, *more: Any, **options: Any) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", ["y=open('RAN', 'w')", "a b", "", "self", "lambda", "x:open('RAN', 'w')"])
+@pytest.mark.parametrize("where", ["inputs", "fixed"])
+def test_names_of_inputs_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    fxcollab.save(fxcollab.transform(TakesMore(), splits=["a"], init="copy-anyway"), "run")
+    data = json.loads(Path("run/plan.json").read_text())
+    if where == "inputs":
+        data["inputs"].append({"name": name, "shape": None, "dtype": None})
+    else:
+        data["fixed"] = {name: 1}
+    Path("run/plan.json").write_text(json.dumps(data | {"checksum": checksum_of(data)}))
+    with pytest.raises(DamagedError, match="generated forward has a parameter of that name"):
+        fxcollab.load("run", TakesMore())
+    with pytest.raises(fxcollab.CaptureError, match="input can't be called"):
+        fxcollab.transform(TakesMore(), splits=["a"], example_inputs={"x": torch.zeros(2, 3), name: 1})
+    assert not Path("RAN").exists()
+
+
+@pytest.mark.parametrize("lie", ["no tensors", "more heads"])
+def test_a_library_models_tree_is_built_only_where_the_weights_have_it(
+    account: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: str
+) -> None:
+    loaded = load_source(Source.parse("timm:test_resnet"))
+    train_model = fxcollab.transform(loaded.model, splits=["layer1"], source=loaded.source, init="copy-anyway")
+    fxcollab.save(train_model, tmp_path / "run")
+    shutil.rmtree(account, ignore_errors=True)
+    assert fxcollab.load(tmp_path / "run")
+    weights = tmp_path / "run" / "weights.safetensors"
+    data = json.loads((tmp_path / "run" / "plan.json").read_text())
+    if lie == "no tensors":
+        content = weights.read_bytes()
+        weights.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
+    else:
+        data["fanouts"] = [4096]
+        (tmp_path / "run" / "plan.json").write_text(json.dumps(data | {"checksum": checksum_of(data)}))
+    monkeypatch.setattr(artifact, "load_source", lambda *_: pytest.fail("it was built"))
+    with pytest.raises(ArtifactError, match=r"can't be read|another head tree"):
+        fxcollab.load(tmp_path / "run")
 
 
 def test_what_is_made_of_a_given_model_does_not_name_a_strangers_code(saved: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fxcollab
+from fxcollab import ArtifactError
 from fxcollab.io import artifact as save_module
 from fxcollab.io import files, plan_file, weights
 from fxcollab.io.artifact import load_head
@@ -71,6 +72,25 @@ def test_force_keeps_generated_files_that_were_changed_since(saved: Path) -> Non
 def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
     assert fxcollab.save(made(Net), tmp_path / "a/b/run") == tmp_path / "a/b/run"
     assert fxcollab.load(tmp_path / "a/b/run")
+
+
+def test_access_rights_of_what_is_replaced_are_kept(saved: Path) -> None:
+    saved.chmod(0o700)
+    (saved / "weights.safetensors").chmod(0o600)
+    fxcollab.save(made(Net()), saved, force=True)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (saved, saved / "weights.safetensors")] == [0o700, 0o600]
+    head = saved.parent / "head.safetensors"
+    write_state_dict({"w": torch.ones(1)}, head)
+    head.chmod(0o640)
+    write_state_dict({"w": torch.zeros(1)}, head, force=True)
+    assert stat.S_IMODE(head.stat().st_mode) == 0o640
+
+
+def test_folders_on_the_way_are_removed_where_nothing_was_written(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ArtifactError):
+        write_state_dict({"w": torch.ones(1, device="meta")}, tmp_path / "a" / "b" / "c" / "head.safetensors")
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"] and not list((tmp_path / "a").iterdir())
 
 
 def test_force_through_a_link_replaces_what_it_points_at(saved: Path) -> None:
