@@ -55,9 +55,13 @@ def parameter_groups(train_model: nn.Module, groups: Iterable[Any]) -> list[dict
         found = (parameter for name in map(named, entries) for parameter in branches[name])
         yield from {id(parameter): parameter for parameter in found}.values()
 
-    given = list(groups)
+    given: list[Any] = [groups] if isinstance(groups, Tensor | str) else list(groups)
     if not all(isinstance(group, Mapping) for group in given):
         given = [{"params": given}]
+    if not all("params" in group for group in given):
+        raise StateError(
+            "A group has no 'params'.", hint="give dicts as for an optimizer: {'params': [...], 'lr': 0.1}"
+        )
     return [{**group, "params": list(of_all_branches(group["params"]))} for group in given]
 
 

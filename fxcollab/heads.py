@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fxcollab.arguments import checked
 from fxcollab.codegen.modes import in_mode
 from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.errors import StateError
 from fxcollab.plan import plan_of, training_model, unwrapped
 from fxcollab.rewriting.eval_output import mean_graph, mean_of_heads
 from fxcollab.rewriting.prune import with_own_modules
@@ -94,13 +95,32 @@ def evaluate_heads(
 
     Returns:
         An `Evaluation`: ``heads``, one value a head, and ``ensemble``, that of the mean of their outputs.
+
+    Raises:
+        StateError: there is no batch, one is no pair, or the metric gives no tensor of a value for each sample.
     """
     call, found = all_heads(train_model), []
     with in_mode(train_model, False):
-        for inputs, target in batches:
+        for batch in batches:
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise StateError(
+                    f"A batch is of type {type(batch).__name__}.",
+                    why="the model's inputs and the target are taken from it",
+                    hint="give pairs: [(images, labels), ...], or a DataLoader of such",
+                )
+            inputs, target = batch
             args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
             heads = call(*args, **(inputs if isinstance(inputs, dict) else {}))
-            found.append(torch.stack([metric(output, target) for output in (*heads, mean_of_heads(heads))]))
+            values = [metric(output, target) for output in (*heads, mean_of_heads(heads))]
+            if not all(isinstance(value, Tensor) and value.ndim for value in values):
+                raise StateError(
+                    "The metric gives no value for each sample.",
+                    why="batches may differ in size, so that means of them can't be averaged",
+                    hint="give one that returns (N, ...): lambda logits, labels: logits.argmax(1) != labels",
+                )
+            found.append(torch.stack(values))
+    if not found:
+        raise StateError("There are no batches.", hint="an iterator that was used up gives none: make it anew")
     means = torch.cat(found, 1).double().mean(1)
     return Evaluation(means[:-1], means[-1])
 

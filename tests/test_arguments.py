@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 import fxcollab
 from fxcollab.arguments import fits
-from fxcollab.errors import ArgumentTypeError, CaptureError
+from fxcollab.errors import ArgumentTypeError, CaptureError, FxCollabError
 
 OPERATORS = {"rescale", "private_copy"}  # stand in users' forwards, where proxies are handed to them
 FUNCTIONS = {
@@ -101,6 +101,40 @@ def test_a_call_that_lacks_an_argument_says_what_python_says() -> None:
 def test_a_factory_that_makes_no_module_is_refused() -> None:
     with pytest.raises(CaptureError, match="returned something of type int, not a module"):
         fxcollab.transform(Net(), splits=["a"], factory=lambda: 5)  # type: ignore[arg-type, return-value]
+
+
+MODEL = fxcollab.transform(Net(), splits=["a"], init="copy-anyway")
+PAIR = (torch.zeros(2, 3), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fxcollab.evaluate_heads(MODEL, [], lambda output, target: output.argmax(1) != target),
+        lambda: fxcollab.evaluate_heads(MODEL, [1], lambda output, target: output.argmax(1) != target),  # type: ignore[list-item]
+        lambda: fxcollab.evaluate_heads(MODEL, [PAIR], lambda output, target: (output.argmax(1) != target).sum()),
+        lambda: fxcollab.parallel_plan(MODEL, {1: 2}),  # type: ignore[dict-item]
+        lambda: fxcollab.parameter_groups(MODEL, [{}]),
+        lambda: fxcollab.parameter_groups(MODEL, torch.tensor(2)),
+        lambda: fxcollab.ONELoss(-1, 2),
+        lambda: fxcollab.ONELoss(3, 0),
+        lambda: fxcollab.ONELoss(None, 2),  # type: ignore[arg-type]
+        lambda: fxcollab.KDCLLoss(ensemble=()),  # type: ignore[arg-type]
+        lambda: fxcollab.KDCLLoss(ensemble=[]),  # type: ignore[arg-type]
+        lambda: fxcollab.CollaborativeLoss(temperature=10**400),
+        lambda: fxcollab.CollaborativeLoss(detach=torch.zeros(2)),  # type: ignore[arg-type]
+        lambda: fxcollab.CollaborativeLoss(class_weights=torch.zeros(2)),  # type: ignore[arg-type]
+    ],
+)
+def test_values_that_functions_can_not_use_are_refused(call: Callable[[], object]) -> None:
+    with pytest.raises(FxCollabError):
+        call()
+
+
+def test_large_whole_numbers_count_as_floats() -> None:
+    assert torch.isfinite(fxcollab.MutualLoss(weight=10**30)(MODEL(PAIR[0]), PAIR[1]))
+    with pytest.raises(FxCollabError, match="its square overflows"):
+        fxcollab.CollaborativeLoss(temperature=10**30)(MODEL(PAIR[0]), PAIR[1])
 
 
 def test_numbers_are_not_booleans_and_texts_are_not_lists() -> None:

@@ -20,6 +20,7 @@ from fxcollab.objectives import hidden as hidden_states
 from fxcollab.objectives.consensus import consensus
 from fxcollab.objectives.hard_loss import ignored_label, is_plain_cross_entropy
 from fxcollab.objectives.objective import Options, as_teachers
+from fxcollab.objectives.options import switch
 from fxcollab.objectives.outputs import logits_of_heads
 from fxcollab.objectives.tokens import flat_labels
 from fxcollab.objectives.two_terms import TwoTerms
@@ -91,9 +92,9 @@ class CollaborativeLoss(TwoTerms):
                 hint=f"hard_weight={beta}, soft_weight={1 - beta} is the same as beta={beta}.",
             )
         self.temperature = temperature
-        self.detach = detach
+        self.detach = switch("detach", detach)
+        self.class_weights = switch("class_weights", class_weights)
         self.task.weigh_classes(class_weights)
-        self.class_weights = class_weights
 
     @property
     def beta(self) -> float | None:

@@ -10,9 +10,11 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
+from fxcollab.arguments import fits
 from fxcollab.errors import ObjectiveError
 from fxcollab.objectives.consensus import require_peers
 from fxcollab.objectives.objective import Options, total
+from fxcollab.objectives.options import switch
 from fxcollab.objectives.outputs import at_least_float32, described, widened
 from fxcollab.objectives.two_terms import TwoTerms
 
@@ -23,10 +25,18 @@ class Gate(nn.Module):
     Args:
         features: channels of the shared features.
         heads: H.
+
+    Raises:
+        ObjectiveError: they are no numbers above 0.
     """
 
     def __init__(self, features: int, heads: int) -> None:
         super().__init__()
+        if not all(fits(count, int) and count > 0 for count in (features, heads)):
+            raise ObjectiveError(
+                f"A gate can't be made of {features!r} features for {heads!r} heads.",
+                hint="give numbers of channels and of heads, as in ONELoss(features=128, heads=4)",
+            )
         self.linear = nn.Linear(features, heads)
         self.norm = nn.BatchNorm1d(heads)
 
@@ -80,7 +90,7 @@ class ONELoss(TwoTerms):
         super().__init__(**options)
         self.gate = features if isinstance(features, nn.Module) else Gate(features, heads)
         self.temperature = temperature
-        self.detach = detach
+        self.detach = switch("detach", detach)
 
     @property
     def weights(self) -> tuple[float, float]:

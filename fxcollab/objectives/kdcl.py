@@ -17,6 +17,7 @@ from fxcollab.objectives import options
 from fxcollab.objectives.consensus import require_peers
 from fxcollab.objectives.hard_loss import ignored_label
 from fxcollab.objectives.objective import Options, as_teachers
+from fxcollab.objectives.options import switch
 from fxcollab.objectives.outputs import described
 from fxcollab.objectives.tasks import Classification, positions
 from fxcollab.objectives.two_terms import TwoTerms
@@ -86,13 +87,13 @@ class KDCLLoss(TwoTerms):
                 why="Its ensembles depend on the class of the label.",
                 hint="CollaborativeLoss and MutualLoss support this task.",
             )
-        if not callable(ensemble) and ensemble not in ENSEMBLES:
-            known = closest(ensemble, ENSEMBLES) or ", ".join(ENSEMBLES)
+        if not callable(ensemble) and (not isinstance(ensemble, str) or ensemble not in ENSEMBLES):
+            known = closest(str(ensemble), ENSEMBLES) or ", ".join(ENSEMBLES)
             raise ObjectiveError(f"There is no ensemble {ensemble!r}.", hint=f"Ensembles are {known}, or a callable.")
         self.ensemble = ensemble
         self.temperature = temperature
         self.weight = weight
-        self.detach = detach
+        self.detach = switch("detach", detach)
 
     @property
     def weights(self) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from fxcollab.objectives import options
 from fxcollab.objectives.consensus import require_peers, sums_of_others
 from fxcollab.objectives.objective import Options, as_teachers, total
+from fxcollab.objectives.options import switch
 from fxcollab.objectives.two_terms import TwoTerms
 
 
@@ -36,7 +37,7 @@ class MutualLoss(TwoTerms):
         super().__init__(**options)
         self.temperature = temperature
         self.weight = weight
-        self.detach = detach
+        self.detach = switch("detach", detach)
 
     @property
     def weights(self) -> tuple[float, float]:

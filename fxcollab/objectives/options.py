@@ -36,17 +36,28 @@ class Number:
         instance.__dict__[self._name] = self.checked(value)
 
     def checked(self, value: Any) -> float:
-        """The value itself, if it is in range; for the errors see `__set__`."""
+        """The value as a float, if it is in range; for the errors see `__set__`."""
         if type(value) is bool or not isinstance(value, Real):
             raise ObjectiveError(
                 f"{self._name} must be a number, not {value!r}.",
                 hint="It is a constant of the objective and can't be learnt; of a tensor, pass tensor.item().",
             )
-        if not self._allowed(value):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not self._allowed(number):
             raise ObjectiveError(
                 f"{self._name} must be {self._must_be}, not {value}.", why=self._why, hint=self._hint
             )
-        return cast(float, value)
+        return number
+
+
+def switch(name: str, value: object) -> bool:
+    """The value itself, if it is True or False; else an `ObjectiveError`."""
+    if not isinstance(value, bool):
+        raise ObjectiveError(f"{name} must be True or False, not of type {type(value).__name__}.")
+    return value
 
 
 def temperature() -> Number:
