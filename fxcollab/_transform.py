@@ -128,7 +128,8 @@ def transform(
             hint="use splits='auto' (--splits auto), or leave the budget out",
         )
     if not isinstance(model, nn.Module):
-        factory, source = factory or model, source or source_of(model)
+        factory = factory or model
+    source = source or (source_of(factory) if factory else None)
     model = model_of(model)
     _refuse_distributed(model)
     if any(isinstance(leaf, torch.Tensor) and leaf.is_quantized for leaf in pytree.tree_leaves(example_inputs)):
@@ -147,7 +148,9 @@ def transform(
     chosen = splits.reason if isinstance(splits, Choice) else None
     seed = torch.initial_seed() if seed is None else seed
     peers = normalize("NFKC", peers)  # as Python does with names in code
-    options = RewriteOptions(init, seed, rescale, peers, recompute, eval_output)
+    options = RewriteOptions(
+        init=init, seed=seed, rescale=rescale, peers=peers, recompute=recompute, eval_output=eval_output
+    )
     interface = interface or interface_of(model, example_inputs)
     how = CapturePass(tree.splits, example_inputs, granularity, interface)
     passes = training_passes(tree, how, options, factory, force, pattern=pattern, source=source, chosen=chosen)
@@ -159,7 +162,7 @@ def transform(
     for sentence in train_model.meta[LIMITATIONS_KEY]:
         warn_caller(f"limitation: {sentence}")
     for sentence in train_model.meta[SMALL_LEVELS_KEY]:
-        warn_caller(f"{sentence}: the heads hardly gain from that split, and `fxcollab splits` lists others")
+        warn_caller(f"{sentence}: that saves hardly any work, or lets heads hardly differ (see `fxcollab splits`)")
     return train_model
 
 

@@ -122,8 +122,9 @@ def head_tree(
         )
     if "splits" in takes and not splits:
         raise PatternError(
-            f"Pattern {pattern!r} needs {'one split' if pattern == 'simple' else 'at least one split'}.",
-            hint="name the module after which the heads begin, for example splits=['layer2'] (--splits layer2)",
+            f"Pattern {pattern!r} needs a split.",
+            hint="name the module after which the heads begin, for example splits=['layer2'] (--splits layer2); "
+            "find_splits(model) (fxcollab splits) lists those of a model",
         )
     if "fanouts" not in takes and fanouts is not None:
         other = "give heads=... (--heads), or " if "heads" in takes else ""
@@ -203,12 +204,17 @@ def fanouts_to_choose(
         counts = (max(len(fanouts), 1),)
     elif heads is not None:
         counts = range(1, _MOST_SPLITS)
-    first: PatternError | None = None
+    errors: list[PatternError] = []
     for count in counts:
         names = [AUTO, *(f"{AUTO} {level}" for level in range(2, count + 1))][:count]
         try:
             return head_tree(pattern, names, heads, fanouts).fanouts
         except PatternError as error:
-            first = first or error
-    assert first is not None
-    raise first
+            errors.append(error)
+    if len({error.what for error in errors}) == 1 or heads is None:
+        raise errors[0]
+    raise PatternError(
+        f"Pattern {pattern!r} makes no tree of {heads} heads, with any number of splits.",
+        why=" ".join(dict.fromkeys(error.what.replace(AUTO, "a choice") for error in errors)),
+        hint="give another number of heads, or none",
+    )

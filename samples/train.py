@@ -49,9 +49,10 @@ def train(
     folder: Annotated[Path, typer.Option(help="Where the data are, or are downloaded to.")] = Path("data"),
     rgb: Annotated[bool, typer.Option(help="Show grey images to a network of three channels.")] = False,
     size: Annotated[int | None, typer.Option(help="Resize images to N x N.", min=1)] = None,
+    noise: Annotated[float, typer.Option(help="Share of the training labels that are wrong, in every epoch.")] = 0.0,
     model_arg: Annotated[list[str] | None, typer.Option(metavar="K=V", help="For the model's factory.")] = None,
     pattern: Annotated[
-        str, typer.Option(help="multi-instance, simple, hierarchical, or none: one head.")
+        str, typer.Option(help="multi-instance, simple, hierarchical, ladder, or none: one head.")
     ] = "hierarchical",
     splits: Annotated[str, typer.Option(metavar="A,B", help="Names, or auto.")] = "auto",
     heads: Annotated[int | None, typer.Option(help="Of simple and multi-instance.")] = None,
@@ -72,7 +73,7 @@ def train(
     _refuse_idle(pattern, splits, heads, objective, beta, temperature)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = Recipe(epochs_, batch, learning_rate, weight_decay=weight_decay, bfloat16=bfloat16)
-    images = data_set(data, folder, rgb, size)
+    images = data_set(data, folder, rgb, size, noise)
     torch.manual_seed(seed)
     loaded = load(Source.parse(source, dict(map(parse_argument, model_arg or ()))))
     example = next(images.test(2))[0]  # of one, BatchNorm in train mode has no variance
@@ -97,7 +98,8 @@ def train(
     training = Training((model,), simultaneous(model, _of_outputs(loss), optimizer, recipe), (optimizer,))
     identity = {
         "SOURCE": source, "--model-arg": model_arg or [], "--data": data, "--folder": str(folder.resolve()),
-        "--rgb": rgb, "--size": size, "--pattern": pattern, "--splits": splits, "--heads": heads, "--seed": seed,
+        "--rgb": rgb, "--size": size, "--noise": noise, "--pattern": pattern, "--splits": splits, "--heads": heads,
+        "--seed": seed,
         "--objective": objective, "--beta": beta, "--temperature": temperature, "--smoothing": smoothing,
         "the recipe": str(recipe),
     }  # fmt: skip

@@ -645,7 +645,7 @@ BAD_INPUT = {
         transform("--splits", "body.1,body.2"),
         ["Split 'body.1' has no effect.", "give 'body.2' a larger fan-out"],
     ),
-    "no split": (transform(), ["Pattern 'hierarchical' needs at least one split."]),
+    "no split": (transform(), ["Pattern 'hierarchical' needs a split."]),
     "split twice": (transform("--splits", "stem,stem"), ["Split stem is named twice."]),
     "budget of named splits": (
         transform("--splits", "stem", "--max-time", "1.5x"),

@@ -200,7 +200,7 @@ def test_multi_instance_takes_no_splits() -> None:
     assert error.why == "its heads share nothing but the inputs"
 
 
-@pytest.mark.parametrize(("pattern", "needs"), [("simple", "one split"), ("hierarchical", "at least one split")])
+@pytest.mark.parametrize(("pattern", "needs"), [("simple", "a split"), ("hierarchical", "a split")])
 def test_a_pattern_without_its_splits_is_refused(pattern: str, needs: str) -> None:
     error = refusal(pattern)
     assert error.what == f"Pattern {pattern!r} needs {needs}."

@@ -122,8 +122,9 @@ def load(
             raise ArtifactError(
                 "The plan doesn't say where the model comes from.",
                 where=str(folder / PLAN),
-                why="it was made from a model object, not from a file or an importable factory",
-                hint="give the model: fxcollab.load(directory, model)",
+                why="it was made from a model object, not from a file or a function that can be imported",
+                hint="in Python give the model: fxcollab.load(directory, model); for the commands, save what "
+                "fxcollab.transform(build_model, ...) makes, build_model being a function in a file of its own",
             )
         file = folder / WEIGHTS if weights is None else Path(weights)
         refuse_strangers_code(data, plan.source, folder, trust_source, file)

@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import resize
 
 from samples.training.from_disk import from_torchvision, image_folder
 from samples.training.in_memory import FASHION_MNIST, InMemory, cifar, digits, fashion_mnist
+from samples.training.noise import mislabelled
 
 
 class DataSet(Protocol):
@@ -32,7 +33,7 @@ class DataSet(Protocol):
         """Images as they are, normalised."""
 
 
-def data_set(name: str, folder: Path, rgb: bool = False, size: int | None = None) -> DataSet:
+def data_set(name: str, folder: Path, rgb: bool = False, size: int | None = None, noise: float = 0.0) -> DataSet:
     """A data set by the name that the command line takes.
 
     Args:
@@ -40,19 +41,25 @@ def data_set(name: str, folder: Path, rgb: bool = False, size: int | None = None
         folder: where its files are, or where they are downloaded to.
         rgb: whether grey images get three channels; those that are read from files have three.
         size: height and width; None for what images have, and 224 where they are read from files.
+        noise: the share of the training labels that are wrong, and stay so.
 
     Raises:
-        ValueError: there is no such data set, or it has no parts to train and to test on.
+        ValueError: there is no such data set, or it has no parts to train and to test on, or none to be made wrong.
     """
+    if not 0 <= noise <= 1:
+        raise ValueError(f"--noise is a share of the labels, from 0 to 1, not {noise}")
     found = _named(name, folder, size or 224)
     if not isinstance(found, InMemory):
+        if noise:
+            raise ValueError("--noise is for data that are held in memory: digits, fashion-mnist and CIFAR")
         return found
     parts = [found.images, found.test_images]
     if size:
         parts = [resize(part, [size, size], antialias=True) for part in parts]
     if rgb:
         parts = [part.expand(-1, 3, -1, -1) for part in parts]
-    return replace(found, images=parts[0], test_images=parts[1])
+    labels = mislabelled(found.labels, noise, found.classes)
+    return replace(found, images=parts[0], test_images=parts[1], labels=labels)
 
 
 def _named(name: str, folder: Path, size: int) -> DataSet:

@@ -26,6 +26,9 @@ from samples.paper.networks import NETWORKS, Network
 from samples.paper.scales import DATA, SCALES
 from samples.train import train
 from samples.training import lines
+from samples.training.data import data_set
+from samples.training.in_memory import InMemory, digits
+from samples.training.noise import mislabelled
 from samples.training.trainer import Training
 from tests.speeds import slow_but
 
@@ -49,6 +52,27 @@ def script(arguments: list[str]) -> None:
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(train)
     app(arguments, standalone_mode=False)
+
+
+@pytest.mark.parametrize("document", sorted(Path("samples/guides").glob("*.md")), ids=lambda path: path.stem)
+def test_commands_in_documents_have_only_options_that_there_are(document: Path) -> None:
+    app = typer.Typer()
+    app.command()(train)
+    known = {option for parameter in typer.main.get_command(app).params for option in parameter.opts}
+    lines = [line for line in document.read_text().splitlines() if "python -m samples.train " in line]
+    assert not {word for line in lines for word in line.split() if word.startswith("-") and word != "-m"} - known
+
+
+def test_wrong_labels_are_a_share_of_all_and_stay_so() -> None:
+    labels = torch.arange(10).repeat(100)
+    wrong = mislabelled(labels, 0.3, 10)
+    assert (wrong != labels).sum() == 300 and wrong.max() < 10 and torch.equal(wrong, mislabelled(labels, 0.3, 10))
+    noisy = data_set("digits", Path(), noise=0.5)
+    assert isinstance(noisy, InMemory)
+    assert (noisy.labels != digits().labels).float().mean() == pytest.approx(0.5, abs=1e-3)
+    for noise, data in ((1.5, "digits"), (0.1, "folder")):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            data_set(data, Path("nowhere"), noise=noise)
 
 
 @pytest.mark.slow
