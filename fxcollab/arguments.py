@@ -6,7 +6,7 @@ import functools
 import inspect
 import operator
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -62,8 +62,6 @@ def fits(value: object, annotation: Any) -> bool:
     if origin is Sequence:
         items = None if isinstance(value, str | bytes) or not isinstance(value, Sequence) else value
         return items is not None and all(fits(item, *inner) for item in items)
-    if origin is Mapping and inner:
-        return isinstance(value, Mapping) and all(fits(key, inner[0]) for key in value)
     return isinstance(value, origin)
 
 

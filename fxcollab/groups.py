@@ -85,7 +85,7 @@ def parallel_plan(train_model: nn.Module, plan: Mapping[str, Any]) -> dict[str, 
     names = {name: original_name(name, peers=model.name_of_peers).split(".") for name, _ in model.named_modules()}
     found: dict[str, Any] = {}
     for pattern, style in plan.items():
-        atoms = pattern.split(".")
+        atoms = str(pattern).split(".")
         fits = [name for name, own in names.items() if len(own) == len(atoms) and all(map(fnmatchcase, own, atoms))]
         opened = [name for name in fits if any(call.startswith(f"{name}.") for call in calls)]
         if not fits or opened:
