@@ -34,7 +34,7 @@ def view(comparison: ComparisonData, *, unfolded: bool = False) -> RenderableTyp
 
 def _hunks(comparison: ComparisonData) -> Iterator[Text]:
     for number, hunk in enumerate(comparison.hunks, 1):
-        yield Text(f"{number} of {len(comparison.hunks)}", "dim")
+        yield Text(f"change {number} of {len(comparison.hunks)}", "dim")
         yield from map(_line, hunk)
 
 
