@@ -128,8 +128,7 @@ def transform(
             hint="use splits='auto' (--splits auto), or leave the budget out",
         )
     if not isinstance(model, nn.Module):
-        factory = factory or model
-    source = source or (source_of(factory) if factory else None)
+        factory, source = factory or model, source or source_of(model)
     model = model_of(model)
     _refuse_distributed(model)
     if any(isinstance(leaf, torch.Tensor) and leaf.is_quantized for leaf in pytree.tree_leaves(example_inputs)):
