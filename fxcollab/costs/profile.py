@@ -174,7 +174,7 @@ def explained(model: nn.Module, interface: Interface) -> Iterator[None]:
             raise CaptureError(
                 f"The costs of {name} can't be computed.",
                 where=f"{name}.forward and its backward",
-                why=f"torch can't run it on fake tensors: {one_line(error)}",
+                why=f"its forward works, but not while operations are recorded: {one_line(error)}",
                 hint="name the splits yourself: transform(model, splits=[...]) needs no costs",
             ) from error
         shapes = ", ".join("x".join(map(str, spec.shape or ())) for spec in interface.inputs)

@@ -129,7 +129,8 @@ def load(
         file = folder / WEIGHTS if weights is None else Path(weights)
         refuse_strangers_code(data, plan.source, folder, trust_source, file)
         peers = plan.options.peers
-        refuse_other_tree(unwrapped(names_in(file), peers), plan.tree, peers, file)  # before a tree is made
+        if file.is_file():
+            refuse_other_tree(unwrapped(names_in(file), peers), plan.tree, peers, file)  # before a tree is made
         origin, model = f"source {plan.source}", load_source(plan.source).model
     where = f"{folder / PLAN}, {origin}"
     # Peers are not initialised: their values come from the file.
@@ -170,10 +171,12 @@ def load_head(
     own = Path(directory) / WEIGHTS
     file = own if weights is None else Path(weights)
     state = unwrapped(load_state_dict(file), plan.options.peers)
-    refuse_other_tree(state, plan.tree, plan.options.peers, file)
+    has_peers = any(key.startswith(f"{plan.options.peers}.") for key in state)
+    if has_peers:  # else `prune_state_dict` says what it is
+        refuse_other_tree(state, plan.tree, plan.options.peers, file)
     if weights is None:
         refuse_changed(own, data.get(WEIGHTS_KEY))
-    elif own.is_file() and any(key.startswith(f"{plan.options.peers}.") for key in state):
+    elif own.is_file() and has_peers:
         refuse_other_model(file, own, plan.options.peers)
     return prune_state_dict(state, head, peers=plan.options.peers)
 

@@ -180,10 +180,6 @@ def refuse_other_tensors(file: Path, state: Mapping[str, Tensor], peers: str) ->
         MixedError: a tensor is missing, has another shape, or is one with others that are not one in the model.
     """
     given, stored = unwrapped(_described(file), peers), unwrapped(names_in(file), peers)
-    with _readable(file):
-        ends = [entry["data_offsets"][1] for name, entry in weights_header(file).items() if name != "__metadata__"]
-        if ends and file.stat().st_size < max(ends):
-            raise ValueError("it ends before its tensors do")
     wrong = [name for name, own in state.items() if name not in given or given[name][1] != [*own.shape]]
     if not wrong:
         first = {stored[name]: tensor for name, tensor in state.items()}
@@ -205,11 +201,11 @@ def refuse_other_tree(names: Iterable[str], tree: HeadTree, peers: str, file: Pa
     """
     planned = {branch_name(path) for path in tree.peers()}
     found = {name.split(".")[1] for name in names if name.startswith(f"{peers}.")}
-    if found and found != planned:
+    if found != planned:
         raise ArtifactError(
             "The weights are those of another head tree.",
             where=str(file),
-            why=f"they have the branches {_few(sorted(found))}, the plan {_few(sorted(planned))}",
+            why=f"they have the branches {_few(sorted(found)) or 'none'}, the plan {_few(sorted(planned))}",
             hint="give weights of this training model",
         )
 
@@ -222,10 +218,15 @@ def _described(file: Path) -> dict[str, tuple[str, Any]]:
 
 
 def names_in(file: Path) -> dict[str, str]:
-    """All names with those under which their tensors are stored."""
-    header = weights_header(file)
-    with _readable(file):
-        return _stored_names(header.pop("__metadata__", None) or {}, header)
+    """All names with those under which their tensors are stored; nothing where there is no such file.
+
+    Raises:
+        DamagedError: the header doesn't fit itself, or the file's size.
+    """
+    if not file.is_file():
+        return {}
+    with _readable(file), safe_open(file, framework="pt") as opened:
+        return _stored_names(opened.metadata() or {}, opened.keys())
 
 
 def _stored_once(names: Mapping[str, str]) -> dict[str, set[str]]:

@@ -160,7 +160,7 @@ def test_names_of_inputs_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not Path("RAN").exists()
 
 
-@pytest.mark.parametrize("lie", ["no tensors", "more heads"])
+@pytest.mark.parametrize("lie", ["no tensors", "tensors in one place", "more heads", "no peers"])
 def test_a_library_models_tree_is_built_only_where_the_weights_have_it(
     account: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: str
 ) -> None:
@@ -174,6 +174,14 @@ def test_a_library_models_tree_is_built_only_where_the_weights_have_it(
     if lie == "no tensors":
         content = weights.read_bytes()
         weights.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
+    elif lie == "tensors in one place":
+        content = weights.read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        header = {k: v if k == "__metadata__" else v | {"data_offsets": [0, 4]} for k, v in header.items()}
+        text = json.dumps(header).encode()
+        weights.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    elif lie == "no peers":
+        save_file({k: v for k, v in load_file(weights).items() if not k.startswith("peers.")}, weights)
     else:
         data["fanouts"] = [4096]
         (tmp_path / "run" / "plan.json").write_text(json.dumps(data | {"checksum": checksum_of(data)}))
