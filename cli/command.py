@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import signal
 from collections.abc import Callable, Collection
+from importlib import import_module
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
+from .console import working
 from .interrupt import stop
 from .planning import GROUPS, Options
 
@@ -57,8 +59,8 @@ def command(function: Callable[..., None], only: Collection[str] | None = None) 
         if shared:
             given = {name: option for name, option in _given(context).items() if name in shared}
             values["options"] = Options(**{name: values.pop(name) for name in shared}, given=given)
-        import fxcollab  # noqa: F401 (before there is something to clean up)
-
+        with working("importing"):
+            import_module("fxcollab")  # before there is something to clean up
         if signal.getsignal(signal.SIGINT) is stop:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         function(**values)

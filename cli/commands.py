@@ -54,13 +54,12 @@ def transform(
     """
     shown = output or default_directory(options.source)
     directory = shown.absolute()  # the user's code may change the working directory
-    with working("importing"):
-        from fxcollab.costs.original import profile_original
-        from fxcollab.costs.summary import summarise
-        from fxcollab.diffs.build import diff
-        from fxcollab.diffs.html import to_html
-        from fxcollab.io.artifact import save
-        from fxcollab.io.files import refuse_existing
+    from fxcollab.costs.original import profile_original
+    from fxcollab.costs.summary import summarise
+    from fxcollab.diffs.build import diff
+    from fxcollab.diffs.html import to_html
+    from fxcollab.io.artifact import save
+    from fxcollab.io.files import refuse_existing
     refuse_existing(directory, force)
     options, loaded = options.load()
     choice = options.choose(loaded)
@@ -141,13 +140,12 @@ def diff(
     Nodes are shared, cloned or inserted; of two graphs, added, removed, changed or rewired. A directory's plan names
     code that is run: unasked only your own, and models of torchvision and timm.
     """
-    with working("importing"):
-        from fxcollab.diffs.build import diff as difference
-        from fxcollab.diffs.compare import Comparison
-        from fxcollab.diffs.compare_views import view as view_of_two
-        from fxcollab.diffs.terminal import view
-        from fxcollab.diffs.views import refuse_unwritable
-        from fxcollab.errors import DiffError
+    from fxcollab.diffs.build import diff as difference
+    from fxcollab.diffs.compare import Comparison
+    from fxcollab.diffs.compare_views import view as view_of_two
+    from fxcollab.diffs.terminal import view
+    from fxcollab.diffs.views import refuse_unwritable
+    from fxcollab.errors import DiffError
     files = output or []
     if twice := next((file for file, count in Counter(map(Path.absolute, files)).items() if count > 1), None):
         raise DiffError("An output is given twice.", where=str(twice), hint="name each file once")

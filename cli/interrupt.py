@@ -5,5 +5,6 @@ import os
 
 def stop(*_: object) -> None:
     """Exit at once: an exception would be lost in some libraries' imports."""
-    os.write(2, b"interrupted\n")
+    cursor = b"\x1b[?25h" if os.isatty(2) else b""  # which a spinner hides
+    os.write(2, cursor + b"interrupted\n")
     os._exit(130)
