@@ -60,6 +60,7 @@ def transform(
     from fxcollab.diffs.html import to_html
     from fxcollab.io.artifact import save
     from fxcollab.io.files import refuse_existing
+
     refuse_existing(directory, force)
     options, loaded = options.load()
     choice = options.choose(loaded)
@@ -146,6 +147,7 @@ def diff(
     from fxcollab.diffs.terminal import view
     from fxcollab.diffs.views import refuse_unwritable
     from fxcollab.errors import DiffError
+
     files = output or []
     if twice := next((file for file, count in Counter(map(Path.absolute, files)).items() if count > 1), None):
         raise DiffError("An output is given twice.", where=str(twice), hint="name each file once")
