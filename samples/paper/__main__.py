@@ -23,7 +23,7 @@ from samples.paper import power_report, report
 from samples.paper.experiments import EXPERIMENTS
 from samples.paper.power import POWER
 from samples.paper.runs import Row, Run, carry_out, checkpoint_of, one_thread
-from samples.paper.scales import SCALES, data_of
+from samples.paper.scales import DATA, SCALES
 from samples.training.lines import append, read
 
 ALL = EXPERIMENTS | POWER
@@ -79,7 +79,7 @@ def _carry_out(runs: list[Run], file: Path, options: argparse.Namespace) -> None
 def _results(runs: list[Run], options: argparse.Namespace) -> Iterator[tuple[Run, Row | Exception]]:
     """As they come; one that fails doesn't stop the others."""
     for data in {run.setting.data for run in runs}:
-        data_of(data, options.data, 0)  # downloaded once
+        DATA[data](options.data)  # downloaded once
     arguments = options.data, options.checkpoints
     spawn = multiprocessing.get_context("spawn")
     if options.processes == 1:

@@ -82,6 +82,9 @@ def write(rows: Sequence[Row], folder: Path) -> None:
         for (data, noise), part in _settings(found[name]).items():
             lines += ["", f"## {experiment.title}: {data}, {noise:.0%} of the labels wrong", ""]
             lines += _gains(experiment.methods, part)
+            if name == "fixed":
+                lines += ["", "Stopped at the epoch with the fewest errors on held-out samples:", ""]
+                lines += _gains(experiment.methods, [row | row["stopped"] for row in part])
             if name == "trees":
                 lines += _costs(experiment.methods, part, data, folder)
     (folder / "power.md").write_text("\n".join(lines) + "\n")

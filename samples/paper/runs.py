@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -47,11 +47,14 @@ class Run:
         """Names the run in files: the method's options count, not only its name."""
         setting = self.setting
         parts = setting.data, setting.network, setting.recipe, self.method, f"noise {self.noise}", f"seed {self.seed}"
-        return " | ".join(map(str, parts))
+        held_out = (f"{setting.held_out} held out",) if setting.held_out else ()
+        return " | ".join(map(str, (*parts, *held_out)))
 
 
 def carry_out(run: Run, folder: Path, checkpoints: Path | None) -> Row:
     """Train, prune to head 0, and evaluate after the last epoch.
+
+    Where samples are held out, the epoch with the fewest errors on them is evaluated too.
 
     Args:
         run: what to do.
@@ -59,12 +62,20 @@ def carry_out(run: Run, folder: Path, checkpoints: Path | None) -> Row:
         checkpoints: where unfinished runs are kept, to go on from; None for nowhere.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = data_of(run.setting.data, folder, run.noise)
+    data, held_out = data_of(run.setting, folder, run.noise)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    model, epochs = _trained(run, data, checkpoints, device)
+    stops: list[Row] = []
+
+    def look(model: nn.Module) -> None:
+        if held_out:
+            chosen = errors(model, held_out.test(500), device).heads[0]
+            stops.append({"epoch": len(stops) + 1, "held out": chosen, **_errors(model, data, device)})
+
+    # What was seen of the epochs is no part of a checkpoint.
+    model, epochs = _trained(run, data, None if held_out else checkpoints, device, look)
     inference = fxcollab.prune(model) if isinstance(model, fxcollab.CollabGraphModule) else model
-    everyone, kept = errors(model, data.test(500), device), errors(inference, data.test(500), device)
+    kept = errors(inference, data.test(500), device)
     return {
         "key": run.key,
         "data": run.setting.data,
@@ -73,11 +84,10 @@ def carry_out(run: Run, folder: Path, checkpoints: Path | None) -> Row:
         "method": run.method.name,
         "noise": run.noise,
         "seed": run.seed,
+        **_errors(model, data, device),
         "error": kept.heads[0],
         "top5 error": kept.top5,
-        "errors of heads": everyone.heads,
-        "error of the ensemble": everyone.ensemble,
-        "disagreement": everyone.disagreement,
+        "stopped": min(stops, key=lambda stop: stop["held out"]) if held_out else None,
         "loss": epochs[-1].loss,
         "seconds": epochs[-1].seconds,
         "memory": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
@@ -86,6 +96,17 @@ def carry_out(run: Run, folder: Path, checkpoints: Path | None) -> Row:
         "fxcollab": fxcollab.__version__,
         "machine": torch.cuda.get_device_name() if device.type == "cuda" else _cpu(),
         "threads": torch.get_num_threads(),
+    }
+
+
+def _errors(model: nn.Module, data: DataSet, device: torch.device) -> Row:
+    """Of head 0, of all heads and of their ensemble, on the test set."""
+    found = errors(model, data.test(500), device)
+    return {
+        "error": found.heads[0],
+        "errors of heads": found.heads,
+        "error of the ensemble": found.ensemble,
+        "disagreement": found.disagreement,
     }
 
 
@@ -106,9 +127,13 @@ def checkpoint_of(run: Run, folder: Path) -> Path:
 
 
 def _trained(
-    run: Run, data: DataSet, checkpoints: Path | None, device: torch.device
+    run: Run,
+    data: DataSet,
+    checkpoints: Path | None,
+    device: torch.device,
+    look: Callable[[nn.Module], None] = lambda model: None,
 ) -> tuple[nn.Module, Sequence[Epoch]]:
-    """The model, and what its epochs gave; those of its teachers count in the seconds."""
+    """The model, which ``look`` sees after every epoch, and what those gave; seconds count those of its teachers."""
     network, recipe = NETWORKS[run.setting.network], run.setting.recipe
     build = partial(network.make, num_classes=data.classes)
     taught = [
@@ -119,7 +144,10 @@ def _trained(
     started = training(run.method, network, build, recipe, run.seed, teachers, device)
     kept = Kept(checkpoint_of(run, checkpoints), {"run": run.key}) if checkpoints else None
     before: list[Epoch] = []
-    found = [*epochs(started, data, recipe, run.seed, device=device, kept=kept, before=before.append)]
+    found = []
+    for epoch in epochs(started, data, recipe, run.seed, device=device, kept=kept, before=before.append):
+        look(started.modules[0])
+        found.append(epoch)
     earlier = sum(history[-1].seconds for _, history in taught)
     return started.modules[0], [replace(epoch, seconds=epoch.seconds + earlier) for epoch in (*before, *found)]
 

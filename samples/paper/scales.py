@@ -18,6 +18,7 @@ from typing import Literal, TypeAlias
 from samples.training.data import DataSet
 from samples.training.from_disk import image_folder
 from samples.training.in_memory import InMemory, cifar, digits, fashion_mnist
+from samples.training.noise import mislabelled
 from samples.training.prepared import breast_cancer, fortunes
 from samples.training.recipe import Recipe
 
@@ -32,6 +33,7 @@ Role: TypeAlias = Literal[
     "objectives",
     "larger",
     "trees",
+    "fixed",
 ]
 
 
@@ -45,6 +47,8 @@ class Setting:
         recipe: the same for every method.
         seeds: how many runs, with seeds from 0.
         noise: levels of label noise; None for all that the experiment has.
+        held_out: how many of the training samples are kept out of training, to choose the epoch to stop at. Where
+            there are any, wrong labels are wrong from the first epoch to the last, those of the held-out samples too.
     """
 
     data: str
@@ -52,6 +56,7 @@ class Setting:
     recipe: Recipe
     seeds: int
     noise: tuple[float, ...] | None = None
+    held_out: int = 0
 
 
 DATA: Mapping[str, Callable[[Path], DataSet]] = {
@@ -81,6 +86,8 @@ _CLOTHES = Setting(
 )
 _CLOTHES_WHOLE = Setting("Fashion-MNIST, 1,000", "three convolutions", Recipe(40, batch=64), 20)
 _TABLE = Setting("breast cancer, 300", "three layers", Recipe(40, batch=64), 20, noise=(0.0, 0.4))
+_DIGITS_FIXED = replace(_DIGITS, held_out=200)
+_TABLE_FIXED = replace(_TABLE, held_out=60)
 _TEXT = Setting("fortunes, 2,000", "words", Recipe(20, batch=64, learning_rate=0.02), 20, noise=(0.0, 0.4))
 SCALES: Mapping[str, Mapping[Role, tuple[Setting, ...]]] = {
     "smoke": {"CIFAR-10": (_SMOKE,), "CIFAR-100": (_SMOKE,), "ImageNet": (_SMOKE,)},
@@ -94,6 +101,7 @@ SCALES: Mapping[str, Mapping[Role, tuple[Setting, ...]]] = {
         "objectives": (_DIGITS,),
         "larger": (_CLOTHES_WHOLE,),
         "trees": (_DIGITS, _CLOTHES),
+        "fixed": (_DIGITS_FIXED, _TABLE_FIXED),
     },
     "paper": {
         "CIFAR-10": (
@@ -114,17 +122,24 @@ SCALES: Mapping[str, Mapping[Role, tuple[Setting, ...]]] = {
 }
 
 
-def data_of(name: str, folder: Path, noise: float) -> DataSet:
-    """A data set with so many wrong labels.
+def data_of(setting: Setting, folder: Path, noise: float) -> tuple[DataSet, DataSet | None]:
+    """A data set with so many wrong labels, and the same with its held-out samples in place of the test set.
 
     Args:
-        name: of `DATA`.
+        setting: of the run.
         folder: where data sets are downloaded to, or expected.
         noise: the share of corrupted labels; sets that don't fit into memory have none.
+
+    Raises:
+        ValueError: the data set doesn't fit into memory, and some of its labels are to be wrong or held out.
     """
-    data = DATA[name](folder)
-    if not noise:
-        return data
+    data = DATA[setting.data](folder)
+    if not noise and not setting.held_out:
+        return data, None
     if not isinstance(data, InMemory):
-        raise ValueError(f"label noise is for data sets held in memory, not for {name}")
-    return replace(data, noise=noise)
+        raise ValueError(f"label noise is for data sets held in memory, not for {setting.data}")
+    if not setting.held_out:
+        return replace(data, noise=noise), None
+    labels, held = mislabelled(data.labels, noise, data.classes), setting.held_out
+    trained = replace(data, images=data.images[:-held], labels=labels[:-held])
+    return trained, replace(trained, test_images=data.images[-held:], test_labels=labels[-held:])

@@ -61,6 +61,7 @@ def test_every_table_and_picture_is_made_of_what_is_there(tmp_path: Path) -> Non
             "seed": run.seed,
             "error": 0.1 + 0.01 * draw.random() + 0.05 * (run.method.name == "single instance"),
             "errors of heads": [0.1, 0.2],
+            "stopped": {"epoch": 3, "held out": 0.5, "error": 0.0625 * run.seed},
             "error of the ensemble": 0.1,
             "machine": "a machine",
             "torch": "2.14",
@@ -75,6 +76,8 @@ def test_every_table_and_picture_is_made_of_what_is_there(tmp_path: Path) -> Non
         assert f"| {claim.sentence} |" in text
     assert "Two instances that learn from each other beat one (table 1) | digits, 1,000 | 0% | +" in text
     assert text.count("Rank correlation") == 2
+    stopped = text.split("Stopped at the epoch")[1].split("\n\n")[1]
+    assert "| single instance | 9.38 |" in stopped  # the mean of 0, 6.25, 12.5 and 18.75
     for experiment in POWER.values():
         for method in experiment.methods:
             assert f"| {method.name} |" in text

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from samples.paper import methods, runs
 from samples.paper.__main__ import main as paper
 from samples.paper.experiments import EXPERIMENTS
 from samples.paper.networks import NETWORKS, Network
-from samples.paper.scales import DATA, SCALES
+from samples.paper.scales import DATA, SCALES, data_of
 from samples.train import train
-from samples.training import lines
+from samples.training import evaluate, lines
 from samples.training.data import data_set
+from samples.training.evaluate import Errors
 from samples.training.in_memory import InMemory, digits
 from samples.training.noise import mislabelled
 from samples.training.trainer import Training
@@ -115,6 +117,40 @@ def test_teachers_are_other_networks_in_eval_mode(monkeypatch: pytest.MonkeyPatc
     first, second = taught
     assert not first.training and not second.training
     assert not torch.equal(first.conv1.weight, second.conv1.weight)
+
+
+def test_samples_to_stop_by_are_not_trained_on_and_wrong_labels_stay(tmp_path: Path) -> None:
+    setting = replace(SCALES["smoke"]["CIFAR-10"][0], held_out=56)
+    trained, held_out = data_of(setting, tmp_path, 0.5)
+    (whole, _) = data_of(replace(setting, held_out=0), tmp_path, 0.0)
+    assert isinstance(trained, InMemory) and isinstance(held_out, InMemory) and isinstance(whole, InMemory)
+    assert torch.equal(torch.cat([trained.images, held_out.test_images]), whole.images)
+    assert (torch.cat([trained.labels, held_out.test_labels]) != whole.labels).sum() == 128
+    assert torch.equal(trained.test_labels, whole.test_labels)
+    for epoch in range(2):
+        ((_, labels),) = trained.train(epoch, 0, 200)
+        assert torch.equal(labels.sort().values, trained.labels.sort().values)
+
+
+def test_the_epoch_to_stop_at_is_that_with_the_fewest_errors_on_held_out_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, ...]] = []
+
+    def errors(model: Any, batches: Any, device: Any) -> Errors:
+        seen.append(evaluate.errors(model, batches, device).heads)
+        return Errors((0.5 - 0.1 * (len(seen) == 3), 0.25), 0.2, 0.0, 0.0)  # the third is of the second epoch
+
+    monkeypatch.setattr(runs, "errors", errors)
+    smoke = SCALES["smoke"]["CIFAR-10"][0]
+    setting = replace(smoke, held_out=56, recipe=replace(smoke.recipe, epochs=3))
+    row = runs.carry_out(runs.Run(setting, methods.TWO_INSTANCES, 0.4, 0), tmp_path, tmp_path)
+    assert row["stopped"] == {
+        "epoch": 2, "held out": 0.4, "error": 0.5, "errors of heads": (0.5, 0.25), "error of the ensemble": 0.2,
+        "disagreement": 0.0,
+    }  # fmt: skip
+    assert len(seen) == 8 and not list(tmp_path.iterdir())
+    assert row["key"].endswith("seed 0 | 56 held out")
 
 
 @pytest.mark.parametrize(
