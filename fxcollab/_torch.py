@@ -109,6 +109,14 @@ def storage_id(tensor: Tensor) -> int:
     return identity
 
 
+def gradient_hooks(tensor: Tensor) -> tuple[list[Any], list[Any]]:
+    """The hooks of a parameter: those that may change its gradient, and those called once that is accumulated."""
+    if not tensor.requires_grad:
+        return [], []
+    accumulated = tensor._post_accumulate_grad_hooks or {}
+    return list((tensor._backward_hooks or {}).values()), list(accumulated.values())
+
+
 def gradient_types(node: Any) -> Iterator[torch.dtype]:
     """The types of the gradients that a node of autograd's graph takes."""
     return (meta.dtype for meta in node._input_metadata)

@@ -1,8 +1,8 @@
 """Deep copies of modules and of all that they hold.
 
-Beyond ``copy.deepcopy``, the caller says how a tensor is copied; functions, such as hooks and replaced forwards, get
-copies of what their closures and defaults hold; subclasses of ``fx.GraphModule`` keep their attributes; and what
-can't be copied may be shared.
+Beyond ``copy.deepcopy``, the caller says how a tensor is copied; parameters keep their class and their attributes;
+functions, such as hooks and replaced forwards, get copies of what their closures and defaults hold; subclasses of
+``fx.GraphModule`` keep their attributes; and what can't be copied may be shared.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
+from contextlib import suppress
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
@@ -27,6 +28,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
+
+from fxcollab._torch import storage_id
 
 T = TypeVar("T")
 
@@ -72,7 +75,12 @@ def deep_copy(
 
 
 def deep_copy_into(
-    memo: dict[int, Any], value: T, tensor: Callable[[Tensor], Tensor], *, share_functions: bool = False
+    memo: dict[int, Any],
+    value: T,
+    tensor: Callable[[Tensor], Tensor],
+    *,
+    bare: Iterable[tuple[Tensor, Tensor]] = (),
+    share_functions: bool = False,
 ) -> tuple[T, list[tuple[Tensor, Tensor]]]:
     """A copy of ``value``, and the tensors that were copied with their copies.
 
@@ -80,13 +88,14 @@ def deep_copy_into(
         memo: known copies by the id of their original, as for ``copy.deepcopy``; gets the new ones.
         value: a module, a tuple of modules, or any other value.
         tensor: makes the copy of a tensor that the memo doesn't have; called once for each.
+        bare: tensors with copies that have no attributes yet, and get them.
         share_functions: whether functions that hold nothing of ``value``'s modules, and nothing that the memo has
             another copy of, stay what they are, and so do the lists and dicts that they hold.
 
     Raises:
         Exception: whatever a part raises that can't be copied.
     """
-    tensors: list[tuple[Tensor, Tensor]] = []
+    tensors = [*bare]
 
     def copied(original: Tensor) -> Tensor:
         if id(original) not in memo:
@@ -112,14 +121,33 @@ def deep_copy_into(
         (id(one), type(one)()) for one in attributes if type(one) in (dict, OrderedDict) and not one
     )  # quicker
     held = [value, *(held for module in modules for held in attributes_of_module(module))]
+    held += [on_tensor for own, new in tensors if (on_tensor := _attributes_of(own, new))]
     functions = [fill for one in held for fill in _held_functions(one, memo, copied, changes)]
-    with _StrayTensors(copied):
+    with _StrayTensors(copied), torch.no_grad():  # scripted modules clone their own tensors
         for fill in graphs:  # first: copies of others around them generate their code again, and that of these
             fill()
         made = copy.deepcopy(value, memo)
         for fill in functions:
             fill()
+        for own, new in tensors:  # which grow meanwhile
+            _copy_attributes(own, new, memo)
+    for module in modules:
+        if isinstance(module, torch.jit.ScriptModule) and id(module) in memo:
+            for own, new in zip(module.parameters(), memo[id(module)].parameters(), strict=True):
+                new.requires_grad_(own.requires_grad)
     return made, tensors
+
+
+def _attributes_of(own: Tensor, new: Tensor) -> dict[str, Any]:
+    """The attributes that were set on a tensor, without those that its copy has."""
+    return {name: held for name, held in vars(own).items() if name not in vars(new)} if new is not own else {}
+
+
+def _copy_attributes(own: Tensor, new: Tensor, memo: dict[int, Any]) -> None:
+    for name, held in _attributes_of(own, new).items():
+        with suppress(Exception):  # whatever it raises that can't be copied, such as a process group
+            held = copy.deepcopy(held, memo)
+        vars(new)[name] = held
 
 
 def _modules_of(value: Any, known: Container[int]) -> list[nn.Module]:
@@ -290,9 +318,46 @@ def uncopyable(modules: Iterable[tuple[str, nn.Module]], memo: MutableMapping[in
     return found
 
 
-def clone_of(tensor: Tensor) -> Tensor:
-    """A tensor like ``tensor`` with storage of its own, a parameter for a parameter; also of meta and fake ones."""
-    made = tensor.detach().clone()
-    made = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
-    made.__dict__.update(tensor.__dict__)
-    return made.requires_grad_(tensor.requires_grad)
+class Clones:
+    """Clones tensors, also meta and fake ones, a parameter for a parameter.
+
+    Where a tensor lies in the memory of one that was cloned before, its clone lies in the memory of that one's clone.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The clone, without the tensor's attributes."""
+        known = self._made.setdefault(storage_id(tensor), [])
+        views = (_view_like(tensor, *pair) for pair in known)
+        data = next((view for view in views if view is not None), None)
+        if data is None:
+            data = tensor.detach().clone()
+            known.append((tensor, data))
+        return parameter_like(tensor, data)
+
+
+def _view_like(tensor: Tensor, other: Tensor, clone: Tensor) -> Tensor | None:
+    """The view of the clone of ``other`` that ``tensor`` is of ``other``; None where it lies elsewhere."""
+    if tensor.layout is not torch.strided or (tensor.dtype, other.stride()) != (other.dtype, clone.stride()):
+        return None
+    start, (first, last), (low, high) = other.storage_offset(), extent(tensor), extent(other)
+    if not low <= first <= last <= high:
+        return None
+    return clone.as_strided(tensor.shape, tensor.stride(), clone.storage_offset() + first - start)
+
+
+def extent(tensor: Tensor) -> tuple[int, int]:
+    """The first and the last element of a strided tensor, counted from the start of its storage."""
+    start = int(tensor.storage_offset())
+    spans = ((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + int(sum(spans)) if tensor.numel() else start
+
+
+def parameter_like(tensor: Tensor, data: Tensor) -> Tensor:
+    """``data`` as a parameter of its class if ``tensor`` is one; it requires gradients as ``tensor`` does."""
+    if isinstance(tensor, nn.Parameter):
+        cls = type(tensor) if issubclass(type(tensor), nn.Parameter) else nn.Parameter  # not by its own constructor
+        data = nn.Parameter.__new__(cls, data, tensor.requires_grad)
+    return data.requires_grad_(tensor.requires_grad)

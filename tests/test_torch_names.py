@@ -140,6 +140,16 @@ def test_versions_and_storages() -> None:
     assert _torch.storage_id(meta) == _torch.storage_id(meta[1:]) != _torch.storage_id(torch.empty_like(meta))
 
 
+def test_hooks_of_parameters() -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    changing, accumulated = (lambda gradient: gradient * 2), (lambda parameter: None)
+    assert _torch.gradient_hooks(parameter) == ([], [])
+    parameter.register_hook(changing)
+    parameter.register_post_accumulate_grad_hook(accumulated)
+    assert _torch.gradient_hooks(parameter) == ([changing], [accumulated])
+    assert _torch.gradient_hooks(parameter.requires_grad_(False)) == ([], [])
+
+
 def test_gradient_types() -> None:
     loss = torch.ones(2, requires_grad=True).half().sum()
     assert list(_torch.gradient_types(loss.grad_fn.next_functions[0][0])) == [torch.float16]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import ChainMap, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, combinations
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from fxcollab.deep_copy import Memo, clone_of, deep_copy_into, uncopyable
+from fxcollab._torch import gradient_hooks, storage_id
+from fxcollab.deep_copy import Clones, Memo, deep_copy_into, extent, uncopyable
 from fxcollab.errors import StateError
 from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import opened_around
@@ -56,7 +58,7 @@ def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
     is found under every name that it has in the root.
 
     Raises:
-        StateError: a module can't be copied.
+        StateError: a module can't be copied, or parameters on two levels share memory.
     """
     tensors = tensors_of(state.root)
     # A module that refers to one around it must not copy that one.
@@ -64,10 +66,13 @@ def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
     kept = {id(module): module for module in around}
     instances: dict[Path, ChainMap[int, Any]] = {(): ChainMap(_originals(state, tensors, 0) | kept)}
     branches: dict[Path, Branch] = {}
+    _refuse_memory_across_splits(state, tensors)
     for level in range(1, tree.depth + 1):
         originals = _originals(state, tensors, level)
+        largest_first = sorted(originals, key=lambda key: -originals[key].numel())
         for path in tree.paths(level):
-            own = {key: clone_of(tensor) for key, tensor in originals.items()} if any(path) else originals
+            clone = Clones()
+            own = {key: clone(originals[key]) for key in largest_first} if any(path) else originals
             # one after the other: merged they would be the whole model in every branch
             instances[path] = instances[path[:-1]].new_child(own)
             if any(path):
@@ -79,7 +84,8 @@ def _build(state: State, tensors: Mapping[str, Tensor], path: Path, instances: C
     """The peers of one branch; ``instances`` are its own of the tensors, and those of the branches around it."""
     branch = Branch()
     names = state.modules[len(path)]
-    for name, module in zip(names, _copied(state.root, names, instances), strict=True):
+    own = [(tensor, instances[key]) for key, tensor in _originals(state, tensors, len(path)).items()]
+    for name, module in zip(names, _copied(state.root, names, own, instances), strict=True):
         owner, _, leaf = name.rpartition(".")
         _container(branch, owner).add_module(leaf, module)
     for name in state.tensors[len(path)]:
@@ -94,10 +100,16 @@ def _originals(state: State, tensors: Mapping[str, Tensor], level: int) -> dict[
     return {id(tensors[name]): tensors[name] for name in state.tensors[level]}
 
 
-def _copied(root: nn.Module, names: Sequence[str], instances: ChainMap[int, Any]) -> tuple[nn.Module, ...]:
+def _copied(
+    root: nn.Module, names: Sequence[str], own: Sequence[tuple[Tensor, Tensor]], instances: ChainMap[int, Any]
+) -> Sequence[nn.Module]:
+    """Copies of the modules; the branch's ``own`` tensors get what belongs to their originals."""
     modules = tuple(root.get_submodule(name) for name in names)
+    hooks = tuple(gradient_hooks(tensor) for tensor, _ in own)
     try:
-        return deep_copy_into(Memo(instances), modules, clone_of, share_functions=True)[0]
+        (copies, copied_hooks), _ = deep_copy_into(
+            Memo(instances), (modules, hooks), Clones(), bare=own, share_functions=True
+        )
     except Exception as error:  # whatever its parts raise
         inside = (pair for name in names for pair in root.get_submodule(name).named_modules(prefix=name))
         where, part = next(iter(uncopyable(inside, instances).items()), (names[0], modules[0]))
@@ -109,6 +121,31 @@ def _copied(root: nn.Module, names: Sequence[str], instances: ChainMap[int, Any]
             hint="remove the attribute before the transform and set it again afterwards, "
             "or give the module a __deepcopy__",
         ) from error
+    for (_, tensor), (changing, accumulated) in zip(own, copied_hooks, strict=True):
+        for hook in changing:
+            tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+        for hook in accumulated:
+            tensor.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+    return copies
+
+
+def _refuse_memory_across_splits(state: State, tensors: Mapping[str, Tensor]) -> None:
+    """Raise for parameters that lie in each other's memory, without being one, on different levels."""
+    found: dict[int, list[tuple[int, str, Tensor]]] = defaultdict(list)
+    for level, names in state.tensors.items():
+        for name in names:
+            if tensors[name].layout is torch.strided and tensors[name].numel():
+                found[storage_id(tensors[name])].append((level, name, tensors[name]))
+    for (level, name, one), (below, other, two) in chain(*(combinations(group, 2) for group in found.values())):
+        (start, end), (first, last) = extent(one), extent(two)
+        if level != below and start <= last and first <= end and (one.requires_grad or two.requires_grad):
+            raise StateError(
+                f"{name!r} and {other!r} are two tensors in the same memory, with a split between them.",
+                where=f"{name} on level {level}, {other} on level {below}",
+                why="an optimizer step of every head would change what all heads share",
+                hint="register one tensor under both names, which then belongs to the level before the split: "
+                "module.weight = other.weight",
+            )
 
 
 def _attach_tensor(branch: Branch, name: str, tensor: Tensor, root: nn.Module) -> None:

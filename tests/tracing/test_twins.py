@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxcollab
-from fxcollab.deep_copy import deep_copy
+from fxcollab.deep_copy import Clones, deep_copy
 from fxcollab.tracing.leaks import purge_leaks
-from fxcollab.tracing.twin import clone_of, twin_of
+from fxcollab.tracing.twin import twin_of
 from tests.speeds import slow_but
 
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
@@ -361,7 +361,7 @@ def test_what_cant_be_copied_is_shared_and_said() -> None:
 
 
 def copied(value: Any) -> Any:
-    return deep_copy(value, clone_of)[0]
+    return deep_copy(value, Clones())[0]
 
 
 class Marked(nn.Parameter):
