@@ -21,7 +21,7 @@ from fxcollab.plan import RewriteOptions
 from fxcollab.rewriting.init_rules import Init
 from fxcollab.rewriting.outputs import EvalOutput
 from fxcollab.rewriting.rewrite import SMALL_LEVELS_KEY
-from fxcollab.sources.loaded import model_of
+from fxcollab.sources.loaded import model_of, refuse_while_loading
 from fxcollab.sources.source import Source, source_of
 from fxcollab.splits.budget import Amount
 from fxcollab.splits.choice import Choice
@@ -117,6 +117,7 @@ def transform(
         The model is never changed by a failure.
     """
     names = splits.splits if isinstance(splits, Choice) else split_names(splits)
+    refuse_while_loading("transform")
     automatic = names == (AUTO,)
     if isinstance(splits, Choice) and example_inputs is None:
         example_inputs = splits.example_inputs

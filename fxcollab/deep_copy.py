@@ -20,7 +20,7 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
@@ -123,7 +123,8 @@ def deep_copy_into(
     held = [value, *(held for module in modules for held in attributes_of_module(module))]
     held += [on_tensor for own, new in tensors if (on_tensor := _attributes_of(own, new))]
     functions = [fill for one in held for fill in _held_functions(one, memo, copied, changes)]
-    with _StrayTensors(copied), torch.no_grad():  # scripted modules clone their own tensors
+    scripted = [module for module in modules if isinstance(module, torch.jit.ScriptModule) and id(module) not in memo]
+    with _StrayTensors(copied), torch.no_grad() if scripted else nullcontext():  # they clone their own tensors
         for fill in graphs:  # first: copies of others around them generate their code again, and that of these
             fill()
         made = copy.deepcopy(value, memo)
@@ -131,10 +132,9 @@ def deep_copy_into(
             fill()
         for own, new in tensors:  # which grow meanwhile
             _copy_attributes(own, new, memo)
-    for module in modules:
-        if isinstance(module, torch.jit.ScriptModule) and id(module) in memo:
-            for own, new in zip(module.parameters(), memo[id(module)].parameters(), strict=True):
-                new.requires_grad_(own.requires_grad)
+    for module in scripted:
+        for own, new in zip(module.parameters(), memo[id(module)].parameters(), strict=True):
+            new.requires_grad_(own.requires_grad)
     return made, tensors
 
 
@@ -212,6 +212,9 @@ def _held_functions(
     """Enter copies of the functions in ``value`` that hold anything which ``changes``, and of others.
 
     What is returned fills them afterwards.
+
+    Raises:
+        TypeError: there is an object that releases something when it is deleted.
     """
     methods = []
     for part in parts_of_value(value):
@@ -221,6 +224,9 @@ def _held_functions(
             continue
         elif isinstance(part, torch.Generator):  # which would copy its state as a tensor
             memo[id(part)] = part.clone_state()
+        elif hasattr(type(part), "__del__") and not hasattr(type(part), "__deepcopy__"):
+            if not isinstance(part, nn.Module | Tensor):
+                raise TypeError(f"{type(part).__qualname__} has a __del__, which would run for its copy, too")
         elif isinstance(part, MethodType):
             methods.append(part)
         elif isinstance(part, FunctionType) and any(

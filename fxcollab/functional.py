@@ -30,8 +30,13 @@ def call_with(
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers under all their names."""
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
+    yield from nn.Module.named_parameters(module, remove_duplicate=False)  # a wrapper's own method gives other names
+    yield from nn.Module.named_buffers(module, remove_duplicate=False)
+
+
+def parameter_names(module: nn.Module) -> list[str]:
+    """The names of its parameters, one for each."""
+    return [name for name, _ in nn.Module.named_parameters(module)]
 
 
 def has_values(module: nn.Module) -> bool:

@@ -129,10 +129,12 @@ def evaluate_heads(
 def original(train_model: nn.Module) -> nn.Module:
     """The model that was transformed: the same object, whose tensors are the trunk's and head 0's.
 
+    Where modules of the training model were replaced since, as by SyncBatchNorm, it is a copy that has the new ones.
+
     Args:
         train_model: what `transform` or `load` returned, or a wrapper around it.
 
     Raises:
         StateError: it is not a training model.
     """
-    return training_model(train_model).root
+    return training_model(train_model).own_root()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,18 +28,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 import fxcollab
+from fxcollab.io.files import refuse_existing_file
+from fxcollab.io.recognise import is_head
 from fxcollab.io.weights import write_state_dict
 from fxcollab.objectives.outputs import logits_of_heads
 from fxcollab.sources.load import load
 from fxcollab.sources.source import Source, parse_argument
 from samples.training.data import DataSet, data_set
-from samples.training.evaluate import errors
+from samples.training.evaluate import Errors, errors
 from samples.training.lines import read, write
 from samples.training.recipe import Recipe
 from samples.training.steps import Loss, outputs_of, simultaneous
-from samples.training.trainer import Kept, Training, epochs
+from samples.training.trainer import Epoch, Kept, Training, epochs
 
 CONSOLE = Console(stderr=True)
+_COLUMNS = {field.name for field in (*fields(Epoch), *fields(Errors))}  # of the metrics
 
 
 def train(
@@ -104,7 +107,14 @@ def train(
         "the recipe": str(recipe),
     }  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    metrics, kept = output / "metrics.jsonl", Kept(output / "run.pt", identity)
+    metrics, kept, weights = (
+        output / "metrics.jsonl",
+        Kept(output / "run.pt", identity),
+        output / "weights.safetensors",
+    )
+    if any(row.keys() != _COLUMNS for row in read(metrics)):
+        raise ValueError(f"{metrics} was not written by this script: give another -o")
+    refuse_existing_file(weights, True, is_head)
     with _progress() as progress:
         bar = progress.add_task("training", total=recipe.epochs * images.steps(batch), loss="")
         advance = partial(progress.update, bar, advance=1)
@@ -117,7 +127,6 @@ def train(
                 f"{', '.join(f'{e:.2%}' for e in found.heads[1:]) or 'none'}, of the ensemble {found.ensemble:.2%}"
             )
     inference = fxcollab.prune(model) if isinstance(model, fxcollab.CollabGraphModule) else model
-    weights = output / "weights.safetensors"
     write_state_dict(inference.state_dict(), weights, force=True)
     final = errors(inference, images.test(batch), device)
     print(json.dumps({"error": final.heads[0], "weights": str(weights), "metrics": str(metrics)}))

@@ -59,3 +59,11 @@ def test_every_head_and_the_ensemble_are_evaluated_in_one_pass(wrap: Any) -> Non
     heads = fxcollab.all_heads(train_model.eval())(X)
     assert found.heads.tolist() == [wrong(head, labels).double().mean().item() for head in heads]
     assert found.ensemble.item() == wrong(torch.stack(heads).mean(0), labels).double().mean().item()
+
+
+def test_the_original_has_the_modules_that_replaced_its_own() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(3, 4)
+    train_model = fxcollab.transform(model, splits=["0"], seed=0)
+    assert fxcollab.original(train_model) is model
+    setattr(train_model, "1", nn.Linear(4, 2))
+    assert torch.equal(fxcollab.original(train_model)(x), fxcollab.all_heads(train_model)(x)[0])

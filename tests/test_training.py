@@ -179,6 +179,16 @@ def test_checkpoint_wrappers_inside_keep_gradients_and_prune() -> None:
         original.load_state_dict(fxcollab.prune_state_dict(train_model.state_dict(), head), strict=True)
 
 
+def test_checkpoint_wrappers_of_the_original_are_in_every_head() -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model, x = nn.Sequential(nn.Linear(4, 4), checkpoint_wrapper(nn.Linear(4, 4)), nn.Linear(4, 2)), torch.randn(3, 4)
+    train_model = fxcollab.transform(model, splits=["0"], seed=0)
+    fxcollab.verify(model, train_model, (x,)).raise_if_failed()
+    expected = fxcollab.all_heads(train_model.eval())(x)[1]
+    assert torch.equal(fxcollab.prune(train_model, 1, into=model)(x), expected)
+
+
 def test_average_of_the_weights_prunes_like_the_weights() -> None:
     train_model = MODELS["tree"]()
     average = AveragedModel(train_model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)

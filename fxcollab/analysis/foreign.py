@@ -23,7 +23,7 @@ from fxcollab.analysis.levels import module_of
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.deep_copy import parts_of_value
 from fxcollab.errors import CaptureError, SplitError
-from fxcollab.functional import tensors_of
+from fxcollab.functional import parameter_names, tensors_of
 from fxcollab.fx_utils import attribute, place
 from fxcollab.tracing.tracer import SHARES_LISTS
 
@@ -114,7 +114,7 @@ def refuse_modules_on_both_sides(root: nn.Module, nodes: Iterable[Levels], state
             module = module_of(node, root) if node.op == "get_attr" else None
             if module is None:
                 continue
-            own = (state[f"{node.target}.{name}"] for name, _ in module.named_parameters())
+            own = (state[f"{node.target}.{name}"] for name in parameter_names(module))
             deeper = next((user for user in node.users if levels[user] != level), None)
             if any(deeper is not None or found != level for found in own):
                 raise SplitError(

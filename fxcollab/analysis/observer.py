@@ -17,7 +17,7 @@ from fxcollab.analysis.effects import Effects
 from fxcollab.analysis.operations import Operations
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.deep_copy import Clones, deep_copy_into, parts_of_value
-from fxcollab.functional import call_with, named_tensors
+from fxcollab.functional import call_with, named_tensors, parameter_names
 from fxcollab.fx_utils import Interpreter, attribute, opened_around
 from fxcollab.rng import ForeignState
 from fxcollab.runtime.operators import GradientMethod, guard
@@ -186,7 +186,7 @@ class Observer(Interpreter):
         """
         called, clone = self._twin.model.get_submodule(str(node.target)), Clones()
         made, tensors = deep_copy_into(dict(self._opened), called, Clones())
-        others = {name: clone(parameter) for name, parameter in made.named_parameters()}
+        others = {name: clone(made.get_parameter(name)) for name in parameter_names(made)}
         # What it reads of an argument, it doesn't read by itself.
         args, kwargs = pytree.tree_map_only(Tensor, torch.clone, self.fetch_args_kwargs_from_env(node))
         operations = Operations()

@@ -26,7 +26,7 @@ from fxcollab.io.files import artifact_only, refuse_existing, written
 from fxcollab.io.mark import encoded, mark_of, marked_markup
 from fxcollab.io.plan_file import WEIGHTS_KEY, plan_to_json, read_plan_file
 from fxcollab.io.recognise import GRAPH, PAGE, PLAN, WEIGHTS
-from fxcollab.io.trust import is_own, refuse_strangers_code, signed
+from fxcollab.io.trust import refuse_strangers_code, signed
 from fxcollab.io.weights import (
     checksum,
     load_state_dict,
@@ -39,10 +39,11 @@ from fxcollab.io.weights import (
 from fxcollab.passes import CapturePass, run_passes, training_passes
 from fxcollab.plan import PLAN_KEY, plan_of, training_model
 from fxcollab.rewriting.rewrite import REWRITTEN_KEY
-from fxcollab.rewriting.state_dict import prune_state_dict, unwrapped
+from fxcollab.rewriting.state_dict import prune_state_dict, unwrapped, without_infixes
 from fxcollab.runtime.operators import guard
 from fxcollab.sources.load import load as load_source
-from fxcollab.sources.loaded import model_of
+from fxcollab.sources.loaded import model_of, refuse_while_loading
+from fxcollab.sources.source import source_of
 from fxcollab.tracing.interface import ExampleInputs
 
 _GRAPH_HEAD = '"""The generated forward; for reading only, fxcollab.load makes it anew."""'
@@ -66,6 +67,7 @@ def save(
         OutputError: the folder exists, holds something else, or can't be written.
         ArtifactError: the state holds something other than tensors with values, or a pass of yours edited the graph.
     """
+    refuse_while_loading("save")
     model, target = training_model(train_model), Path(directory)
     _refuse_edited(model)
     refuse_existing(target, force)
@@ -95,11 +97,12 @@ def load(
     of a model of torchvision or timm; a stranger's needs ``trust_source=True``, or the model itself.
 
     The source is loaded and captured anew, the plan applied, the graph's fingerprint compared, and the weights
-    loaded.
+    loaded. What the source does inside of modules that stay whole is not compared: keep it with the run.
 
     Args:
         directory: a folder that `save` wrote.
-        model: the model (or a factory), where the plan has no source or another one is to be used (default None).
+        model: the model (or a factory), where the plan has no source or another one is to be used (default None);
+            what `save` writes of the result names this factory, or nothing.
         weights: a safetensors file with the state, by default the folder's own; the training model may have been
             wrapped when it was saved. The plan's checksum is not compared.
         example_inputs: like those that were given to `transform`, where the forward depends on more than shapes
@@ -108,15 +111,16 @@ def load(
 
     Raises:
         TrustError: the plan is a stranger's; it says what would run.
-        ArtifactError: something in the folder is missing or damaged, or the source has changed since. The given
-            model is as it was.
-        SourceError: the source can't be loaded.
+        ArtifactError: something in the folder is missing or damaged, or the source makes another graph now. The
+            given model is as it was.
+        SourceError: the source can't be loaded, or is a script that calls this function itself.
     """
+    refuse_while_loading("load")
     folder = Path(directory)
     plan, data = read_plan_file(folder)
     origin = "the given model"
-    if model is not None and plan.source is not None and not is_own(data, plan.source):
-        plan = replace(plan, source=None)  # what is saved of it later doesn't name a stranger's code
+    if model is not None:
+        plan = replace(plan, source=None if isinstance(model, nn.Module) else source_of(model))
     if model is None:
         if plan.source is None:
             raise ArtifactError(
@@ -219,7 +223,8 @@ def _load_state(train_model: CollabGraphModule, saved: Path, weights: Path | Non
         plan: its JSON data.
     """
     own, file, peers = train_model.state_dict(keep_vars=True), weights or saved, plan_of(train_model).options.peers
-    state = unwrapped(load_state_dict(file), peers)
+    names = {without_infixes(key): key for key in own}  # parts of the model may be compiled
+    state = {names.get(key, key): value for key, value in unwrapped(load_state_dict(file), peers).items()}
     wrong = [key for key in own if key not in state or not _fits(state[key], own[key])]
     wrong += [key for key in state if key not in own]
     if wrong:

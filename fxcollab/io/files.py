@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fxcollab.errors import OutputError
+from fxcollab.interrupts import deferred_interrupts
 from fxcollab.io.recognise import FILES, PLAN, is_generated, is_head
 
 if sys.platform != "win32":
@@ -116,16 +117,20 @@ def written(target: Path, force: bool, check: Check) -> Iterator[Path]:
         with _told(target, OSError, ValueError):
             place.parent.mkdir(parents=True, exist_ok=True)
             _remove_drafts(place.parent)
-            draft = _Draft.beside(place)
+        draft = None
         try:
+            with _told(target, OSError, ValueError), deferred_interrupts():
+                draft = _Draft.beside(place)
             with _told(target, OSError):
                 yield draft.inside / _NEW
                 _keep_modes(draft.inside / _NEW, place)
                 (draft.inside / _NEW).replace(draft.inside / _WHOLE)
                 _put(draft.inside / _WHOLE, place, force, check)
         finally:
-            draft.remove()
-            draft.close()
+            with deferred_interrupts():
+                if draft is not None:
+                    draft.remove()
+                    draft.close()
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from fxcollab._torch import codegen_of
 from fxcollab.analysis.partition import Partition
 from fxcollab.analysis.storages import Write
 from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.functional import parameter_names
 from fxcollab.fx_utils import attribute, copy_graph, copy_node, map_inputs
 from fxcollab.plan import RewriteOptions
 from fxcollab.provenance import META_KEY, Kind, Provenance
@@ -177,7 +178,7 @@ class _Writer:
         if node.op != "call_module" or not path:
             return []
         module = self._root.get_submodule(str(node.target))
-        names = [name for name, _ in module.named_parameters()]  # tied ones once: the call replaces all
+        names = parameter_names(module)  # tied ones once: the call replaces all
         return [name for name in names if self._partition.state[f"{node.target}.{name}"] < len(path)]
 
     def _parameter(self, node: fx.Node, name: str, path: Path) -> fx.Node:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxcollab._torch import codegen_of
 from fxcollab.arguments import checked
@@ -43,13 +44,14 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
     Args:
         train_model: what `transform` returned; wrapped by DDP or ``torch.compile`` is fine.
         head: the head to keep; 0 is the caller's own.
-        into: a model to load the head's weights into instead, such as the original object (default None). Note that
-            the training model's trunk and head 0 share their state with the original.
+        into: a model to load the head's weights and buffers into instead, such as the original object (default
+            None). Note that the training model's trunk and head 0 share their state with the original.
 
     Returns:
         The captured original, node for node, over this head's own tensors (no copies); or ``into``. Its modules, and
         so its train or eval mode, are its own, except for those of TorchScript. To convert it to another type or
-        device, copy it first: ``copy.deepcopy(pruned)``.
+        device, copy it first: ``copy.deepcopy(pruned)``. After ``load_state_dict(..., assign=True)``, which replaces
+        the training model's tensors, prune again.
 
     Raises:
         PatternError: there is no such head.
@@ -70,7 +72,7 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
         with_own_modules(root), modes, constants=constants, other_inputs=model.meta.get(OTHER_INPUTS_KEY)
     )
     pruned.meta[CAPTURE_KEY] = CaptureOptions(plan.granularity, plan.interface, captured=fingerprint(modes))
-    return pruned if into is None else _load(into, pruned.state_dict())
+    return pruned if into is None else _load(into, pruned.state_dict(), dict(pruned.named_buffers()))
 
 
 def _branch(model: CollabGraphModule, name: str) -> nn.Module:
@@ -202,8 +204,8 @@ def _graft(module: nn.Module, branches: list[nn.Module]) -> nn.Module:
     return new
 
 
-def _load(model: M, state: dict[str, Any]) -> M:
-    """Load ``state`` into ``model``, parts of which may be compiled, if all of it fits."""
+def _load(model: M, state: dict[str, Any], buffers: Mapping[str, Tensor]) -> M:
+    """Load ``state``, and the ``buffers`` that it lacks, into ``model``, if all fits; its parts may be compiled."""
     own = model.state_dict()
     names = {without_infixes(key): key for key in own}
     state = {names.get(without_infixes(key), key): value for key, value in state.items()}
@@ -228,6 +230,10 @@ def _load(model: M, state: dict[str, Any]) -> M:
     try:
         with restored_on_error(model):
             model.load_state_dict(own)
+            for name, buffer in model.named_buffers():
+                kept = buffers.get(without_infixes(name))
+                if name not in own and kept is not None and kept.shape == buffer.shape:
+                    buffer.copy_(kept)
     except Exception as error:  # a hook of the model, or a tensor that can't be written
         raise StateError(
             f"The head's weights can't be loaded into {type(model).__qualname__}.",

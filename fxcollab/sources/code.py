@@ -17,7 +17,15 @@ from types import ModuleType
 from torch import nn
 
 from fxcollab.errors import SourceError, closest
-from fxcollab.sources.loaded import Loaded, did_you_mean, is_within, loaded_from, missing_arguments, user_code
+from fxcollab.sources.loaded import (
+    Loaded,
+    did_you_mean,
+    executing,
+    is_within,
+    loaded_from,
+    missing_arguments,
+    user_code,
+)
 from fxcollab.sources.source import FILE_MODULE, Source
 
 _CALLED = ("model", "build_model", "get_model", "create_model", "make_model")
@@ -45,7 +53,7 @@ def imported(location: str, name: str) -> object:
     Raises:
         SourceError: it can't be imported, or has no such name.
     """
-    with user_code(f"`{location}` can't be imported", _folder_of(location), location):
+    with user_code(f"`{location}` can't be imported", _folder_of(location), location), executing(f"`{location}`"):
         module = _import(location)
     return _lookup(Source("module", location, name), module)
 
@@ -118,7 +126,7 @@ def _execute(path: Path) -> ModuleType:
         raise SourceError(f"{path.name} is not a Python file", where=str(path), hint="its name must end with .py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        with user_code(f"{path.name} failed when it was executed", path.parent, name):
+        with user_code(f"{path.name} failed when it was executed", path.parent, name), executing(path.name):
             spec.loader.exec_module(module)
     except BaseException:
         sys.modules.pop(name, None)

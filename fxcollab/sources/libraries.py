@@ -62,10 +62,12 @@ def load_hf(source: Source) -> Loaded:
                 f"transformers has no class `{name}`",
                 hint="name one that takes this configuration: --model-arg architecture=BertForSequenceClassification",
             )
+        remote = {REMOTE: arguments[REMOTE]}
         if pretrained:
-            model: nn.Module = cls.from_pretrained(source.location, config=config, use_safetensors=True)  # no pickle
+            no_pickle = {"use_safetensors": True}
+            model: nn.Module = cls.from_pretrained(source.location, config=config, **no_pickle, **remote)
             return model.train()
-        made: nn.Module = cls.from_config(config) if name.startswith("Auto") else cls(config)
+        made: nn.Module = cls.from_config(config, **remote) if name.startswith("Auto") else cls(config)
         return made
 
     return _pretrained_or_fresh(source, build, True)

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -126,6 +127,33 @@ def model_of(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
             hint="let it return the nn.Module",
         )
     return made
+
+
+_LOADING: ContextVar[str | None] = ContextVar("_LOADING", default=None)
+
+
+@contextmanager
+def executing(what: str) -> Iterator[None]:
+    """A context in which a file or a module is executed for the model in it."""
+    token = _LOADING.set(what)
+    try:
+        yield
+    finally:
+        _LOADING.reset(token)
+
+
+def refuse_while_loading(function: str) -> None:
+    """Raise in a script that is executed for the model in it: it would train again, and write its results again.
+
+    Raises:
+        SourceError: with what to change in the script.
+    """
+    if what := _LOADING.get():
+        raise SourceError(
+            f"{what} calls fxcollab.{function} while it is executed as a model's source",
+            why="a source defines the model; what else it runs would run at every load, prune or verify",
+            hint="move what the script runs under `if __name__ == '__main__':`",
+        )
 
 
 def did_you_mean(name: str, candidates: Iterable[str], otherwise: str | None = None) -> str | None:

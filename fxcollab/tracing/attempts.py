@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxcollab.errors import CaptureError, ForwardError
 from fxcollab.functional import has_values
+from fxcollab.interrupts import deferred_interrupts
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.callers import is_internal_file
 from fxcollab.tracing.errors import FirstCallError, NoExampleError, UntraceableError
@@ -104,16 +105,16 @@ class _Attempts:
     def trace(self) -> Traced:
         """The first success."""
         while True:
-            with purge_leaks():
-                traced = self._attempt()
+            with deferred_interrupts() as answer_interrupt, purge_leaks():
+                traced = self._attempt(answer_interrupt)
             if traced is not None:
                 return traced
 
-    def _attempt(self) -> Traced | None:
+    def _attempt(self, answer_interrupt: Callable[[], None]) -> Traced | None:
         with preserved_classes(self._request.model):
-            return self._attempt_on_twin()
+            return self._attempt_on_twin(answer_interrupt)
 
-    def _attempt_on_twin(self) -> Traced | None:
+    def _attempt_on_twin(self, answer_interrupt: Callable[[], None]) -> Traced | None:
         request = self._request
         with ExitStack() as emptied:  # they are in cycles of references, and an error's frames refer to them
             try:
@@ -128,6 +129,7 @@ class _Attempts:
                     helpers=self._helpers,
                     never_nodes=self._never_nodes,
                     examples=self._examples,
+                    before_each_node=answer_interrupt,
                 )
                 emptied.callback(vars(tracer).clear)
                 with preserve_rng_state():

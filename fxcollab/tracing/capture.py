@@ -149,7 +149,7 @@ def _check_call(model: nn.Module) -> None:
 
 
 def _check_initialized(model: nn.Module) -> None:
-    names = [name for name, tensor in model.named_parameters() if torch.nn.parameter.is_lazy(tensor)]
+    names = [name for name, tensor in nn.Module.named_parameters(model) if torch.nn.parameter.is_lazy(tensor)]
     if names:
         raise CaptureError(
             "The model has parameters without a shape.",

@@ -123,5 +123,5 @@ def _state_by_name(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, module in root.named_modules():
         prefix = f"{path}." if path else ""
         yield from ((prefix + k, v) for k, v in module.__dict__.items() if isinstance(v, Tensor))
-    yield from reversed(list(root.named_buffers()))
-    yield from reversed(list(root.named_parameters()))
+    yield from reversed(list(nn.Module.named_buffers(root)))
+    yield from reversed(list(nn.Module.named_parameters(root)))

@@ -87,8 +87,10 @@ class LazyTracer(fx.Tracer):
         helpers: Iterable[Helper],
         never_nodes: Iterable[Helper],
         examples: Examples | None,
+        before_each_node: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
+        self._before_each_node = before_each_node
         self._twin = twin
         self._opened_paths, self._interface, self._operators = opened, interface, operators
         self._helpers, self._never_nodes = tuple(helpers), tuple(never_nodes)
@@ -174,6 +176,7 @@ class LazyTracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Record an operation, and the lines of user code that led to it."""
+        self._before_each_node()
         if self._generators.foreign_numbers_were_drawn():
             raise DrawnError("the forward draws random numbers of Python or numpy, anew at every call")
         node = super().create_node(*args, **kwargs)

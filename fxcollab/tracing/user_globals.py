@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
@@ -47,13 +47,20 @@ def patched_globals(tracer: Recorder, scopes: Iterable[dict[str, Any]]) -> Itera
                 scope.setdefault(name, function)
         yield
     finally:
-        for scope in (*patched, *loaded_scopes(besides=before)):  # what was loaded meanwhile may have imported names
-            for name, (original, stand_in) in stand_ins.items():
-                if scope.get(name) is stand_in:
-                    scope[name] = original
-            for name, function in builtins.items():
-                if scope.get(name) is function:
-                    del scope[name]
+        _restore(patched, stand_ins, builtins)
+        _restore(loaded_scopes(besides=before), stand_ins, builtins)  # which may have imported them meanwhile
+
+
+def _restore(
+    scopes: Iterable[dict[str, Any]], stand_ins: Mapping[str, tuple[Any, Any]], builtins: Mapping[str, Any]
+) -> None:
+    for scope in scopes:
+        for name, (original, stand_in) in stand_ins.items():
+            if scope.get(name) is stand_in:
+                scope[name] = original
+        for name, function in builtins.items():
+            if scope.get(name) is function:
+                del scope[name]
 
 
 _ABOUT_OVERRIDES = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")

@@ -92,8 +92,8 @@ def test_a_model_on_the_meta_device_is_transformed_but_not_saved_without_values(
 def test_strided_and_shared_tensors_come_back_with_their_values(tmp_path: Path) -> None:
     model = Net().double()
     whole = torch.arange(24.0, dtype=torch.float64)
-    model.a.weight = nn.Parameter(whole[:12].view(3, 4).t())
-    model.c.weight = nn.Parameter(whole[8:16].view(2, 4))
+    model.a.weight = nn.Parameter(whole[:12].view(3, 4).t(), requires_grad=False)
+    model.c.weight = nn.Parameter(whole[8:16].view(2, 4), requires_grad=False)
     train_model = made(model, "b")
     fxcollab.save(train_model, tmp_path / "run")
     loaded = fxcollab.load(tmp_path / "run", Net())

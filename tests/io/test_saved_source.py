@@ -93,3 +93,62 @@ def test_a_change_that_leaves_the_graph_alone_is_none(file: Path, tmp_path: Path
     train_model = saved_from(file, tmp_path / "run")
     file.write_text("# a comment\n" + file.read_text() + "\nUNRELATED = 1\n")
     assert_same(train_model, fxcollab.load(tmp_path / "run"), floats(5, 3))
+
+
+SCRIPT = """
+import torch
+from torch import nn
+import fxcollab
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.c = nn.Linear(3, 4), nn.Linear(4, 2)
+    def forward(self, x):
+        return self.c(self.a(x))
+
+open("runs", "a").write("begun ")
+model = fxcollab.{call}
+open("runs", "a").write("trained ")
+"""
+
+
+@pytest.mark.parametrize(
+    "call", ["transform(Net, splits='a')", "load('run')", "save(nn.Linear(1, 1), 'run', force=True)"]
+)
+def test_a_script_that_would_train_again_is_refused_before_it_does(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script, guarded = tmp_path / "train.py", "if __name__ == '__main__':\n    model = fxcollab"
+    script.write_text(SCRIPT.replace("model = fxcollab", guarded).format(call=call))  # the hint
+    saved_from(script, tmp_path / "run")
+    content = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    fxcollab.load(tmp_path / "run")
+    (tmp_path / "runs").unlink()
+    script.write_text(SCRIPT.format(call=call))
+    with pytest.raises(SourceError) as caught:
+        fxcollab.load(tmp_path / "run")
+    error = caught.value
+    assert "train.py calls fxcollab." in error.what and "if __name__ == '__main__':" in str(error.hint)
+    assert (tmp_path / "runs").read_text() == "begun "
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == content
+
+
+def test_a_given_model_is_what_is_noted_from_then_on(saved: Path, tmp_path: Path) -> None:
+    fxcollab.save(fxcollab.load(saved, Net()), tmp_path / "again")
+    assert refused(fxcollab.load, tmp_path / "again").what == "The plan doesn't say where the model comes from."
+
+
+@pytest.mark.slow
+def test_a_model_with_compiled_parts_is_loaded(tmp_path: Path) -> None:
+    def compiled() -> nn.Module:
+        model = Net()
+        model.c = torch.compile(model.c, backend="eager")
+        return model
+
+    train_model = made(compiled())
+    fxcollab.save(train_model, tmp_path / "run")
+    loaded = fxcollab.load(tmp_path / "run", compiled)
+    for name, value in train_model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)

@@ -193,8 +193,10 @@ def test_a_library_models_tree_is_built_only_where_the_weights_have_it(
 def test_what_is_made_of_a_given_model_does_not_name_a_strangers_code(saved: Path, tmp_path: Path) -> None:
     with_source(saved, kind="file", location=str(tmp_path / "stranger.py"))
     (tmp_path / "stranger.py").write_text("raise AssertionError('it ran')")
-    fxcollab.save(fxcollab.load(saved, Net), tmp_path / "mine")
-    assert json.loads((tmp_path / "mine/plan.json").read_text())["source"] is None
+    for given, location in ((Net(), None), (Net, Net.__module__)):
+        fxcollab.save(fxcollab.load(saved, given), tmp_path / "mine", force=True)
+        source = json.loads((tmp_path / "mine/plan.json").read_text())["source"]
+        assert source == (location and {"kind": "module", "location": location, "name": "Net", "arguments": {}})
 
 
 def test_a_module_elsewhere_does_not_find_packages_in_the_current_folder(

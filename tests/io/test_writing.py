@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import os
 import pickle
+import signal
 import stat
 import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -171,6 +173,32 @@ def test_an_interrupted_write_of_a_state_dict_leaves_the_old_file(
         write_state_dict({"w": torch.zeros(2)}, file, force=True)
     assert torch.equal(load_file(file)["w"], torch.ones(2))
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("moment", ["beside", "remove", "close"])
+def test_an_interrupt_while_drafts_are_made_or_removed_leaves_nothing(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    monkeypatch.setattr(files._Draft, moment, pressed(getattr(files._Draft, moment)))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fxcollab.save(made(Net), saved, force=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [file.name for file in saved.parent.iterdir()] == [saved.name]
+    fxcollab.load(saved)
+
+
+def pressed(function: Any) -> Any:
+    """Calls ``function``, and then Ctrl-C is pressed."""
+
+    def call(*args: Any) -> Any:
+        made = function(*args)
+        signal.raise_signal(signal.SIGINT)
+        return made
+
+    return call
 
 
 def test_state_that_is_no_tensor_is_refused_before_anything_is_written(tmp_path: Path) -> None:

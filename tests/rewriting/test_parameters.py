@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxcollab
 from fxcollab import CollabGraphModule, StateError
-from tests.rewriting.hazard_helpers import X, Stem, proven
+from tests.rewriting.hazard_helpers import Stem, X, proven
 
 
 def trained(model: nn.Module, splits: tuple[str, ...] = ("stem",), steps: int = 3) -> CollabGraphModule:

@@ -240,3 +240,30 @@ def test_an_average_beside_the_model_is_not_taken_for_a_part_of_it() -> None:
     state = chain()[1].state_dict()
     with pytest.raises(StateError, match="several training models"):
         fxcollab.prune_state_dict({**state, **{f"ema.{key}": value for key, value in state.items()}})
+
+
+class Centred(nn.Module):
+    """Keeps a running mean in a buffer that no state dict has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.register_buffer("centre", torch.zeros(4), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(self.stem(x)).repeat(1, 2)
+        if self.training:
+            self.centre.lerp_(x.detach().mean(0), 0.1)
+        return x - self.centre
+
+
+@pytest.mark.parametrize("head", [0, 1])
+def test_a_head_loaded_into_a_model_brings_its_buffers_that_no_state_dict_has(head: int) -> None:
+    torch.manual_seed(0)
+    model, x = Centred(), torch.randn(8, 4)
+    train_model = fxcollab.transform(model, splits=["stem"], seed=0, example_inputs=(x,))
+    for _ in range(3):
+        train_model.train()(x)
+    expected = fxcollab.all_heads(train_model.eval())(x)[head]
+    for into in (Centred(), model):
+        assert torch.equal(fxcollab.prune(train_model, head, into=into).eval()(x), expected)

@@ -153,6 +153,16 @@ def test_the_epoch_to_stop_at_is_that_with_the_fewest_errors_on_held_out_samples
     assert row["key"].endswith("seed 0 | 56 held out")
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "weights.safetensors"])
+def test_files_that_the_script_did_not_write_are_refused_before_it_trains(name: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text('{"number": 1, "mine": "precious"}\n')
+    with pytest.raises((ValueError, fxcollab.OutputError), match="not written by this"):
+        script(command(tmp_path / "run", 1))
+    assert [file.name for file in (tmp_path / "run").iterdir()] == [name]
+    assert "precious" in (tmp_path / "run" / name).read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

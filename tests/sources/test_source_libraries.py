@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import warnings
@@ -150,6 +151,21 @@ def test_a_saved_model_of_transformers_may_be_built_anew_and_as_another_class(be
     loaded = load(f"hf:{bert}", pretrained=False, architecture="BertForTokenClassification", num_labels=5)
     assert type(loaded.model).__name__ == "BertForTokenClassification"
     assert loaded.model.classifier.out_features == 5
+
+
+@pytest.mark.parametrize("architecture", ["AutoModelForCTC", "AutoProcessor"])
+def test_code_in_a_folder_of_transformers_is_neither_run_nor_asked_for(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    remote = {architecture: "evil.Model"}
+    config = {"model_type": "bert", "architectures": [architecture], "auto_map": remote}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"auto_map": remote}))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n")
+    for pretrained in (True, False):
+        assert refusal(f"hf:{tmp_path}", pretrained=pretrained).why
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_transformers_does_not_know_is_refused(bert: Path, tmp_path: Path) -> None:
