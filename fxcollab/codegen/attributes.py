@@ -1,19 +1,75 @@
-"""A training model has the attributes of its original, and those methods that optimizers of libraries ask for."""
+"""What a graph module takes over from its root: attributes, extra state, what optimizers of libraries ask for."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
+from fxcollab._torch import LOAD_OWN_STATE, SAVE_OWN_STATE
 from fxcollab.codegen.checkpointing import on_all_branches
+from fxcollab.codegen.modes import Modes
+from fxcollab.errors import StateError
+from fxcollab.fx_utils import attribute
 from fxcollab.tree import original_name
 
 
-def adopt_attributes(train_model: nn.Module, peers: str) -> None:
+def check_state_dict(root: nn.Module) -> None:
+    """Raise for a root with a ``state_dict`` of its own, which knows no peers.
+
+    Raises:
+        StateError: with the hook that can be used instead.
+    """
+    if getattr(root.state_dict, "__func__", None) is not nn.Module.state_dict:
+        raise StateError(
+            f"{type(root).__qualname__} has a state_dict of its own.",
+            where=f"{type(root).__qualname__}.state_dict",
+            why="it would not be called for the training model, whose state dict would have other keys",
+            hint="do the same in a hook, which is kept: register_state_dict_post_hook",
+        )
+
+
+def plain_attributes(root: nn.Module, modes: Modes) -> Iterator[tuple[str, Any]]:
+    """The root's attributes that graphs read and that are neither modules nor registered state."""
+    names = {str(node.target).split(".", 1)[0] for graph in modes for node in graph.nodes if node.op == "get_attr"}
+    for name in names - root._parameters.keys() - root._buffers.keys() - root._modules.keys():
+        with suppress(AttributeError):
+            yield name, attribute(root, name)
+
+
+def adopt_methods(module: Any) -> None:
+    """Use the root's extra state and what it makes of its own entries in state dicts; see also `_adopt_attributes`.
+
+    They are set on the class, where torch looks for them; every graph module has a class of its own.
+    """
+    cls: Any = type(module)
+    if peers := module.__dict__["_peers"]:
+        _adopt_attributes(module, peers[0])
+    cls._version = module.root._version
+
+    def load(self: Any, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Without the peers, which the root doesn't know."""
+        peers = tuple(f"{prefix}{name}." for name in self.__dict__["_peers"])
+        kept = {key: state.pop(key) for key in list(state) if key.startswith(peers)}
+        getattr(self.root, LOAD_OWN_STATE)(state, prefix, *args)
+        state.update(kept)
+
+    adopted = {
+        "get_extra_state": lambda self: self.root.get_extra_state(),
+        "set_extra_state": lambda self, state: self.root.set_extra_state(state),
+        SAVE_OWN_STATE: lambda self, *args: getattr(self.root, SAVE_OWN_STATE)(*args),
+        LOAD_OWN_STATE: load,
+    }
+    for name, method in adopted.items():
+        if getattr(type(module.root), name) is not getattr(nn.Module, name):
+            setattr(cls, name, method)
+
+
+def _adopt_attributes(train_model: nn.Module, peers: str) -> None:
     """Let a training model, which has a class of its own, read through what it hasn't, and its original has.
 
     Methods that know the names of parameters answer for all branches. Others are not there, so that scripts that look

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import starmap
 from typing import Any
 
@@ -21,15 +21,15 @@ import torch
 from torch import fx, nn
 from torch.fx.graph import PythonCode
 
-from fxcollab._torch import GENERATED, LOAD_OWN_STATE, SAVE_OWN_STATE, codegen_of
-from fxcollab.codegen.attributes import adopt_attributes
+from fxcollab._torch import GENERATED, codegen_of
+from fxcollab.codegen.attributes import adopt_methods, check_state_dict, plain_attributes
 from fxcollab.codegen.branches import Recompute, branch_by_branch, module_by_module
 from fxcollab.codegen.forwards import Forward, code_of_modes, forward_of_modes
 from fxcollab.codegen.modes import Modes, in_mode, set_mode
 from fxcollab.codegen.packing import pack, unpack
 from fxcollab.errors import GuardError, StateError
 from fxcollab.functional import shallow
-from fxcollab.fx_utils import OWN, Target, attribute, copy_graph, first_difference, get_output, make_printable
+from fxcollab.fx_utils import OWN, Target, copy_graph, first_difference, get_output, make_printable
 from fxcollab.rewriting.state_dict import refuse_other_checkpoint
 
 _STATE_HOOKS = (
@@ -81,7 +81,7 @@ class CollabGraphModule(fx.GraphModule):
         other_inputs: OtherInputs | None = None,
         generate: bool = True,
     ) -> None:
-        _check_state_dict(root)
+        check_state_dict(root)
         super().__init__(nn.Module(), fx.Graph(), class_name=type(root).__name__)
         # The same dictionaries, not copies: .to(), .double() and load_state_dict(assign=True) replace their entries,
         # and state would no longer be shared with the root.
@@ -99,9 +99,9 @@ class CollabGraphModule(fx.GraphModule):
         )
         self.__dict__[OWN] = own = nn.Module()
         own.__dict__.update({name: self.__dict__[name] for name in _REGISTRIES})
-        for name, value in (*_plain_attributes(root, modes), *(constants or {}).items()):
+        for name, value in (*plain_attributes(root, modes), *(constants or {}).items()):
             (own if name in self.__dict__ or hasattr(type(self), name) else self).__dict__[name] = value
-        _adopt_methods(self)
+        adopt_methods(self)
         self.training = root.training
         self._graph = modes.of(self.training)
         for graph in modes:
@@ -301,7 +301,7 @@ _GENERATED = GENERATED | {"_modes", "_graph_of_eval", "_made"}
 def _restore(new: CollabGraphModule, state: dict[str, Any]) -> CollabGraphModule:
     new.__dict__.update(dict.fromkeys(GENERATED) | state)
     new.__class__.__name__ = type(new.root).__name__
-    _adopt_methods(new)
+    adopt_methods(new)
     for graph in new.modes:
         graph.owning_module = new
     new.__dict__["_graph"] = new.modes.of(new.training)
@@ -328,57 +328,6 @@ def _made_of_the_training_graph(graph: fx.Graph) -> StateError:
         why="it is made of the graph of all heads, and the edit would not be in that",
         hint="edit that of all heads: train_model.train().graph, or train_model.modes.eval where the modes differ",
     )
-
-
-def _adopt_methods(module: CollabGraphModule) -> None:
-    """Use the root's extra state and what it makes of its own entries in state dicts; see also `adopt_attributes`.
-
-    They are set on the class, where torch looks for them; every graph module has a class of its own.
-    """
-    cls: Any = type(module)
-    if peers := module.__dict__["_peers"]:
-        adopt_attributes(module, peers[0])
-    cls._version = module.root._version
-
-    def load(self: CollabGraphModule, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Without the peers, which the root doesn't know."""
-        peers = tuple(f"{prefix}{name}." for name in self.__dict__["_peers"])
-        kept = {key: state.pop(key) for key in list(state) if key.startswith(peers)}
-        getattr(self.root, LOAD_OWN_STATE)(state, prefix, *args)
-        state.update(kept)
-
-    adopted = {
-        "get_extra_state": lambda self: self.root.get_extra_state(),
-        "set_extra_state": lambda self, state: self.root.set_extra_state(state),
-        SAVE_OWN_STATE: lambda self, *args: getattr(self.root, SAVE_OWN_STATE)(*args),
-        LOAD_OWN_STATE: load,
-    }
-    for name, method in adopted.items():
-        if getattr(type(module.root), name) is not getattr(nn.Module, name):
-            setattr(cls, name, method)
-
-
-def _check_state_dict(root: nn.Module) -> None:
-    """Raise for a root with a ``state_dict`` of its own, which knows no peers.
-
-    Raises:
-        StateError: with the hook that can be used instead.
-    """
-    if getattr(root.state_dict, "__func__", None) is not nn.Module.state_dict:
-        raise StateError(
-            f"{type(root).__qualname__} has a state_dict of its own.",
-            where=f"{type(root).__qualname__}.state_dict",
-            why="it would not be called for the training model, whose state dict would have other keys",
-            hint="do the same in a hook, which is kept: register_state_dict_post_hook",
-        )
-
-
-def _plain_attributes(root: nn.Module, modes: Modes) -> Iterator[tuple[str, Any]]:
-    """The root's attributes that graphs read and that are neither modules nor registered state."""
-    names = {str(node.target).split(".", 1)[0] for graph in modes for node in graph.nodes if node.op == "get_attr"}
-    for name in names - root._parameters.keys() - root._buffers.keys() - root._modules.keys():
-        with suppress(AttributeError):
-            yield name, attribute(root, name)
 
 
 def _follow_modes(peers: nn.Module | None, origins: Mapping[str, nn.Module]) -> None:

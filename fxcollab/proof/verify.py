@@ -47,7 +47,8 @@ def verify(
     6. What capturing didn't preserve is listed.
 
     All runs are on copies: weights, statistics, attributes, modes and the random state stay as they are, and other
-    threads may use the models meanwhile. Where the original itself raises an error or computes NaN, or has no values
+    threads may use the models meanwhile. Hooks on parameters are not called, so that gradients are compared as they
+    are before those. Where the original itself raises an error or computes NaN, or has no values
     on the meta device, the report says what could not be checked.
 
     Of a part of a training model, on all ranks at once, the gradients are compared with those of one process: try a
