@@ -132,7 +132,7 @@ def deep_copy_into(
             fill()
         for own, new in tensors:  # which grow meanwhile
             _copy_attributes(own, new, memo)
-    for module in scripted:
+    for module in (each for each in scripted if id(each) in memo):  # the others are in these
         for own, new in zip(module.parameters(), memo[id(module)].parameters(), strict=True):
             new.requires_grad_(own.requires_grad)
     return made, tensors

@@ -172,11 +172,11 @@ def test_weights_that_lie_beside_one_another_in_one_memory_are_no_tie() -> None:
 
 
 class Scripted(nn.Module):
-    """A part of it is scripted."""
+    """A part of it is scripted, which has a part itself."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.behind = nn.Linear(4, 4), torch.jit.script(nn.Linear(4, 4))
+        self.stem, self.behind = nn.Linear(4, 4), torch.jit.script(nn.Sequential(nn.Linear(4, 4)))
         self.head = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -186,9 +186,9 @@ class Scripted(nn.Module):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_parameters_of_scripted_modules_are_leaves_in_every_head() -> None:
     model = Scripted()
-    model.behind.bias.requires_grad_(False)
+    dict(model.behind.named_parameters())["0.bias"].requires_grad_(False)
     train_model = proven(model, ["stem"])
-    theirs = dict(train_model.peers.b1.behind.named_parameters())
-    assert theirs["weight"].is_leaf and theirs["weight"].requires_grad and not theirs["bias"].requires_grad
+    mine, theirs = (dict(part.behind.named_parameters()) for part in (train_model, train_model.peers.b1))
+    assert theirs["0.weight"].is_leaf and theirs["0.weight"].requires_grad and not theirs["0.bias"].requires_grad
     train_model.train()(X)[1].sum().backward()
-    assert train_model.behind.weight.grad is None and theirs["weight"].grad.any()
+    assert mine["0.weight"].grad is None and theirs["0.weight"].grad.any()
