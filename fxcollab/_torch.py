@@ -109,12 +109,9 @@ def storage_id(tensor: Tensor) -> int:
     return identity
 
 
-def gradient_hooks(tensor: Tensor) -> tuple[list[Any], list[Any]]:
-    """The hooks of a parameter: those that may change its gradient, and those called once that is accumulated."""
-    if not tensor.requires_grad:
-        return [], []
-    accumulated = tensor._post_accumulate_grad_hooks or {}
-    return list((tensor._backward_hooks or {}).values()), list(accumulated.values())
+def has_hooks(tensor: Tensor) -> bool:
+    """Whether ``register_hook`` or ``register_post_accumulate_grad_hook`` was called on a parameter."""
+    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
 
 
 def gradient_types(node: Any) -> Iterator[torch.dtype]:

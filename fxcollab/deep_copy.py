@@ -1,8 +1,8 @@
 """Deep copies of modules and of all that they hold.
 
-Beyond ``copy.deepcopy``, the caller says how a tensor is copied; parameters keep their class and their attributes;
-functions, such as hooks and replaced forwards, get copies of what their closures and defaults hold; subclasses of
-``fx.GraphModule`` keep their attributes; and what can't be copied may be shared.
+Beyond ``copy.deepcopy``, the caller says how a tensor is copied; tensors keep their attributes, and so do subclasses
+of ``fx.GraphModule``; functions, such as hooks and replaced forwards, get copies of what their closures and defaults
+hold; what can't be copied may be shared, and what releases something when it is deleted always is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from fxcollab._torch import storage_id
+from fxcollab._torch import FakeTensor
 
 T = TypeVar("T")
 
@@ -61,13 +61,16 @@ def deep_copy(
     """A copy of ``value``, a module or a tuple of modules, with ``tensor`` of each tensor; see `deep_copy_into`.
 
     What can't be copied, and the objects to ``share``, are shared. Returns the copy, each tensor that was copied with
-    its copy, and the paths of what can't be copied: ``layer1.lock``.
+    its copy, and the paths of attributes that can't be copied: ``layer1.lock``.
     """
     known = {id(part): part for part in share}
+    roots: Any = value if isinstance(value, tuple) else (value,)
     try:
-        return *deep_copy_into(dict(known), value, tensor, share_functions=share_functions), ()
+        made = deep_copy_into(dict(known), value, tensor, share_functions=share_functions)
+        parts = ((path, part) for root in roots for path, part in root.named_modules())
+        held = ((f"{path}.{name}".lstrip("."), one) for path, part in parts for name, one in vars(part).items())
+        return *made, tuple(path for path, one in held if _releases(one))
     except Exception:  # whatever its parts raise
-        roots: Any = value if isinstance(value, tuple) else (value,)
         names = {module: path for root in roots for path, module in reversed(list(root.named_modules()))}
         shared = uncopyable(((names.get(m, type(m).__qualname__), m) for m in _modules_of(value, ())), {})
         known |= {id(part): part for part in shared.values()}
@@ -75,12 +78,7 @@ def deep_copy(
 
 
 def deep_copy_into(
-    memo: dict[int, Any],
-    value: T,
-    tensor: Callable[[Tensor], Tensor],
-    *,
-    bare: Iterable[tuple[Tensor, Tensor]] = (),
-    share_functions: bool = False,
+    memo: dict[int, Any], value: T, tensor: Callable[[Tensor], Tensor], *, share_functions: bool = False
 ) -> tuple[T, list[tuple[Tensor, Tensor]]]:
     """A copy of ``value``, and the tensors that were copied with their copies.
 
@@ -88,14 +86,13 @@ def deep_copy_into(
         memo: known copies by the id of their original, as for ``copy.deepcopy``; gets the new ones.
         value: a module, a tuple of modules, or any other value.
         tensor: makes the copy of a tensor that the memo doesn't have; called once for each.
-        bare: tensors with copies that have no attributes yet, and get them.
         share_functions: whether functions that hold nothing of ``value``'s modules, and nothing that the memo has
             another copy of, stay what they are, and so do the lists and dicts that they hold.
 
     Raises:
         Exception: whatever a part raises that can't be copied.
     """
-    tensors = [*bare]
+    tensors: list[tuple[Tensor, Tensor]] = []
 
     def copied(original: Tensor) -> Tensor:
         if id(original) not in memo:
@@ -121,7 +118,6 @@ def deep_copy_into(
         (id(one), type(one)()) for one in attributes if type(one) in (dict, OrderedDict) and not one
     )  # quicker
     held = [value, *(held for module in modules for held in attributes_of_module(module))]
-    held += [on_tensor for own, new in tensors if (on_tensor := _attributes_of(own, new))]
     functions = [fill for one in held for fill in _held_functions(one, memo, copied, changes)]
     scripted = [module for module in modules if isinstance(module, torch.jit.ScriptModule) and id(module) not in memo]
     with _StrayTensors(copied), torch.no_grad() if scripted else nullcontext():  # they clone their own tensors
@@ -131,23 +127,27 @@ def deep_copy_into(
         for fill in functions:
             fill()
         for own, new in tensors:  # which grow meanwhile
-            _copy_attributes(own, new, memo)
+            copy_attributes(own, new, memo)
     for module in (each for each in scripted if id(each) in memo):  # the others are in these
         for own, new in zip(module.parameters(), memo[id(module)].parameters(), strict=True):
             new.requires_grad_(own.requires_grad)
     return made, tensors
 
 
-def _attributes_of(own: Tensor, new: Tensor) -> dict[str, Any]:
-    """The attributes that were set on a tensor, without those that its copy has."""
-    return {name: held for name, held in vars(own).items() if name not in vars(new)} if new is not own else {}
-
-
-def _copy_attributes(own: Tensor, new: Tensor, memo: dict[int, Any]) -> None:
-    for name, held in _attributes_of(own, new).items():
+def copy_attributes(own: Tensor, new: Tensor, memo: dict[int, Any]) -> None:
+    """Give a tensor's copy what was set on the tensor: copies, in which modules that weren't copied are shared."""
+    for name, held in vars(own).items() if new is not own and not isinstance(own, FakeTensor) else ():
+        for part in parts_of_value(held):
+            if id(part) not in memo and (isinstance(part, nn.Module) or _releases(part)):
+                memo[id(part)] = part
         with suppress(Exception):  # whatever it raises that can't be copied, such as a process group
             held = copy.deepcopy(held, memo)
         vars(new)[name] = held
+
+
+def _releases(part: Any) -> bool:
+    """Whether an object does something when it is deleted, which its copy would do too soon; modules are copied."""
+    return hasattr(type(part), "__del__") and not isinstance(part, nn.Module | Tensor)
 
 
 def _modules_of(value: Any, known: Container[int]) -> list[nn.Module]:
@@ -212,9 +212,6 @@ def _held_functions(
     """Enter copies of the functions in ``value`` that hold anything which ``changes``, and of others.
 
     What is returned fills them afterwards.
-
-    Raises:
-        TypeError: there is an object that releases something when it is deleted.
     """
     methods = []
     for part in parts_of_value(value):
@@ -224,9 +221,8 @@ def _held_functions(
             continue
         elif isinstance(part, torch.Generator):  # which would copy its state as a tensor
             memo[id(part)] = part.clone_state()
-        elif hasattr(type(part), "__del__") and not hasattr(type(part), "__deepcopy__"):
-            if not isinstance(part, nn.Module | Tensor):
-                raise TypeError(f"{type(part).__qualname__} has a __del__, which would run for its copy, too")
+        elif _releases(part) and not hasattr(type(part), "__deepcopy__"):
+            memo[id(part)] = part
         elif isinstance(part, MethodType):
             methods.append(part)
         elif isinstance(part, FunctionType) and any(
@@ -324,41 +320,11 @@ def uncopyable(modules: Iterable[tuple[str, nn.Module]], memo: MutableMapping[in
     return found
 
 
-class Clones:
-    """Clones tensors, also meta and fake ones, a parameter for a parameter.
-
-    Where a tensor lies in the memory of one that was cloned before, its clone lies in the memory of that one's clone.
-    """
-
-    def __init__(self) -> None:
-        self._made: dict[int, list[tuple[Tensor, Tensor]]] = {}
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        """The clone, without the tensor's attributes."""
-        known = self._made.setdefault(storage_id(tensor), [])
-        views = (_view_like(tensor, *pair) for pair in known)
-        data = next((view for view in views if view is not None), None)
-        if data is None:
-            data = tensor.detach().clone()
-            known.append((tensor, data))
-        return parameter_like(tensor, data)
-
-
-def _view_like(tensor: Tensor, other: Tensor, clone: Tensor) -> Tensor | None:
-    """The view of the clone of ``other`` that ``tensor`` is of ``other``; None where it lies elsewhere."""
-    if tensor.layout is not torch.strided or (tensor.dtype, other.stride()) != (other.dtype, clone.stride()):
-        return None
-    start, (first, last), (low, high) = other.storage_offset(), extent(tensor), extent(other)
-    if not low <= first <= last <= high:
-        return None
-    return clone.as_strided(tensor.shape, tensor.stride(), clone.storage_offset() + first - start)
-
-
-def extent(tensor: Tensor) -> tuple[int, int]:
-    """The first and the last element of a strided tensor, counted from the start of its storage."""
-    start = int(tensor.storage_offset())
-    spans = ((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + int(sum(spans)) if tensor.numel() else start
+def clone_of(tensor: Tensor) -> Tensor:
+    """A tensor like ``tensor`` with storage of its own, a parameter for a parameter; also of meta and fake ones."""
+    made = parameter_like(tensor, tensor.detach().clone())
+    made.__dict__.update(tensor.__dict__)
+    return made
 
 
 def parameter_like(tensor: Tensor, data: Tensor) -> Tensor:

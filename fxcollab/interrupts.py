@@ -20,6 +20,9 @@ def deferred_interrupts() -> Iterator[Callable[[], None]]:
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield lambda: None
         return
+    if deferring := getattr(handler, "answer", None):  # inside of another such context
+        yield deferring
+        return
     pressed: list[tuple[int, FrameType | None]] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -33,9 +36,11 @@ def deferred_interrupts() -> Iterator[Callable[[], None]]:
             pressed.clear()
             handler(*first)
 
+    vars(note)["answer"] = answer
     signal.signal(signal.SIGINT, note)
     try:
         yield answer
     finally:
-        signal.signal(signal.SIGINT, handler)
+        if signal.getsignal(signal.SIGINT) is note:  # else user code has set another
+            signal.signal(signal.SIGINT, handler)
         answer()

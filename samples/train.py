@@ -112,7 +112,7 @@ def train(
         Kept(output / "run.pt", identity),
         output / "weights.safetensors",
     )
-    if any(row.keys() != _COLUMNS for row in read(metrics)):
+    if not _are_ours(metrics):
         raise ValueError(f"{metrics} was not written by this script: give another -o")
     refuse_existing_file(weights, True, is_head)
     with _progress() as progress:
@@ -190,6 +190,17 @@ def _check(model: nn.Module, example: Tensor, data: DataSet) -> None:
 def _log(file: Path, line: dict[str, Any]) -> None:
     """Add a line; those of this epoch and later ones, from before a kill, give way."""
     write(file, [*(row for row in read(file) if row["number"] < line["number"]), line])
+
+
+def _are_ours(file: Path) -> bool:
+    """Whether a file has metrics that this script wrote, or there is none."""
+    if not file.exists():
+        return True
+    try:
+        rows = read(file)
+    except ValueError:  # no text, or no JSON
+        return False
+    return bool(rows) and all(isinstance(row, dict) and row.keys() == _COLUMNS for row in rows)
 
 
 def _progress() -> Progress:

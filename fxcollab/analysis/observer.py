@@ -16,7 +16,7 @@ from fxcollab._torch import pytree, storage_id
 from fxcollab.analysis.effects import Effects
 from fxcollab.analysis.operations import Operations
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.deep_copy import Clones, deep_copy_into, parts_of_value
+from fxcollab.deep_copy import clone_of, deep_copy_into, parts_of_value
 from fxcollab.functional import call_with, named_tensors, parameter_names
 from fxcollab.fx_utils import Interpreter, attribute, opened_around
 from fxcollab.rng import ForeignState
@@ -184,9 +184,8 @@ class Observer(Interpreter):
 
         Returns keys of those of which it reads its copy, and of those that it reads themselves.
         """
-        called, clone = self._twin.model.get_submodule(str(node.target)), Clones()
-        made, tensors = deep_copy_into(dict(self._opened), called, Clones())
-        others = {name: clone(made.get_parameter(name)) for name in parameter_names(made)}
+        made, tensors = deep_copy_into(dict(self._opened), self._twin.model.get_submodule(str(node.target)), clone_of)
+        others = {name: clone_of(made.get_parameter(name)) for name in parameter_names(made)}
         # What it reads of an argument, it doesn't read by itself.
         args, kwargs = pytree.tree_map_only(Tensor, torch.clone, self.fetch_args_kwargs_from_env(node))
         operations = Operations()

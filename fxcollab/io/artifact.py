@@ -126,7 +126,7 @@ def load(
             raise ArtifactError(
                 "The plan doesn't say where the model comes from.",
                 where=str(folder / PLAN),
-                why="it was made from a model object, not from a file or a function that can be imported",
+                why="it was made from a model object, or loaded with one, not from a file or a function",
                 hint="in Python give the model: fxcollab.load(directory, model); for the commands, save what "
                 "fxcollab.transform(build_model, ...) makes, build_model being a function in a file of its own",
             )

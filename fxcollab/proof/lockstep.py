@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from fxcollab._torch import pytree, version_of
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.deep_copy import Clones, deep_copy
+from fxcollab.deep_copy import clone_of, deep_copy
 from fxcollab.errors import StateError
 from fxcollab.fx_utils import Interpreter
 from fxcollab.plan import plan_of
@@ -86,7 +86,7 @@ def _starts(model: CollabGraphModule, inputs: Sequence[Any]) -> dict[str, Genera
     Empty where it draws no numbers.
     """
     try:
-        original = deep_copy(prune(model), Clones())[0]
+        original = deep_copy(prune(model), clone_of)[0]
     except StateError:  # the heads are no longer apart, which the check of the structure reports
         return {}
     starts: dict[str, GeneratorState] = {}

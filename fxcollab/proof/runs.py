@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxcollab._torch import pytree
 from fxcollab.codegen.modes import set_mode
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.deep_copy import Clones, attributes_of, deep_copy, parameter_like
+from fxcollab.deep_copy import attributes_of, clone_of, deep_copy, parameter_like
 from fxcollab.errors import VerificationError, one_line
 from fxcollab.functional import once_each, tensors_of
 from fxcollab.plan import plan_of
@@ -54,7 +54,7 @@ class Trial:
 
     def copied(self) -> Trial:
         """The same with copies of both models, which share what these share."""
-        model, train_model = deep_copy((self.model, self.train_model), self._cloning())[0]
+        model, train_model = deep_copy((self.model, self.train_model), self._copy)[0]
         self._write_scripted(model, tensors_of(self.model))
         self._write_scripted(train_model, tensors_of(self.train_model))
         copied: Any = type(train_model)  # each has a class of its own
@@ -73,7 +73,7 @@ class Trial:
         Its tensors are copies of this head's. Of ``attributes``, paths in the training model and names, it has the
         values of this head's modules; all others, such as ``eps``, are the original's.
         """
-        copied, theirs, keys = once_each(self._cloning()), tensors_of(self.train_model), self.keys_of(head)
+        copied, theirs, keys = once_each(self._copy), tensors_of(self.train_model), self.keys_of(head)
         pairs = [(tensor, theirs[keys[name]]) for name, tensor in tensors_of(self.model).items() if name in keys]
         of_head = {id(tensor): of_its for tensor, of_its in pairs}
         for tensor, of_its in pairs:  # tensors may have others as attributes
@@ -117,14 +117,9 @@ class Trial:
                 for name, tensor in tensors_of(part, f"{path}.").items():
                     tensor.detach().copy_(state[name].detach())
 
-    def _cloning(self) -> Callable[[Tensor], Tensor]:
-        clone = Clones()
-
-        def cloned(tensor: Tensor) -> Tensor:
-            wide = widened(tensor.detach(), self.double)
-            return clone(tensor) if wide.dtype is tensor.dtype else parameter_like(tensor, wide)
-
-        return cloned
+    def _copy(self, tensor: Tensor) -> Tensor:
+        wide = widened(tensor.detach(), self.double)
+        return clone_of(tensor) if wide.dtype is tensor.dtype else parameter_like(tensor, wide)
 
 
 @dataclass(frozen=True)

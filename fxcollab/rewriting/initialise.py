@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcollab._torch import FakeTensor
-from fxcollab.deep_copy import Clones
+from fxcollab.deep_copy import clone_of
 from fxcollab.errors import StateError, warn_caller
 from fxcollab.functional import tensors_of
 from fxcollab.rewriting.init_rules import Init, frozen_names, is_constant, looks_trained, starts_otherwise
@@ -225,10 +225,9 @@ def _copies_of_shared(branch: nn.Module, foreign: Container[int]) -> Iterator[No
     registries: list[dict[str, Any]] = [r for m in branch.modules() for r in (m._parameters, m._buffers)]
     replaced = [(registry, key, t) for registry in registries for key, t in registry.items() if id(t) in foreign]
     copies: dict[int, Tensor] = {}
-    cloned = Clones()
     try:
         for registry, key, tensor in replaced:
-            registry[key] = copies.setdefault(id(tensor), cloned(tensor))
+            registry[key] = copies.setdefault(id(tensor), clone_of(tensor))
         yield
     finally:
         for registry, key, tensor in replaced:

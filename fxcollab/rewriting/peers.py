@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import ChainMap, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxcollab._torch import gradient_hooks, storage_id
-from fxcollab.deep_copy import Clones, Memo, deep_copy_into, extent, uncopyable
+from fxcollab._torch import storage_id
+from fxcollab.deep_copy import Memo, clone_of, copy_attributes, deep_copy_into, uncopyable
 from fxcollab.errors import StateError
 from fxcollab.functional import tensors_of
 from fxcollab.fx_utils import opened_around
@@ -58,7 +58,7 @@ def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
     is found under every name that it has in the root.
 
     Raises:
-        StateError: a module can't be copied, or parameters on two levels share memory.
+        StateError: a module can't be copied, or two parameters share memory.
     """
     tensors = tensors_of(state.root)
     # A module that refers to one around it must not copy that one.
@@ -66,13 +66,11 @@ def build_peers(state: State, tree: HeadTree) -> dict[Path, Branch]:
     kept = {id(module): module for module in around}
     instances: dict[Path, ChainMap[int, Any]] = {(): ChainMap(_originals(state, tensors, 0) | kept)}
     branches: dict[Path, Branch] = {}
-    _refuse_memory_across_splits(state, tensors)
+    _refuse_shared_memory(state, tensors)
     for level in range(1, tree.depth + 1):
         originals = _originals(state, tensors, level)
-        largest_first = sorted(originals, key=lambda key: -originals[key].numel())
         for path in tree.paths(level):
-            clone = Clones()
-            own = {key: clone(originals[key]) for key in largest_first} if any(path) else originals
+            own = {key: clone_of(tensor) for key, tensor in originals.items()} if any(path) else originals
             # one after the other: merged they would be the whole model in every branch
             instances[path] = instances[path[:-1]].new_child(own)
             if any(path):
@@ -84,11 +82,12 @@ def _build(state: State, tensors: Mapping[str, Tensor], path: Path, instances: C
     """The peers of one branch; ``instances`` are its own of the tensors, and those of the branches around it."""
     branch = Branch()
     names = state.modules[len(path)]
-    own = [(tensor, instances[key]) for key, tensor in _originals(state, tensors, len(path)).items()]
-    for name, module in zip(names, _copied(state.root, names, own, instances), strict=True):
+    memo = Memo(instances)
+    for name, module in zip(names, _copied(state.root, names, memo), strict=True):
         owner, _, leaf = name.rpartition(".")
         _container(branch, owner).add_module(leaf, module)
     for name in state.tensors[len(path)]:
+        copy_attributes(tensors[name], instances[id(tensors[name])], memo)
         _attach_tensor(branch, name, instances[id(tensors[name])], state.root)
     for part in branch.modules():
         if isinstance(part, Branch):  # copied modules have the modes of their originals
@@ -100,19 +99,13 @@ def _originals(state: State, tensors: Mapping[str, Tensor], level: int) -> dict[
     return {id(tensors[name]): tensors[name] for name in state.tensors[level]}
 
 
-def _copied(
-    root: nn.Module, names: Sequence[str], own: Sequence[tuple[Tensor, Tensor]], instances: ChainMap[int, Any]
-) -> Sequence[nn.Module]:
-    """Copies of the modules; the branch's ``own`` tensors get what belongs to their originals."""
+def _copied(root: nn.Module, names: Sequence[str], memo: Memo) -> tuple[nn.Module, ...]:
     modules = tuple(root.get_submodule(name) for name in names)
-    hooks = tuple(gradient_hooks(tensor) for tensor, _ in own)
     try:
-        (copies, copied_hooks), _ = deep_copy_into(
-            Memo(instances), (modules, hooks), Clones(), bare=own, share_functions=True
-        )
+        return deep_copy_into(memo, modules, clone_of, share_functions=True)[0]
     except Exception as error:  # whatever its parts raise
         inside = (pair for name in names for pair in root.get_submodule(name).named_modules(prefix=name))
-        where, part = next(iter(uncopyable(inside, instances).items()), (names[0], modules[0]))
+        where, part = next(iter(uncopyable(inside, memo).items()), (names[0], modules[0]))
         name = next(name for name in names if f"{where}.".startswith(f"{name}."))
         raise StateError(
             f"Module {name!r} lies behind a split, and can't be copied for the other heads.",
@@ -121,31 +114,53 @@ def _copied(
             hint="remove the attribute before the transform and set it again afterwards, "
             "or give the module a __deepcopy__",
         ) from error
-    for (_, tensor), (changing, accumulated) in zip(own, copied_hooks, strict=True):
-        for hook in changing:
-            tensor.register_hook(hook)  # type: ignore[no-untyped-call]
-        for hook in accumulated:
-            tensor.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-    return copies
 
 
-def _refuse_memory_across_splits(state: State, tensors: Mapping[str, Tensor]) -> None:
-    """Raise for parameters that lie in each other's memory, without being one, on different levels."""
-    found: dict[int, list[tuple[int, str, Tensor]]] = defaultdict(list)
-    for level, names in state.tensors.items():
-        for name in names:
-            if tensors[name].layout is torch.strided and tensors[name].numel():
-                found[storage_id(tensors[name])].append((level, name, tensors[name]))
-    for (level, name, one), (below, other, two) in chain(*(combinations(group, 2) for group in found.values())):
-        (start, end), (first, last) = extent(one), extent(two)
-        if level != below and start <= last and first <= end and (one.requires_grad or two.requires_grad):
-            raise StateError(
-                f"{name!r} and {other!r} are two tensors in the same memory, with a split between them.",
-                where=f"{name} on level {level}, {other} on level {below}",
-                why="an optimizer step of every head would change what all heads share",
-                hint="register one tensor under both names, which then belongs to the level before the split: "
-                "module.weight = other.weight",
-            )
+def _refuse_shared_memory(state: State, tensors: Mapping[str, Tensor]) -> None:
+    """Raise for a parameter behind a split that lies in another tensor's memory without being that: copies don't."""
+    found: dict[int, list[tuple[tuple[int, int], str]]] = defaultdict(list)
+    level_of = {name: level for level, names in state.tensors.items() for name in names}
+    first_names = {id(tensor): name for name, tensor in reversed([*tensors.items()]) if name in level_of}
+    for name in first_names.values():
+        if tensors[name].layout is torch.strided and tensors[name].numel():
+            found[storage_id(tensors[name])].append((_bytes_of(tensors[name]), name))
+    for group in found.values():
+        before: list[tuple[int, str]] = []  # those that reach into what follows
+        for (start, end), name in sorted(group):
+            before = [(last, other) for last, other in before if last > start]
+            for _, other in before:
+                trained = tensors[name].requires_grad or tensors[other].requires_grad
+                if trained and level_of[name] + level_of[other] and _overlap(tensors[name], tensors[other]):
+                    raise StateError(
+                        f"{other!r} and {name!r} are two tensors in the same memory.",
+                        where=f"{other} and {name}, of which one is behind a split",
+                        why="those of the other heads would not share theirs, so that heads differ in what they are",
+                        hint=f"make them one parameter, as in module.weight = other.weight, or "
+                        f"clone one: {name}.data = {name}.data.clone()",
+                    )
+            before.append((end, name))
+
+
+def _bytes_of(tensor: Tensor) -> tuple[int, int]:
+    """The bytes of its storage that a tensor lies in: the first, and the one behind the last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start, size = int(tensor.storage_offset()), tensor.element_size()
+    return start * size, (start + int(last) + 1) * size
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors over one storage have a byte in common."""
+    start, end = min(_bytes_of(one)[0], _bytes_of(other)[0]), max(_bytes_of(one)[1], _bytes_of(other)[1])
+    taken = torch.zeros(end - start, dtype=torch.uint8)
+
+    def of(tensor: Tensor) -> Tensor:
+        size = tensor.element_size()
+        shape = [length if stride else 1 for length, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+        strides = [stride * size for stride in tensor.stride()]
+        return taken.as_strided((*shape, size), (*strides, 1), _bytes_of(tensor)[0] - start)
+
+    of(one).fill_(1)
+    return bool(of(other).any())
 
 
 def _attach_tensor(branch: Branch, name: str, tensor: Tensor, root: nn.Module) -> None:

@@ -72,7 +72,9 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
         with_own_modules(root), modes, constants=constants, other_inputs=model.meta.get(OTHER_INPUTS_KEY)
     )
     pruned.meta[CAPTURE_KEY] = CaptureOptions(plan.granularity, plan.interface, captured=fingerprint(modes))
-    return pruned if into is None else _load(into, pruned.state_dict(), dict(pruned.named_buffers()))
+    if into is None:
+        return pruned
+    return _load(into, pruned.state_dict(), dict(pruned.named_buffers(remove_duplicate=False)))
 
 
 def _branch(model: CollabGraphModule, name: str) -> nn.Module:
@@ -230,9 +232,9 @@ def _load(model: M, state: dict[str, Any], buffers: Mapping[str, Tensor]) -> M:
     try:
         with restored_on_error(model):
             model.load_state_dict(own)
-            for name, buffer in model.named_buffers():
-                kept = buffers.get(without_infixes(name))
-                if name not in own and kept is not None and kept.shape == buffer.shape:
+            for name, buffer in model.named_buffers(remove_duplicate=False):
+                kept = buffers.get(without_infixes(name)) if name not in own else None
+                if kept is not None and kept.shape == buffer.shape and not torch.equal(kept, buffer):
                     buffer.copy_(kept)
     except Exception as error:  # a hook of the model, or a tensor that can't be written
         raise StateError(

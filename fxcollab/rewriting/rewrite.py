@@ -29,7 +29,7 @@ from fxcollab.rewriting.recomputable import refuse_scripted_buffers, refuse_writ
 from fxcollab.runtime.functional_call import FunctionalCall
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import CAPTURE_KEY, LIMITATIONS_KEY
-from fxcollab.tracing.limitations import shared_statistics
+from fxcollab.tracing.limitations import hooked_parameters, shared_statistics
 
 SMALL_LEVELS_KEY = "fxcollab_small_levels"
 REWRITTEN_KEY = "fxcollab_rewritten"
@@ -126,7 +126,10 @@ def duplicated(
     if options.recompute:
         for graph in train_model.modes:
             refuse_scripted_buffers(graph, train_model)
-    shared = shared_statistics(partition.straddling & dict(captured.named_buffers(remove_duplicate=False)).keys())
+    notes = [
+        *shared_statistics(partition.straddling & dict(captured.named_buffers(remove_duplicate=False)).keys()),
+        *hooked_parameters(captured.root, [name for name, level in partition.state.items() if level]),
+    ]
     how = captured.meta[CAPTURE_KEY]
     train_model.meta[PLAN_KEY] = Plan(
         pattern or pattern_of(partition.tree),
@@ -141,7 +144,7 @@ def duplicated(
     train_model.meta[REWRITTEN_KEY] = None if edited else fingerprint(train_model.modes)
     train_model.meta[OTHER_INPUTS_KEY] = other
     train_model.meta[SMALL_LEVELS_KEY] = tuple(small_levels(captured, partition))
-    train_model.meta[LIMITATIONS_KEY] = (*captured.meta[LIMITATIONS_KEY], *shared)
+    train_model.meta[LIMITATIONS_KEY] = (*captured.meta[LIMITATIONS_KEY], *notes)
     return train_model
 
 

@@ -152,7 +152,8 @@ def refuse_while_loading(function: str) -> None:
         raise SourceError(
             f"{what} calls fxcollab.{function} while it is executed as a model's source",
             why="a source defines the model; what else it runs would run at every load, prune or verify",
-            hint="move what the script runs under `if __name__ == '__main__':`",
+            hint="move what the script runs under `if __name__ == '__main__':`, and what its model needs, such as a "
+            "teacher, into the function that makes the model",
         )
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from fxcollab._torch import has_hooks
+from fxcollab.functional import tensors_of
 from fxcollab.tracing.interface import Interface
 
 _BACKWARD_HOOKS = {"_backward_hooks": "backward hooks", "_backward_pre_hooks": "backward pre-hooks"}
@@ -41,6 +43,18 @@ def shared_statistics(buffers: Iterable[str]) -> tuple[str, ...]:
     return (
         f"buffers {', '.join(names[:4])}{' and more' if len(names) > 4 else ''} are used before and behind a split: "
         "all branches share them, and each call behind the split updates them",
+    )
+
+
+def hooked_parameters(root: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
+    """The sentence for parameters with hooks; ``names`` are those of which every head has one of its own."""
+    tensors = tensors_of(root)
+    hooked = [name for name in names if has_hooks(tensors[name])]
+    if not hooked:
+        return ()
+    return (
+        f"hooks on {', '.join(hooked[:4])}{' and more' if len(hooked) > 4 else ''} are those of head 0's parameters: "
+        "register them on those of the other heads too, for which fxcollab.original_name tells the names",
     )
 
 

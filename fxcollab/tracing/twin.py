@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fxcollab._torch import FakeTensor, FakeTensorMode, as_parameter, storage_id
 from fxcollab.codegen.modes import set_mode
-from fxcollab.deep_copy import Clones, deep_copy, deep_copy_into, parts_of_value
+from fxcollab.deep_copy import clone_of, deep_copy, deep_copy_into, parts_of_value
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.leaks import watch
 
@@ -47,7 +47,7 @@ class Twin:
     def stand_in(self, tensor: Tensor) -> Tensor:
         """The stand-in of a tensor of the model; of any other, a new one."""
         if id(tensor) not in self._stand_ins:
-            self._stand_ins[id(tensor)] = Clones()(tensor) if self.mode is None else FakeTensors(self.mode)(tensor)
+            self._stand_ins[id(tensor)] = clone_of(tensor) if self.mode is None else FakeTensors(self.mode)(tensor)
         return self._stand_ins[id(tensor)]
 
     @cached_property
@@ -97,7 +97,7 @@ def twin_of(model: nn.Module, training: bool | None = None, *, real: bool = Fals
     mode = None if real else FakeTensorMode(allow_non_fake_inputs=True)
     if mode is not None:
         watch(mode)
-    copy_of, tensors, shared = deep_copy(model, Clones() if mode is None else FakeTensors(mode))
+    copy_of, tensors, shared = deep_copy(model, clone_of if mode is None else FakeTensors(mode))
     twin = Twin(copy_of, model, training, tensors, shared, mode)
     if training is not None:
         with twin.running():
@@ -121,6 +121,7 @@ class FakeTensors:
         made.requires_grad_(tensor.requires_grad)
         if isinstance(tensor, nn.Parameter):
             as_parameter(made)
+        made.__dict__.update({k: v for k, v in tensor.__dict__.items() if k not in made.__dict__})
         return made
 
     def _meta(self, tensor: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""What belongs to a parameter beside its values: its class, attributes, hooks, and the memory that it shares."""
+"""What belongs to a parameter beside its values: its class, attributes, hooks, and the memory that it lies in."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -13,24 +12,6 @@ from torch import Tensor, nn
 import fxcollab
 from fxcollab import CollabGraphModule, StateError
 from tests.rewriting.hazard_helpers import Stem, X, proven
-
-
-def trained(model: nn.Module, splits: tuple[str, ...] = ("stem",), steps: int = 3) -> CollabGraphModule:
-    """Proved, trained, and each head's weights loaded into the model's copy compute what the head does."""
-    fresh = copy.deepcopy(model)
-    train_model = proven(model, splits)
-    optimizer = torch.optim.SGD(train_model.parameters(), 0.1)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        sum(output.square().mean() for output in train_model.train()(X)).backward()
-        optimizer.step()
-    heads = fxcollab.all_heads(train_model.eval())(X)
-    for head, expected in enumerate(heads):
-        fresh.load_state_dict(fxcollab.prune_state_dict(train_model.state_dict(), head))
-        assert torch.equal(fresh.eval()(X), expected)
-        assert torch.equal(fxcollab.prune(train_model, head).eval()(X), expected)
-    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
-    return train_model
 
 
 class Averaged(nn.Linear):
@@ -93,82 +74,115 @@ def test_parameters_keep_their_class_in_every_head(layer: type[ScaledLayer]) -> 
 
 
 @pytest.mark.parametrize("accumulated", [False, True])
-def test_hooks_on_parameters_are_in_every_head(accumulated: bool) -> None:
-    model, mask = Stem(nn.Linear(4, 4)), torch.tensor([[1.0], [0], [0], [0]])
-    weight: Any = model.behind.weight
-
-    def masked(parameter: Any) -> None:
-        parameter.grad.mul_(mask)
-
-    if accumulated:
-        weight.register_post_accumulate_grad_hook(masked)
-    else:
-        weight.register_hook(lambda gradient: gradient * mask)
-    train_model = proven(model, ["stem"])
-    sum(output.square().mean() for output in train_model.train()(X)).backward()
-    for part in (train_model, train_model.peers.b1):
-        assert (part.behind.weight.grad != 0).any(1).tolist() == [True, False, False, False]
-
-
-def test_a_hook_reads_the_tensors_of_its_own_head() -> None:
+def test_hooks_on_parameters_are_said_to_be_head_0s(accumulated: bool) -> None:
     model = Stem(nn.Linear(4, 4))
-    weight, bias = model.behind.weight, model.behind.bias
-    weight.register_hook(lambda gradient: gradient * 0 + bias.detach())
-    train_model = proven(model, ["stem"])
-    sum(output.sum() for output in train_model.train()(X)).backward()
-    for part in (train_model, train_model.peers.b1):
-        assert torch.equal(part.behind.weight.grad, part.behind.bias.expand(4, 4))
+    for parameter in (model.stem.weight, model.behind.weight):
+        register = parameter.register_post_accumulate_grad_hook if accumulated else parameter.register_hook
+        register(lambda value: None)
+    with pytest.warns(UserWarning, match="hooks on behind.weight are those of head 0's parameters"):
+        train_model = fxcollab.transform(model, splits=["stem"], seed=0)
+    found = [n for n, _ in train_model.named_parameters() if fxcollab.original_name(n) == "behind.weight"]
+    assert found == ["behind.weight", "peers.b1.behind.weight"]  # as the sentence says
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
 
 
-class TiedByMemory(Stem):
-    """Two parameters over one memory: all of it, or the first rows of it."""
-
-    def __init__(self, rows: int = 4, by_data: bool = False) -> None:
-        super().__init__(nn.Sequential(nn.Linear(4, rows), nn.ReLU(), nn.Linear(rows, 4)))
-        first, last = self.behind[0], self.behind[2]  # type: ignore[index]
-        if by_data:
-            first.weight.data = last.weight.data[:rows]
-        else:
-            first.weight = nn.Parameter(last.weight.flatten()[: 4 * rows].view(rows, 4))
+def over_one_memory(first: Tensor, second: Tensor, split: str = "stem") -> CollabGraphModule:
+    """Parameters of two layers behind the split, or one of them at it."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[1].weight, model[3].weight = nn.Parameter(first), nn.Parameter(second)
+    return proven(model, [split])
 
 
-@pytest.mark.parametrize(("rows", "by_data"), [(4, False), (4, True), (2, False)])
-def test_parameters_that_share_memory_share_it_in_every_head(rows: int, by_data: bool) -> None:
-    train_model = trained(TiedByMemory(rows, by_data))
-    for part in (train_model, train_model.peers.b1):
-        first, last = part.behind[0].weight, part.behind[2].weight
-        assert first.data_ptr() == last.data_ptr()
-    assert train_model.behind[0].weight.data_ptr() != train_model.peers.b1.behind[0].weight.data_ptr()
+MEMORY = torch.randn(40, generator=torch.Generator().manual_seed(0))
+WIDE = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_buffer_that_is_a_view_of_a_weight_follows_it_in_every_head() -> None:
+@pytest.mark.parametrize("split", ["0", "1"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param(MEMORY[:16].view(4, 4), MEMORY[:16].view(4, 4), id="the same"),
+        pytest.param(MEMORY[:16].view(4, 4), MEMORY[15:31].view(4, 4), id="one element"),
+        pytest.param(WIDE[:, :4], WIDE[:, 3:7], id="a column"),
+        pytest.param(MEMORY[:16].view(4, 4), MEMORY[:16].view(4, 4).t(), id="turned"),
+    ],
+)
+def test_parameters_that_share_memory_are_refused(first: Tensor, second: Tensor, split: str) -> None:
+    with pytest.raises(
+        StateError, match=r"'[13].weight' and '[13].weight' are two tensors in the same memory"
+    ) as caught:
+        over_one_memory(first, second, split)
+    assert "module.weight = other.weight" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("split", ["0", "1"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param(MEMORY[:16].view(4, 4), MEMORY[16:32].view(4, 4), id="beside one another"),
+        pytest.param(WIDE[:, :4], WIDE[:, 4:], id="other columns"),
+        pytest.param(MEMORY[::2][:16].view(4, 4), MEMORY[1::2][:16].view(4, 4), id="interlaced"),
+    ],
+)
+def test_parameters_beside_one_another_in_one_memory_are_not(first: Tensor, second: Tensor, split: str) -> None:
+    train_model = over_one_memory(first, second, split)
+    optimizer = torch.optim.SGD(train_model.parameters(), 0.1)
+    sum(output.square().mean() for output in train_model.train()(X)).backward()
+    optimizer.step()
+    fxcollab.verify(fxcollab.original(train_model), train_model, (X,)).raise_if_failed()
+
+
+def test_other_types_are_compared_by_their_bytes() -> None:
+    model, memory = Stem(nn.Linear(4, 4)), torch.randn(64, generator=torch.Generator().manual_seed(0))
+    model.stem.weight = nn.Parameter(memory[16:32].view(4, 4))
+    model.behind.register_parameter("other", nn.Parameter(torch.view_as_complex(memory[32:].view(16, 2))))
+    assert fxcollab.transform(model, splits=["stem"]).peers.b1.behind.other.is_complex()
+    model.stem.weight = nn.Parameter(memory[48:].view(4, 4))
+    with pytest.raises(StateError, match="same memory"):
+        fxcollab.transform(model, splits=["stem"])
+
+
+def test_a_view_of_a_weight_as_a_buffer_is_refused_and_both_hints_work() -> None:
     model = Stem(nn.Linear(4, 4))
     model.behind.register_buffer("row", model.behind.weight.detach()[1])
-    train_model = trained(model)
-    for part in (train_model, train_model.peers.b1):
-        assert torch.equal(part.behind.row, part.behind.weight[1])
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-def test_parameters_that_share_memory_over_a_split_are_refused_unless_they_are_frozen(frozen: bool) -> None:
-    model = Stem(nn.Linear(4, 4))
-    model.behind.weight = nn.Parameter(model.stem.weight.detach())
-    for parameter in (model.behind.weight, model.stem.weight):
-        parameter.requires_grad_(not frozen)
-    if frozen:
-        assert proven(model, ["stem"], init="finetune").peers.b1.behind.weight is not None
-        return
-    with pytest.raises(StateError, match=r"'stem.weight' and 'behind.weight' are two tensors in the same memory"):
+    with pytest.raises(StateError, match="same memory") as caught:
         fxcollab.transform(model, splits=["stem"])
-    model.behind.weight = model.stem.weight  # the hint
+    assert "behind.row.data = behind.row.data.clone()" in str(caught.value.hint)
+    model.behind.row.data = model.behind.row.data.clone()
     proven(model, ["stem"])
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[2].weight = tied[1].weight
+    proven(tied, ["0"])
 
 
-def test_weights_that_lie_beside_one_another_in_one_memory_are_no_tie() -> None:
-    """As those of recurrent layers on GPUs."""
-    model, memory = Stem(nn.Linear(4, 4)), torch.randn(32, generator=torch.Generator().manual_seed(0))
-    model.stem.weight, model.behind.weight = (nn.Parameter(part.view(4, 4)) for part in memory.chunk(2))
-    trained(model)
+def test_memory_shared_before_all_splits_or_by_what_is_frozen_is_no_matter() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    model[0].weight = nn.Parameter(model[1].weight.detach())
+    model[2].weight, model[2].frozen = nn.Parameter(MEMORY[:16].view(4, 4), False), nn.Parameter(MEMORY[:16], False)
+    proven(model, ["1"])
+
+
+def test_conjugated_views_and_other_classes_keep_what_they_are_in_every_head() -> None:
+    class Marked(Tensor):
+        pass
+
+    layer, values = nn.Linear(4, 4), torch.randn(4, dtype=torch.complex64)
+    layer.register_buffer("values", values)
+    layer.register_buffer("conjugated", values.conj())
+    layer.register_buffer("negated", values.conj().imag)
+    layer.register_buffer("marked", torch.ones(2).as_subclass(Marked))
+    train_model = fxcollab.transform(Stem(layer), splits=["stem"], seed=0)
+    for name, buffer in train_model.behind.named_buffers():
+        copy_of = train_model.peers.b1.behind.get_buffer(name)
+        assert torch.equal(copy_of, buffer) and type(copy_of) is type(buffer) and copy_of is not buffer
+
+
+def test_modules_on_parameters_are_shared_unless_every_head_has_its_own() -> None:
+    model, teacher = Stem(nn.Linear(4, 4)), nn.Linear(4, 4)
+    model.behind.weight.held = [teacher, model.stem, model.behind]
+    train_model = fxcollab.transform(model, splits=["stem"], seed=0)
+    shared, stem, own = train_model.peers.b1.behind.weight.held
+    assert shared is teacher and stem is model.stem and own is train_model.peers.b1.behind is not model.behind
 
 
 class Scripted(nn.Module):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxcollab
-from fxcollab.deep_copy import Clones, deep_copy
+from fxcollab.deep_copy import clone_of, deep_copy
 from fxcollab.tracing.leaks import purge_leaks
 from fxcollab.tracing.twin import twin_of
 from tests.speeds import slow_but
@@ -361,7 +361,7 @@ def test_what_cant_be_copied_is_shared_and_said() -> None:
 
 
 def copied(value: Any) -> Any:
-    return deep_copy(value, Clones())[0]
+    return deep_copy(value, clone_of)[0]
 
 
 class Marked(nn.Parameter):
@@ -504,3 +504,34 @@ def test_leaks_are_looked_for_among_what_the_own_thread_has_made() -> None:
         made.wait()
     thread.join()
     assert [name for name, _ in kept[0].model.named_parameters()] == ["weight", "bias"]
+
+
+class Owner:
+    """Releases what it owns when it is deleted."""
+
+    def __init__(self, released: list[str]) -> None:
+        self.released = released
+
+    def __del__(self) -> None:
+        self.released.append("released")
+
+
+@pytest.mark.parametrize("where", ["attribute", "closure", "tensor"])
+def test_what_releases_something_is_shared_and_nothing_is_released(where: str) -> None:
+    released: list[str] = []
+    model, owner = made(Stages), Owner(released)
+    if where == "attribute":
+        model.middle.owner = [owner]
+        model.owner = owner
+    elif where == "closure":
+        model.middle.register_forward_hook(lambda module, args, output: owner and None)
+    else:
+        model.middle.weight.owner = owner
+    captured = fxcollab.capture(model, ["first"])
+    said = [line for line in captured.meta["fxcollab_limitations"] if line.startswith("owner can't be copied")]
+    assert bool(said) is (where == "attribute")
+    train_model = fxcollab.transform(model, splits=["first"], seed=0)
+    fxcollab.verify(model, train_model, (X,)).raise_if_failed()
+    fxcollab.training_costs(model, "hierarchical", ["first"], example_inputs=(X,))
+    gc.collect()
+    assert not released
