@@ -14,6 +14,7 @@ from torch._higher_order_ops import associative_scan, while_loop
 
 import fxcollab
 from fxcollab import CollabGraphModule, PatternError
+from fxcollab._torch import FakeTensor
 from fxcollab.analysis.observe import observe
 from tests.rewriting.hazard_helpers import SEQUENCE, Stem, X, copies, proven
 from tests.speeds import slow_but
@@ -463,9 +464,28 @@ def test_an_exported_operator_that_runs_graphs_may_draw_and_writes_nothing() -> 
     fxcollab.verify(exported, train_model, (X,)).raise_if_failed()
 
 
+class TakesNoFakes(torch.autograd.Function):
+    """Its backward runs on real gradients only, like that of some of torch's operators."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        if isinstance(gradient, FakeTensor):
+            raise TypeError("unsupported type")
+        return gradient * 2
+
+
+class Doubles(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return TakesNoFakes.apply(x)
+
+
 def test_costs_that_torch_cannot_find_are_refused_with_a_way_out() -> None:
     with pytest.raises(fxcollab.CaptureError, match=r"costs of Twice can't be computed[\s\S]*name the splits"):
-        fxcollab.find_splits(Twice(RunsGraphs("cond")), example_inputs=(X,))
+        fxcollab.find_splits(Twice(Doubles()), example_inputs=(X,))
 
 
 # ------------------------------------------------------------------------------- what can't be observed
