@@ -107,8 +107,16 @@ def assert_trains_prunes_and_copies(model: nn.Module, split: str) -> None:
     assert all(p.dtype == torch.float64 for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", slow_but(["graph", "class", "root"], ALL))
-@pytest.mark.parametrize("kind", [Child, OfDict, Parameter, Counter, Plain, Nested])
+KINDS = (Child, OfDict, Parameter, Counter, Plain, Nested)
+CASES = [
+    pytest.param(kind, name, id=f"{kind.__name__}, {name}")
+    for kind in KINDS
+    for name in (*NAMES, *(MORE if kind in (Child, Parameter) else ()))
+]
+FAST = [f"{kind.__name__}, {name}" for kind in KINDS for name in ("graph", "class", "root")]
+
+
+@pytest.mark.parametrize(("kind", "name"), slow_but(FAST, CASES))
 @pytest.mark.filterwarnings("ignore:no module initialises", "ignore:.*no module initialises")
 def test_a_name_of_the_library_is_free_for_the_model(kind: type[Child], name: str) -> None:
     assert_trains_prunes_and_copies(kind(name), "first")

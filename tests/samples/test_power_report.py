@@ -68,7 +68,7 @@ def test_every_table_and_picture_is_made_of_what_is_there(tmp_path: Path) -> Non
         }
         for experiment in POWER.values()
         for run in experiment.runs("power")
-        if run.seed < 4
+        if run.seed < 3
     ]
     write(found, tmp_path)
     text = (tmp_path / "power.md").read_text()
@@ -77,7 +77,7 @@ def test_every_table_and_picture_is_made_of_what_is_there(tmp_path: Path) -> Non
     assert "Two instances that learn from each other beat one (table 1) | digits, 1,000 | 0% | +" in text
     assert text.count("Rank correlation") == 2
     stopped = text.split("Stopped at the epoch")[1].split("\n\n")[1]
-    assert "| single instance | 9.38 |" in stopped  # the mean of 0, 6.25, 12.5 and 18.75
+    assert "| single instance | 6.25 |" in stopped  # the mean of 0, 6.25 and 12.5
     for experiment in POWER.values():
         for method in experiment.methods:
             assert f"| {method.name} |" in text
