@@ -20,7 +20,7 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
@@ -127,27 +127,40 @@ def deep_copy_into(
         for fill in functions:
             fill()
         for own, new in tensors:  # which grow meanwhile
-            copy_attributes(own, new, memo)
+            copy_attributes(own, new, memo, copied)
     for module in (each for each in scripted if id(each) in memo):  # the others are in these
         for own, new in zip(module.parameters(), memo[id(module)].parameters(), strict=True):
             new.requires_grad_(own.requires_grad)
     return made, tensors
 
 
-def copy_attributes(own: Tensor, new: Tensor, memo: dict[int, Any]) -> None:
-    """Give a tensor's copy what was set on the tensor: copies, in which modules that weren't copied are shared."""
+def copy_attributes(
+    own: Tensor, new: Tensor, memo: dict[int, Any], tensor: Callable[[Tensor], Tensor] | None = None
+) -> None:
+    """Give a tensor's copy what was set on the tensor: copies, in which modules that weren't copied are shared.
+
+    ``tensor`` makes those of tensors, by default clones. What can't be copied and has none is shared.
+
+    Raises:
+        Exception: whatever is raised by what can't be copied and has tensors.
+    """
     for name, held in vars(own).items() if new is not own and not isinstance(own, FakeTensor) else ():
         for part in parts_of_value(held):
             if id(part) not in memo and (isinstance(part, nn.Module) or _releases(part)):
                 memo[id(part)] = part
-        with suppress(Exception):  # whatever it raises that can't be copied, such as a process group
-            held = copy.deepcopy(held, memo)
+        with _StrayTensors(tensor or clone_of):
+            try:
+                held = copy.deepcopy(held, memo)
+            except Exception:  # whatever it raises, such as a process group
+                if any(isinstance(part, Tensor) for part in parts_of_value(held)):
+                    raise
         vars(new)[name] = held
 
 
 def _releases(part: Any) -> bool:
     """Whether an object does something when it is deleted, which its copy would do too soon; modules are copied."""
-    return hasattr(type(part), "__del__") and not isinstance(part, nn.Module | Tensor)
+    owns = hasattr(type(part), "__del__") and not hasattr(type(part), "__deepcopy__")
+    return owns and not isinstance(part, nn.Module | Tensor)
 
 
 def _modules_of(value: Any, known: Container[int]) -> list[nn.Module]:
@@ -221,7 +234,7 @@ def _held_functions(
             continue
         elif isinstance(part, torch.Generator):  # which would copy its state as a tensor
             memo[id(part)] = part.clone_state()
-        elif _releases(part) and not hasattr(type(part), "__deepcopy__"):
+        elif _releases(part):
             memo[id(part)] = part
         elif isinstance(part, MethodType):
             methods.append(part)

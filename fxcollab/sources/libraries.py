@@ -64,8 +64,8 @@ def load_hf(source: Source) -> Loaded:
             )
         remote = {REMOTE: arguments[REMOTE]}
         if pretrained:
-            no_pickle = {"use_safetensors": True}
-            model: nn.Module = cls.from_pretrained(source.location, config=config, **no_pickle, **remote)
+            # from safetensors alone: no pickle
+            model: nn.Module = cls.from_pretrained(source.location, config=config, use_safetensors=True, **remote)
             return model.train()
         made: nn.Module = cls.from_config(config, **remote) if name.startswith("Auto") else cls(config)
         return made

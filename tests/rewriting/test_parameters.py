@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -36,6 +37,23 @@ def test_tensors_on_parameters_are_each_heads_own() -> None:
     theirs.zero_()
     assert mine is not theirs and torch.equal(mine, before)
     fxcollab.verify(model, train_model, (X,)).raise_if_failed()  # also where heads' have come to differ
+
+
+def test_tensors_with_a_history_on_parameters_are_each_heads_own_too() -> None:
+    model = Stem(nn.Linear(4, 4))
+    model.behind.weight.scaled = [model.behind.weight * 2]
+    train_model = fxcollab.transform(model, splits=["stem"], seed=0)
+    (mine,), (theirs,) = (part.behind.weight.scaled for part in (train_model, train_model.peers.b1))
+    assert theirs is not mine and torch.equal(theirs, mine)
+
+
+def test_what_on_a_parameter_cannot_be_copied_is_shared_unless_it_has_tensors() -> None:
+    model, lock = Stem(nn.Linear(4, 4)), threading.Lock()
+    model.behind.weight.lock = lock
+    assert fxcollab.transform(model, splits=["stem"], seed=0).peers.b1.behind.weight.lock is lock
+    model.behind.weight.lock = [lock, torch.ones(2)]
+    with pytest.raises((fxcollab.FxCollabError, TypeError), match="lock"):
+        fxcollab.transform(model, splits=["stem"], seed=0)
 
 
 class Scaled(nn.Parameter):
