@@ -53,19 +53,16 @@ def guarantees() -> str:
     cases, networks = sum(row["ok"] for row in proofs), len({row["network"] for row in proofs})
     trees, worst = len({row["tree"] for row in proofs}), max(differences)
     return _list(
-        "1. **You get your model back:** the graph that `prune` returns is your model's, node for node, for every "
-        "head: "
-        f"{of(structure, 'timm')} models of timm, {of(structure, 'torchvision')} of torchvision, "
-        f"{of(structure, 'transformers')} classifiers of transformers (graphs, without weights).",
+        "1. **You get your model back:** what `prune` returns has your model's operations, node for node, for every "
+        f"head: in {of(structure, 'timm')} models of timm, {of(structure, 'torchvision')} of torchvision, "
+        f"{of(structure, 'transformers')} classifiers of transformers.",
         "2. **Outputs are exact:** a head computes, bit for bit, what your model does with that head's weights.",
-        "3. **Gradients are means:** a shared parameter gets the mean of the gradients that each head alone would "
-        "give it. In "
+        "3. **Gradients are means:** what heads share gets the mean of the gradients that each would send alone. In "
         f"{cases} of {len(proofs)} cases ({networks} networks, {trees} trees each) the largest relative difference "
         f"is {worst:.0e} in float64.",
-        "4. **Your model stays as it is** until you train it, also where it is refused; the error says what helps.",
-        f"5. **You can check it on your model:** `fxcollab verify` passes for {of(values, 'timm')} models of timm "
-        "and "
-        f"{of(values, 'transformers')} of transformers, with weights. The others, and the reasons, are in "
+        "4. **Your model stays as it is** until you train; where `transform` refuses it, the error says what helps.",
+        f"5. **Check it:** `fxcollab verify` runs all this on your model. It passes for {of(values, 'timm')} models "
+        f"of timm and {of(values, 'transformers')} of transformers; why not for others is in "
         "[zoo.md](tests/benchmarks/results/zoo.md).",
     )
 
@@ -121,11 +118,10 @@ def when() -> str:
 
     return _list(
         "- **Use it** where some labels are wrong: with 40 % wrong ones, drawn anew every epoch, a small network's "
-        f"error of {alone(noisy)} falls by {span(noisy)} points, mean and deviation over seeds. Use it where "
-        "inference must not cost more, and training may.",
+        f"error of {alone(noisy)} falls by {span(noisy)} points (± over seeds); where inference must not cost more.",
         f"- **Expect little** on clean data: gains of {span(clean)} points at {alone(clean)} error with few images, "
-        f"{span(larger)} at {alone(larger)} with more and a larger network; the paper reports {published} on ImageNet"
-        " ([all figures](samples/paper/results/README.md), few seeds).",
+        f"{span(larger)} at {alone(larger)} with more and a larger network ([all of them]"
+        f"(samples/paper/results/README.md)); the paper reports {published} on ImageNet.",
         "- **Don't use it** where time to train is what you lack: a step of ResNet-50 costs "
         f"{min(times):.1f} to {max(times):.1f} times a plain one's operations.",
     )

@@ -70,7 +70,7 @@ def test_every_document_leads_to_the_glossary(name: str) -> None:
 def test_the_readme_explains_its_words_where_it_first_uses_them() -> None:
     text = (ROOT / "README.md").read_text()
     for entry in ("split", "trunk", "branch", "head"):
-        before = prose(text.partition(f"**{entry}**")[0].partition("## Three lines")[2])
+        before = prose(text.partition(f"**{entry}**")[0].partition("## In Python")[2])
         assert f"**{entry}**" in text
         assert not re.search(rf"\b{entry}(s|es)?\b", before), entry
 
