@@ -17,6 +17,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 from rich.text import Text
 
+_USUAL_WIDTH = 80
+
 
 class CheckFailed(Exception):  # noqa: N818
     """A check failed: exit with 1."""
@@ -38,12 +40,19 @@ def _plain(text: str) -> str:
 
 def out() -> Console:
     """Where data goes."""
-    return _Escaping(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    return _console(stderr=False)
 
 
 def err() -> Console:
     """Where messages go."""
-    return _Escaping(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    return _console(stderr=True)
+
+
+def _console(stderr: bool) -> Console:
+    found = _Escaping(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    if not found.width:  # COLUMNS=0, in which nothing can be shown
+        found.width = _USUAL_WIDTH
+    return found
 
 
 def print_json(data: Any) -> None:

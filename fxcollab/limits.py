@@ -12,8 +12,8 @@ from fxcollab.errors import LimitError
 
 MOST_HEADS = 4096
 MOST_LEVELS = 64
-MOST_NAME = 1000
-"""Characters of a branch's, split's or input's name."""
+MOST_NAME = 10_000
+"""Characters in the name of a split, of an input or of the peers."""
 MOST_ELEMENTS = 1 << 27
 _MOST_DIMENSIONS = 64
 _MOST_VALUES = 1000
@@ -24,6 +24,11 @@ def check_count(count: int, most: int, what: str, hint: str) -> None:
     """Raise a `LimitError` where there is more of something than is ever needed."""
     if count > most:
         raise LimitError(f"{number(count)} {what} are too many.", why=f"at most {most:,} are taken", hint=hint)
+
+
+def check_name(name: str, of: str) -> None:
+    """Raise a `LimitError` for a name longer than any that is needed."""
+    check_count(len(name), MOST_NAME, f"characters in the name of {of}", "give a shorter one")
 
 
 def number(count: int) -> str:
@@ -52,7 +57,8 @@ def check_shape(name: str, shape: Sequence[int]) -> None:
     if any(isinstance(size, bool) or size < 0 for size in shape):
         raise ValueError(f"input {name!r} has the shape {list(shape)}")
     check_count(len(shape), _MOST_DIMENSIONS, f"dimensions of input {name!r}", "give a smaller example")
-    check_count(math.prod(shape), MOST_ELEMENTS, f"values of input {name!r}", "give a smaller example")
+    values = math.prod(max(size, 1) for size in shape)  # torch takes no size beyond it beside one of 0 either
+    check_count(values, MOST_ELEMENTS, f"values of input {name!r}", "give a smaller example")
 
 
 def check_memory(needed: int, what: str, hint: str) -> None:

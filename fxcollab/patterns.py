@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from fxcollab.arguments import checked
-from fxcollab.errors import PatternError, closest
+from fxcollab.errors import FxCollabError, PatternError, closest, one_line
 from fxcollab.sources.code import imported
 from fxcollab.tree import Fanout, HeadTree, hierarchical, ladder, multi_instance
 
@@ -130,7 +130,19 @@ def head_tree(
         other = "give heads=... (--heads), or " if "heads" in takes else ""
         raise PatternError(f"Pattern {pattern!r} takes no fan-outs.", hint=f"{other}use pattern 'hierarchical'")
     given = {"splits": tuple(splits) or None, "heads": heads, "fanouts": fanouts}
-    tree = constructor(**{name: value for name, value in given.items() if value is not None and name in takes})
+    given = {name: value for name, value in given.items() if value is not None and name in takes}
+    try:
+        tree = constructor(**given)
+    except FxCollabError:
+        raise
+    except Exception as error:  # a function of the user's
+        arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise PatternError(
+            f"Pattern {pattern!r} failed.",
+            where=getattr(constructor, "__qualname__", None),
+            why=one_line(error),
+            hint=f"it was called with {arguments or 'no arguments'}, and returns a fxcollab.HeadTree",
+        ) from error
     return _checked(tree, pattern, heads)
 
 

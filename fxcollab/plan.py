@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from dataclasses import dataclass
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import StateError
+from fxcollab.limits import check_name
 from fxcollab.rewriting.init_rules import Init
 from fxcollab.rewriting.outputs import EvalOutput
 from fxcollab.sources.source import Source
@@ -61,6 +63,13 @@ class Plan:
     interface: Interface
     source: Source | None = None
     chosen: str | None = None
+
+
+def check_peers(name: str) -> None:
+    """Raise a `StateError` for what can't be the name of the peers, a `LimitError` for one that is too long."""
+    check_name(name, "the peers")
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise StateError(f"{name!r} can't be the name of the peers.", hint="give a Python name: peers='heads'")
 
 
 def plan_of(train_model: nn.Module) -> Plan:

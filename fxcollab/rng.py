@@ -1,14 +1,21 @@
-"""The global random generators: torch's, Python's and numpy's."""
+"""The global random generators: torch's, Python's and numpy's.
+
+They are the process's. Of the library's own calls in several threads, one at a time seeds and restores them.
+"""
 
 from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+ONE_AT_A_TIME = threading.RLock()
+"""Held where the generators, or functions of torch, are others for a while."""
 
 
 class ForeignState:
@@ -65,12 +72,13 @@ class GeneratorState(ForeignState):
 
 @contextmanager
 def preserve_rng_state() -> Iterator[GeneratorState]:
-    """A context after which the generators are restored."""
-    before = GeneratorState()
-    try:
-        yield before
-    finally:
-        before.restore()
+    """A context after which the generators are restored; threads take turns."""
+    with ONE_AT_A_TIME:
+        before = GeneratorState()
+        try:
+            yield before
+        finally:
+            before.restore()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from typing import Any
 
 from fxcollab.arguments import checked
 from fxcollab.errors import LimitError, PatternError
-from fxcollab.limits import MOST_HEADS, MOST_LEVELS, check_count, number
+from fxcollab.limits import MOST_HEADS, MOST_LEVELS, check_count, check_name, number
 
 Path = tuple[int, ...]
 Fanout = int | tuple[int, ...]
@@ -57,7 +57,10 @@ class HeadTree:
         paths: list[Path] = [()]
         fanouts: list[Fanout] = []
         for level in range(len(heads[0])):
-            counts = tuple(len({head[level] for head in heads if head[:level] == path}) for path in paths)
+            choices: dict[Path, set[int]] = {}
+            for head in heads:
+                choices.setdefault(head[:level], set()).add(head[level])
+            counts = tuple(len(choices.get(path, ())) for path in paths)
             fanouts.append(counts[0] if len(set(counts)) == 1 else counts)
             paths = _split(paths, counts)
         if paths != list(heads):
@@ -168,6 +171,8 @@ def multi_instance(heads: int = 2) -> HeadTree:
 def hierarchical(splits: Sequence[str], fanouts: Sequence[Fanout] | None = None) -> HeadTree:
     """A tree over several splits (figure 1 d); binary by default."""
     check_count(len(splits), MOST_LEVELS, "splits", "name fewer, or join those that belong together: a+b")
+    for split in splits:
+        check_name(split, "a split")
     fanouts = (2,) * len(splits) if fanouts is None else tuple(fanouts)
     if len(fanouts) != len(splits):
         raise PatternError(

@@ -575,6 +575,12 @@ def test_output_has_no_colour_in_a_pipe_and_fits_the_width_where_one_is_set(
         assert name in result.out or arguments[0] != "transform"
 
 
+def test_what_is_told_is_told_where_there_is_no_width(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    result = call("diff", "nope.py")
+    assert result.code == 2 and "error: there is no file nope.py" in result.err
+
+
 # Help.
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint
 from itertools import pairwise
@@ -134,3 +135,11 @@ def test_the_arguments_that_make_a_built_in_patterns_tree_are_known(pattern: str
     assert head_tree(pattern, **patterns.arguments_for(pattern, tree)) == tree
     assert patterns.is_made_by("hierarchical", tree) is bool(splits)
     assert not patterns.is_made_by(pattern, HeadTree(("a", "b"), (2, (3, 1)))) or pattern == "hierarchical"
+
+
+@pytest.mark.parametrize("wrong", [lambda splits: splits["a"], lambda splits: 1 / 0, os.fspath])
+def test_a_pattern_that_fails_is_named_with_its_error(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(patterns._registered, "failing", wrong)
+    with pytest.raises(PatternError, match="Pattern 'failing' failed") as caught:
+        head_tree("failing", ["a"] if wrong is not os.fspath else [])
+    assert type(caught.value.__cause__).__name__ in str(caught.value.why)

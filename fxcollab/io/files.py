@@ -195,7 +195,7 @@ class _Draft:
         """A new one."""
         while True:
             folder = place.parent / f".{place.name[:_MOST_OF_NAME]}.{secrets.token_hex(8)}.fxcollab"
-            folder.mkdir(mode=0o700)
+            folder.mkdir(mode=0o700, parents=True)  # a writer that failed may have removed the folder around
             with suppress(FileNotFoundError):  # another writer took it for that of a killed one
                 draft = cls.opened(folder)
                 try:

@@ -17,11 +17,10 @@ from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import ArtifactError, DamagedError, FxCollabError
 from fxcollab.fingerprint import fingerprint
-from fxcollab.io.recognise import MOST_PLAN_BYTES, PLAN
-from fxcollab.io.trust import CHECKSUM, checksum_of
+from fxcollab.io.recognise import CHECKSUM, MOST_PLAN_BYTES, PLAN, checksum_of
 from fxcollab.limits import MOST_ELEMENTS, check_count
 from fxcollab.patterns import is_made_by
-from fxcollab.plan import Plan, RewriteOptions, plan_of
+from fxcollab.plan import Plan, RewriteOptions, check_peers, plan_of
 from fxcollab.rewriting.outputs import EvalOutput
 from fxcollab.sources.source import Source
 from fxcollab.tracing.capture import Granularity
@@ -73,7 +72,9 @@ def read_plan_file(folder: Path) -> tuple[Plan, dict[str, Any]]:
                 raise ValueError(f"its {CHECKSUM!r} is that of other entries; without a checksum it can be edited")
             return plan, data
     except (ValueError, OSError, RecursionError, FxCollabError) as error:
-        why = error.why or error.what if isinstance(error, FxCollabError) else str(error)
+        why = str(error)
+        if isinstance(error, FxCollabError):
+            why = ": ".join(part for part in (error.what.rstrip("."), error.why) if part)
         raise DamagedError("The plan is damaged.", where=str(file), why=why, hint="transform anew") from error
     raise ArtifactError(
         "The plan has another format.",
@@ -145,7 +146,9 @@ def _options_from_json(data: Mapping[str, Any]) -> RewriteOptions:
     names = [field.name for field in fields(RewriteOptions) if field.name in data]
     kinds: dict[str, type | UnionType] = {name: type(getattr(default, name)) for name in names}
     kinds["recompute"] = str | None
-    return RewriteOptions(**{name: _entry(data, name, kinds[name]) for name in names})
+    options = RewriteOptions(**{name: _entry(data, name, kinds[name]) for name in names})
+    check_peers(options.peers)
+    return options
 
 
 def _tree_from_json(pattern: str, splits: tuple[str, ...], fanouts: tuple[int | list[int], ...]) -> HeadTree:

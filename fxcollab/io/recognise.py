@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fxcollab.io.mark import is_marked
 
 PLAN, WEIGHTS, GRAPH, PAGE = "plan.json", "weights.safetensors", "graph.py", "diff.html"
+CHECKSUM, SIGNATURE = "checksum", "signature"
+"""Entries of a plan: of the other entries, and this account's keyed hash."""
 ORDER, KIND = "fxcollab.order", "fxcollab.kind"
 """Entries of the metadata of weights; the kind is ``head`` for what `prune` writes."""
 MOST_PLAN_BYTES, MOST_GENERATED_BYTES = 1 << 24, 1 << 28
@@ -19,7 +22,14 @@ _MOST_HEADER_BYTES = 1 << 25
 
 def _is_plan(file: Path) -> bool:
     data = _json(_bytes(file, MOST_PLAN_BYTES))
-    return isinstance(data, dict) and {"format", "fxcollab", "fingerprint"} <= data.keys()
+    entries = {"format", "fxcollab", "fingerprint", CHECKSUM}
+    return isinstance(data, dict) and entries <= data.keys() and data[CHECKSUM] == checksum_of(data)
+
+
+def checksum_of(plan: Mapping[str, Any]) -> str:
+    """The checksum of a plan's JSON data, but for the source, on which nothing but the code depends, and itself."""
+    rest = {key: value for key, value in plan.items() if key not in ("source", CHECKSUM, SIGNATURE)}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _is_weights(file: Path, head: bool = False) -> bool:

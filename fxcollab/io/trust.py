@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 import os
@@ -18,23 +17,17 @@ from typing import Any
 import torch
 
 from fxcollab.errors import SourceError, TrustError, one_paragraph, warn_caller
-from fxcollab.io.recognise import PLAN, WEIGHTS
+from fxcollab.io.recognise import CHECKSUM, PLAN, SIGNATURE, WEIGHTS, checksum_of
 from fxcollab.io.weights import refuse_other_tensors
 from fxcollab.sources.load import load
 from fxcollab.sources.source import Source
 
-CHECKSUM, SIGNATURE = "checksum", "signature"
 _KEY_BYTES = 32
+_MOST_OF_PLACE, _MOST_OF_VALUE = 300, 100  # characters, of what is shown
 _VERBS = {
     "file": "execute", "module": "import", "hf": "load with transformers", "timm": "build with timm",
     "torchvision": "build with torchvision",
 }  # fmt: skip
-
-
-def checksum_of(data: Mapping[str, Any]) -> str:
-    """The checksum of a plan's JSON data, but for the source, on which nothing but the code depends, and itself."""
-    rest = {key: value for key, value in data.items() if key not in ("source", CHECKSUM, SIGNATURE)}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def signed(data: Mapping[str, Any], source: Source | None) -> dict[str, Any]:
@@ -78,8 +71,9 @@ def refuse_strangers_code(
     if _place(source) is None:
         place = Path(source.location)
         raise SourceError(f"there is no file {place.name}", where=str(place.parent), hint="give the model itself")
-    arguments = ", ".join(f"{name}={value!r}" for name, value in source.arguments)
-    call = one_paragraph(f"{source}, with arguments ({arguments})")[:400]
+    shown = ([_shortened(text, _MOST_OF_VALUE) for text in (name, repr(value))] for name, value in source.arguments)
+    arguments = ", ".join(map("=".join, shown))
+    call = one_paragraph(f"{_shortened(str(source), _MOST_OF_PLACE)}, with arguments ({arguments})")
     raise TrustError(
         "Loading this plan would run code that a stranger may have chosen.",
         where=str(folder / PLAN),
@@ -87,6 +81,11 @@ def refuse_strangers_code(
         hint="read that code, then trust it: trust_source=True (--trust-source); or give the model itself: "
         "fxcollab.load(directory, model)",
     )
+
+
+def _shortened(text: str, most: int) -> str:
+    """With its middle left out where it is long: a file's name and an object's stand at the end."""
+    return text if len(text) <= most else f"{text[: most // 3]} ... {text[-2 * most // 3 :]}"
 
 
 def is_own(data: Mapping[str, Any], source: Source) -> bool:
@@ -110,19 +109,19 @@ def _signature(key: bytes, data: Mapping[str, Any], source: Source) -> str:
 def _place(source: Source) -> str | None:
     """Where the code of a source lies; found without running any. None where a file isn't there.
 
-    Only folders are searched: other ways of finding modules may run code.
+    Only folders are searched: other ways of finding modules, such as those of packages that are installed to be
+    edited, may run code. What they find is known by its name alone.
     """
     if source.kind == "file":
         return source.location if os.path.exists(source.location) else None  # noqa: PTH110 (answers for any text)
     if source.kind != "module":
         return source.location
     top = source.location.partition(".")[0]
-    module = sys.modules.get(top)
-    spec = None if module else PathFinder.find_spec(top, [str(Path.cwd()), *sys.path])
-    if module is None and spec is None:
+    spec, module = PathFinder.find_spec(top, [str(Path.cwd()), *sys.path]), sys.modules.get(top)
+    if spec is None:
         return source.location
-    file = getattr(module, "__file__", None) or (spec and spec.origin)
-    folders = getattr(module, "__path__", None) or (spec and spec.submodule_search_locations) or ()
+    file = getattr(module, "__file__", None) if module else spec.origin
+    folders = getattr(module, "__path__", ()) if module else spec.submodule_search_locations or ()
     return os.path.realpath(file) if file else "\0".join(map(os.path.realpath, folders))
 
 

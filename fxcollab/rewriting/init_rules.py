@@ -67,7 +67,7 @@ def described(init: Init, frozen: int) -> str:
 
 
 def fresh_names(init: Init, root: nn.Module, duplicated: Collection[str], last: Collection[str]) -> set[str]:
-    """The names of tensors behind the splits that start fresh; what is frozen never does.
+    """The names of tensors behind the splits that start fresh; `always_copied` ones never do.
 
     Args:
         init: as for `transform`, but no function.
@@ -78,7 +78,6 @@ def fresh_names(init: Init, root: nn.Module, duplicated: Collection[str], last: 
     Raises:
         PatternError: a rule names nothing behind the splits.
     """
-    frozen = frozen_names(root)
     if rules := rules_of(init):
         _refuse_unused(rules, duplicated)
         chosen = {name for name in duplicated if _rule_for(name, rules) == "fresh"}
@@ -86,16 +85,22 @@ def fresh_names(init: Init, root: nn.Module, duplicated: Collection[str], last: 
         chosen = {"fresh": set(duplicated), "finetune": set(last)}.get(str(init), set())
     tensors = tensors_of(root)
     ids = {id(tensors[name]) for name in chosen}
-    return {name for name in duplicated if id(tensors[name]) in ids} - frozen  # under all the names that it has
+    under_all_names = {name for name in duplicated if id(tensors[name]) in ids}
+    return under_all_names - always_copied(root)
 
 
-def frozen_names(root: nn.Module) -> set[str]:
-    """Parameters that need no gradient, and the buffers of the modules whose parameters are all such."""
+def always_copied(root: nn.Module) -> set[str]:
+    """What is frozen, with its buffers, and buffers that no state dict has.
+
+    Frozen are parameters that need no gradient; of modules whose parameters are all such, so are the buffers. What
+    no state dict has must be the same in all heads, since their states are loaded into one model.
+    """
     found: set[str] = set()
     for path, module in root.named_modules(remove_duplicate=False):
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         prefix = f"{path}." if path else ""
         found |= {prefix + name for name, parameter in own.items() if not parameter.requires_grad}
+        found |= {prefix + name for name in module._non_persistent_buffers_set}
         around = path
         while not (parameters := list(own.values()) or list(root.get_submodule(around).parameters())) and around:
             around = around.rpartition(".")[0]

@@ -16,7 +16,7 @@ from fxcollab._torch import FakeTensor
 from fxcollab.deep_copy import clone_of
 from fxcollab.errors import StateError, warn_caller
 from fxcollab.functional import tensors_of
-from fxcollab.rewriting.init_rules import Init, frozen_names, is_constant, looks_trained, starts_otherwise
+from fxcollab.rewriting.init_rules import Init, always_copied, is_constant, looks_trained, starts_otherwise
 from fxcollab.rewriting.peers import Branch, State
 from fxcollab.rng import seeded
 from fxcollab.sources.loaded import model_of
@@ -46,7 +46,7 @@ def initialise(
             for path, branch in branches.items():
                 with isolated_randomness(seed, branch_name(path)), torch.no_grad():
                     init(branch, branch_name(path))
-            _copy_back(branches, state, frozen_names(state.root))
+            _copy_back(branches, state, always_copied(state.root))
             return
         material = {path: branch for path, branch in branches.items() if any(map(_is_known, branch.parameters()))}
         by_factory = factory is not None and bool(material) and _from_factory(material, state, tree, seed, factory)

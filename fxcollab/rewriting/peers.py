@@ -136,7 +136,7 @@ def _refuse_shared_memory(state: State, tensors: Mapping[str, Tensor]) -> None:
                         where=f"{other} and {name}, of which one is behind a split",
                         why="those of the other heads would not share theirs, so that heads differ in what they are",
                         hint=f"make them one parameter, as in module.weight = other.weight, or "
-                        f"clone one: {name}.data = {name}.data.clone()",
+                        f"clone one: weight = model.get_parameter({name!r}); weight.data = weight.data.clone()",
                     )
             before.append((end, name))
 

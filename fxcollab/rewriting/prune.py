@@ -234,7 +234,9 @@ def _load(model: M, state: dict[str, Any], buffers: Mapping[str, Tensor]) -> M:
             model.load_state_dict(own)
             for name, buffer in model.named_buffers(remove_duplicate=False):
                 kept = buffers.get(without_infixes(name)) if name not in own else None
-                if kept is not None and kept.shape == buffer.shape and not torch.equal(kept.to(buffer), buffer):
+                if kept is not None and kept.shape != buffer.shape:  # as of a cache that has grown
+                    buffer.data = kept.to(buffer, copy=True)
+                elif kept is not None and not torch.equal(kept.to(buffer), buffer):
                     buffer.copy_(kept)  # expanded ones can't be written into, and are equal mostly
     except Exception as error:  # a hook of the model, or a tensor that can't be written
         raise StateError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from fxcollab.errors import PatternError, StateError
 from fxcollab.fingerprint import fingerprint
 from fxcollab.fx_utils import ancestors, collector_paused, get_output, place
 from fxcollab.patterns import pattern_of
-from fxcollab.plan import PLAN_KEY, Plan, RewriteOptions
+from fxcollab.plan import PLAN_KEY, Plan, RewriteOptions, check_peers
 from fxcollab.rewriting.duplicate import duplicate
 from fxcollab.rewriting.eval_output import eval_graph
 from fxcollab.rewriting.init_rules import check_init, equal_heads, fresh_names, name_of
@@ -149,8 +148,7 @@ def duplicated(
 
 
 def _check_name_of_peers(captured: CollabGraphModule, peers: str) -> None:
-    if not peers.isidentifier() or keyword.iskeyword(peers):
-        raise StateError(f"{peers!r} can't be the name of the peers.", hint="give a Python name: peers='heads'")
+    check_peers(peers)
     if hasattr(captured, peers):
         raise StateError(
             f"The model has an attribute {peers!r} of its own.",

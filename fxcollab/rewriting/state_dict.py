@@ -15,7 +15,6 @@ from fxcollab.errors import MixedError, PatternError, StateError
 from fxcollab.tree import HeadTree, Path, branch_and_name, branch_name, parse_branch_name
 
 _INFIXES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
-_WRAPPERS_OWN = frozenset({"n_averaged"})
 NAMES = "fxcollab.names"
 """Where branches and metadata have the names of a branch's state."""
 _EXTRA_STATE = "_extra_state"
@@ -193,7 +192,7 @@ def unwrapped(checkpoint: Mapping[str, Any], peers: str = "peers") -> dict[str, 
             why=f"its values under {', '.join(nested) or 'keys that are not strings'} are not tensors",
             hint=f"pass the state dict inside it, such as checkpoint[{nested[0]!r}]" if nested else None,
         )
-    names = {key: without_infixes(key) for key in checkpoint if key not in _WRAPPERS_OWN}
+    names = {key: without_infixes(key) for key in checkpoint}
     state = {name: checkpoint[key] for key, name in names.items()}
     if len(state) < len(names):
         twice = next(name for name, count in Counter(names.values()).items() if count > 1)

@@ -17,7 +17,7 @@ from torch.fx.node import base_types
 
 from fxcollab._torch import pytree
 from fxcollab.errors import CaptureError
-from fxcollab.limits import check_shape
+from fxcollab.limits import check_name, check_shape
 
 ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """Example inputs of a call: one tensor, a tuple of positional inputs, or a dict of keyword ones."""
@@ -89,6 +89,7 @@ class Interface:
     def __post_init__(self) -> None:
         """Raise a `CaptureError` for names that generated code could not have, or that would be code themselves."""
         for name in (*(spec.name for spec in self.inputs), *dict(self.fixed)):
+            check_name(name, "an input")
             if not name.isidentifier() or keyword.iskeyword(name) or name == "self":
                 raise CaptureError(
                     f"An input can't be called {name!r}.",

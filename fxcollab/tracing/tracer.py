@@ -16,7 +16,7 @@ from torch.fx.immutable_collections import immutable_dict
 
 from fxcollab._torch import is_compiled, pytree
 from fxcollab.functional import named_tensors
-from fxcollab.rng import ForeignState
+from fxcollab.rng import ONE_AT_A_TIME, ForeignState
 from fxcollab.runtime.operators import (
     GRADIENT_METHODS,
     RETURN_THEIR_INPUT,
@@ -46,8 +46,6 @@ RETURNED_BY = "fxcollab_returned_by"
 
 SHARES_LISTS = "fxcollab_shares_lists"
 """Meta key: whether the call is handed a list or dict that other calls are handed, too."""
-
-_TRACE_LOCK = threading.RLock()  # since tracing patches torch
 
 
 def call_name(path: str, number: int) -> str:
@@ -113,7 +111,7 @@ class LazyTracer(fx.Tracer):
         self._detached: dict[fx.Node, fx.Proxy] = {}
         self._state_proxies: dict[str, fx.Proxy] = {}
         before = Attributes(root, dict(root.named_modules()) if self._operators else self._opened_paths)
-        with _TRACE_LOCK:
+        with ONE_AT_A_TIME:  # since tracing patches torch
             values = None if self._examples is None else self.values_for(self._examples)
             if values is not None:
                 self.names.note_example(values.given())
@@ -178,7 +176,7 @@ class LazyTracer(fx.Tracer):
         """Record an operation, and the lines of user code that led to it."""
         self._before_each_node()
         if self._generators.foreign_numbers_were_drawn():
-            raise DrawnError("the forward draws random numbers of Python or numpy, anew at every call")
+            raise DrawnError("random numbers of Python or numpy are drawn, by the forward or by another thread")
         node = super().create_node(*args, **kwargs)
         node.stack_trace = calling_lines(LazyTracer.trace.__code__)
         return node

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from samples.training.lines import replacing
+
 
 def save(
     file: Path,
@@ -33,9 +35,8 @@ def save(
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f"{file.name}.part")
-    torch.save(state, beside)
-    beside.replace(file)
+    with replacing(file) as opened:
+        torch.save(state, opened)
 
 
 def restore(

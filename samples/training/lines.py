@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -21,8 +22,17 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 def write(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Put these rows in the place of what is there, all or none."""
-    beside = file.with_name(f"{file.name}.part")
-    beside.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with replacing(file) as opened:
+        opened.writelines(f"{json.dumps(row)}\n".encode() for row in rows)
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[BinaryIO]:
+    """A new file, opened for writing, that takes the place of ``file`` on leaving without an error."""
+    beside = file.with_name(f".{file.name}.part")
+    beside.unlink(missing_ok=True)  # of a run that was killed; a link is not followed
+    with beside.open("xb") as opened:
+        yield opened
     beside.replace(file)
 
 

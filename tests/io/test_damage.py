@@ -238,3 +238,24 @@ def test_weights_of_other_names_or_shapes_change_nothing(
     assert error.what == "The weights don't fit the plan."
     assert "peers.b1.c." in str(error.where)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("peers", "a" * 20_000), ("peers", "a.b"), ("peers", "class"), ("splits", ["a+" * 10_000 + "a", "b"])],
+    ids=["a long name", "a path", "a keyword", "a long split"],
+)
+def test_names_that_no_plan_has_are_refused_before_anything_is_looked_for(
+    saved: Path, entry: str, value: Any
+) -> None:
+    _edit_plan(saved, **{entry: value})
+    for read in (lambda: load_head(saved, 1), lambda: fxcollab.load(saved, Net())):
+        with pytest.raises(DamagedError, match=r"(?s)plan is damaged.*(characters in the name|can't be the name)"):
+            read()
+
+
+@pytest.mark.parametrize("shape", [[0, 10**30], [0, 2**62, 2**62], [10**30, 0]])
+def test_shapes_that_torch_cannot_count_are_refused(saved: Path, shape: list[int]) -> None:
+    _edit_plan(saved, inputs=[{"name": "x", "shape": shape, "dtype": "float32", "structured": False}])
+    with pytest.raises(DamagedError, match=r"(?s)plan is damaged.*values of input 'x' are too many"):
+        fxcollab.load(saved, Net())

@@ -6,6 +6,7 @@ import json
 import shutil
 import stat
 import sys
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import fxcollab
 from fxcollab.errors import ArtifactError, DamagedError, MixedError, TrustError
 from fxcollab.io import artifact
 from fxcollab.io.artifact import load_head
-from fxcollab.io.trust import checksum_of
+from fxcollab.io.recognise import checksum_of
 from fxcollab.sources.load import load as load_source
 from fxcollab.sources.source import Source
 from tests.io.helpers import Net, made, saved_from
@@ -290,3 +291,45 @@ def test_without_a_place_for_the_key_the_plan_is_saved_unsigned_and_says_so(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     with pytest.warns(UserWarning, match="trust_source=True"):
         fxcollab.save(made(Net), tmp_path / "run")
+
+
+def test_an_own_plan_of_a_package_that_is_edited_where_it_lies_is_ones_own(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a package is found by a finder of its own, as setuptools installs it."""
+    package = tmp_path / "src" / "edited_package_of_a_test"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    shutil.copy(file, package / "nets.py")
+
+    class Finder:
+        def find_spec(self, name: str, *_: Any) -> Any:
+            if name == package.name:
+                return spec_from_file_location(
+                    name, package / "__init__.py", submodule_search_locations=[str(package)]
+                )
+            return None
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder()])
+    loaded = load_source(Source.parse(f"{package.name}.nets:Net"))
+    fxcollab.save(made(loaded.model, source=loaded.source, factory=loaded.factory), tmp_path / "run")
+    for name in (package.name, f"{package.name}.nets"):
+        monkeypatch.delitem(sys.modules, name)
+    assert fxcollab.load(tmp_path / "run")
+    with_source(tmp_path / "run", location=f"{package.name}.nets", name="TakesMore")
+    with pytest.raises(TrustError):
+        fxcollab.load(tmp_path / "run")
+
+
+def test_what_would_run_is_shown_however_long_its_names_are(saved: Path) -> None:
+    folder = f"{'models-' * 30}/{'baseline-' * 25}"
+    (saved / folder).mkdir(parents=True)
+    (saved / folder / "evil.py").write_text("")
+    with_source(saved, kind="file", location=f"{folder}/evil.py", name="build_model")
+    with pytest.raises(TrustError, match=r" \.\.\. .*/evil\.py:build_model"):
+        fxcollab.load(saved)
+    with_source(
+        saved, location="torch.utils.model_zoo", name="load_url", arguments={"a": "x" * 400, "url": "http://it"}
+    )
+    with pytest.raises(TrustError, match=r"load_url, with arguments \(a='xx.* \.\.\. .*xx', url='http://it'\)"):
+        fxcollab.load(saved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import pickle
 import signal
@@ -59,6 +60,14 @@ def test_force_replaces_nothing_but_an_artifact(saved: Path, tmp_path: Path) -> 
         error = refused(fxcollab.save, made(Net), target, force=True)
         assert "is not replaced" in error.what and error.why == why and error.where == str(target)
     assert (saved / "epoch9.pt").read_text() == (tmp_path / "photos/one.jpg").read_text() == "dear"
+
+
+def test_force_keeps_a_plan_that_was_changed_since(saved: Path) -> None:
+    data = json.loads((saved / "plan.json").read_text())
+    (saved / "plan.json").write_text(json.dumps({**data, "notes": "the best so far"}))
+    error = refused(fxcollab.save, made(Net), saved, force=True)
+    assert error.why == "plan.json would be lost: not written by fxcollab, or changed since"
+    assert "the best so far" in (saved / "plan.json").read_text()
 
 
 def test_force_keeps_generated_files_that_were_changed_since(saved: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import warnings
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -350,3 +352,68 @@ def test_a_callable_gets_every_branch_with_its_name_and_copies_of_the_weights() 
         for name in names:
             expected = model.get_parameter(name).detach() + count
             assert torch.equal(train_model.get_parameter(f"peers.{path}.{name}"), expected)
+
+
+@pytest.mark.parametrize("factory", [None, SmallConvNet], ids=["instance", "factory"])
+def test_threads_at_once_start_heads_by_their_seeds(factory: Callable[[], nn.Module] | None) -> None:
+    models = [SmallConvNet() for _ in range(12)]
+    expected = peers_of(fxcollab.transform(SmallConvNet(), **CHAIN, seed=7, factory=factory))
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    with ThreadPoolExecutor(3) as threads:
+        made = list(threads.map(lambda model: fxcollab.transform(model, **CHAIN, seed=7, factory=factory), models))
+    for train_model in made:
+        assert_equal_states(peers_of(train_model), expected)
+    assert torch.equal(torch.get_rng_state(), torch_state) and random.getstate() == python_state
+
+
+class Shuffled(nn.Module):
+    """An order that is drawn when it is made, and is in no state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.register_buffer("order", torch.randperm(6), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x).relu()[:, self.order])
+
+
+class Mixing(nn.Module):
+    """The same in a module of its own, drawn anew by ``reset_parameters``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(6, 6))
+        self.register_buffer("signs", torch.empty(6), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+        self.signs.copy_(torch.randint(0, 2, (6,)) * 2 - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight * self.signs
+
+
+def _all_anew(module: nn.Module, path: str) -> None:
+    for tensor in (*module.parameters(), *(buffer for buffer in module.buffers() if buffer.is_floating_point())):
+        tensor.normal_()
+
+
+@pytest.mark.parametrize("make", [Shuffled, lambda: nn.Sequential(nn.Linear(6, 6), Mixing())])
+@pytest.mark.parametrize("way", ["instance", "factory", "function"])
+def test_what_no_state_dict_has_is_the_same_in_all_heads(make: Callable[[], nn.Module], way: str) -> None:
+    torch.manual_seed(0)
+    model, x = make(), torch.randn(5, 6)
+    split = next(name for name, _ in model.named_children())
+    init: Any = _all_anew if way == "function" else "fresh"
+    train_model = fxcollab.transform(
+        model, "simple", [split], init=init, seed=0, factory=make if way == "factory" else None
+    )
+    given = copy.deepcopy(model)
+    expected = fxcollab.all_heads(train_model)(x)
+    state = {name: tensor.clone() for name, tensor in train_model.state_dict().items()}
+    assert not torch.equal(*expected)
+    for head, output in enumerate(expected):
+        given.load_state_dict(fxcollab.prune_state_dict(state, head))
+        assert torch.equal(given(x), output)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import fxcollab
 from fxcollab.errors import PatternError, StateError
@@ -267,3 +269,56 @@ def test_a_head_loaded_into_a_model_brings_its_buffers_that_no_state_dict_has(he
     expected = fxcollab.all_heads(train_model.eval())(x)[head]
     for into in (Centred(), model):
         assert torch.equal(fxcollab.prune(train_model, head, into=into).eval()(x), expected)
+
+
+class Growing(Centred):
+    """Keeps what it has seen, as caches of masks and of positions do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.training:
+            self.centre = torch.cat([self.centre, x.detach().mean(0, keepdim=True)])
+        return x - self.centre.sum(0)
+
+
+@pytest.mark.parametrize("head", [0, 1])
+def test_buffers_that_have_grown_are_brought_as_they_are(head: int) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 4), Growing()), torch.randn(8, 4)
+    model[1].centre = torch.zeros(1, 4)
+    other = copy.deepcopy(model)
+    train_model = fxcollab.transform(model, splits=["0"], seed=0, example_inputs=(x,))
+    train_model.train()(x)
+    expected = fxcollab.all_heads(train_model.eval())(x)[head]
+    assert torch.equal(fxcollab.prune(train_model, head, into=other).eval()(x), expected)
+    assert other[1].centre.shape == (2, 4)
+
+
+class Counting(nn.Module):
+    """Has a parameter with the name of what `AveragedModel` counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module, self.last = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 2)
+        self.n_averaged = nn.Parameter(torch.randn(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.module(x)) * self.n_averaged
+
+
+@pytest.mark.parametrize("make", [lambda: AveragedModel(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))), Counting])
+def test_what_wrappers_call_their_own_is_the_models_where_it_is_the_model(
+    make: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    model = make()
+    train_model = fxcollab.transform(model, splits=["module.0"], seed=0, example_inputs=(torch.zeros(1, 4),))
+    for head in (0, 1):
+        state = fxcollab.prune_state_dict(train_model.state_dict(), head)
+        assert list(state) == list(model.state_dict())
+    fxcollab.save(train_model, tmp_path / "run")
+    loaded = fxcollab.load(tmp_path / "run", copy.deepcopy(model))
+    assert_equal_states(loaded.state_dict(), train_model.state_dict())
+    averaged = AveragedModel(train_model).state_dict()
+    assert_equal_states(
+        fxcollab.prune_state_dict(averaged, 1), fxcollab.prune_state_dict(train_model.state_dict(), 1)
+    )

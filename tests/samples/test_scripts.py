@@ -19,6 +19,7 @@ import typer
 from safetensors.torch import load_file
 
 import fxcollab
+from fxcollab.io.weights import write_state_dict
 from samples.networks.resnet_cifar import resnet_cifar
 from samples.paper import methods, runs
 from samples.paper.__main__ import main as paper
@@ -153,11 +154,28 @@ def test_the_epoch_to_stop_at_is_that_with_the_fewest_errors_on_held_out_samples
     assert row["key"].endswith("seed 0 | 56 held out")
 
 
+def test_weights_of_another_model_are_refused_before_the_script_trains(tmp_path: Path) -> None:
+    write_state_dict({"w": torch.ones(2)}, tmp_path / "run" / "weights.safetensors")
+    before = (tmp_path / "run" / "weights.safetensors").read_bytes()
+    with pytest.raises(fxcollab.OutputError, match="exists"):
+        script(command(tmp_path / "run", 1))
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == before
+
+
+def test_what_a_line_is_written_beside_is_no_link_to_other_files(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    for beside in (".rows.jsonl.part", "rows.jsonl.part"):
+        (tmp_path / beside).symlink_to(tmp_path / "mine")
+    lines.write(tmp_path / "rows.jsonl", [{"number": 1}])
+    assert lines.read(tmp_path / "rows.jsonl") == [{"number": 1}] and not (tmp_path / "rows.jsonl").is_symlink()
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "weights.safetensors"])
 def test_files_that_the_script_did_not_write_are_refused_before_it_trains(name: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_text('{"number": 1, "mine": "precious"}\n')
-    with pytest.raises((ValueError, fxcollab.OutputError), match="not written by this"):
+    with pytest.raises((ValueError, fxcollab.OutputError), match=r"not written by this|exists"):
         script(command(tmp_path / "run", 1))
     assert [file.name for file in (tmp_path / "run").iterdir()] == [name]
     assert "precious" in (tmp_path / "run" / name).read_text()
