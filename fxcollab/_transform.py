@@ -83,7 +83,8 @@ def transform(
             ``reset_parameters``. ``finetune``: as copies of the given model's, except for every head's last layer.
             ``copy``: as copies, which raises where nothing behind the splits is random (``copy-anyway`` doesn't).
             ``{"fc": "fresh", "*": "copy"}``: by parameter, module or glob; the first that matches counts. Or
-            ``callable(module, path)`` for each branch. What is frozen, with its buffers, is always copied.
+            ``callable(module, path)`` for each branch. What is frozen, with its buffers, and buffers that no state
+            dict has are always copied.
         seed: the peers' initialisation is a function of it; by default ``torch.initial_seed()``.
         rescale: False leaves gradients unscaled at the splits (default True).
         granularity: ``auto`` opens only the modules that hold a split; ``op`` everything down to torch's layers.
