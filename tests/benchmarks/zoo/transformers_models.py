@@ -128,8 +128,13 @@ _CHANGES: list[tuple[str, dict[str, Any]]] = [
 CHANGES = {name: changes for names, changes in _CHANGES for name in names.split()}
 
 
+_LAYER_DROP = "Data2VecAudio Hubert SEW UniSpeech UniSpeechSat Wav2Vec2 Wav2Vec2Bert Wav2Vec2Conformer WavLM"
+LAYER_DROP = frozenset(_LAYER_DROP.split())
+"""What leaves out layers at random: a graph can't, and splits between them are refused unless none is left out."""
+
+
 def transformers_entries() -> Iterator[Entry]:
-    """Every class for images, sequences, tokens and audio."""
+    """Every class for images, sequences, tokens and audio; `LAYER_DROP` a second time, with all layers."""
     try:
         import transformers
     except ImportError:
@@ -138,15 +143,18 @@ def transformers_entries() -> Iterator[Entry]:
         if name.endswith(TASKS) and not name.startswith(("Auto", "DataCollator")):
             family = getattr(transformers, name).__module__
             yield Entry(f"transformers:{name}", functools.partial(build, name), inputs, family, real=True)
+            if name.rpartition("For")[0] in LAYER_DROP:
+                whole = functools.partial(build, name, layerdrop=0.0)
+                yield Entry(f"transformers:{name}, layerdrop=0", whole, inputs, family, real=True)
 
 
-def build(name: str) -> nn.Module:
-    """The class of that name with a small configuration, all of it on the default device."""
+def build(name: str, **options: Any) -> nn.Module:
+    """The class of that name with a small configuration and options of it, all of it on the default device."""
     import transformers
 
     model_class: Any = getattr(transformers, name)
     changes = CHANGES.get(name.rpartition("For")[0], {})
-    model = model_class(small(model_class.config_class(), changes | {"num_labels": LABELS}))
+    model = model_class(small(model_class.config_class(), changes | {"num_labels": LABELS} | options))
     return model.to(torch.get_default_device())
 
 
