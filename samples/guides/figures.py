@@ -57,7 +57,8 @@ def guarantees() -> str:
         f"head: in {of(structure, 'timm')} models of timm, {of(structure, 'torchvision')} of torchvision, "
         f"{of(structure, 'transformers')} classifiers of transformers.",
         "2. **Outputs are exact:** a head computes, bit for bit, what your model does with that head's weights.",
-        "3. **Gradients are means:** what heads share gets the mean of the gradients that each would send alone. In "
+        "3. **Gradients are means:** the loss is a sum, and what heads share gets the mean of the gradients that "
+        "each sends, so that learning rates stay. In "
         f"{cases} of {len(proofs)} cases ({networks} networks, {trees} trees each) the largest relative difference "
         f"is {worst:.0e} in float64.",
         "4. **Your model stays as it is** until you train; where `transform` refuses it, the error says what helps.",
@@ -110,15 +111,16 @@ def when() -> str:
     published = f"{min(found):.1f} to {max(found):.1f}"
 
     def span(found: Mapping[str, Sequence[Row]]) -> str:
-        gains = sorted(_gained(found, method) for method in PATTERNS)
-        return " to ".join(f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in (gains[0], gains[-1]))
+        gains = sorted((*_gained(found, method), method) for method in PATTERNS)
+        return " to ".join(f"{mean:.1f} ± {spread:.1f} ({method})" for mean, spread, method in (gains[0], gains[-1]))
 
     def alone(found: Mapping[str, Sequence[Row]]) -> str:
         return f"{100 * statistics.fmean(map(_error, found['single instance'])):.1f} %"
 
     return _list(
         "- **Use it** where some labels are wrong: with 40 % wrong ones, drawn anew every epoch, a small network's "
-        f"error of {alone(noisy)} falls by {span(noisy)} points (± over seeds); where inference must not cost more.",
+        f"error of {alone(noisy)} falls by {span(noisy)} points, ± over seeds. "
+        "And where inference must not cost more.",
         f"- **Expect little** on clean data: gains of {span(clean)} points at {alone(clean)} error with few images, "
         f"{span(larger)} at {alone(larger)} with more and a larger network ([all of them]"
         f"(samples/paper/results/README.md)); the paper reports {published} on ImageNet.",
