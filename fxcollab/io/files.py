@@ -1,36 +1,23 @@
 """What is written appears whole or not at all, and nothing that fxcollab didn't write is replaced or removed.
 
-A draft lies beside the output, in a hidden folder with a file that its writer holds locked. It takes its place in one
-step where the system has such a step; where the writer was killed, the next write in that folder removes it.
+A draft takes the place of the output in one step where the system has such a step.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
-import re
-import secrets
 import stat
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fxcollab.errors import OutputError
 from fxcollab.interrupts import deferred_interrupts
-from fxcollab.io.recognise import FILES, PLAN, is_generated, is_head
+from fxcollab.io.drafts import OLD, WHOLE, Draft, remove_drafts
+from fxcollab.io.recognise import FILES, PLAN
+from fxcollab.io.rename import exchange, rename
 
-if sys.platform != "win32":
-    import fcntl
-
-_DRAFT = re.compile(r"\..*\.[0-9a-f]{16}\.fxcollab", re.DOTALL)
-_MOST_OF_NAME = 50  # of the output in the name of its draft
-_LOCK, _NEW, _WHOLE, _OLD = "of", "new", "whole", "old"
-_MARK = b"fxcollab's draft of "  # begins the file that is locked
-_NO_REPLACE, _EXCHANGE = 1, 2
-_AT_CWD = -100
+_NEW = "new"  # in a draft: what is being written
 
 Check = Callable[[Path], None]
 """Raises an `OutputError` where what is at a path may not be replaced."""
@@ -116,16 +103,16 @@ def written(target: Path, force: bool, check: Check) -> Iterator[Path]:
     with _removed_on_error(missing):
         with _told(target, OSError, ValueError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            _remove_drafts(place.parent)
+            remove_drafts(place.parent)
         draft = None
         try:
             with _told(target, OSError, ValueError), deferred_interrupts():
-                draft = _Draft.beside(place)
+                draft = Draft.beside(place)
             with _told(target, OSError):
                 yield draft.inside / _NEW
                 _keep_modes(draft.inside / _NEW, place)
-                (draft.inside / _NEW).replace(draft.inside / _WHOLE)
-                _put(draft.inside / _WHOLE, place, force, check)
+                (draft.inside / _NEW).replace(draft.inside / WHOLE)
+                _put(draft.inside / WHOLE, place, force, check)
         finally:
             with deferred_interrupts():
                 if draft is not None:
@@ -176,180 +163,33 @@ def _place_of(target: Path) -> Path:
     return target.resolve() if whole else target.parent.resolve() / target.name
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """A hidden folder beside the output, with a file that its writer holds locked.
-
-    Attributes:
-        folder: its path.
-        inside: a path that leads into it also where others may rename it, and put something else in its place.
-        handles: open files: the folder, where the system can open one, and the lock.
-    """
-
-    folder: Path
-    inside: Path
-    handles: tuple[int, ...]
-
-    @classmethod
-    def beside(cls, place: Path) -> _Draft:
-        """A new one."""
-        while True:
-            folder = place.parent / f".{place.name[:_MOST_OF_NAME]}.{secrets.token_hex(8)}.fxcollab"
-            folder.mkdir(mode=0o700, parents=True)  # a writer that failed may have removed the folder around
-            with suppress(FileNotFoundError):  # another writer took it for that of a killed one
-                draft = cls.opened(folder)
-                try:
-                    if any(draft.inside.iterdir()):
-                        raise OSError(f"{folder} was replaced meanwhile")
-                    lock = os.open(draft.inside / _LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-                except OSError:
-                    draft.close()
-                    raise
-                draft = replace(draft, handles=(*draft.handles, lock))
-                if _locked(lock) and (draft.inside / _LOCK).exists():
-                    os.write(lock, _MARK + os.fsencode(place.name))
-                    return draft
-                draft.close()
-
-    @classmethod
-    def opened(cls, folder: Path) -> _Draft:
-        """One that is there; a link is none."""
-        if sys.platform == "win32":
-            return cls(folder, folder, ())
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        inside = Path(f"/proc/self/fd/{handle}")
-        return cls(folder, inside if inside.exists() else folder, (handle,))
-
-    def remove(self) -> None:
-        """Remove it, but for what was moved aside into it and fxcollab didn't write."""
-        with suppress(OSError):
-            for entry in self.inside.iterdir():
-                if entry.name in (_WHOLE, _OLD):
-                    _remove_files(entry, FILES)
-                elif entry.name != _LOCK:  # the draft, and files that writers of drafts make for themselves
-                    _remove_files(entry, None)
-            if {entry.name for entry in self.inside.iterdir()} <= {_LOCK}:
-                (self.inside / _LOCK).unlink(missing_ok=True)
-                self.folder.rmdir()
-
-    def close(self) -> None:
-        """Let others have it."""
-        for handle in reversed(self.handles):
-            os.close(handle)
-
-
-def _locked(file: int) -> bool:
-    """Lock a file, if no one else has; systems without locks can't tell."""
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-    return True
-
-
-def _remove_drafts(parent: Path) -> None:
-    """Remove what writers that were killed have left in a folder."""
-    if sys.platform == "win32":
-        return  # has no such locks
-    for folder in [Path(entry) for entry in os.scandir(parent) if _DRAFT.fullmatch(entry.name)]:
-        with suppress(OSError):
-            folder.rmdir()  # killed before there was anything in it
-        with suppress(OSError):
-            draft = _Draft.opened(folder)  # not a link, which could lead anywhere
-            try:
-                if os.fstat(draft.handles[0]).st_uid == os.geteuid():
-                    _remove_killed(draft, parent)
-            finally:
-                draft.close()
-
-
-def _remove_killed(draft: _Draft, parent: Path) -> None:
-    """Remove a draft whose writer doesn't hold it any more; what it had moved aside goes back."""
-    lock = os.open(draft.inside / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mark, name = os.read(lock, len(_MARK)), os.fsdecode(os.read(lock, 4096))
-        new = not mark and len(list(draft.inside.iterdir())) == 1  # whose writer gives it up, or was killed
-        if mark != _MARK and not new:
-            return  # no draft of ours
-        if name == os.path.basename(name) and os.path.lexists(draft.inside / _OLD):  # noqa: PTH119
-            with suppress(OSError):
-                _rename(draft.inside / _OLD, parent / name)  # killed between two renames
-        draft.remove()
-    finally:
-        os.close(lock)
-
-
-def _remove_files(path: Path, ours: Mapping[str, Callable[[Path], bool]] | None) -> None:
-    """Remove a file, or a folder with the files in it; where ``ours`` says which, these alone."""
-    if stat.S_ISDIR(path.lstat().st_mode):
-        for file in path.iterdir():
-            if stat.S_ISREG(file.lstat().st_mode) and (ours is None or (file.name in ours and ours[file.name](file))):
-                file.unlink()
-        path.rmdir()
-    elif stat.S_ISREG(path.lstat().st_mode) and (ours is None or is_head(path) or is_generated(path)):
-        path.unlink()
-
-
 def _put(draft: Path, place: Path, force: bool, check: Check) -> None:
     """Move a whole draft to its place; what `check` refuses is there again afterwards."""
     while True:
         try:
-            return _rename(draft, place)
+            return rename(draft, place)
         except FileExistsError:
             if not force:
                 raise
         with suppress(FileNotFoundError):  # it has gone meanwhile
             check(place)
-            if not _renamed(draft, place, _EXCHANGE):
+            if not exchange(draft, place):
                 return _put_in_two_steps(draft, place, check)
             try:
                 check(draft)
             except BaseException:  # another one came between
-                _renamed(draft, place, _EXCHANGE)
+                exchange(draft, place)
                 raise
             return None
 
 
 def _put_in_two_steps(draft: Path, place: Path, check: Check) -> None:
-    old = draft.with_name(_OLD)
+    old = draft.with_name(OLD)
     place.rename(old)
     try:
         check(old)
-        _rename(draft, place)
+        rename(draft, place)
     except BaseException:
         if not os.path.lexists(place):
-            _rename(old, place)
+            rename(old, place)
         raise
-
-
-def _rename(old: Path, new: Path) -> None:
-    """Rename to a path that doesn't exist.
-
-    Raises:
-        FileExistsError: it does.
-    """
-    if _renamed(old, new, _NO_REPLACE):
-        return
-    if old.is_dir():
-        new.mkdir()  # an empty folder of one's own may be replaced
-        old.rename(new)
-    else:
-        os.link(old, new)
-        old.unlink()
-
-
-def _renamed(old: Path, new: Path, flag: int) -> bool:
-    """Rename in the way that only Linux has; False where this system or file system doesn't."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
-    if rename is None:
-        return False
-    if rename(_AT_CWD, os.fsencode(old), _AT_CWD, os.fsencode(new), flag) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.ENOSYS, errno.EINVAL):
-        return False
-    raise OSError(code, os.strerror(code), str(new))

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import torch
 
 import fxcollab
 from fxcollab.errors import OutputError
-from fxcollab.io import files
+from fxcollab.io import files, rename
 from fxcollab.io.weights import load_state_dict, write_state_dict
 from tests.io.helpers import Net, content, made
 
@@ -26,7 +27,7 @@ from tests.io.helpers import Net, content, made
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With the renames of Linux, and without."""
     if request.param == "two steps":
-        monkeypatch.setattr(files, "_renamed", lambda *_: False)
+        monkeypatch.setattr(rename, "_renamed", lambda *_: False)
     return str(request.param)
 
 
@@ -137,16 +138,16 @@ def test_of_two_processes_that_write_one_folder_every_loser_is_told(tmp_path: Pa
 def test_drafts_of_killed_writers_are_removed_and_those_at_work_and_of_others_are_not(tmp_path: Path) -> None:
     model = made(Net)
 
-    def killed_at(step: str) -> Path:
+    def killed_at(module: ModuleType, step: str) -> Path:
         child = os.fork()
         if not child:
-            setattr(files, step, lambda *_: os._exit(9))
+            setattr(module, step, lambda *_: os._exit(9))
             fxcollab.save(model, tmp_path / "killed")
         os.waitpid(child, 0)
         [draft] = [path for path in tmp_path.iterdir() if path.name.startswith(".killed")]
         return draft
 
-    first, second = killed_at("_put"), killed_at("_renamed")
+    first, second = killed_at(files, "_put"), killed_at(rename, "_renamed")
     assert not first.exists(), "the next write, to whatever path, has removed it"
     (second / "whole" / "thesis.txt").write_text("precious")
     with files.written(tmp_path / "other", False, files.artifact_only) as at_work:

@@ -22,7 +22,7 @@ from torch import nn
 import fxcollab
 from fxcollab import ArtifactError
 from fxcollab.io import artifact as save_module
-from fxcollab.io import files, plan_file, weights
+from fxcollab.io import drafts, files, plan_file, rename, weights
 from fxcollab.io.artifact import load_head
 from fxcollab.io.files import only, written
 from fxcollab.io.weights import write_state_dict
@@ -160,7 +160,7 @@ def test_a_swap_that_fails_halfway_puts_the_old_directory_back(
     monkeypatch.setattr(files, "artifact_only", fail_the_third_time)
     monkeypatch.setattr(save_module, "artifact_only", fail_the_third_time)
     if not exchange:
-        monkeypatch.setattr(files, "_renamed", lambda *_: False)
+        monkeypatch.setattr(rename, "_renamed", lambda *_: False)
     error = refused(fxcollab.save, train_model, saved, force=True)
     assert "network drive" in str(error.why) and error.where == str(saved) and len(calls) == 3
     assert content(saved) == before
@@ -188,7 +188,7 @@ def test_an_interrupted_write_of_a_state_dict_leaves_the_old_file(
 def test_an_interrupt_while_drafts_are_made_or_removed_leaves_nothing(
     saved: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    monkeypatch.setattr(files._Draft, moment, pressed(getattr(files._Draft, moment)))
+    monkeypatch.setattr(drafts.Draft, moment, pressed(getattr(drafts.Draft, moment)))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
