@@ -57,7 +57,7 @@ def check_shape(name: str, shape: Sequence[int]) -> None:
     if any(isinstance(size, bool) or size < 0 for size in shape):
         raise ValueError(f"input {name!r} has the shape {list(shape)}")
     check_count(len(shape), _MOST_DIMENSIONS, f"dimensions of input {name!r}", "give a smaller example")
-    values = math.prod(max(size, 1) for size in shape)  # torch takes no size beyond it beside one of 0 either
+    values = math.prod(max(size, 1) for size in shape)  # of none, torch multiplies the other sizes all the same
     check_count(values, MOST_ELEMENTS, f"values of input {name!r}", "give a smaller example")
 
 

@@ -141,7 +141,7 @@ def head_tree(
             f"Pattern {pattern!r} failed.",
             where=getattr(constructor, "__qualname__", None),
             why=one_line(error),
-            hint=f"it was called with {arguments or 'no arguments'}, and returns a fxcollab.HeadTree",
+            hint=f"let it return a fxcollab.HeadTree where it is called with {arguments or 'no arguments'}",
         ) from error
     return _checked(tree, pattern, heads)
 

@@ -114,7 +114,9 @@ def train(
     )
     if not _are_ours(metrics):
         raise ValueError(f"{metrics} was not written by this script: give another -o")
-    refuse_existing_file(weights, kept.file.exists(), is_head)  # where no run of this script was, they are another's
+    if weights.exists() and not metrics.exists():
+        raise ValueError(f"{weights} was not written by this script, of which no run was here: give another -o")
+    refuse_existing_file(weights, True, is_head)
     with _progress() as progress:
         bar = progress.add_task("training", total=recipe.epochs * images.steps(batch), loss="")
         advance = partial(progress.update, bar, advance=1)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ _MOST_HEADER_BYTES = 1 << 25
 def _is_plan(file: Path) -> bool:
     data = _json(_bytes(file, MOST_PLAN_BYTES))
     entries = {"format", "fxcollab", "fingerprint", CHECKSUM}
-    return isinstance(data, dict) and entries <= data.keys() and data[CHECKSUM] == checksum_of(data)
+    with suppress(RecursionError):  # of what is nested deeply
+        return isinstance(data, dict) and entries <= data.keys() and data[CHECKSUM] == checksum_of(data)
+    return False
 
 
 def checksum_of(plan: Mapping[str, Any]) -> str:

@@ -35,10 +35,10 @@ def exchange(one: Path, other: Path) -> bool:
 
 def _renamed(old: Path, new: Path, flag: int) -> bool:
     """Rename in the way that only Linux has; False where this system or file system doesn't."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
-    if rename is None:
+    in_system = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if in_system is None:
         return False
-    if rename(_AT_CWD, os.fsencode(old), _AT_CWD, os.fsencode(new), flag) == 0:
+    if in_system(_AT_CWD, os.fsencode(old), _AT_CWD, os.fsencode(new), flag) == 0:
         return True
     code = ctypes.get_errno()
     if code in (errno.ENOSYS, errno.EINVAL):
