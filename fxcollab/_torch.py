@@ -92,9 +92,16 @@ def as_parameter(tensor: Tensor) -> Tensor:
     return tensor
 
 
+runtime_check = torch._check
+"""Raises unless a condition holds, of numbers that are symbols in compiled code, too."""
+
+
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was written into, as autograd counts it; 0 for an inference tensor, where it doesn't."""
-    return 0 if tensor.is_inference() else tensor._version
+    try:  # compiled code can't ask is_inference()
+        return tensor._version
+    except RuntimeError:
+        return 0
 
 
 def storage_id(tensor: Tensor) -> int:

@@ -10,6 +10,7 @@ from torch import fx
 
 from fxcollab.errors import StateError
 from fxcollab.fx_utils import place
+from fxcollab.runtime.operators import ReadsOnly
 from fxcollab.tree import Path, branch_and_name, branch_name
 
 META_KEY = "fxcollab"
@@ -107,7 +108,7 @@ def _derived(node: fx.Node, known: Mapping[fx.Node, Provenance], peers: str) -> 
 def _own_branch(node: fx.Node, peers: str) -> tuple[Path, Any]:
     """The branch whose state a node names, and its target in the original."""
     if node.op not in ("call_module", "get_attr"):
-        return (), node.target
+        return (), node.target.function if isinstance(node.target, ReadsOnly) else node.target
     return branch_and_name(str(node.target), peers)
 
 

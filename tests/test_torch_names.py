@@ -135,6 +135,10 @@ def test_versions_and_storages() -> None:
     before = _torch.version_of(tensor)
     tensor.add_(1)
     assert _torch.version_of(tensor) == before + 1
+    with torch.inference_mode():
+        assert _torch.version_of(torch.zeros(4).add_(1)) == 0
+    with pytest.raises(RuntimeError, match="no"):
+        _torch.runtime_check(False, lambda: "no")
     assert _torch.storage_id(tensor) == _torch.storage_id(tensor[1:]) != _torch.storage_id(tensor.clone())
     meta = torch.empty(2, device="meta")
     assert _torch.storage_id(meta) == _torch.storage_id(meta[1:]) != _torch.storage_id(torch.empty_like(meta))

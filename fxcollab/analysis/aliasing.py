@@ -58,8 +58,7 @@ def refuse_storage_that_crosses_twice(
 _OBSERVED = "writes", "make the operation out-of-place, or clone the value before the split"
 _UNOBSERVED = (
     "may write",
-    "give example_inputs that the model takes, with which it is seen what it writes; a function that asks about its "
-    "arguments may do otherwise for others: call it in a module of its own, and split behind that",
+    "give example_inputs that the model takes, with which it is seen what it writes",
 )
 
 
@@ -116,7 +115,7 @@ def _entries(graph: fx.Graph, levels: Levels, observation: Observation) -> dict[
     written: dict[fx.Node, frozenset[fx.Node]] = {}
     for node in graph.nodes:
         effect = observation.of(node)
-        for found, sources in ((shared, effect.shares), (written, effect.writes)):
+        for found, sources in ((shared, effect.shares | effect.asked), (written, effect.writes)):
             own = (frozenset({s}) if levels[s] < levels[node] else shared.get(s, frozenset()) for s in sources)
             found[node] = frozenset().union(*own)
     return written

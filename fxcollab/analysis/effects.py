@@ -15,6 +15,8 @@ class Effects:
     Attributes:
         writes: inputs whose storage is written, or whose lists and dicts are changed.
         shares: inputs whose storage the result may share.
+        asked: inputs about which a function asks: for others it may return one, or write into one, in which it was
+            not seen to.
         reads: names of the model's tensors that are read without being inputs or registered in the module that is
             called, each with whether a copy of that module reads a copy of it. Those registered there are among them
             if a copy wouldn't, or if other nodes read them too and the module would not read another tensor that
@@ -29,6 +31,7 @@ class Effects:
 
     writes: frozenset[fx.Node] = frozenset()
     shares: frozenset[fx.Node] = frozenset()
+    asked: frozenset[fx.Node] = frozenset()
     reads: frozenset[tuple[str, bool]] = frozenset()
     changes: frozenset[str] = frozenset()
     random: bool = False
@@ -42,6 +45,7 @@ class Effects:
         return Effects(
             self.writes | other.writes,
             self.shares | other.shares,
+            self.asked | other.asked,
             self.reads | other.reads,
             self.changes | other.changes,
             self.random or other.random,

@@ -97,9 +97,9 @@ class Observer(Interpreter):
             assigned |= {storage_id(buffer) for name, buffer in before.items() if registry.get(name) is not buffer}
             registry.update(before)
         effects = self._effects(node, value, changed, assigned, generators.foreign_numbers_were_drawn())
-        if is_helper(node.target):  # which may do otherwise for other sizes, as it asks about them
-            values = frozenset(source for source in inputs if self._keys[source])
-            effects = replace(effects, writes=values, shares=values, certain=False)
+        if is_helper(node.target):
+            asked = frozenset(source for source in inputs if self._keys[source])
+            effects = replace(effects, asked=asked, writes=asked if effects.writes else effects.writes)
         self.effects[node] = effects
         return value
 
@@ -119,6 +119,7 @@ class Observer(Interpreter):
         return Effects(
             frozenset(source for source, keys in of_inputs.items() if keys & (written | changed)),
             frozenset(source for source, keys in of_inputs.items() if keys & returned),
+            frozenset(),
             frozenset(self._reads(node)),
             frozenset(self._names[key] for key in (seen.written | assigned) & self._names.keys()),
             seen.random or drew,

@@ -47,6 +47,8 @@ class Partition:
         tree: the head tree.
         nodes: for each graph, the level of every node.
         writes: for each graph, in-place writes into the storage of values that cross into deeper levels.
+        checked: calls of functions that ask about crossing values, and were not seen to write into any: if they do
+            for other inputs, they raise.
         ordered: for each graph, pairs of nodes of different levels that have to run in this order.
         modules: the level of each module that is called as one node: the least of its calls.
         state: the level of each parameter and buffer, under every name it has: the least of its uses.
@@ -57,6 +59,7 @@ class Partition:
     tree: HeadTree
     nodes: Mapping[fx.Graph, Mapping[fx.Node, int]]
     writes: Mapping[fx.Graph, tuple[Write, ...]]
+    checked: frozenset[fx.Node]
     ordered: Mapping[fx.Graph, tuple[Pair, ...]]
     modules: Mapping[str, int]
     state: Mapping[str, int]
@@ -99,6 +102,7 @@ def partition(captured: CollabGraphModule, tree: HeadTree, observation: Observat
         tree,
         nodes,
         {graph: levels.writes for graph, levels in found.items()},
+        frozenset().union(*(levels.checked for levels in found.values())),
         {graph: ordered_pairs(graph, levels, observation, captured) for graph, levels in nodes.items()},
         uses.modules,
         uses.state_by_name(),
@@ -161,7 +165,7 @@ def _independent(graph: fx.Graph, observation: Observation) -> GraphLevels:
     inputs = tuple(graph.find_nodes(op="placeholder"))
     levels = dependence_levels(graph, [inputs], ["inputs"], observation)
     nodes = {node: int(node.op != "placeholder") for node in graph.nodes}
-    return GraphLevels(nodes, levels.writes, frozenset())
+    return GraphLevels(nodes, levels.writes, levels.checked, frozenset())
 
 
 class _Uses:

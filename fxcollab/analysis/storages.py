@@ -48,7 +48,7 @@ def track_storages(
             continue
         if hit := storages.of(effect.writes):
             storages.writes.append(Write(node, hit, effect.certain))
-        if shared := storages.of(effect.shares):
+        if shared := storages.of(effect.shares if certain else effect.shares | effect.asked):
             storages.roots[node] = storages.of((node,)) | shared
     return storages
 
@@ -58,7 +58,7 @@ def with_aliases(graph: fx.Graph, observation: Observation, nodes: Iterable[fx.N
     found = set(nodes)
     for node in reversed(graph.nodes):
         if node in found:
-            found |= observation.of(node).shares
+            found |= observation.of(node).shares | observation.of(node).asked
     return found
 
 

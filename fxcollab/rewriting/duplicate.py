@@ -30,6 +30,7 @@ from fxcollab.fx_utils import attribute, copy_graph, copy_node, map_inputs
 from fxcollab.plan import RewriteOptions
 from fxcollab.provenance import META_KEY, Kind, Provenance
 from fxcollab.rewriting.outputs import codegen_for_heads, is_flat
+from fxcollab.runtime.operators import ReadsOnly
 from fxcollab.runtime.private_copy import private_copy
 from fxcollab.runtime.rescale import rescale
 from fxcollab.tree import Path, branch_name
@@ -194,6 +195,8 @@ class _Writer:
         return self._insert_rescale(node, value, path) if self._options.rescale else value
 
     def _target(self, node: fx.Node, path: Path) -> Any:
+        if node in self._partition.checked:
+            return ReadsOnly(node.target)
         name = str(node.target)
         if node.op in ("call_module", "get_attr") and name in self._partition.modules:
             return self._instance_name(name, path[: self._partition.modules[name]])

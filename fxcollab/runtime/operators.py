@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from fxcollab._torch import pytree
-from fxcollab.errors import CaptureError, GuardError
+from fxcollab._torch import pytree, runtime_check, version_of
+from fxcollab.deep_copy import parts_of_value
+from fxcollab.errors import CaptureError, GuardError, StateError
 
 
 def _inplace(name: str) -> Callable[[Any, Any], Any]:
@@ -77,6 +78,56 @@ class CustomFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Apply it."""
         return self.function.apply(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class ReadsOnly:
+    """A function that was not seen to write into its arguments, as the target of a node: raises where it does.
+
+    Other nodes use what the function is given, and would not all see the write. Writes into tensors that were made in
+    inference mode are not seen, as torch doesn't count them.
+
+    Attributes:
+        function: a Python function that asks about its arguments, and may do otherwise for others.
+    """
+
+    function: Any
+
+    @property
+    def __name__(self) -> str:
+        """What fx names the node after."""
+        name: str = self.function.__name__
+        return name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it.
+
+        Raises:
+            StateError: it wrote into an argument.
+        """
+        held, versions = _contents((args, kwargs))
+        result = self.function(*args, **kwargs)
+        held_then, versions_then = _contents((args, kwargs))
+        if torch.compiler.is_compiling():  # where versions are symbols
+            message = f"{self.function.__name__}() writes into what it is given"
+            for one, other in zip(versions, versions_then, strict=True):
+                runtime_check(one == other, lambda: message)
+        elif (held, versions) != (held_then, versions_then):
+            raise StateError(
+                f"{self.__name__}() writes into what it is given, which it didn't when the model was transformed.",
+                where=f"{self.function.__module__}.{self.function.__qualname__}",
+                why="what it is given is used before and behind a split, and not all that use it would see the write",
+                hint="transform with example_inputs for which it writes; or let it return a new value instead",
+            )
+        return result
+
+
+def _contents(value: Any) -> tuple[Any, list[int]]:
+    """How a value is built and which objects it holds, and how often each tensor in it was written."""
+    leaves, structure = pytree.tree_flatten(value)
+    parts = [part for leaf in leaves for part in parts_of_value(leaf)]
+    versions = [version_of(part) for part in parts if isinstance(part, Tensor)]
+    return (structure, [id(part) for part in parts]), versions
 
 
 GRADIENT_METHODS = frozenset(("register_hook", "register_post_accumulate_grad_hook", "retain_grad"))
