@@ -278,8 +278,7 @@ def _held_by(function: FunctionType) -> list[Any]:
 
 def parts_of_value(value: Any) -> Iterator[Any]:
     """``value``, and what lies in it: members, attributes, what functions hold; but not what lies in modules."""
-    pending: list[Any] = [value]
-    seen: set[int] = set()
+    pending, seen = [value], set[int]()
     while pending:
         part = pending.pop()
         if id(part) in seen or isinstance(part, _PLAIN):

@@ -36,6 +36,13 @@ def map_inputs(value: Any, function: Callable[[fx.Node], Argument]) -> Any:
     return map_arg(value, function)
 
 
+def inputs_in(value: Any) -> list[fx.Node]:
+    """The nodes in nested arguments."""
+    found: list[fx.Node] = []
+    map_arg(value, found.append)
+    return found
+
+
 def mutable(value: Any) -> Any:
     """Nested arguments with lists and dicts as generated code makes them, not fx's immutable ones."""
     if type(value) is tuple:

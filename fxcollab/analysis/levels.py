@@ -31,7 +31,7 @@ class GraphLevels:
     Attributes:
         nodes: the level of every node.
         writes: in-place writes into the storage of values that cross into deeper levels.
-        checked: calls of functions that ask about crossing values, and were not seen to write into any.
+        checked: calls of functions that ask about crossing values, and were not seen to write into all of them.
         floating: unused nodes that read state, whose level follows from that state.
     """
 
@@ -64,10 +64,9 @@ def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], observa
         refuse_storage_that_crosses_twice(graph, levels, (storages, seen), deeper, observation)
         refuse_writes_that_copies_miss(graph, levels, storages, deeper)
     writes = (*storages.writes, *_writes_to_aliases(graph, levels, storages, crossing))
-    checked = (node for node in graph.nodes if not observation.of(node).writes)
-    return GraphLevels(
-        levels, writes, frozenset(node for node in checked if storages.of(observation.of(node).asked)), floating
-    )
+    effects = {node: observation.of(node) for node in graph.nodes}
+    checked = frozenset(node for node, effect in effects.items() if storages.of(effect.asked - effect.writes))
+    return GraphLevels(levels, writes, checked, floating)
 
 
 def _writes_to_aliases(

@@ -99,7 +99,7 @@ class Observer(Interpreter):
         effects = self._effects(node, value, changed, assigned, generators.foreign_numbers_were_drawn())
         if is_helper(node.target):
             asked = frozenset(source for source in inputs if self._keys[source])
-            effects = replace(effects, asked=asked, writes=asked if effects.writes else effects.writes)
+            effects = replace(effects, asked=asked)
         self.effects[node] = effects
         return value
 

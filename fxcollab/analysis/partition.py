@@ -47,8 +47,8 @@ class Partition:
         tree: the head tree.
         nodes: for each graph, the level of every node.
         writes: for each graph, in-place writes into the storage of values that cross into deeper levels.
-        checked: calls of functions that ask about crossing values, and were not seen to write into any: if they do
-            for other inputs, they raise.
+        checked: calls of functions that ask about crossing values, and raise where they write into others of them
+            than they were seen to.
         ordered: for each graph, pairs of nodes of different levels that have to run in this order.
         modules: the level of each module that is called as one node: the least of its calls.
         state: the level of each parameter and buffer, under every name it has: the least of its uses.

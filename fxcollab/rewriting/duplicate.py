@@ -26,7 +26,7 @@ from fxcollab.analysis.partition import Partition
 from fxcollab.analysis.storages import Write
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.functional import parameter_names
-from fxcollab.fx_utils import attribute, copy_graph, copy_node, map_inputs
+from fxcollab.fx_utils import attribute, copy_graph, copy_node, inputs_in, map_inputs
 from fxcollab.plan import RewriteOptions
 from fxcollab.provenance import META_KEY, Kind, Provenance
 from fxcollab.rewriting.outputs import codegen_for_heads, is_flat
@@ -196,7 +196,10 @@ class _Writer:
 
     def _target(self, node: fx.Node, path: Path) -> Any:
         if node in self._partition.checked:
-            return ReadsOnly(node.target)
+            given: list[tuple[int | str, Any]] = [*enumerate(node.args), *node.kwargs.items()]
+            writes = self._partition.observation.of(node).writes
+            written = (key for key, value in given if not writes.isdisjoint(inputs_in(value)))
+            return ReadsOnly(node.target, tuple(written))
         name = str(node.target)
         if node.op in ("call_module", "get_attr") and name in self._partition.modules:
             return self._instance_name(name, path[: self._partition.modules[name]])

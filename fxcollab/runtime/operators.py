@@ -82,16 +82,18 @@ class CustomFunction:
 
 @dataclass(frozen=True)
 class ReadsOnly:
-    """A function that was not seen to write into its arguments, as the target of a node: raises where it does.
+    """A function as the target of a node: raises where it writes into arguments into which it was not seen to write.
 
     Other nodes use what the function is given, and would not all see the write. Writes into tensors that were made in
     inference mode are not seen, as torch doesn't count them.
 
     Attributes:
         function: a Python function that asks about its arguments, and may do otherwise for others.
+        written: places and names of the arguments into which it may write.
     """
 
     function: Any
+    written: tuple[int | str, ...] = ()
 
     @property
     def __name__(self) -> str:
@@ -105,13 +107,13 @@ class ReadsOnly:
         Raises:
             StateError: it wrote into an argument.
         """
-        held, versions = _contents((args, kwargs))
+        read = [value for key, value in (*enumerate(args), *kwargs.items()) if key not in self.written]
+        held, versions = _contents(read)
         result = self.function(*args, **kwargs)
-        held_then, versions_then = _contents((args, kwargs))
-        if torch.compiler.is_compiling():  # where versions are symbols
-            message = f"{self.function.__name__}() writes into what it is given"
+        held_then, versions_then = _contents(read)
+        if torch.compiler.is_compiling() and held == held_then:  # where versions are symbols
             for one, other in zip(versions, versions_then, strict=True):
-                runtime_check(one == other, lambda: message)
+                runtime_check(one == other, lambda: "A function writes into what it is given.")
         elif (held, versions) != (held_then, versions_then):
             raise StateError(
                 f"{self.__name__}() writes into what it is given, which it didn't when the model was transformed.",
@@ -125,6 +127,8 @@ class ReadsOnly:
 def _contents(value: Any) -> tuple[Any, list[int]]:
     """How a value is built and which objects it holds, and how often each tensor in it was written."""
     leaves, structure = pytree.tree_flatten(value)
+    if torch.compiler.is_compiling():  # which knows no identities
+        return structure, [version_of(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
     parts = [part for leaf in leaves for part in parts_of_value(leaf)]
     versions = [version_of(part) for part in parts if isinstance(part, Tensor)]
     return (structure, [id(part) for part in parts]), versions

@@ -91,9 +91,32 @@ def test_where_it_is_seen_to_write_all_readers_see_the_write(net: type[Parts]) -
     model = net()
     with torch.no_grad():
         train_model = fxcollab.transform(model, "hierarchical", ["split"], example_inputs=(MANY,), seed=0)
-        assert not any(isinstance(node.target, ReadsOnly) for node in train_model.graph.nodes)
         for values in (FEW, MANY):
             torch.testing.assert_close(train_model(values)[0], model(values), rtol=0, atol=0)
+
+
+class WritesBothIfMany(Parts):
+    """The function writes into one of two crossing values; for more samples into the other too."""
+
+    def forward(self, x: Tensor) -> Any:
+        one, other = self.stem(x).tanh(), self.late(x).relu()
+        result = both_added_if_many(one, self.split(x), other=other)
+        return self.head(result) + one * other
+
+
+def both_added_if_many(one: Tensor, third: Tensor, *, other: Tensor) -> Tensor:
+    one.add_(1)
+    if one.shape[0] > 4:
+        other.add_(1)
+    return one.relu() * third
+
+
+def test_what_it_was_seen_to_write_it_may_and_nothing_else() -> None:
+    model = WritesBothIfMany()
+    train_model = proven(model, ["split"], (FEW,))
+    assert {node.target.written for node in train_model.graph.nodes if isinstance(node.target, ReadsOnly)} == {(0,)}
+    with pytest.raises(StateError, match=r"both_added_if_many\(\) writes"), torch.no_grad():
+        train_model(MANY)
 
 
 def test_compiled_code_raises_too() -> None:
@@ -101,7 +124,7 @@ def test_compiled_code_raises_too() -> None:
     compiled = torch.compile(proven(model, ["split"], (FEW,)), fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert torch.equal(compiled(FEW)[0], model(FEW))
-        with pytest.raises(Exception, match=r"writes into what it is given|Runtime assertion failed"):
+        with pytest.raises(Exception, match=r"Runtime assertion failed|writes into"):
             compiled(MANY)
 
 
