@@ -67,7 +67,7 @@ def copy_graph(graph: fx.Graph, order: Iterable[fx.Node] | None = None) -> fx.Gr
 def describe_node(node: fx.Node) -> tuple[str, str, Any, Any, Any, Any]:
     """Name, op, target, arguments (inputs by name), keyword arguments and type of a node."""
     args, kwargs = (map_aggregate(value, _comparable) for value in (node.args, node.kwargs))
-    return node.name, node.op, node.target, args, kwargs, node.type
+    return node.name, node.op, getattr(node.target, "description", node.target), args, kwargs, node.type
 
 
 def _comparable(value: Any) -> Any:

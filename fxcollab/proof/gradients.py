@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +128,7 @@ def _setup(trial: Trial, double: bool, of_inputs: bool) -> _Setup:
 
 def _compare(setup: _Setup) -> _Comparison | _Problem:
     found = attempt(_found, setup)
-    expected = attempt(_expected, setup, Attributes() if isinstance(found, str) else found[1])
+    expected = attempt(_expected, setup, Attributes() if isinstance(found, str) else found.attributes)
     if isinstance(expected, str):
         return _Problem(expected, of_original=True)
     if isinstance(found, str):
@@ -136,17 +136,50 @@ def _compare(setup: _Setup) -> _Comparison | _Problem:
     gradients, epsilon = expected
     infinite = frozenset(name for name, gradient in gradients.items() if not largest(gradient) < torch.inf)
     finite = {name: gradient for name, gradient in gradients.items() if name not in infinite}
-    compared = {name: gradient for name, gradient in found[0].items() if name not in infinite}
-    return _Comparison(setup, found[1], finite, infinite, _differences(compared, finite), epsilon)
+    compared = {name: gradient for name, gradient in found.gradients.items() if name not in infinite}
+    differences = _differences(compared, finite)
+    by_code, by_graph = (
+        {name: gradient for name, gradient in one.items() if name not in infinite}
+        for one in (found.generated, found.same)
+    )
+    for name, size in _differences(by_code, by_graph).items():
+        differences[name] = max(size, differences.get(name, 0.0))
+    return _Comparison(setup, found.attributes, finite, infinite, differences, epsilon)
 
 
-def _found(setup: _Setup) -> tuple[dict[str, Tensor], Attributes]:
-    """The training model's gradients, and the attributes that a call sets."""
-    model = setup.trial.trained(True)
-    tensors = tensors_of(model)
-    wanted = {name: tensors[name] for name in setup.wanted.values()}
+class _Found(NamedTuple):
+    """Gradients of the training model.
+
+    Attributes:
+        gradients: where all heads draw the numbers that the original draws.
+        attributes: those that a call sets.
+        generated: by the generated forward, where one head draws after the other.
+        same: by the graph, where they draw so.
+    """
+
+    gradients: dict[str, Tensor]
+    attributes: Attributes
+    generated: dict[str, Tensor]
+    same: dict[str, Tensor]
+
+
+def _found(setup: _Setup) -> _Found:
+    trial, model = setup.trial, setup.trial.trained(True)
+    lockstep = Lockstep(model)
     with attributes_set(model) as attributes:
-        return backward(setup.trial, Lockstep(model).run, {**wanted, **setup.inputs}), attributes
+        gradients = backward(trial, lockstep.run, _wanted(setup, model))
+    model = trial.trained(True)
+    generated = backward(trial, lambda *values: call(trial, model, values), _wanted(setup, model))
+    same = gradients
+    if lockstep.draws:
+        model = trial.trained(True)
+        same = backward(trial, Lockstep(model, together=False).run, _wanted(setup, model))
+    return _Found(gradients, attributes, generated, same)
+
+
+def _wanted(setup: _Setup, model: nn.Module) -> dict[str, Tensor]:
+    tensors = tensors_of(model)
+    return {**{name: tensors[name] for name in setup.wanted.values()}, **setup.inputs}
 
 
 def _expected(setup: _Setup, attributes: Attributes) -> tuple[dict[str, Tensor], float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, ItemsView, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -40,16 +41,6 @@ INPLACE: dict[str, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 """The in-place operators by their names in `operator`."""
 globals().update(INPLACE)  # for pickles, which look functions up by their names
-
-
-RETURN_THEIR_INPUT = frozenset(
-    (
-        "alpha_dropout", "as_tensor", "asarray", "bfloat16", "contiguous", "cpu", "cuda", "dropout", "dropout1d",
-        "dropout2d", "dropout3d", "double", "feature_alpha_dropout", "float", "half", "rrelu", "to", "type",
-        "type_as",
-    )
-)  # fmt: skip
-"""Names of operations that may return their input itself, which then has its gradient also under ``no_grad``."""
 
 
 def writes_in_place(target: Any, kwargs: Mapping[str, Any]) -> bool:
@@ -155,19 +146,25 @@ class GradientMethod:
         """What fx names the node after: it changes its argument, so that every head needs one of its own."""
         return f"{self.name}_"
 
-    def __eq__(self, other: object) -> bool:
-        """Whether it is the same call: a hook that a forward defines is another function at every trace."""
-        return isinstance(other, GradientMethod) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def _key(self) -> tuple[Any, ...]:
-        return self.name, *(getattr(argument, "__code__", argument) for argument in self.arguments)
+    @property
+    def description(self) -> tuple[Any, ...]:
+        """Equal for the same call in two traces, where a hook that the forward defines is another function."""
+        return self.name, _description(self.arguments, ())
 
     def __call__(self, tensor: Tensor) -> Any:
         """Call it."""
         return getattr(tensor, self.name)(*self.arguments) if tensor.requires_grad else None
+
+
+def _description(value: Any, around: tuple[Any, ...]) -> Any:
+    """What a value is: of functions the code and what they hold, of other objects the identity."""
+    if isinstance(value, tuple):
+        return tuple(_description(part, around) for part in value)
+    if isinstance(value, FunctionType) and value not in around:
+        cells = tuple(cell.cell_contents for cell in value.__closure__ or ())
+        held = (value.__defaults__, tuple(sorted((value.__kwdefaults__ or {}).items())), cells)
+        return value.__code__, _description(held, (*around, value))
+    return (type(value), value) if isinstance(value, bool | int | float | str | None) else id(value)
 
 
 def stop_gradient(value: Any, kept: Sequence[Any] = ()) -> Any:
@@ -178,8 +175,10 @@ def stop_gradient(value: Any, kept: Sequence[Any] = ()) -> Any:
     if has_torch_function_unary(value):
         return handle_torch_function(stop_gradient, (value,), value, kept)
 
+    given = pytree.tree_leaves(list(kept))
+
     def stopped(leaf: Any) -> Any:
-        keeps = not isinstance(leaf, Tensor) or not leaf.requires_grad or any(leaf is one for one in kept)
+        keeps = not isinstance(leaf, Tensor) or not leaf.requires_grad or any(leaf is one for one in given)
         return leaf if keeps else leaf.detach()
 
     return pytree.tree_map(stopped, value)

@@ -19,7 +19,6 @@ from fxcollab.functional import named_tensors
 from fxcollab.rng import ONE_AT_A_TIME, ForeignState
 from fxcollab.runtime.operators import (
     GRADIENT_METHODS,
-    RETURN_THEIR_INPUT,
     GradientMethod,
     guard,
     set_data_,
@@ -200,16 +199,20 @@ class LazyTracer(fx.Tracer):
         is_call = kind in ("call_function", "call_method", "call_module") and target is not stop_gradient
         if not is_call or isinstance(target, GradientMethod) or torch.is_grad_enabled():
             return super().create_proxy(kind, target, args, kwargs, *rest, **more)
-        name = target if isinstance(target, str) else getattr(target, "__name__", "")
-        if kind == "call_module" or name in RETURN_THEIR_INPUT or is_helper(target):
-            value = super().create_proxy(kind, target, args, kwargs, *rest, **more)
-            given = tuple(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy))
-            return self._record(stop_gradient, (value, given))
-        written = args[0] if writes_in_place(target, kwargs) else None
-        args, kwargs = pytree.tree_map_only(fx.Proxy, self._detach, self._with_proxies((args, kwargs)))
+        if kind != "call_module":
+            args, kwargs = self._with_proxies((args, kwargs))
+        given = tuple(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy))
+        writes = writes_in_place(target, kwargs)
+        if writes or "out" in kwargs:  # which autograd forbids where there are gradients
+            detached = pytree.tree_map_only(fx.Proxy, self._detach, (args, kwargs))
+            value = super().create_proxy(kind, target, *detached, *rest, **more)
+            self._detached[value.node] = value
+            return args[0] if writes else value
         value = super().create_proxy(kind, target, args, kwargs, *rest, **more)
-        self._detached[value.node] = value
-        return value if written is None else written
+        if kind != "call_module" and all(leaf.node in self._detached for leaf in given):
+            self._detached[value.node] = value
+            return value
+        return self._record(stop_gradient, (value, given))  # an operation may return what it is given
 
     def _detach(self, value: fx.Proxy) -> fx.Proxy:
         """``value`` without its gradient: one node for each value."""
