@@ -215,7 +215,7 @@ def fanouts_to_choose(
     if isinstance(fanouts, Sequence):
         counts = (max(len(fanouts), 1),)
     elif heads is not None:
-        counts = range(1, _MOST_SPLITS)
+        counts = range(1, _MOST_SPLITS + 1)
     errors: list[PatternError] = []
     for count in counts:
         names = [AUTO, *(f"{AUTO} {level}" for level in range(2, count + 1))][:count]

@@ -32,6 +32,7 @@ from fxcollab.analysis.storages import Write
 from fxcollab.arguments import checked
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import SplitError
+from fxcollab.fingerprint import fingerprint
 from fxcollab.functional import tensors_of
 from fxcollab.tree import HeadTree
 
@@ -54,6 +55,7 @@ class Partition:
         state: the level of each parameter and buffer, under every name it has: the least of its uses.
         straddling: names of state that is written, and also used at deeper levels than its own.
         observation: what the nodes do.
+        fingerprint: of the graphs as they were.
     """
 
     tree: HeadTree
@@ -65,6 +67,7 @@ class Partition:
     state: Mapping[str, int]
     straddling: frozenset[str]
     observation: Observation
+    fingerprint: str
 
     def bytes_of_peers(self, captured: nn.Module) -> int:
         """What the peers' parameters and buffers will take in the machine's memory."""
@@ -108,6 +111,7 @@ def partition(captured: CollabGraphModule, tree: HeadTree, observation: Observat
         uses.state_by_name(),
         uses.straddling(nodes.values(), observation),
         observation,
+        fingerprint(captured.modes),
     )
     _refuse_split_without_effect(captured, result)
     refuse_modules_on_both_sides(captured, result.nodes.values(), result.state)

@@ -159,15 +159,14 @@ def _check_name_of_peers(captured: CollabGraphModule, peers: str) -> None:
 
 
 def _check_partition(captured: CollabGraphModule, partition: Partition) -> None:
-    for graph in captured.modes:
-        changed = set(graph.nodes) ^ partition.nodes.get(graph, {}).keys()
-        if changed:
-            raise PatternError(
-                "The captured graph was edited after it was partitioned.",
-                where=place(min(changed, key=lambda node: node.name)),
-                why="nodes were added or removed, so the levels are those of another graph",
-                hint="partition it again, for a pass: replace(stage, partition=partition(stage.graph_module, tree))",
-            )
+    changed = {node for graph in captured.modes for node in graph.nodes if node not in partition.nodes.get(graph, {})}
+    if changed or fingerprint(captured.modes) != partition.fingerprint:
+        raise PatternError(
+            "The captured graph was edited after it was partitioned.",
+            where=place(min(changed, key=lambda node: node.name)) if changed else None,
+            why="so the levels, and what the nodes were seen to do, are those of another graph",
+            hint="let PartitionPass(tree) run after the edit; without passes, call partition(captured, tree) again",
+        )
 
 
 def last_layers(captured: CollabGraphModule, partition: Partition) -> list[str]:

@@ -165,6 +165,8 @@ def _fingerprint(value: Tensor) -> Tensor:
     """A projection of a tensor's values, in which each position counts differently, and their size."""
     value = local(value)
     value = torch.view_as_real(value) if value.is_complex() else value
+    if not value.numel():
+        return torch.zeros(2, dtype=torch.float64, device=value.device)
     rows = value.detach().reshape(-1, value.shape[-1] if value.dim() else 1)
     rows = rows if rows.is_floating_point() else rows.float()
     each = (rows @ _weights(rows.shape[1], rows.dtype, rows.device)).double().nan_to_num(0.5, 1e6, -1e6)

@@ -92,7 +92,8 @@ def _needs_operators() -> bool:
 def _in_operators(value: Tensor, factor: float) -> Tensor:
     """``value - 0 * factor``, where the zero's gradient is -1: exact for signed zeros, infinities and all between.
 
-    The zero is the difference of two finite numbers, since that of infinities is not a number.
+    The zero is the difference of two finite numbers, since that of infinities is not a number; so at infinities and
+    NaN the gradient is 0 here.
     """
     if value.is_complex():
         return torch.complex(_in_operators(value.real, factor), _in_operators(value.imag, factor))
