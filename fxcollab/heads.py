@@ -64,6 +64,7 @@ def ensemble(train_model: nn.Module) -> CollabGraphModule:
         own.get_submodule("0"),
         model.modes.map(lambda graph: mean_graph(graph, tree)),
         constants={name: getattr(model, name) for name in model.constants},
+        fixed=model.fixed,
         peers={peers: own.get_submodule("1")},
     )
 

@@ -31,6 +31,7 @@ def on_all_branches(method: Callable[..., Any], train_model: Any, peers: str) ->
             for module, attribute, value in writes if type(part) is type(origin) else ():
                 if module is origin:
                     setattr(part, attribute, value)
+        train_model.accept({(module, attribute) for module, attribute, _ in writes})
         switched = {id(module): value for module, _, value in writes if isinstance(value, bool)}
         on = {name for name, module in originals.items() if switched.get(id(module))}
         called = {str(node.target) for node in train_model.modes.train.nodes if node.op == "call_module"}

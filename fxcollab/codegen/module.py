@@ -12,7 +12,7 @@ graphs of all heads; in eval mode its forward runs, and ``graph`` is, a graph ma
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import starmap
 from typing import Any
@@ -24,6 +24,7 @@ from torch.fx.graph import PythonCode
 from fxcollab._torch import GENERATED, codegen_of
 from fxcollab.codegen.attributes import adopt_methods, check_state_dict, plain_attributes
 from fxcollab.codegen.branches import Recompute, branch_by_branch, module_by_module
+from fxcollab.codegen.fixed import Fixed, with_check
 from fxcollab.codegen.forwards import Forward, code_of_modes, forward_of_modes
 from fxcollab.codegen.modes import Modes, in_mode, set_mode
 from fxcollab.codegen.packing import pack, unpack
@@ -49,6 +50,7 @@ class CollabGraphModule(fx.GraphModule):
         root: the module whose children, parameters and buffers the graphs refer to.
         modes: the graphs.
         constants: tensors that the graphs refer to by name and that are neither parameters nor buffers.
+        fixed: attributes of the root's modules of which the graphs have the values; a call raises where they change.
         peers: modules added after the root's own, under these names.
         recompute: ``heads`` to compute each branch again in the backward pass (see `branches`).
         eval_graph: makes the graph that eval mode runs of the graph of all heads; by default it runs that.
@@ -59,7 +61,8 @@ class CollabGraphModule(fx.GraphModule):
 
     # What ``torch.jit.script`` leaves out.
     __jit_unused_properties__ = [  # noqa: RUF012
-        *fx.GraphModule.__jit_unused_properties__, "modes", "root", "constants", "name_of_peers", "recompute",
+        *fx.GraphModule.__jit_unused_properties__,
+        "modes", "root", "constants", "fixed", "name_of_peers", "recompute",
     ]  # fmt: skip
     _graph_of_eval: fx.Graph | None = None
     _eval_out_spec: Any = None
@@ -75,6 +78,7 @@ class CollabGraphModule(fx.GraphModule):
         modes: Modes,
         *,
         constants: Mapping[str, torch.Tensor] | None = None,
+        fixed: Fixed | None = None,
         peers: Mapping[str, nn.Module] | None = None,
         recompute: Recompute | None = None,
         eval_graph: Callable[[fx.Graph], fx.Graph] | None = None,
@@ -93,6 +97,7 @@ class CollabGraphModule(fx.GraphModule):
             _modes=modes,
             _peers=tuple(peers or ()),
             _constants=tuple(constants or ()),
+            _fixed=dict(fixed or {}),
             _recompute=recompute,
             _eval_graph=eval_graph,
             _other_inputs=other_inputs,
@@ -147,6 +152,12 @@ class CollabGraphModule(fx.GraphModule):
         return names
 
     @property
+    def fixed(self) -> Fixed:
+        """Attributes of the root's modules of which the graphs have the values."""
+        fixed: Fixed = self.__dict__["_fixed"]
+        return fixed
+
+    @property
     def name_of_peers(self) -> str:
         """The name of the module that has the peers; empty where there are none."""
         names: tuple[str, ...] = self.__dict__["_peers"]
@@ -157,6 +168,14 @@ class CollabGraphModule(fx.GraphModule):
         """What is computed again in the backward pass; None for nothing."""
         recompute: Recompute | None = self.__dict__["_recompute"]
         return recompute
+
+    def accept(self, written: Collection[tuple[nn.Module, str]]) -> None:
+        """Take the values that these attributes of modules have now for those of the graphs."""
+        modules = dict(self.root.named_modules(remove_duplicate=False))
+        for (path, name), value in self.fixed.items():
+            if (modules.get(path), name) in written:
+                self.__dict__["_fixed"][path, name] = vars(modules[path]).get(name, value)
+        self.recompile()
 
     def recompute_modules(self, modules: frozenset[str]) -> None:
         """Compute the calls of these modules, and of no others, again in the backward pass."""
@@ -200,6 +219,9 @@ class CollabGraphModule(fx.GraphModule):
         if forwards:
             type(self).forward = forward_of_modes(forwards)
             self._code = code_of_modes(forwards) if several else self._code
+        if self.fixed:
+            cls: Any = type(self)
+            cls.__call__ = with_check(cls.__call__, self.root, self.fixed)
         return result
 
     def own_root(self) -> nn.Module:

@@ -45,6 +45,7 @@ def keep_heads(
         without(train_model.root, dropped),
         train_model.modes.map(lambda graph: _Part(graph, plan, ranks).graph),
         constants={name: getattr(train_model, name) for name in train_model.constants},
+        fixed=train_model.fixed,
         peers={plan.options.peers: peers},
         recompute=train_model.recompute,
     )

@@ -69,7 +69,11 @@ def prune(train_model: nn.Module, head: int = 0, *, into: nn.Module | None = Non
     _refuse_others(model, root, path, peers)
     constants = {name: getattr(model, name) for name in model.constants}
     pruned = CollabGraphModule(
-        with_own_modules(root), modes, constants=constants, other_inputs=model.meta.get(OTHER_INPUTS_KEY)
+        with_own_modules(root),
+        modes,
+        constants=constants,
+        fixed=model.fixed,
+        other_inputs=model.meta.get(OTHER_INPUTS_KEY),
     )
     pruned.meta[CAPTURE_KEY] = CaptureOptions(plan.granularity, plan.interface, captured=fingerprint(modes))
     if into is None:

@@ -112,6 +112,7 @@ def duplicated(
             captured.modes.map(lambda graph: found[graph][0]),
             other_inputs=other if options.eval_output == "head" else None,
             constants={name: getattr(captured, name) for name in captured.constants},
+            fixed=captured.fixed,
             peers={options.peers: peers},
             recompute=options.recompute,
             eval_graph=None

@@ -96,14 +96,23 @@ def runners_up(
 ) -> Iterator[RunnerUp]:
     """The best that is over the budget, and those that come next."""
     for option in list(over)[:1]:
-        yield RunnerUp(option, objective(option), over[option])
+        yield RunnerUp(option, objective(option), _tree(option, chosen) + over[option])
     for option in islice((option for option in ranked if option != chosen), SHOWN):
         why = _value(ranked[option], objective)
         if chosen.ends_stages and not option.ends_stages:
             why += f", but no stage ends at {listed([cut.name for cut in option.cuts if not cut.ends_stage])}"
+        elif chosen.is_narrow and not option.is_narrow:
+            why += f", but several values cross at {listed([cut.name for cut in option.cuts if not cut.is_narrow])}"
+        elif not option.is_balanced:
+            why += f", but levels do {_percentages(option.shares)} of the work"
         elif round(ranked[option], 6) == round(ranked[chosen], 6):
             why = "as good, under deeper names"
-        yield RunnerUp(option, ranked[option], why)
+        yield RunnerUp(option, ranked[option], _tree(option, chosen) + why)
+
+
+def _tree(option: Option, chosen: Option) -> str:
+    """The fan-outs of an option for another tree than the chosen one."""
+    return "" if option.fanouts == chosen.fanouts else f"fan-outs {option.fanouts}: "
 
 
 def _value(value: float, objective: OptionScore) -> str:

@@ -53,9 +53,11 @@ def choose_splits(
     """The splits for a head tree over ``model``, with the reason, the costs and the runners-up.
 
     Of all ways to cut at the candidates of `find_splits` that keep the budgets, the one with the highest value of the
-    objective is taken; but where cuts at the ends of stages reach two thirds of that value, and no level does less
-    than a fifth of an even share of the work, the best of those. Of equals the one with shallower names is taken.
-    With an objective of your own only equals tie.
+    objective is taken; but of those that reach two thirds of that value, cuts at the ends of stages come first, then
+    cuts at a single value each, and a level that does less than a fifth of an even share of the work comes last. Of
+    equals the one with shallower names is taken. With an objective of your own only equals tie.
+
+    That an even tree makes a lower error is the paper's argument, not a measurement of this library.
 
     Args:
         model: any module on any device, meta included, which stays as it is; or a factory of one.
@@ -141,7 +143,8 @@ class _Search:
         firsts = {fanouts: next(search, None) for fanouts, search in searches.items()}
         refusal: FxCollabError | None = None
         while found := [option for option in firsts.values() if option is not None]:
-            option = max(found, key=lambda option: (round(ranked[option], 6), option.heads))
+            by_default = self._objective is evenness
+            option = max(found, key=lambda o: (by_default and o.is_balanced, round(ranked[o], 6), o.heads))
             try:
                 self._check(option)
             except (CaptureError, SplitError) as error:

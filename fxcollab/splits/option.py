@@ -18,9 +18,9 @@ from fxcollab.tree import Fanout, HeadTree, ladder
 COMBINATIONS = 5000
 """How many options are compared, at most."""
 TIE = 2 / 3
-"""Options that reach this part of the best value tie with it: the ends of stages win, ..."""
+"""Options that reach this part of the best value tie with it: the ends of stages win."""
 LEAST = 1 / 5
-"""... unless a level does less than this part of an even share of the work: it would be hardly a level."""
+"""What does less than this part of an even share of the work is hardly a level."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Option:
     def ends_stages(self) -> bool:
         """Whether a stage ends at every cut."""
         return all(cut.ends_stage for cut in self.cuts)
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether every level does some work."""
+        return min(self.shares) >= LEAST / len(self.shares)
 
     @property
     def is_narrow(self) -> bool:
@@ -106,7 +111,8 @@ def evenness(option: Option) -> float:
 def rank(options: Iterable[Option], objective: OptionScore = evenness) -> dict[Option, float]:
     """Options with their values, best first: ends of stages among the ties, then cuts at one value, then by value.
 
-    With an objective other than `evenness` only equal values are ties.
+    Options with a level that does hardly any work come last. With an objective other than `evenness` they don't, and
+    only equal values are ties.
 
     Raises:
         PatternError: the objective doesn't return a number.
@@ -115,12 +121,19 @@ def rank(options: Iterable[Option], objective: OptionScore = evenness) -> dict[O
     best = max(values.values(), default=0.0)
     ties = best * TIE if objective is evenness else math.inf
 
-    def key(option: Option) -> tuple[bool, bool, float, int, bool, int]:
-        is_balanced = min(option.shares) >= LEAST / len(option.shares)
-        ties_and_is_level = values[option] >= ties and is_balanced
-        stages, narrow = (each and ties_and_is_level for each in (option.ends_stages, option.is_narrow))
+    def key(option: Option) -> tuple[bool, bool, bool, float, int, bool, int]:
+        is_last = objective is evenness and not option.is_balanced
+        stages, narrow = (each and values[option] >= ties for each in (option.ends_stages, option.is_narrow))
         depth = sum(name.count(".") for name in option.splits)
-        return not stages, not narrow, -round(values[option], 6), -option.heads, not option.ends_stages, depth
+        return (
+            is_last,
+            not stages,
+            not narrow,
+            -round(values[option], 6),
+            -option.heads,
+            not option.ends_stages,
+            depth,
+        )
 
     return {option: values[option] for option in sorted(values, key=key)}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fxcollab.codegen.fixed import Fixed
 from fxcollab.errors import CaptureError, ForwardError
 from fxcollab.functional import has_values
 from fxcollab.interrupts import deferred_interrupts
@@ -56,11 +57,12 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """The graph of one mode, its constants and the opened modules by name, and sentences on what isn't preserved."""
+    """The graph of one mode, and what `LazyTracer` has after the trace."""
 
     graph: fx.Graph
     constants: Mapping[str, Tensor]
     opened: Mapping[str, nn.Module]
+    fixed: Fixed
     notes: Sequence[str]
 
 
@@ -141,7 +143,7 @@ class _Attempts:
                 return None
             if self._change_after_questions(graph, tracer):
                 return None
-            return Traced(graph, tracer.constants, tracer.opened, tuple(tracer.notes))
+            return Traced(graph, tracer.constants, tracer.opened, tracer.fixed, tuple(tracer.notes))
 
     def _change_after(self, error: BaseException) -> None:
         helper = innermost_helper(error, self._helpers)

@@ -90,7 +90,12 @@ def capture(
         )
     request = Request(model, opened_paths(model, splits), interface, granularity == "op", example_inputs)
     train, evaluation = trace_modes(request)
-    captured = CollabGraphModule(model, Modes.merged(train.graph, evaluation.graph), constants=evaluation.constants)
+    captured = CollabGraphModule(
+        model,
+        Modes.merged(train.graph, evaluation.graph),
+        constants=evaluation.constants,
+        fixed={**train.fixed, **evaluation.fixed},
+    )
     guarded = any(node.target is guard for node in evaluation.graph.nodes)
     traced = fingerprint([captured.modes.eval]) if guarded else None
     captured.meta[CAPTURE_KEY] = replace(options, fingerprint=traced, captured=fingerprint(captured.modes))

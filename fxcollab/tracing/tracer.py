@@ -26,6 +26,7 @@ from fxcollab.runtime.operators import (
     writes_in_place,
 )
 from fxcollab.tracing.assigned_buffers import AssignedBuffers
+from fxcollab.tracing.attribute_reads import noted_reads, values_of
 from fxcollab.tracing.callers import calling_line, calling_lines, user_scopes
 from fxcollab.tracing.errors import ArgumentError, DrawnError, FirstCallError, UntraceableError
 from fxcollab.tracing.example_values import Examples, ExampleValues
@@ -68,7 +69,8 @@ class LazyTracer(fx.Tracer):
     After a trace, ``asking`` has helpers that asked for what a proxy doesn't have: as nodes they need no answers,
     which differ for other inputs; its values tell whether yes and no were all answers. ``asked`` has helpers whose
     results were asked whether they are true. ``opened`` has the modules that were traced into, by path,
-    ``constants`` the tensors that are not state of the model, and ``notes`` sentences about what isn't preserved.
+    ``constants`` the tensors that are not state of the model, ``fixed`` the attributes of which the graph has the
+    values, and ``notes`` sentences about what isn't preserved.
     """
 
     proxy_buffer_attributes = True
@@ -123,12 +125,16 @@ class LazyTracer(fx.Tracer):
                 patched_globals(self, user_scopes(root)),
                 TensorFunctions(self),
                 record_helpers(self._helpers, self._record_helper),
+                noted_reads(root, lambda: self._is_recording) as reads,
             ):
                 graph = super().trace(root, concrete_args)
         self._buffers.keep_values_before()
         self.constants = self.names.constants
         self._erase_unused()
-        self.notes |= dict.fromkeys(self._limitations(graph, before.changed()))
+        assigned = before.changed()
+        self.notes |= dict.fromkeys(self._limitations(graph, assigned))
+        kept = [read for read in reads if ".".join(read).lstrip(".") not in assigned]
+        self.fixed = values_of(self._twin.original, kept)
         _refuse_parameters_made_at_the_first_call(root)
         return graph
 

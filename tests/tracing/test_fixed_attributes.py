@@ -1,0 +1,119 @@
+"""Numbers and texts in attributes that a traced forward reads: where they change, the graph says so."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxcollab
+from fxcollab import GuardError
+from tests.rewriting.hazard_helpers import X, proven
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.power = nn.Linear(4, 4), 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) ** self.power
+
+
+class Scheduled(nn.Module):
+    """``calls`` it counts itself; ``epoch`` is of no account, and ``inner`` is kept whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.inner, self.head = nn.Linear(4, 4), Block(), Block(), nn.Linear(4, 3)
+        self.noise, self.scale, self.rate, self.kind, self.extra = True, 1.0, 0.5, "relu", None
+        self.calls = self.epoch = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x = self.inner(self.block(self.stem(x)))
+        x = x + 1 if self.noise else x
+        x = nn.functional.dropout(x * self.scale, self.rate, self.training)
+        x = getattr(torch, self.kind)(x)
+        return self.head(x if self.extra is None else self.extra(x))
+
+
+def set_to(name: str, value: Any) -> Callable[[nn.Module], None]:
+    path, _, attribute = name.rpartition(".")
+    return lambda model: setattr(model.get_submodule(path), attribute, value)
+
+
+CHANGES = {
+    name: set_to(name, value)
+    for name, value in {
+        "noise": False, "scale": 2.0, "rate": 0.1, "kind": "tanh", "extra": nn.Tanh(), "block.power": 3
+    }.items()
+}  # fmt: skip
+
+
+def made() -> tuple[nn.Module, fxcollab.CollabGraphModule]:
+    model = Scheduled()
+    return model, fxcollab.transform(model, splits=["block.layer"], seed=0)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_change_of_what_was_read_is_said(name: str, training: bool) -> None:
+    model, train_model = made()
+    pruned = fxcollab.prune(train_model, 1)
+    train_model.train(training)(X)
+    CHANGES[name](model)
+    with pytest.raises(GuardError, match=rf"captured where {name} is"):
+        train_model(X)
+    pruned(X)  # of its own
+    CHANGES[name](pruned.root)
+    with pytest.raises(GuardError, match=rf"captured where {name} is"):
+        pruned(X)
+
+
+def test_it_may_be_set_back_and_what_has_no_effect_may_change() -> None:
+    model, train_model = made()
+    for name, value in {"scale": 2.0, "epoch": 5, "calls": 7, "inner.power": 3}.items():
+        set_to(name, value)(model)
+    model.scale = 1.0
+    train_model(X)
+
+
+def test_copies_have_values_of_their_own() -> None:
+    model, train_model = made()
+    for copied in (copy.deepcopy(train_model), pickle.loads(pickle.dumps(train_model))):
+        model.scale = 2.0
+        copied(X)
+        copied.root.scale = 3.0
+        with pytest.raises(GuardError, match=r"scale is 1.0; here it is 3.0"):
+            copied(X)
+        model.scale = 1.0
+
+
+def test_what_is_set_on_the_training_model_is_not_read() -> None:
+    _, train_model = made()
+    train_model.scale = 2.0
+    with pytest.raises(GuardError, match=r"scale is 1.0; here it is 2.0"):
+        train_model(X)
+
+
+def test_compiled_code_notices_it_too() -> None:
+    model = Scheduled()
+    model.rate = 0.0
+    train_model = proven(model, ["block.layer"])
+    compiled = torch.compile(train_model, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(X)[0], train_model(X)[0])
+    model.scale = 2.0
+    with pytest.raises(Exception, match="here it is"):
+        compiled(X)
+
+
+def test_a_nan_is_the_same_nan() -> None:
+    model = Scheduled()
+    model.scale = float("nan")
+    fxcollab.transform(model, splits=["block.layer"], seed=0)(X)
