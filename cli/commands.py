@@ -123,7 +123,7 @@ def costs(options: Options, optimizer: Optimizer = 1.0, json: Json = False) -> N
     if json:
         print_json(({"choice": choice.to_json()} if choice else {}) | found.to_json())
     else:
-        render_costs(found, choice)
+        render_costs(found, choice, guessed=not options.input)
 
 
 def diff(

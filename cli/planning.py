@@ -86,7 +86,9 @@ class Options:
     peers: Annotated[str, option("The name under which the other heads' state lives.", "NAME")] = "peers"
     recompute: Annotated[str | None, _Recompute] = None
     eval_output: Annotated[str, _EvalOutput] = "head"
-    max_time: Annotated[str | None, option("With --splits auto: a step's time, to the original's.", "1.75x")] = None
+    max_time: Annotated[
+        str | None, option("With --splits auto: a step's time by FLOPs, to the original's.", "1.75x")
+    ] = None
     max_memory: Annotated[str | None, option("With --splits auto: a step's memory, also 20GB.", "1.5x")] = None
     input: Annotated[list[str] | None, option("1x3x224x224, or 2x16:int64; again for each input.", "SHAPE")] = None
     model_arg: Annotated[list[str] | None, option("An argument for the model's factory.", "K=V")] = None

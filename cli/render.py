@@ -58,13 +58,13 @@ def render_choice(choice: Choice) -> None:
         _print_entry(Text("  not"), Text(f"{names}: {time}, {other.why}", "dim"))
 
 
-def render_costs(costs: Costs, choice: Choice | None) -> None:
-    """A training step of the original and of the training graph, side by side."""
+def render_costs(costs: Costs, choice: Choice | None, *, guessed: bool = False) -> None:
+    """A training step of the original and of the training graph, side by side; ``guessed`` if no input was given."""
     if choice:
         render_choice(choice)
     old, new = costs.original, costs.training
     rows = [
-        ("FLOPs", _ratio((old.flops, new.flops)), "of a training step"),
+        ("FLOPs", _ratio((old.flops, new.flops)), "of a training step" + ", input guessed: set --input" * guessed),
         ("parameters", _ratio((old.parameters, new.parameters)), ""),
         ("activations", _ratio((old.activations, new.activations), "B"), "kept for the backward"),
         ("memory", _ratio((old.memory, new.memory), "B"), "peak of a step: state, gradients, optimizer, activations"),
