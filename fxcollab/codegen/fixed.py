@@ -1,8 +1,9 @@
-"""Attributes of modules whose values a graph has: a forward that would read others now is noticed at the call."""
+"""What a graph has the value of, as the forward that was traced had: a call that would need others is noticed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,24 +11,50 @@ from torch import nn
 
 from fxcollab.errors import GuardError
 
-Fixed = Mapping[tuple[str, str], Any]
-"""Values by the path of a module and the name of its attribute."""
+PLAIN = frozenset({type(None), bool, int, float, complex, str})
+"""Types of values that can be compared."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What graphs have the values of.
+
+    Attributes:
+        attributes: of modules, by the module's path and the attribute's name.
+        arguments: parameters of the forward that are no inputs, by name.
+    """
+
+    attributes: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def now(self, root: nn.Module, written: Collection[tuple[nn.Module, str]]) -> Fixed:
+        """The same, with the values that the ``written`` attributes of modules in ``root`` have now."""
+        modules = dict(root.named_modules(remove_duplicate=False))
+        now = {
+            (path, name): vars(modules[path]).get(name, value)
+            for (path, name), value in self.attributes.items()
+            if (modules.get(path), name) in written
+        }
+        return replace(self, attributes={**self.attributes, **now})
 
 
 def with_check(call: Callable[..., Any], root: nn.Module, fixed: Fixed) -> Callable[..., Any]:
-    """``call``, which raises a `GuardError` where an attribute has another value than the graph.
+    """``call`` of a graph module, which raises a `GuardError` where an attribute or argument isn't the graph's.
 
-    Also where one of the root is set on the graph module itself, which no forward reads.
+    Also where an attribute of the root is set on the graph module itself, where no forward reads it. Arguments that
+    are the graph's are accepted, as the original does.
     """
     modules = dict(root.named_modules(remove_duplicate=False))
-    values = [(modules[path], path, name, value) for (path, name), value in fixed.items() if path in modules]
+    attributes = [
+        (modules[path], path, name, value) for (path, name), value in fixed.attributes.items() if path in modules
+    ]
 
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        for module, path, name, value in values:
+        for module, path, name, value in attributes:
             now = module.__dict__.get(name, module)
             if not path and now is value and name in self.__dict__:
                 now = self.__dict__[name]
-            if now is not value and (type(now) is not type(value) or (now != value and value == value)):
+            if not _is_same(value, now):
                 raise GuardError(
                     f"The graph was captured where {f'{path}.{name}'.lstrip('.')} is {value!r}; here it is {now!r}.",
                     where=f"{type(module).__qualname__}.{name}",
@@ -35,8 +62,22 @@ def with_check(call: Callable[..., Any], root: nn.Module, fixed: Fixed) -> Calla
                     hint="transform again after setting it; what changes during training may be a buffer, or be read "
                     "in a module of its own, which becomes one node",
                 )
+        for name in [name for name in kwargs if name in fixed.arguments]:
+            value, now = fixed.arguments[name], kwargs.pop(name)
+            if not _is_same(value, now):
+                raise GuardError(
+                    f"The graph was captured where the argument {name} is {value!r}; here it is {now!r}.",
+                    where=f"{type(root).__qualname__}.forward",
+                    why="the forward may take a different branch, and values that are not tensors are no inputs",
+                    hint="give it in example_inputs when you transform; your own model takes any: "
+                    "fxcollab.original(train_model), prune(train_model, into=build_model())",
+                )
         if torch.compiler.is_compiling():  # which doesn't trace what fx calls
             return nn.Module.__call__(self, *args, **kwargs)
         return call(self, *args, **kwargs)
 
     return checked
+
+
+def _is_same(value: Any, now: Any) -> bool:
+    return value is now or (type(now) is type(value) and (now == value or value != value))

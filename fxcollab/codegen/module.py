@@ -50,7 +50,7 @@ class CollabGraphModule(fx.GraphModule):
         root: the module whose children, parameters and buffers the graphs refer to.
         modes: the graphs.
         constants: tensors that the graphs refer to by name and that are neither parameters nor buffers.
-        fixed: attributes of the root's modules of which the graphs have the values; a call raises where they change.
+        fixed: what the graphs have the values of; a call raises where it is another.
         peers: modules added after the root's own, under these names.
         recompute: ``heads`` to compute each branch again in the backward pass (see `branches`).
         eval_graph: makes the graph that eval mode runs of the graph of all heads; by default it runs that.
@@ -97,7 +97,7 @@ class CollabGraphModule(fx.GraphModule):
             _modes=modes,
             _peers=tuple(peers or ()),
             _constants=tuple(constants or ()),
-            _fixed=dict(fixed or {}),
+            _fixed=fixed or Fixed(),
             _recompute=recompute,
             _eval_graph=eval_graph,
             _other_inputs=other_inputs,
@@ -153,7 +153,7 @@ class CollabGraphModule(fx.GraphModule):
 
     @property
     def fixed(self) -> Fixed:
-        """Attributes of the root's modules of which the graphs have the values."""
+        """What the graphs have the values of."""
         fixed: Fixed = self.__dict__["_fixed"]
         return fixed
 
@@ -171,10 +171,7 @@ class CollabGraphModule(fx.GraphModule):
 
     def accept(self, written: Collection[tuple[nn.Module, str]]) -> None:
         """Take the values that these attributes of modules have now for those of the graphs."""
-        modules = dict(self.root.named_modules(remove_duplicate=False))
-        for (path, name), value in self.fixed.items():
-            if (modules.get(path), name) in written:
-                self.__dict__["_fixed"][path, name] = vars(modules[path]).get(name, value)
+        self.__dict__["_fixed"] = self.fixed.now(self.root, written)
         self.recompile()
 
     def recompute_modules(self, modules: frozenset[str]) -> None:
@@ -219,7 +216,7 @@ class CollabGraphModule(fx.GraphModule):
         if forwards:
             type(self).forward = forward_of_modes(forwards)
             self._code = code_of_modes(forwards) if several else self._code
-        if self.fixed:
+        if self.fixed != Fixed():
             cls: Any = type(self)
             cls.__call__ = with_check(cls.__call__, self.root, self.fixed)
         return result

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxcollab.codegen.fixed import Fixed
 from fxcollab.errors import CaptureError, ForwardError
 from fxcollab.functional import has_values
 from fxcollab.interrupts import deferred_interrupts
@@ -62,7 +61,7 @@ class Traced:
     graph: fx.Graph
     constants: Mapping[str, Tensor]
     opened: Mapping[str, nn.Module]
-    fixed: Fixed
+    attributes: Mapping[tuple[str, str], Any]
     notes: Sequence[str]
 
 
@@ -143,7 +142,7 @@ class _Attempts:
                 return None
             if self._change_after_questions(graph, tracer):
                 return None
-            return Traced(graph, tracer.constants, tracer.opened, tracer.fixed, tuple(tracer.notes))
+            return Traced(graph, tracer.constants, tracer.opened, tracer.attributes, tuple(tracer.notes))
 
     def _change_after(self, error: BaseException) -> None:
         helper = innermost_helper(error, self._helpers)

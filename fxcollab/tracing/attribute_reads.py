@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from fxcollab.codegen.fixed import PLAIN
+
 Reads = dict[tuple[str, str], None]
 """Paths of modules, each with the name of an attribute, in the order in which they are read."""
 
-_FIXED = frozenset({type(None), bool, int, float, complex, str})
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -23,7 +24,7 @@ def noted_reads(root: nn.Module, is_recording: Callable[[], bool]) -> Iterator[R
 
     def read(module: nn.Module, name: str) -> Any:
         value = object.__getattribute__(module, name)
-        if type(value) in _FIXED and name not in _OF_EVERY_MODULE and id(module) in paths and is_recording():
+        if type(value) in PLAIN and name not in _OF_EVERY_MODULE and id(module) in paths and is_recording():
             found[paths[id(module)], name] = None
         return value
 
@@ -37,4 +38,4 @@ def noted_reads(root: nn.Module, is_recording: Callable[[], bool]) -> Iterator[R
 def values_of(root: nn.Module, reads: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Any]:
     """The values that these attributes have in ``root``, without those that are something else there."""
     values = {(path, name): vars(root.get_submodule(path)).get(name, root) for path, name in reads}
-    return {key: value for key, value in values.items() if type(value) in _FIXED}
+    return {key: value for key, value in values.items() if type(value) in PLAIN}

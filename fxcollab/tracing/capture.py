@@ -13,6 +13,7 @@ from torch.fx.graph import CodeGen
 
 from fxcollab._torch import PyTreeCodeGen, codegen_of, is_compiled
 from fxcollab.arguments import checked
+from fxcollab.codegen.fixed import Fixed
 from fxcollab.codegen.modes import Modes
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError
@@ -94,7 +95,7 @@ def capture(
         model,
         Modes.merged(train.graph, evaluation.graph),
         constants=evaluation.constants,
-        fixed={**train.fixed, **evaluation.fixed},
+        fixed=Fixed({**train.attributes, **evaluation.attributes}, interface.plain_arguments(model)),
     )
     guarded = any(node.target is guard for node in evaluation.graph.nodes)
     traced = fingerprint([captured.modes.eval]) if guarded else None

@@ -29,7 +29,7 @@ def limitations(opened: Mapping[str, nn.Module], interface: Interface) -> Iterat
     if interface.defaults:
         yield (
             f"optional inputs {', '.join(interface.defaults)} are fixed at their defaults "
-            "(give them in example_inputs to keep them)"
+            "(tensors that example_inputs has for them become inputs)"
         )
     if interface.fixed:
         yield f"inputs {', '.join(f'{name}={value!r}' for name, value in interface.fixed)} are fixed as given"

@@ -69,7 +69,7 @@ class LazyTracer(fx.Tracer):
     After a trace, ``asking`` has helpers that asked for what a proxy doesn't have: as nodes they need no answers,
     which differ for other inputs; its values tell whether yes and no were all answers. ``asked`` has helpers whose
     results were asked whether they are true. ``opened`` has the modules that were traced into, by path,
-    ``constants`` the tensors that are not state of the model, ``fixed`` the attributes of which the graph has the
+    ``constants`` the tensors that are not state of the model, ``attributes`` those of which the graph has the
     values, and ``notes`` sentences about what isn't preserved.
     """
 
@@ -134,7 +134,7 @@ class LazyTracer(fx.Tracer):
         assigned = before.changed()
         self.notes |= dict.fromkeys(self._limitations(graph, assigned))
         kept = [read for read in reads if ".".join(read).lstrip(".") not in assigned]
-        self.fixed = values_of(self._twin.original, kept)
+        self.attributes = values_of(self._twin.original, kept)
         _refuse_parameters_made_at_the_first_call(root)
         return graph
 

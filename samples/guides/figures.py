@@ -118,9 +118,9 @@ def when() -> str:
         return f"{100 * statistics.fmean(map(_error, found['single instance'])):.1f} %"
 
     return _list(
-        "- **Use it** where inference must not cost more and some labels are wrong: with 40 % wrong ones, drawn anew every "
-        f"epoch, a small network's error of {alone(noisy)} changed by {span(noisy)} points (gain ± over seeds: what is "
-        "smaller than its ± is not told from none). Try stopping early first: it costs nothing.",
+        "- **Use it** where inference must not cost more and some labels are wrong: with 40 % wrong ones, drawn anew "
+        f"every epoch, a small network's error of {alone(noisy)} changed by {span(noisy)} points (gain ± over seeds: "
+        "what is smaller than its ± is not told from none). Try stopping early first: it costs nothing.",
         f"- **Expect little** on clean data: {span(clean)} points at {alone(clean)} error with few images, "
         f"{span(larger)} at {alone(larger)} with more and a larger network ([all]"
         f"(samples/paper/results/README.md)); the paper has {published} on ImageNet.",

@@ -109,8 +109,26 @@ def test_compiled_code_notices_it_too() -> None:
     compiled = torch.compile(train_model, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(X)[0], train_model(X)[0])
     model.scale = 2.0
-    with pytest.raises(Exception, match="here it is"):
+    with pytest.raises(Exception, match=r"GuardError|here it is"):
         compiled(X)
+
+
+class Optional(Scheduled):
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, features: bool = False, limit: int = 3) -> Tensor:
+        x = self.block(self.stem(x))
+        x = x if mask is None else x * mask
+        return x[:limit] if features else self.head(x)
+
+
+@pytest.mark.parametrize("give", [{}, {"features": False, "mask": None}], ids=["left out", "given"])
+def test_arguments_that_are_fixed_may_be_given_and_no_other_values(give: dict[str, Any]) -> None:
+    model = Optional()
+    train_model = fxcollab.transform(model, splits=["block.layer"], seed=0, example_inputs={"x": X, **give})
+    for called in (train_model, fxcollab.prune(train_model), copy.deepcopy(train_model)):
+        called(X, features=False, limit=3, mask=None)
+        for name, value in {"features": True, "limit": 4, "mask": X}.items():
+            with pytest.raises(GuardError, match=f"the argument {name} is"):
+                called(X, **{name: value})
 
 
 def test_a_nan_is_the_same_nan() -> None:
