@@ -71,6 +71,10 @@ def refuse_strangers_code(
     if _place(source) is None:
         place = Path(source.location)
         raise SourceError(f"there is no file {place.name}", where=str(place.parent), hint="give the model itself")
+    hint = "read that code, then trust it: trust_source=True (--trust-source)"
+    if source.kind == "module" and _place(source) == source.location:
+        why = "its module is in no folder of sys.path, so that it can't be told whether this account wrote the plan"
+        hint = f"run this where the module lies, or set PYTHONPATH; of a plan that you didn't write, {hint}"
     shown = ([_shortened(text, _MOST_OF_VALUE) for text in (name, repr(value))] for name, value in source.arguments)
     arguments = ", ".join(map("=".join, shown))
     call = one_paragraph(f"{_shortened(str(source), _MOST_OF_PLACE)}, with arguments ({arguments})")
@@ -78,8 +82,7 @@ def refuse_strangers_code(
         "Loading this plan would run code that a stranger may have chosen.",
         where=str(folder / PLAN),
         why=f"{why}; it would {_VERBS[source.kind]} {call}",
-        hint="read that code, then trust it: trust_source=True (--trust-source); or give the model itself: "
-        "fxcollab.load(directory, model)",
+        hint=f"{hint}; or give the model itself: fxcollab.load(directory, model)",
     )
 
 

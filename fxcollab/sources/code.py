@@ -144,5 +144,6 @@ def _import(name: str) -> ModuleType:
         parent = missing.rpartition(".")[0]
         folders = getattr(sys.modules[parent], "__path__", []) if parent else None
         names = (f"{parent}.{m.name}".lstrip(".") for m in pkgutil.iter_modules(folders))
+        names = (near for near in names if near not in sys.stdlib_module_names)
         hint = did_you_mean(missing, names, "run this in the folder that holds it, or set PYTHONPATH")
         raise SourceError(f"there is no module `{missing}`", hint=hint) from error

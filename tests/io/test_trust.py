@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import stat
@@ -333,3 +334,22 @@ def test_what_would_run_is_shown_however_long_its_names_are(saved: Path) -> None
     )
     with pytest.raises(TrustError, match=r"load_url, with arguments \(a='xx.* \.\.\. .*xx', url='http://it'\)"):
         fxcollab.load(saved)
+
+
+def test_a_module_that_is_not_found_from_here_is_told_as_such(
+    tmp_path: Path, account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "work"
+    (own / "inner").mkdir(parents=True)
+    (own / "nowhere_else.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))\n"
+    )
+    monkeypatch.syspath_prepend(own)
+    module = importlib.import_module("nowhere_else")
+    fxcollab.save(fxcollab.transform(module.build, splits=["0"], seed=0), own / "plan")
+    fxcollab.load(own / "plan")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(own)])
+    monkeypatch.delitem(sys.modules, "nowhere_else")
+    monkeypatch.chdir(own / "inner")
+    with pytest.raises(TrustError, match=r"(?s)is in no folder of sys.path.*set PYTHONPATH"):
+        fxcollab.load("../plan")
