@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+import fxcollab
+from fxcollab.patterns import PATTERNS
 from tests.documents.reading import GUIDES, NAMES, ROOT, anchors, links
 
 HOSTS = {"https://arxiv.org", "https://pytorch.org", "https://docs.astral.sh", "https://github.com"}
@@ -37,4 +39,14 @@ def test_every_guide_is_reached_from_the_readme() -> None:
 def test_the_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 130
-    assert all(len(line) <= 130 for line in lines if not line.startswith("python3 -m venv"))
+    commands = "python3 -m venv"
+    assert [n for n, line in enumerate(lines, 1) if len(line) > 130 and not line.startswith(commands)] == []
+
+
+def test_every_pattern_stands_wherever_patterns_are_listed() -> None:
+    texts = {
+        name: (ROOT / name).read_text() for name in ("README.md", "samples/guides/glossary.md", "samples/train.py")
+    }
+    texts["transform"] = str(fxcollab.transform.__doc__)
+    missing = [(place, name) for place, text in texts.items() for name in PATTERNS if name not in text]
+    assert missing == []
