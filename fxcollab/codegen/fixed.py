@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from fxcollab.errors import GuardError
 
+Attributes: TypeAlias = Mapping[tuple[str, str], Any]
 PLAIN = frozenset({type(None), bool, int, float, complex, str})
 """Types of values that can be compared."""
 
@@ -20,22 +21,24 @@ class Fixed:
     """What graphs have the values of.
 
     Attributes:
-        attributes: of modules, by the module's path and the attribute's name.
+        train: attributes of modules in train mode, which ``train()`` may set, by the module's path and their names.
+        evaluation: those in eval mode.
         arguments: parameters of the forward that are no inputs, by name.
     """
 
-    attributes: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    train: Attributes = field(default_factory=dict)
+    evaluation: Attributes = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def now(self, root: nn.Module, written: Collection[tuple[nn.Module, str]]) -> Fixed:
         """The same, with the values that the ``written`` attributes of modules in ``root`` have now."""
         modules = dict(root.named_modules(remove_duplicate=False))
-        now = {
-            (path, name): vars(modules[path]).get(name, value)
-            for (path, name), value in self.attributes.items()
-            if (modules.get(path), name) in written
-        }
-        return replace(self, attributes={**self.attributes, **now})
+
+        def updated(attributes: Attributes) -> Attributes:
+            now = (key for key in attributes if (modules.get(key[0]), key[1]) in written)
+            return {**attributes, **{key: vars(modules[key[0]]).get(key[1], attributes[key]) for key in now}}
+
+        return replace(self, train=updated(self.train), evaluation=updated(self.evaluation))
 
 
 def with_check(call: Callable[..., Any], root: nn.Module, fixed: Fixed) -> Callable[..., Any]:
@@ -45,12 +48,13 @@ def with_check(call: Callable[..., Any], root: nn.Module, fixed: Fixed) -> Calla
     are the graph's are accepted, as the original does.
     """
     modules = dict(root.named_modules(remove_duplicate=False))
-    attributes = [
-        (modules[path], path, name, value) for (path, name), value in fixed.attributes.items() if path in modules
-    ]
+    train, evaluation = (
+        [(modules[path], path, name, value) for (path, name), value in attributes.items() if path in modules]
+        for attributes in (fixed.train, fixed.evaluation)
+    )
 
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        for module, path, name, value in attributes:
+        for module, path, name, value in train if self.training else evaluation:
             now = module.__dict__.get(name, module)
             if not path and now is value and name in self.__dict__:
                 now = self.__dict__[name]

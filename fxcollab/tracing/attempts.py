@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fxcollab.codegen.fixed import Attributes
 from fxcollab.errors import CaptureError, ForwardError
 from fxcollab.functional import has_values
 from fxcollab.interrupts import deferred_interrupts
@@ -61,7 +62,7 @@ class Traced:
     graph: fx.Graph
     constants: Mapping[str, Tensor]
     opened: Mapping[str, nn.Module]
-    attributes: Mapping[tuple[str, str], Any]
+    attributes: Attributes
     notes: Sequence[str]
 
 

@@ -134,7 +134,7 @@ class LazyTracer(fx.Tracer):
         assigned = before.changed()
         self.notes |= dict.fromkeys(self._limitations(graph, assigned))
         kept = [read for read in reads if ".".join(read).lstrip(".") not in assigned]
-        self.attributes = values_of(self._twin.original, kept)
+        self.attributes = values_of(root, kept)
         _refuse_parameters_made_at_the_first_call(root)
         return graph
 

@@ -113,6 +113,24 @@ def test_compiled_code_notices_it_too() -> None:
         compiled(X)
 
 
+class FollowsTheMode(Scheduled):
+    def train(self, mode: bool = True) -> FollowsTheMode:
+        super().train(mode)
+        self.scale = 1.0 if mode else 2.0
+        return self
+
+
+def test_what_train_sets_has_a_value_in_each_mode() -> None:
+    model = FollowsTheMode()
+    train_model = fxcollab.transform(model, splits=["block.layer"], seed=0)
+    for mode in (False, True, False):
+        train_model.train(mode)(X)
+    assert torch.equal(train_model(X), model.eval()(X))
+    model.scale = 3.0
+    with pytest.raises(GuardError, match=r"scale is 2.0; here it is 3.0"):
+        train_model(X)
+
+
 class Optional(Scheduled):
     def forward(self, x: Tensor, *, mask: Tensor | None = None, features: bool = False, limit: int = 3) -> Tensor:
         x = self.block(self.stem(x))
