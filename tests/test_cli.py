@@ -641,7 +641,7 @@ BAD_INPUT = {
     ),
     "wrong order": (
         transform("--splits", "body,stem"),
-        ["'body' lies behind 'stem', which is named after it.", "hint: turn the order round"],
+        ["'body' lies behind 'stem', which is named after it.", "hint: name them in this order: stem,body"],
     ),
     "split without effect": (
         transform("--splits", "head"),

@@ -123,7 +123,7 @@ def _check_order(masks: Mapping[fx.Node, int], cuts: Cuts, names: Sequence[str])
         for node in cut:
             inside = [j for j in range(len(cuts)) if masks[node] >> j & 1]
             if inside != list(range(k)):
-                raise _out_of_order(k, inside, node, cuts, names)
+                raise _out_of_order(k, inside, node, cuts, names, masks)
     for node, mask in masks.items():
         if node.op != "output" and mask & (mask + 1):
             last = names[mask.bit_length() - 1]
@@ -135,7 +135,9 @@ def _check_order(masks: Mapping[fx.Node, int], cuts: Cuts, names: Sequence[str])
             )
 
 
-def _out_of_order(k: int, inside: Sequence[int], node: fx.Node, cuts: Cuts, names: Sequence[str]) -> SplitError:
+def _out_of_order(
+    k: int, inside: Sequence[int], node: fx.Node, cuts: Cuts, names: Sequence[str], masks: Mapping[fx.Node, int]
+) -> SplitError:
     behind = ", ".join(repr(names[j]) for j in inside if j >= k)
     if behind == repr(names[k]):
         return SplitError(
@@ -145,11 +147,12 @@ def _out_of_order(k: int, inside: Sequence[int], node: fx.Node, cuts: Cuts, name
             hint="name them as two splits, or leave this one out",
         )
     if behind:
+        places = sorted(range(len(cuts)), key=lambda j: max(masks[each].bit_count() for each in cuts[j]))
         return SplitError(
             f"Split {names[k]!r} lies behind {behind}, which is named after it.",
             where=place(node),
             why="splits are given in the order of the data flow",
-            hint="turn the order round",
+            hint=f"name them in this order: {','.join(names[j] for j in places)}",
         )
     missing = next(names[j] for j in range(k) if j not in inside)
     if node in cuts[names.index(missing)]:

@@ -86,7 +86,9 @@ def test_splits_in_the_wrong_order_are_refused() -> None:
     error = refusal(Chain(), ["layer2", "layer1"])
     assert error.what == "Split 'layer2' lies behind 'layer1', which is named after it."
     assert error.why == "splits are given in the order of the data flow"
-    assert error.hint == "turn the order round"
+    assert error.hint == "name them in this order: layer1,layer2"
+    hint = refusal(Chain(), ["layer2.0", "layer2.1", "layer1"]).hint
+    assert hint == "name them in this order: layer1,layer2.0,layer2.1"
 
 
 def test_parallel_splits_are_refused_with_the_joint_cut() -> None:
