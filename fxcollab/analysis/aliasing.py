@@ -20,11 +20,14 @@ def refuse_storage_that_crosses_twice(
     storages: tuple[Storages, Storages],
     writes: Iterable[Write],
     observation: Observation,
-) -> None:
+) -> Iterator[fx.Node]:
     """Raise for another crossing alias of the storage into which a branch writes: it would miss the write.
 
     ``storages`` are all possible aliases, and those that are certain; ``writes`` are of branches into shallower
     values.
+
+    Yields:
+        Nodes of which the write is assumed.
 
     Raises:
         SplitError: with the write, and the value that would miss it.
@@ -44,8 +47,10 @@ def refuse_storage_that_crosses_twice(
                 else:
                     views = possible.of({source}) & write.roots
                     views |= seen.of({source}) & hit.get(write.node, frozenset())
-                if crosses and views:
-                    verb, hint = _OBSERVED if write.certain else _UNOBSERVED
+                if crosses and views and write.assumed:
+                    yield write.node
+                elif crosses and views:
+                    verb, hint = _OBSERVED if write.seen else _UNOBSERVED
                     written = ", ".join(sorted(other.name for other in others))
                     raise SplitError(
                         f"{write.node.name!r} {verb} in place into storage that crosses the split twice.",
@@ -64,10 +69,13 @@ _UNOBSERVED = (
 
 def refuse_writes_that_copies_miss(
     graph: fx.Graph, levels: Levels, storages: Storages, deeper: Sequence[Write]
-) -> None:
+) -> Iterator[fx.Node]:
     """Raise for a write into a crossing value of which branches have private copies: they would miss it.
 
     ``deeper`` are the writes, by branches into shallower values, for which the copies are made.
+
+    Yields:
+        Nodes of which the write is assumed.
 
     Raises:
         SplitError: with the write that branches would miss.
@@ -82,8 +90,10 @@ def refuse_writes_that_copies_miss(
             if not is_shallower or order[late.node] < copied:
                 continue
             missing = next(_readers_after(graph, levels, storages, late, write), None)
-            if missing is not None:
-                verb = "writes" if late.certain else "may write"
+            if missing is not None and (late.assumed or write.assumed):
+                yield late.node if late.assumed else write.node
+            elif missing is not None:
+                verb = "writes" if late.seen else "may write"
                 raise SplitError(
                     f"{late.node.name!r} {verb} in place into a value of which every branch has a private copy.",
                     where=place(late.node),
@@ -91,6 +101,17 @@ def refuse_writes_that_copies_miss(
                     f"its own copy, and {missing.name!r} would miss the write before the split",
                     hint="split elsewhere, or write to a copy there (no inplace=True)",
                 )
+
+
+def writes_that_shallower_nodes_miss(
+    graph: fx.Graph, levels: Levels, storages: Storages, deeper: Iterable[Write]
+) -> Iterator[fx.Node]:
+    """Nodes of assumed writes, into copies that branches have, after which nodes before the split read the value."""
+    for write in deeper:
+        for node in nodes_behind(graph, write) if write.assumed else ():
+            if levels[node] < levels[write.node] and storages.of(node.all_input_nodes) & write.assumed:
+                yield write.node
+                break
 
 
 def _readers_of_copies(graph: fx.Graph, levels: Levels, write: Write) -> Iterator[fx.Node]:

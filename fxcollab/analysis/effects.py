@@ -15,8 +15,7 @@ class Effects:
     Attributes:
         writes: inputs whose storage is written, or whose lists and dicts are changed.
         shares: inputs whose storage the result may share.
-        asked: inputs about which a function asks: for others it may return one, or write into one, in which it was
-            not seen to.
+        asked: inputs about which a function asks: for others it may write into these, or return one.
         reads: names of the model's tensors that are read without being inputs or registered in the module that is
             called, each with whether a copy of that module reads a copy of it. Those registered there are among them
             if a copy wouldn't, or if other nodes read them too and the module would not read another tensor that

@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxcollab._torch import pytree
-from fxcollab.analysis.aliasing import refuse_storage_that_crosses_twice, refuse_writes_that_copies_miss
+from fxcollab.analysis.aliasing import (
+    refuse_storage_that_crosses_twice,
+    refuse_writes_that_copies_miss,
+    writes_that_shallower_nodes_miss,
+)
 from fxcollab.analysis.effects import Observation
 from fxcollab.analysis.storages import Storages, Write, nodes_behind, track_storages, with_aliases
 from fxcollab.errors import SplitError
@@ -31,13 +35,14 @@ class GraphLevels:
     Attributes:
         nodes: the level of every node.
         writes: in-place writes into the storage of values that cross into deeper levels.
-        checked: calls of functions that ask about crossing values, and were not seen to write into all of them.
+        checked: calls of functions whose writes others would miss, if they wrote into these crossing values, as they
+            were not seen to.
         floating: unused nodes that read state, whose level follows from that state.
     """
 
     nodes: Mapping[fx.Node, int]
     writes: tuple[Write, ...]
-    checked: frozenset[fx.Node]
+    checked: Mapping[fx.Node, frozenset[fx.Node]]
     floating: frozenset[fx.Node]
 
 
@@ -51,22 +56,30 @@ def dependence_levels(graph: fx.Graph, cuts: Cuts, names: Sequence[str], observa
         SplitError: the splits are not ordered along the data flow, or don't reach the output.
     """
     written: dict[fx.Node, set[fx.Node]] = {}
+    checked = set[fx.Node]()
     while True:
         levels, floating = _levels(graph, cuts, names, written, observation)
         crossing = {u for node in graph.nodes for u in node.all_input_nodes if levels[u] < levels[node]}
         tracked = with_aliases(graph, observation, crossing)
-        storages = track_storages(graph, observation, tracked)
+        storages = track_storages(graph, observation, tracked, checked=checked)
         deeper = [w for w in storages.writes if any(levels[root] < levels[w.node] for root in w.roots)]
-        if not _add_dependences(graph, levels, storages, deeper, written):
-            break
-    if deeper:
+        if _add_dependences(graph, levels, storages, deeper, written):
+            continue
         seen = track_storages(graph, observation, tracked, certain=True)
-        refuse_storage_that_crosses_twice(graph, levels, (storages, seen), deeper, observation)
-        refuse_writes_that_copies_miss(graph, levels, storages, deeper)
+        missed = {
+            *refuse_storage_that_crosses_twice(graph, levels, (storages, seen), deeper, observation),
+            *refuse_writes_that_copies_miss(graph, levels, storages, deeper),
+            *writes_that_shallower_nodes_miss(graph, levels, storages, deeper),
+        }
+        if not missed:
+            break
+        checked |= missed
     writes = (*storages.writes, *_writes_to_aliases(graph, levels, storages, crossing))
-    effects = {node: observation.of(node) for node in graph.nodes}
-    checked = frozenset(node for node, effect in effects.items() if storages.of(effect.asked - effect.writes))
-    return GraphLevels(levels, writes, checked, floating)
+    unwritten = {node: observation.of(node).asked - observation.of(node).writes for node in checked}
+    crossing_ones = {
+        node: frozenset(source for source in sources if storages.of({source})) for node, sources in unwritten.items()
+    }
+    return GraphLevels(levels, writes, crossing_ones, floating)
 
 
 def _writes_to_aliases(
@@ -79,7 +92,7 @@ def _writes_to_aliases(
         if write := writes.get(node):
             hit = frozenset(v for v in seen if storages.roots[v] & write.roots and levels[node] <= levels[v])
             if hit - write.roots:
-                yield Write(node, hit - write.roots, write.certain)
+                yield Write(node, hit - write.roots, hit & write.seen)
         if node in crossing:
             seen.add(node)
 
@@ -206,7 +219,7 @@ def _needed_through_writes(graph: fx.Graph, observation: Observation) -> set[fx.
     while True:
         needed = _needed(graph, writes)
         read = storages.of(needed)
-        found = {write.node for write in storages.writes if write.certain and write.roots & read}
+        found = {write.node for write in storages.writes if write.seen & read}
         if found <= writes:
             return needed
         writes |= found
@@ -222,9 +235,9 @@ def _add_dependences(
     """Make shallower readers that come after a write depend on it. Returns whether any was added."""
     before = sum(map(len, written.values()))
     for write in writes:
-        for node in nodes_behind(graph, write) if write.certain else ():
+        for node in nodes_behind(graph, write) if write.seen else ():
             is_shallower = levels[node] < levels[write.node] and node.op != "output"
-            if is_shallower and storages.of(node.all_input_nodes) & write.roots:
+            if is_shallower and storages.of(node.all_input_nodes) & write.seen:
                 written.setdefault(node, set()).add(write.node)
     return sum(map(len, written.values())) > before
 

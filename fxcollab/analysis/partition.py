@@ -48,8 +48,7 @@ class Partition:
         tree: the head tree.
         nodes: for each graph, the level of every node.
         writes: for each graph, in-place writes into the storage of values that cross into deeper levels.
-        checked: calls of functions that ask about crossing values, and raise where they write into others of them
-            than they were seen to.
+        checked: calls of functions that raise if they write into these inputs, as they were not seen to.
         ordered: for each graph, pairs of nodes of different levels that have to run in this order.
         modules: the level of each module that is called as one node: the least of its calls.
         state: the level of each parameter and buffer, under every name it has: the least of its uses.
@@ -61,7 +60,7 @@ class Partition:
     tree: HeadTree
     nodes: Mapping[fx.Graph, Mapping[fx.Node, int]]
     writes: Mapping[fx.Graph, tuple[Write, ...]]
-    checked: frozenset[fx.Node]
+    checked: Mapping[fx.Node, frozenset[fx.Node]]
     ordered: Mapping[fx.Graph, tuple[Pair, ...]]
     modules: Mapping[str, int]
     state: Mapping[str, int]
@@ -105,7 +104,7 @@ def partition(captured: CollabGraphModule, tree: HeadTree, observation: Observat
         tree,
         nodes,
         {graph: levels.writes for graph, levels in found.items()},
-        frozenset().union(*(levels.checked for levels in found.values())),
+        {node: inputs for levels in found.values() for node, inputs in levels.checked.items()},
         {graph: ordered_pairs(graph, levels, observation, captured) for graph, levels in nodes.items()},
         uses.modules,
         uses.state_by_name(),

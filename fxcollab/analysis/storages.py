@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import fx
@@ -13,11 +13,19 @@ from fxcollab.analysis.effects import Observation
 
 @dataclass(frozen=True)
 class Write:
-    """One in-place write: the node that does it, and the tracked values whose storage it hits."""
+    """One in-place write.
+
+    Attributes:
+        node: the node that does it.
+        roots: the tracked values whose storage it may hit.
+        seen: those whose storage it was seen to hit; none where the node could not be run.
+        assumed: those that it may hit for other inputs, and was not seen to.
+    """
 
     node: fx.Node
     roots: frozenset[fx.Node]
-    certain: bool
+    seen: frozenset[fx.Node]
+    assumed: frozenset[fx.Node] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -38,16 +46,27 @@ class Storages:
 
 
 def track_storages(
-    graph: fx.Graph, observation: Observation, tracked: Iterable[fx.Node], *, certain: bool = False
+    graph: fx.Graph,
+    observation: Observation,
+    tracked: Iterable[fx.Node],
+    *,
+    certain: bool = False,
+    checked: Collection[fx.Node] = (),
 ) -> Storages:
-    """Follow the storage of ``tracked`` values through ``graph``; with ``certain`` only through certain effects."""
+    """Follow the storage of ``tracked`` values through ``graph``; with ``certain`` only through certain effects.
+
+    The nodes that are ``checked`` write into nothing but what they were seen to write into.
+    """
     storages = Storages({node: frozenset({node}) for node in tracked}, [])
     for node in graph.nodes:
         effect = observation.of(node)
         if node.op == "output" or (certain and not effect.certain):
             continue
-        if hit := storages.of(effect.writes):
-            storages.writes.append(Write(node, hit, effect.certain))
+        written = storages.of(effect.writes)
+        hit = written if certain or node in checked else written | storages.of(effect.asked)
+        if hit:
+            seen = written if effect.certain else frozenset[fx.Node]()
+            storages.writes.append(Write(node, hit, seen, hit - written))
         if shared := storages.of(effect.shares if certain else effect.shares | effect.asked):
             storages.roots[node] = storages.of((node,)) | shared
     return storages

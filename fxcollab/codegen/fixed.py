@@ -12,8 +12,13 @@ from torch import nn
 from fxcollab.errors import GuardError
 
 Attributes: TypeAlias = Mapping[tuple[str, str], Any]
-PLAIN = frozenset({type(None), bool, int, float, complex, str})
-"""Types of values that can be compared."""
+_PLAIN = frozenset({type(None), bool, int, float, complex, str})
+_SHOWN = 80  # characters of a value
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is a number, a text, None or a tuple of such, which can be compared."""
+    return type(value) in _PLAIN or (type(value) is tuple and all(map(is_plain, value)))
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,13 @@ class Fixed:
         return replace(self, train=updated(self.train), evaluation=updated(self.evaluation))
 
 
-def with_check(call: Callable[..., Any], root: nn.Module, fixed: Fixed) -> Callable[..., Any]:
+def with_check(call: Callable[..., Any], root: nn.Module, fixed: Fixed, names: Collection[str]) -> Callable[..., Any]:
     """``call`` of a graph module, which raises a `GuardError` where an attribute or argument isn't the graph's.
 
-    Also where an attribute of the root is set on the graph module itself, where no forward reads it. Arguments that
-    are the graph's are accepted, as the original does.
+    Also where an attribute of the root is set on the graph module itself, where no forward reads it; ``names`` are
+    those of its own attributes. Arguments that are the graph's are accepted, as the original does.
     """
-    modules = dict(root.named_modules(remove_duplicate=False))
+    modules, own = dict(root.named_modules(remove_duplicate=False)), frozenset(names)
     train, evaluation = (
         [(modules[path], path, name, value) for (path, name), value in attributes.items() if path in modules]
         for attributes in (fixed.train, fixed.evaluation)
@@ -55,22 +60,28 @@ def with_check(call: Callable[..., Any], root: nn.Module, fixed: Fixed) -> Calla
 
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
         for module, path, name, value in train if self.training else evaluation:
-            now = module.__dict__.get(name, module)
-            if not path and now is value and name in self.__dict__:
+            now = getattr(module, name, module)
+            if not path and now is value and name in self.__dict__ and name not in own:
                 now = self.__dict__[name]
-            if not _is_same(value, now):
-                raise GuardError(
-                    f"The graph was captured where {f'{path}.{name}'.lstrip('.')} is {value!r}; here it is {now!r}.",
-                    where=f"{type(module).__qualname__}.{name}",
-                    why="the graph has the values that attributes had when the model was transformed",
-                    hint="transform again after setting it; what changes during training may be a buffer, or be read "
-                    "in a module of its own, which becomes one node",
-                )
+            if _is_same(value, now):
+                continue
+            if torch.compiler.is_compiling():  # which can't make the error that has more to say
+                raise RuntimeError(f"The attribute {name} is not what it was when the graph was captured.")
+            raise GuardError(
+                f"The graph was captured where {f'{path}.{name}'.lstrip('.')} is {_shown(value)}; here it is "
+                f"{'gone' if now is module else _shown(now)}.",
+                where=f"{type(module).__qualname__}.{name}",
+                why="the graph has the values that attributes had when the model was transformed",
+                hint="switch it by the training model's own methods"
+                if "checkpointing" in name
+                else "transform again after setting it; what changes during training may be a buffer, or be read "
+                "in a module of its own, which becomes one node",
+            )
         for name in [name for name in kwargs if name in fixed.arguments]:
             value, now = fixed.arguments[name], kwargs.pop(name)
             if not _is_same(value, now):
                 raise GuardError(
-                    f"The graph was captured where the argument {name} is {value!r}; here it is {now!r}.",
+                    f"The graph was captured where the argument {name} is {_shown(value)}; here it is {_shown(now)}.",
                     where=f"{type(root).__qualname__}.forward",
                     why="the forward may take a different branch, and values that are not tensors are no inputs",
                     hint="give it in example_inputs when you transform; your own model takes any: "
@@ -84,4 +95,10 @@ def with_check(call: Callable[..., Any], root: nn.Module, fixed: Fixed) -> Calla
 
 
 def _is_same(value: Any, now: Any) -> bool:
-    return value is now or (type(now) is type(value) and (now == value or value != value))
+    if isinstance(now, bool | int | float | complex | str | tuple) and is_plain(value):
+        return bool(now == value) or bool(now != now and value != value)  # nan
+    return value is now
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:_SHOWN] if is_plain(value) else f"of type {type(value).__qualname__}"

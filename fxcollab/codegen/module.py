@@ -106,6 +106,7 @@ class CollabGraphModule(fx.GraphModule):
         own.__dict__.update({name: self.__dict__[name] for name in _REGISTRIES})
         for name, value in (*plain_attributes(root, modes), *(constants or {}).items()):
             (own if name in self.__dict__ or hasattr(type(self), name) else self).__dict__[name] = value
+        self.__dict__["_names"] = {*self.__dict__, "_names", *_GENERATED, *dir(CollabGraphModule)}
         adopt_methods(self)
         self.training = root.training
         self._graph = modes.of(self.training)
@@ -154,7 +155,7 @@ class CollabGraphModule(fx.GraphModule):
     @property
     def fixed(self) -> Fixed:
         """What the graphs have the values of."""
-        fixed: Fixed = self.__dict__["_fixed"]
+        fixed: Fixed = self.__dict__.get("_fixed") or Fixed()
         return fixed
 
     @property
@@ -218,7 +219,7 @@ class CollabGraphModule(fx.GraphModule):
             self._code = code_of_modes(forwards) if several else self._code
         if self.fixed != Fixed():
             cls: Any = type(self)
-            cls.__call__ = with_check(cls.__call__, self.root, self.fixed)
+            cls.__call__ = with_check(cls.__call__, self.root, self.fixed, self.__dict__["_names"])
         return result
 
     def own_root(self) -> nn.Module:

@@ -197,9 +197,8 @@ class _Writer:
     def _target(self, node: fx.Node, path: Path) -> Any:
         if node in self._partition.checked:
             given: list[tuple[int | str, Any]] = [*enumerate(node.args), *node.kwargs.items()]
-            writes = self._partition.observation.of(node).writes
-            written = (key for key, value in given if not writes.isdisjoint(inputs_in(value)))
-            return ReadsOnly(node.target, tuple(written))
+            read = self._partition.checked[node]
+            return ReadsOnly(node.target, tuple(key for key, value in given if not read.isdisjoint(inputs_in(value))))
         name = str(node.target)
         if node.op in ("call_module", "get_attr") and name in self._partition.modules:
             return self._instance_name(name, path[: self._partition.modules[name]])

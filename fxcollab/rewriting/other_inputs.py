@@ -50,9 +50,7 @@ def other_inputs(captured: CollabGraphModule, observation: Observation) -> Other
     graph, options = captured.modes.eval, captured.meta[CAPTURE_KEY]
     alone = Observation(observation.evaluation)
     tracked = (node for node in graph.nodes if node.op in ("placeholder", "get_attr"))
-    storages = track_storages(graph, alone, tracked)
-    written = {write.node for write in storages.writes}
-    written |= {node for node in graph.nodes if storages.of(alone.of(node).asked)}  # for these inputs it may
+    written = {write.node for write in track_storages(graph, alone, tracked).writes}
     before = list(dropwhile(lambda node: node.target is not guard, reversed(graph.nodes)))
     if options.fingerprint is None or observation.counts or "forward" in vars(captured.root):
         return None

@@ -9,7 +9,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, ItemsView, Mapping, Sequence
 from dataclasses import dataclass
-from types import FunctionType
+from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -80,11 +81,11 @@ class ReadsOnly:
 
     Attributes:
         function: a Python function that asks about its arguments, and may do otherwise for others.
-        written: places and names of the arguments into which it may write.
+        read: places and names of the arguments into which it must not write.
     """
 
     function: Any
-    written: tuple[int | str, ...] = ()
+    read: tuple[int | str, ...]
 
     @property
     def __name__(self) -> str:
@@ -98,7 +99,7 @@ class ReadsOnly:
         Raises:
             StateError: it wrote into an argument.
         """
-        read = [value for key, value in (*enumerate(args), *kwargs.items()) if key not in self.written]
+        read = [value for key, value in (*enumerate(args), *kwargs.items()) if key in self.read]
         held, versions = _contents(read)
         result = self.function(*args, **kwargs)
         held_then, versions_then = _contents(read)
@@ -156,14 +157,22 @@ class GradientMethod:
         return getattr(tensor, self.name)(*self.arguments) if tensor.requires_grad else None
 
 
-def _description(value: Any, around: tuple[Any, ...]) -> Any:
-    """What a value is: of functions the code and what they hold, of other objects the identity."""
-    if isinstance(value, tuple):
-        return tuple(_description(part, around) for part in value)
-    if isinstance(value, FunctionType) and value not in around:
-        cells = tuple(cell.cell_contents for cell in value.__closure__ or ())
-        held = (value.__defaults__, tuple(sorted((value.__kwdefaults__ or {}).items())), cells)
-        return value.__code__, _description(held, (*around, value))
+def _description(value: Any, around: tuple[int, ...]) -> Any:
+    """What a value is: of functions and containers what they hold, of other objects the identity."""
+    if id(value) in around:
+        return around.index(id(value))
+    inner = (*around, id(value))
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+        return value.__code__, _description([value.__defaults__, value.__kwdefaults__, *cells], inner)
+    if isinstance(value, MethodType):
+        return id(value.__self__), _description(value.__func__, inner)
+    if isinstance(value, partial):
+        return partial, _description([value.func, value.args, value.keywords], inner)
+    if isinstance(value, tuple | list):
+        return type(value), *(_description(part, inner) for part in value)
+    if isinstance(value, dict):
+        return dict, *((_description(key, inner), _description(part, inner)) for key, part in value.items())
     return (type(value), value) if isinstance(value, bool | int | float | str | None) else id(value)
 
 

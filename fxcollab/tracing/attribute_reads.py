@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-from fxcollab.codegen.fixed import PLAIN
+from fxcollab.codegen.fixed import is_plain
 
 Reads = dict[tuple[str, str], None]
 """Paths of modules, each with the name of an attribute, in the order in which they are read."""
@@ -24,18 +25,26 @@ def noted_reads(root: nn.Module, is_recording: Callable[[], bool]) -> Iterator[R
 
     def read(module: nn.Module, name: str) -> Any:
         value = object.__getattribute__(module, name)
-        if type(value) in PLAIN and name not in _OF_EVERY_MODULE and id(module) in paths and is_recording():
+        if id(module) in paths and name not in _OF_EVERY_MODULE and is_plain(value) and is_recording():
             found[paths[id(module)], name] = None
         return value
 
+    before = vars(nn.Module).get("__getattribute__")
     nn.Module.__getattribute__ = read  # type: ignore[method-assign,assignment]
     try:
         yield found
     finally:
         del nn.Module.__getattribute__
+        if before is not None:
+            nn.Module.__getattribute__ = before  # type: ignore[method-assign]
 
 
 def values_of(root: nn.Module, reads: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Any]:
-    """The values that these attributes have in ``root``, without those that are something else there."""
-    values = {(path, name): vars(root.get_submodule(path)).get(name, root) for path, name in reads}
-    return {key: value for key, value in values.items() if type(value) in PLAIN}
+    """The values that these attributes have, of modules and their classes; not what properties compute."""
+    found = {}
+    for path, name in reads:
+        module = root.get_submodule(path)
+        value = vars(module).get(name, inspect.getattr_static(type(module), name, module))
+        if is_plain(value):
+            found[path, name] = value
+    return found

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import base_types
 
 from fxcollab._torch import pytree
-from fxcollab.codegen.fixed import PLAIN
+from fxcollab.codegen.fixed import is_plain
 from fxcollab.errors import CaptureError
 from fxcollab.limits import check_name, check_shape
 
@@ -126,8 +126,9 @@ class Interface:
     def plain_arguments(self, model: nn.Module) -> dict[str, Any]:
         """Parameters of the forward that are no inputs, with the values they stay at, where these can be compared."""
         parameters = inspect.signature(model.forward).parameters
-        values = {name: parameters[name].default for name in self.defaults if name in parameters} | dict(self.fixed)
-        return {name: value for name, value in values.items() if type(value) in PLAIN}
+        values = {name: parameter.default for name, parameter in parameters.items()} | dict(self.fixed)
+        inputs = {spec.name for spec in self.inputs}
+        return {name: value for name, value in values.items() if name not in inputs and is_plain(value)}
 
     def check(self, model: nn.Module) -> None:
         """Raise a `CaptureError` where the forward has no such parameters."""

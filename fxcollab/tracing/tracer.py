@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
@@ -15,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict
 
 from fxcollab._torch import is_compiled, pytree
+from fxcollab.deep_copy import parts_of_value
 from fxcollab.functional import named_tensors
 from fxcollab.rng import ONE_AT_A_TIME, ForeignState
 from fxcollab.runtime.operators import (
@@ -109,7 +111,8 @@ class LazyTracer(fx.Tracer):
         self._buffers = AssignedBuffers(self._twin)
         self._handed: dict[int, tuple[Any, list[fx.Node]]] = {}  # lists and dicts, with the calls that have them
         self._from_state: list[fx.Node] = []
-        self._detached: dict[fx.Node, fx.Proxy] = {}
+        self._detached: dict[fx.Node, fx.Proxy] = {}  # values by those that have a gradient, under no_grad
+        self._free: set[fx.Node] = set()  # those that have none, under no_grad
         self._state_proxies: dict[str, fx.Proxy] = {}
         before = Attributes(root, dict(root.named_modules()) if self._operators else self._opened_paths)
         with ONE_AT_A_TIME:  # since tracing patches torch
@@ -193,6 +196,8 @@ class LazyTracer(fx.Tracer):
         """
         if kind == "call_method" and target in GRADIENT_METHODS:
             arguments = self._twin.of_original((*args[1:], *kwargs.values()))
+            if any(isinstance(part, fx.Proxy) for part in parts_of_value(arguments)):
+                raise UntraceableError(f"what {target} is given holds values that the forward computes")
             kind, target = "call_function", GradientMethod(target, arguments)
             args, kwargs = args[:1], {}
         value = self._create_proxy(kind, target, args, kwargs, *rest, **more)
@@ -203,28 +208,32 @@ class LazyTracer(fx.Tracer):
 
     def _create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         is_call = kind in ("call_function", "call_method", "call_module") and target is not stop_gradient
+        if torch.is_grad_enabled():
+            self._detached.clear()
+            self._free.clear()
         if not is_call or isinstance(target, GradientMethod) or torch.is_grad_enabled():
             return super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if kind != "call_module":
             args, kwargs = self._with_proxies((args, kwargs))
         given = tuple(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy))
         writes = writes_in_place(target, kwargs)
-        if writes or "out" in kwargs:  # which autograd forbids where there are gradients
+        if writes or "out" in kwargs or target is operator.setitem:  # which autograd forbids, or would note
             detached = pytree.tree_map_only(fx.Proxy, self._detach, (args, kwargs))
             value = super().create_proxy(kind, target, *detached, *rest, **more)
-            self._detached[value.node] = value
             return args[0] if writes else value
         value = super().create_proxy(kind, target, args, kwargs, *rest, **more)
-        if kind != "call_module" and all(leaf.node in self._detached for leaf in given):
-            self._detached[value.node] = value
+        if kind != "call_module" and all(leaf.node in self._free for leaf in given):
+            self._free.add(value.node)
             return value
         return self._record(stop_gradient, (value, given))  # an operation may return what it is given
 
     def _detach(self, value: fx.Proxy) -> fx.Proxy:
         """``value`` without its gradient: one node for each value."""
+        if value.node in self._free:
+            return value
         if value.node not in self._detached:
-            detached = self._record(stop_gradient, (value,))
-            self._detached[value.node] = self._detached[detached.node] = detached
+            self._detached[value.node] = self._record(stop_gradient, (value,))
+            self._free.add(self._detached[value.node].node)
         return self._detached[value.node]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

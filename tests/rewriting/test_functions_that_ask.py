@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -74,7 +75,38 @@ class CalledByTheTrunk(Parts):
         return behind * self.late(added_if_many(value, x))
 
 
-@pytest.mark.parametrize("net", [ReadByTheTrunk, CrossesTwice, CalledByTheTrunk])
+class IntoAPrivateCopy(Parts):
+    """Only what lies behind the function reads what it may write into, a buffer or what is made behind the split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("sums", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Any:
+        value = self.split(x).relu()
+        result = through_data_if_many(value, self.sums)
+        return self.head(result) + through_data_if_many(self.late(value).detach(), value)
+
+
+def through_data_if_many(value: Tensor, other: Tensor) -> Tensor:
+    if value.shape[0] > 4:
+        value.data.mul_(2)
+        other.data.add_(1)
+    return value + other
+
+
+@pytest.mark.parametrize("net", [CalledByTheTrunk, IntoAPrivateCopy])
+def test_where_branches_have_copies_it_may_write_for_other_inputs(net: type[Parts]) -> None:
+    model = net()
+    train_model = proven(model, ["split"], (FEW,))
+    for values in (MANY, FEW):
+        with torch.no_grad():
+            heads, expected = copy.deepcopy(train_model)(values), copy.deepcopy(model)(values)
+        assert torch.equal(heads[0], expected)
+        fxcollab.verify(model, train_model, (values,)).raise_if_failed()
+
+
+@pytest.mark.parametrize("net", [ReadByTheTrunk, CrossesTwice])
 def test_a_function_that_writes_for_other_inputs_raises(net: type[Parts]) -> None:
     model = net()
     train_model = proven(model, ["split"], (FEW,))
@@ -114,7 +146,9 @@ def both_added_if_many(one: Tensor, third: Tensor, *, other: Tensor) -> Tensor:
 def test_what_it_was_seen_to_write_it_may_and_nothing_else() -> None:
     model = WritesBothIfMany()
     train_model = proven(model, ["split"], (FEW,))
-    assert {node.target.written for node in train_model.graph.nodes if isinstance(node.target, ReadsOnly)} == {(0,)}
+    assert {node.target.read for node in train_model.graph.nodes if isinstance(node.target, ReadsOnly)} == {
+        (1, "other")
+    }
     with pytest.raises(StateError, match=r"both_added_if_many\(\) writes"), torch.no_grad():
         train_model(MANY)
 
@@ -132,7 +166,7 @@ def test_compiled_code_raises_too() -> None:
     "function, value", [(noted_if_many, {"value": FEW}), (kept_if_many, Holder(FEW))], ids=["a dict", "an object"]
 )
 def test_changes_of_dicts_and_objects_raise(function: Any, value: Any) -> None:
-    call = ReadsOnly(function)
+    call = ReadsOnly(function, (0,))
     assert torch.equal(call(value, FEW), FEW * 2)
     with pytest.raises(StateError, match="writes into what it is given"):
         call(value, MANY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -78,6 +79,52 @@ def test_hooks_with_the_same_code_stay_apart(net: type[Hooked], training: bool) 
         assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
 
 
+class Kept(Hooked):
+    """Hooks that are methods, partials, recursive, or hold lists; one holds a name that has no value in this mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def note(self, gradient: Tensor) -> None:
+        self.seen.append(gradient)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, factors = self.a(x), [2.0]
+
+        def again(gradient: Tensor, left: int = 2) -> Tensor:
+            return again(gradient * factors[0], left - 1) if left else gradient
+
+        if not self.training:
+            late = 1.0
+        h.register_hook(self.note)
+        h.register_hook(again)
+        h.register_hook(partial(torch.mul, 3.0))
+        h.register_hook(lambda gradient: gradient if self.training else gradient * late)
+        return self.c(self.b(h))
+
+
+def test_hooks_of_any_kind_are_the_same_in_both_traces() -> None:
+    model = Kept()
+    train_model = proven(model, ["b"])
+    expected = gradients(model, model(X))
+    pruned = fxcollab.prune(train_model)
+    found = gradients(pruned, pruned(X))
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+
+
+def test_a_hook_that_holds_a_value_of_the_forward_is_refused() -> None:
+    class Holds(Hooked):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            scale = h.sum()
+            h.register_hook(lambda gradient: gradient * scale)
+            return self.c(self.b(h))
+
+    with pytest.raises(fxcollab.ForwardError, match="holds values that the forward computes"):
+        fxcollab.transform(Holds(), splits=["b"])
+
+
 class Halved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -116,7 +163,22 @@ RETURNS_ITS_INPUT: dict[str, Callable[[Tensor], Tensor]] = {
     "a product": lambda h: h * 2,
     "in place": lambda h: (h * 2).add_(1),
     "a number of it": lambda h: h * h.shape[1],
+    "after it was copied": lambda h: torch.empty(3, 4).copy_(h) + h.norm(),
+    "after out": lambda h: torch.mul(h, 2, out=torch.empty(3, 4)) + h.norm(),
+    "set in a clone": lambda h: set_to_zero(h.clone()),
+    "set in itself": lambda h: set_to_zero(h),
+    "set to it": lambda h: set_to(torch.zeros(3, 4), h),
 }
+
+
+def set_to_zero(value: Tensor) -> Tensor:
+    value[:, 0] = 0.0
+    return value
+
+
+def set_to(value: Tensor, other: Tensor) -> Tensor:
+    value[:] = other
+    return value
 
 
 @pytest.mark.parametrize("name", RETURNS_ITS_INPUT)

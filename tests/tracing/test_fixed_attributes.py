@@ -109,8 +109,37 @@ def test_compiled_code_notices_it_too() -> None:
     compiled = torch.compile(train_model, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(X)[0], train_model(X)[0])
     model.scale = 2.0
-    with pytest.raises(Exception, match=r"GuardError|here it is"):
+    with pytest.raises(Exception, match=r"scale is not what it was|Unsupported|fixed.py"):
         compiled(X)
+
+
+OTHERS = {"shift": 1.0, "pair": (1.0, 3.0), "meta": 1, "_graph": 4, "scale": 2}
+
+
+class Otherwise(Scheduled):
+    """An attribute of the class, a pair, and names that a graph module has for itself."""
+
+    shift = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair, self.meta, self._graph = (1.0, 2.0), None, 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.meta is None else x + 1
+        return super().forward(x * self.pair[0] + self.shift + self._graph)
+
+
+@pytest.mark.parametrize("name, value", OTHERS.items())
+def test_attributes_of_classes_and_under_any_name_are_noticed(name: str, value: Any) -> None:
+    model = Otherwise()
+    model.rate = 0.0
+    train_model = proven(model, ["block.layer"])
+    model.scale = 1  # the same number
+    train_model(X)
+    setattr(model, name, value)
+    with pytest.raises(GuardError, match=rf"captured where {name} is"):
+        train_model(X)
 
 
 class FollowsTheMode(Scheduled):
