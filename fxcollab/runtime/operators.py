@@ -76,8 +76,8 @@ class CustomFunction:
 class ReadsOnly:
     """A function as the target of a node: raises where it writes into arguments into which it was not seen to write.
 
-    Other nodes use what the function is given, and would not all see the write. Writes into tensors that were made in
-    inference mode are not seen, as torch doesn't count them.
+    Other nodes use what the function is given, and would not all see the write. Writes through ``.data``, and into
+    tensors that were made in inference mode, are not seen, as torch doesn't count them.
 
     Attributes:
         function: a Python function that asks about its arguments, and may do otherwise for others.
@@ -117,7 +117,10 @@ class ReadsOnly:
 
 
 def _contents(value: Any) -> tuple[Any, list[int]]:
-    """How a value is built and which objects it holds, and how often each tensor in it was written."""
+    """How a value is built and which objects it holds, and how often each tensor in it was written.
+
+    Unlike `Contents`, which compiled code can't trace, and which is for all that modules hold.
+    """
     leaves, structure = pytree.tree_flatten(value)
     if torch.compiler.is_compiling():  # which knows no identities
         return structure, [version_of(leaf) for leaf in leaves if isinstance(leaf, Tensor)]

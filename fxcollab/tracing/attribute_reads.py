@@ -19,7 +19,12 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 @contextmanager
 def noted_reads(root: nn.Module, is_recording: Callable[[], bool]) -> Iterator[Reads]:
-    """A context in which reads of such attributes of the modules in ``root`` are noted while it is recording."""
+    """A context in which reads of such attributes of the modules in ``root`` are noted while it is recording.
+
+    Python looks them up without asking any method of ``nn.Module`` that could be wrapped; a subclass for each module
+    would be another type to the forward. So ``nn.Module`` has a method more meanwhile, also for other threads, whose
+    reads are not noted.
+    """
     paths = {id(module): path for path, module in reversed(list(root.named_modules()))}
     found: Reads = {}
 
