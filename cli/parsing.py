@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,23 +37,50 @@ def fanouts(text: str | None) -> Fanouts | None:
 
 
 def example_inputs(shapes: list[str] | None, plan: Plan | None = None) -> tuple[Tensor, ...] | dict[str, Any] | None:
-    """Random inputs of the given shapes, else of those in a plan, with what it fixes; None where there are none."""
+    """Random inputs of the given shapes, else of those in a plan, with what it fixes; None where there are none.
+
+    By name where they are given so, or where a plan knows their names.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(0)
     planned = plan.interface if plan else None
     specs = input_specs(shapes, planned) if shapes else planned.inputs if planned else ()
     inputs = {spec.name: spec.make(generator) for spec in specs if spec.shape is not None}
-    if planned and len(specs) == len(planned.inputs):
+    fits = planned is not None and len(specs) == len(planned.inputs)
+    if planned and (fits or _named(shapes)):
         return inputs | dict(planned.fixed) or None
-    return tuple(inputs.values()) or None
+    return inputs if _named(shapes) else tuple(inputs.values()) or None
 
 
 def input_specs(shapes: list[str], planned: Interface | None = None) -> tuple[InputSpec, ...]:
-    """Inputs written as ``1x3x224x224`` or, with a type, ``2x16:int64``; named as planned, if there are as many."""
-    fits = planned is not None and len(planned.inputs) == len(shapes)
-    names = [spec.name for spec in planned.inputs] if planned and fits else [f"input {i}" for i in range(len(shapes))]
-    return tuple(map(_input_spec, names, shapes))
+    """Inputs written as ``1x3x224x224``, with a type ``2x16:int64``, and all or none by name ``mask=2x16:bool``.
+
+    Without names they are called as planned, if there are as many.
+    """
+    names, _, texts = zip(*(text.rpartition("=") for text in shapes), strict=True)
+    if _named(shapes):
+        _require_names(names)
+    elif planned is not None and len(planned.inputs) == len(shapes):
+        names = tuple(spec.name for spec in planned.inputs)
+    else:
+        names = tuple(f"input {i}" for i in range(len(shapes)))
+    return tuple(map(_input_spec, names, texts))
+
+
+def _named(shapes: list[str] | None) -> bool:
+    return any("=" in text for text in shapes or ())
+
+
+def _require_names(names: Collection[str]) -> None:
+    from fxcollab.errors import CaptureError
+
+    if not all(names):
+        what = "Some inputs are given by name, some without."
+        raise CaptureError(what, hint="name all: --input x=1x3x32x32 --input mask=1x16:bool")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise CaptureError(f"The input {twice[0]} is given twice.", hint="give each input once")
 
 
 def _input_spec(name: str, text: str) -> InputSpec:

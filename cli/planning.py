@@ -90,7 +90,7 @@ class Options:
         str | None, option("With --splits auto: a step's time by FLOPs, to the original's.", "1.75x")
     ] = None
     max_memory: Annotated[str | None, option("With --splits auto: a step's memory, also 20GB.", "1.5x")] = None
-    input: Annotated[list[str] | None, option("1x3x224x224, or 2x16:int64; again for each input.", "SHAPE")] = None
+    input: Annotated[list[str] | None, option("1x3x224x224, or NAME=2x16:int64; for each input.", "SHAPE")] = None
     model_arg: Annotated[list[str] | None, option("An argument for the model's factory.", "K=V")] = None
     trust_source: Annotated[
         bool, option("Run the code that a stranger's directory names.", None, "--trust-source")

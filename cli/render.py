@@ -87,7 +87,8 @@ def render_candidates(found: Sequence[Candidate]) -> None:
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("split", no_wrap=True, min_width=max(len(candidate.name) for candidate in found))
-    for name in ("shape", "FLOPs before", "memory before", "parameters behind", "in stage"):
+    table.add_column("shape", justify="right", no_wrap=True)
+    for name in ("FLOPs before", "memory before", "parameters behind", "in stage"):
         table.add_column(name, justify="right")
     for candidate in found:
         memory = candidate.activations[0] / max(sum(candidate.activations), 1)

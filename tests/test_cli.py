@@ -359,6 +359,38 @@ def test_several_inputs_are_given_one_by_one(call: Call, write: Write) -> None:
     assert call("verify", "model_collab").code == 0
 
 
+def test_inputs_are_given_by_name(call: Call, write: Write) -> None:
+    write("""
+        from torch import nn
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.stem, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+            def forward(self, x, *, scale=None, keep=None):
+                x = self.stem(x) if scale is None else self.stem(x) * scale
+                return self.head(x if keep is None else x.masked_fill(~keep, 0.0))
+    """)
+    named = ("--input", "keep=2x4:bool", "--input", "x=2x3")
+    made = call("transform", "model.py", "--splits", "stem", *named)
+    assert (made.code, "input 2x3, 2x4:bool\n" in made.out) == (0, True)
+    plan = json.loads(Path("model_collab/plan.json").read_text())
+    assert [each["name"] for each in plan["inputs"]] == ["x", "keep"]
+    assert call("verify", "model_collab", *named).code == 0
+    again = call("transform", "model_collab", "-o", "other", "--input", "x=5x3", "--input", "scale=5x4")
+    assert (again.code, "input 5x3, 5x4\n" in again.out) == (0, True)
+    for inputs, words in {
+        ("x=2x3", "2x4:bool"): "Some inputs are given by name, some without.",
+        ("x=2x3", "x=2x4"): "The input x is given twice.",
+        ("x=2x3", "mask=2x4"): "unexpected keyword argument 'mask'",
+        ("x=", "keep=2x4"): "Input '' can't be read.",
+    }.items():
+        given = ("--input", inputs[0], "--input", inputs[1])
+        refused = call("transform", "model.py", "--splits", "stem", *given, "--force")
+        assert refused.code == 2 and words in refused.err and "hint: " in refused.err
+
+
 def test_an_input_that_does_not_fit_is_refused_and_nothing_is_written(call: Call, model: Path) -> None:
     refused = call("transform", "model.py", "--splits", "stem", "--input", "2x4")
     assert not Path("model_collab").exists()

@@ -109,6 +109,20 @@ def conv_net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
 
 
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_a_module_that_is_a_node_of_one_graph_alone_is_said_to_be_opened_in_the_other(side: str) -> None:
+    def made(split: str) -> fxcollab.CollabGraphModule:
+        block = nn.Sequential(nn.ReLU(), nn.Linear(4, 4))
+        net = nn.Sequential(nn.Linear(3, 4), block, nn.Linear(4, 3), nn.Linear(3, 2))
+        return fxcollab.transform(net, "simple", [split], seed=0)
+
+    inside, outside = made("1.0"), made("0")
+    found = compared(*((inside, outside) if side == "A" else (outside, inside)))
+    told = {(row.b or row.a).name: row.what for row in found.rows if row.what.endswith(f", opened in {side}")}  # type: ignore[union-attr]
+    assert told == dict.fromkeys(("_1", "_1_b1"), f"Sequential, opened in {side}")
+    assert f"Sequential, opened in {side}" in str(found) and f"Sequential, opened in {side}" in found.to_json()
+
+
 def test_a_pass_that_fuses_removes_rewires_and_changes() -> None:
     before = fx.symbolic_trace(conv_net().eval())
     found = compared(before, fuse(conv_net().eval()))

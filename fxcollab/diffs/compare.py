@@ -109,6 +109,8 @@ class _Graph:
         found = provenance_of(graph, plan.options.peers) if isinstance(plan, Plan) else {}
         self.keys: dict[str, tuple[Any, ...]] = {}
         self.nodes: dict[str, GraphNode] = {}
+        self.called: dict[str, str] = {}
+        self.opened = {opened_module(node) for node in graph.nodes}
         for node in graph.nodes:
             from_ = found.get(node)
             path = from_.branch if from_ else ()
@@ -117,6 +119,9 @@ class _Graph:
             inserted = from_.kind if from_ and from_.inserted else ""
             self.keys[node.name] = node.op, from_.origin if from_ else node.name, path, inserted
             self.nodes[node.name] = _node(node, module, from_)
+            if node.op == "call_module":
+                own = f"{plan.options.peers}.{branch_name(from_.branch)}." if isinstance(plan, Plan) and from_ else ""
+                self.called[node.name] = str(node.target).removeprefix(own)
         self._users = {node.name: tuple(user.name for user in node.users) for node in graph.nodes}
         self.tree = plan.tree if isinstance(plan, Plan) else None
         of = "graph"
@@ -128,6 +133,10 @@ class _Graph:
     def neighbours(self, name: str, down: bool) -> tuple[str, ...]:
         """The nodes that one reads, from which the way goes down to it; or those that read it."""
         return self.nodes[name].inputs if down else self._users[name]
+
+    def opens(self, path: str | None) -> bool:
+        """Whether operations of a module that is one node elsewhere are nodes here."""
+        return path is not None and any(f"{inner}.".startswith(f"{path}.") for inner in self.opened)
 
 
 def _node(node: fx.Node, module: fx.GraphModule, from_: Provenance | None) -> GraphNode:
@@ -248,18 +257,23 @@ def _rows(left: _Graph, right: _Graph, matches: Mapping[str, str]) -> Iterator[R
             previous = name
         else:
             removed.setdefault(previous, []).append(name)
-    yield from _removed(left, removed.get(None, ()))
+    yield from _removed(left, right, removed.get(None, ()))
     for name, node in right.nodes.items():
         origin = back.get(name)
         if origin is None:
-            yield Row(None, node, "added")
+            yield Row(None, node, "added", _opened("A", left, right, name))
             continue
         yield _pair(left.nodes[origin], node, matches)
-        yield from _removed(left, removed.get(origin, ()))
+        yield from _removed(left, right, removed.get(origin, ()))
 
 
-def _removed(graph: _Graph, names: Iterable[str]) -> Iterator[Row]:
-    return (Row(graph.nodes[name], None, "removed") for name in names)
+def _removed(left: _Graph, right: _Graph, names: Iterable[str]) -> Iterator[Row]:
+    return (Row(left.nodes[name], None, "removed", _opened("B", right, left, name)) for name in names)
+
+
+def _opened(side: str, graph: _Graph, other: _Graph, name: str) -> str:
+    """Of a module that is a node of the other graph alone: whether it was opened here."""
+    return f"{other.nodes[name].label}, opened in {side}" if graph.opens(other.called.get(name)) else ""
 
 
 def _pair(a: GraphNode, b: GraphNode, matches: Mapping[str, str]) -> Row:

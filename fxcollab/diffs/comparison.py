@@ -58,7 +58,8 @@ class Row:
     Attributes:
         a, b: the nodes; None where there is none.
         status: how the second graph differs.
-        what: how a matched node differs, in words; "" where it doesn't.
+        what: how a matched node differs, in words, or that a module is no node of the other graph because it was
+            opened there; else "".
     """
 
     a: GraphNode | None

@@ -25,6 +25,7 @@ from samples.paper.paired import gain
 from samples.paper.power import POWER
 from samples.paper.power_report import SIDES
 from samples.semi_supervised import WAYS
+from tests.benchmarks.speed.memory import CASES
 
 ROOT = Path(__file__).parents[2]
 MEASURED = ROOT / "tests/benchmarks/results"
@@ -176,9 +177,13 @@ def memory() -> str:
     differences = [abs(row["difference"]) for row in rows(MEASURED / "costs.jsonl") if "memory built" in row]
     lines = ['| four heads of | plain | `recompute="heads"` |', "|---|---|---|"]
     for name, row in found.items():
-        lines.append(f"| {name} | {row['memory of the plain graph']:.2f}x | {row['memory']:.2f}x |")
-    lines += ["", "Peaks of memory of a step, as ratios to the single network's. What is predicted before anything"]
-    lines += [f"is built is within {max(differences):.1%} of what torch's `MemTracker` finds on the graph that is."]
+        memory = f"{row['memory of the plain graph']:.2f}x | {row['memory']:.2f}x"
+        lines.append(f"| {name}, batch {CASES[name][0]} | {memory} |")
+    lines += ["", "Peaks of memory of a step without an optimizer, as ratios to the single network's. What is"]
+    lines += [
+        f"predicted before anything is built is within {max(differences):.1%} of what torch's `MemTracker` finds"
+    ]
+    lines += ["on the graph that is."]
     return "\n".join(lines) + "\n"
 
 

@@ -25,8 +25,8 @@ PLAIN = re.findall(
     choose code collaborative command commands compare copied costs counted cuts data depth directory distributed
     duplicate errors examples factor features files finite fixed flops folder forwards fxcollab gated gradients
     groups guessed hint inputs integrations into layout libraries lightning limits load loaded loss mark memory
-    modes mutual name names nearest nodes notebook observe operations option options order other outputs page
-    parameters part picture planning reason rows runs shape shared shown start steps structure task tensors
+    modes mutual name names nearest nodes notebook observe operations optimizer option options order other outputs
+    page parameters part picture planning reason rows runs shape shared shown start steps structure task tensors
     terminal time tokens transformers trust verify version weight weights what where
     """,
 )
