@@ -136,6 +136,9 @@ def place(node: fx.Node) -> str:
     return f"node {node.name!r} ({node.op} {node.target}){f', {line}' if line else ''}"
 
 
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""Names of attributes that all modules have."""
+
 OWN = "_own"
 """Attribute of a `CollabGraphModule` under which the root's modules and tensors are, whatever their names."""
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from fxcollab._torch import version_of
 from fxcollab.contents import Contents
 from fxcollab.errors import StateError
+from fxcollab.fx_utils import OF_EVERY_MODULE
 from fxcollab.runtime.functional_call import parts_of
 
 Stateful: TypeAlias = nn.Module | tuple[nn.Module, str]
 """A module with all its state, or one tensor by its name in a module."""
 
 _RESULT = "a result with a graph, as hooks of torch leave for the forward; set again for the second pass"
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _OBSERVED: WeakKeyDictionary[nn.Module, set[Any]] = WeakKeyDictionary()
 
 
@@ -85,7 +85,7 @@ def _attributes(stateful: Sequence[Stateful]) -> Iterator[tuple[Any, str, Any]]:
                 yield owner, name, vars(owner)[name]
             continue
         for part in parts_of(one):
-            yield from ((part, name, value) for name, value in vars(part).items() if name not in _OF_EVERY_MODULE)
+            yield from ((part, name, value) for name, value in vars(part).items() if name not in OF_EVERY_MODULE)
             for cls in type(part).__mro__:
                 if cls.__module__.partition(".")[0] not in ("torch", "builtins", "fxcollab"):
                     yield from ((cls, name, value) for name, value in vars(cls).items() if not name.startswith("__"))

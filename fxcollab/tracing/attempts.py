@@ -16,7 +16,7 @@ from fxcollab.functional import has_values
 from fxcollab.interrupts import deferred_interrupts
 from fxcollab.rng import preserve_rng_state
 from fxcollab.tracing.callers import is_internal_file
-from fxcollab.tracing.errors import FirstCallError, NoExampleError, UntraceableError
+from fxcollab.tracing.errors import FirstCallError, IndexAskedError, NoExampleError, UntraceableError
 from fxcollab.tracing.example_values import Examples
 from fxcollab.tracing.examples import example_tensors, guess_inputs
 from fxcollab.tracing.helpers import Helper, innermost_helper
@@ -24,7 +24,7 @@ from fxcollab.tracing.interface import ExampleInputs, Interface
 from fxcollab.tracing.leaks import purge_leaks
 from fxcollab.tracing.limitations import hooked_modules
 from fxcollab.tracing.proxy import readable
-from fxcollab.tracing.queries import may_be_none
+from fxcollab.tracing.queries import Indices, may_be_none
 from fxcollab.tracing.tracer import LazyTracer
 from fxcollab.tracing.twin import preserved_classes, twin_of
 
@@ -92,8 +92,9 @@ class _Attempts:
     """Attempts to trace one mode, of which each decides what is different in the next.
 
     After an error in a helper function, calls of it are recorded as one node, which has concrete values at every
-    call. After any other, the next examples are used. Where a helper is a node only because of what it asked, and
-    the code around it then asks whether its result is true, nothing is won: it is traced after all.
+    call. After any other, an index that was refused is given, or the next examples are used. Where a helper is a
+    node only because of what it asked, and the code around it then asks whether its result is true, nothing is won:
+    it is traced after all.
     """
 
     def __init__(self, request: Request, training: bool, constants: Mapping[str, Tensor]) -> None:
@@ -103,6 +104,7 @@ class _Attempts:
         self._examples = next(self._candidates) if request.interface.structured else None
         self._helpers, self._never_nodes = list[Helper](), list[Helper]()
         self._tentative = list[Helper]()  # helpers that only asked, or failed before there were examples
+        self._indices = Indices()
 
     def trace(self) -> Traced:
         """The first success."""
@@ -131,6 +133,7 @@ class _Attempts:
                     helpers=self._helpers,
                     never_nodes=self._never_nodes,
                     examples=self._examples,
+                    indices=self._indices,
                     before_each_node=answer_interrupt,
                 )
                 emptied.callback(vars(tracer).clear)
@@ -146,14 +149,25 @@ class _Attempts:
             return Traced(graph, tracer.constants, tracer.opened, tracer.attributes, tuple(tracer.notes))
 
     def _change_after(self, error: BaseException) -> None:
-        helper = innermost_helper(error, self._helpers)
+        asked = isinstance(error, IndexAskedError)
+        helper = innermost_helper(error, (*self._helpers, *self._never_nodes) if asked else self._helpers)
         if isinstance(error, NoExampleError) and self._examples is None and (found := self._first()) is not None:
             self._examples = found
         elif helper is not None:
             self._helpers.append(helper)
             self._tentative += [helper] if self._examples is None else []
-        else:
+        elif not self._gives_index(error):
             self._examples = _next_examples(self._candidates, error, self._request)
+
+    def _gives_index(self, error: BaseException) -> bool:
+        """Whether an index that was refused is given the next time, by the same examples."""
+        place = error.place if isinstance(error, IndexAskedError) else None
+        if place is None and isinstance(error, TypeError) and self._examples is not None:  # as torch has it
+            place, self._indices.refused = self._indices.refused, None
+        if place is None or place in self._indices.answered:
+            return False
+        self._indices.answered.add(place)
+        return self._examples is not None
 
     def _change_after_questions(self, graph: fx.Graph, tracer: LazyTracer) -> bool:
         """Whether the graph is not the one that is wanted, since the forward has asked for something."""

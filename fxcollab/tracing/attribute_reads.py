@@ -10,11 +10,10 @@ from typing import Any
 from torch import nn
 
 from fxcollab.codegen.fixed import is_plain
+from fxcollab.fx_utils import OF_EVERY_MODULE
 
 Reads = dict[tuple[str, str], None]
 """Paths of modules, each with the name of an attribute, in the order in which they are read."""
-
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @contextmanager
@@ -30,7 +29,7 @@ def noted_reads(root: nn.Module, is_recording: Callable[[], bool]) -> Iterator[R
 
     def read(module: nn.Module, name: str) -> Any:
         value = object.__getattribute__(module, name)
-        if id(module) in paths and name not in _OF_EVERY_MODULE and is_plain(value) and is_recording():
+        if id(module) in paths and name not in OF_EVERY_MODULE and is_plain(value) and is_recording():
             found[paths[id(module)], name] = None
         return value
 

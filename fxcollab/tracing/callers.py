@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -21,6 +21,18 @@ from torch import nn
 from fxcollab.sources.source import FILE_MODULE
 
 _LIBRARIES = sys.stdlib_module_names | {"torch", "fxcollab", "fxcollab_cli", "numpy", "functorch", "triton", "sympy"}
+
+
+Place: TypeAlias = tuple[str, str, int, int]
+"""An instruction: module, function, its first line, and the offset in its code."""
+
+
+def calling_place() -> Place:
+    """The instruction of the innermost user code that is running."""
+    frames = [frame for frame, _ in traceback.walk_stack(None)]
+    frame = next((frame for frame in frames if not is_library_frame(frame)), frames[-1])
+    code = frame.f_code
+    return frame.f_globals.get("__name__", "?"), code.co_qualname, code.co_firstlineno, frame.f_lasti
 
 
 def calling_line() -> tuple[str, str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fxcollab.errors import CaptureError
+from fxcollab.tracing.callers import Place
 
 
 class UntraceableError(BaseException):
@@ -16,6 +17,18 @@ class UntraceableError(BaseException):
 
 class NoExampleError(UntraceableError):
     """The forward needs something, such as a type, that any example input has, and there is no example yet."""
+
+
+class IndexAskedError(UntraceableError):
+    """The forward, or torch for it, asks a proxy for an index.
+
+    Attributes:
+        place: where; see `calling_place`.
+    """
+
+    def __init__(self, name: str, place: Place) -> None:
+        super().__init__(f"index({name}) can't be known while tracing")
+        self.place = place
 
 
 class DrawnError(UntraceableError):

@@ -70,7 +70,7 @@ class CaptureProxy(fx.Proxy):
         return int(_queries(self).evaluate(self, "int"))
 
     def __index__(self) -> int:
-        return int(_queries(self).evaluate(self, "index"))
+        return int(_queries(self).index(self))
 
     def __float__(self) -> float:
         return float(_queries(self).evaluate(self, "float"))

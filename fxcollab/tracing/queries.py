@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, fx
 
 from fxcollab._torch import FakeTensor, pytree
 from fxcollab.runtime.operators import QUESTIONS, guard
-from fxcollab.tracing.callers import calling_line
-from fxcollab.tracing.errors import DrawnError, NoExampleError, UntraceableError
+from fxcollab.tracing.callers import Place, calling_line, calling_place
+from fxcollab.tracing.errors import DrawnError, IndexAskedError, NoExampleError, UntraceableError
 from fxcollab.tracing.example_values import ExampleValues
 from fxcollab.tracing.helpers import is_helper
 from fxcollab.tracing.interface import Interface
@@ -25,11 +26,32 @@ _PARTS = (operator.getitem, getattr, list)
 _A_TENSOR = torch.empty(0, device="meta")
 
 
+MOST_PLACES = 100
+"""With more of them, as where a forward makes code with new names at every call, all indices are given."""
+
+
+@dataclass
+class Indices:
+    """Where a proxy that is asked for an index gives one.
+
+    Torch asks every size that it is given, and takes a proxy that has no index as it is: so the size may differ at
+    every call. Python's own questions, as by ``range``, fail then; only where one has is it answered the next time.
+
+    Attributes:
+        answered: the places where one is given.
+        refused: the last place where none was given.
+    """
+
+    answered: set[Place] = field(default_factory=set)
+    refused: Place | None = None
+
+
 class ProxyQueries:
     """Queries about the proxies of one trace, answered by ``example_values``, which may be None.
 
     A method that needs an example value and has none raises an `UntraceableError`. ``tensors`` has those of the
     ``get_attr`` nodes by name; ``record`` adds a call to the graph; ``notes`` gets a sentence for every guarded line.
+    ``indices`` says where indices are given.
     """
 
     def __init__(
@@ -39,10 +61,11 @@ class ProxyQueries:
         tensors: Mapping[str, Tensor],
         record: Record,
         notes: dict[str, None],
+        indices: Indices,
     ) -> None:
         self._structured = frozenset(interface.structured)
         self._example_values, self._tensors, self._record, self._notes = example_values, tensors, record, notes
-        self._computing = False
+        self._indices, self._computing = indices, False
 
     @property
     def computing(self) -> bool:
@@ -82,6 +105,14 @@ class ProxyQueries:
         traced = f"what {file}:{line} depends on was taken from an example input"
         self._notes[f"{traced}; inputs for which it differs raise an error"] = None
         return answer
+
+    def index(self, proxy: fx.Proxy) -> Any:
+        """The index that the example value is, where `Indices` says so."""
+        place = calling_place()
+        if place not in self._indices.answered and len(self._indices.answered) < MOST_PLACES:
+            self._indices.refused = place
+            raise IndexAskedError(proxy.node.name, place)
+        return self.evaluate(proxy, "index")
 
     def is_instance(self, proxy: fx.Proxy, classes: Any) -> bool:
         """``isinstance`` of the example value; inputs without an example are tensors."""

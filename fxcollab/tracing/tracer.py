@@ -38,7 +38,7 @@ from fxcollab.tracing.leaks import watch
 from fxcollab.tracing.names import Names
 from fxcollab.tracing.patches import overrides_call, patched_torch, recorded_overrides
 from fxcollab.tracing.proxy import CaptureProxy, unformat
-from fxcollab.tracing.queries import ProxyQueries, comes_from_helper
+from fxcollab.tracing.queries import Indices, ProxyQueries, comes_from_helper
 from fxcollab.tracing.tensor_functions import TensorFunctions
 from fxcollab.tracing.twin import Attributes, Twin
 from fxcollab.tracing.user_globals import patched_globals
@@ -88,6 +88,7 @@ class LazyTracer(fx.Tracer):
         helpers: Iterable[Helper],
         never_nodes: Iterable[Helper],
         examples: Examples | None,
+        indices: Indices,
         before_each_node: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class LazyTracer(fx.Tracer):
         self._twin = twin
         self._opened_paths, self._interface, self._operators = opened, interface, operators
         self._helpers, self._never_nodes = tuple(helpers), tuple(never_nodes)
-        self._examples, self._known = examples, constants
+        self._examples, self._known, self._indices = examples, constants, indices
         self.notes: dict[str, None] = {}
         self.asking, self.asked = dict[Helper, bool](), list[Helper]()
         self.opened: dict[str, nn.Module] = {}
@@ -119,7 +120,9 @@ class LazyTracer(fx.Tracer):
             values = None if self._examples is None else self.values_for(self._examples)
             if values is not None:
                 self.names.note_example(values.given())
-            self.queries = ProxyQueries(self._interface, values, self.names.tensors, self._record, self.notes)
+            self.queries = ProxyQueries(
+                self._interface, values, self.names.tensors, self._record, self.notes, self._indices
+            )
             self._thread, self._generators = threading.get_ident(), ForeignState()
             with (
                 torch.enable_grad(),

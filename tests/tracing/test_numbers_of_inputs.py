@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import fxcollab
+from fxcollab import GuardError
 
 torch.manual_seed(0)
 
@@ -72,6 +75,64 @@ class PadsInAHelper(Net):
 @pytest.mark.parametrize("net", [ByCachedShape, ByAHelpersDict, PadsInAHelper])
 def test_what_a_function_asks_about_sizes_is_asked_at_every_call(net: type[Net]) -> None:
     proved(net(), (torch.randn(2, 3, 3, 8),), (torch.randn(3, 3, 3, 8),))
+
+
+ONE_ROW, SCALE = torch.ones(1, 8), torch.ones(8)
+GIVEN_SIZES: dict[str, Callable[[Tensor], Tensor]] = {
+    "reshape, a list": lambda x: torch.reshape(x, [x.shape[0], x.shape[1]]),
+    "reshape, a tuple": lambda x: torch.reshape(x.t(), (x.shape[0], -1)),
+    "broadcast_to": lambda x: x + torch.broadcast_to(ONE_ROW, [x.shape[0], 8]),
+    "expand of a constant": lambda x: x * SCALE.expand([x.shape[0], 8]),
+    "repeat of a constant": lambda x: x * ONE_ROW.repeat(x.shape[0], 1),
+    "tile": lambda x: x * torch.tile(ONE_ROW, (x.shape[0], 1)),
+    "narrow": lambda x: torch.narrow(x, 0, 0, x.shape[0]) * 2,
+    "narrow of a constant": lambda x: x + torch.narrow(ONE_ROW.expand(9, 8), 0, 1, x.shape[0]),
+    "unflatten": lambda x: torch.unflatten(x.flatten(), 0, (x.shape[0], 8)),
+    "as_strided": lambda x: torch.as_strided(x, (x.shape[0], 8), (8, 1)).relu(),
+    "split": lambda x: torch.cat(torch.split(x, [1, x.shape[0] - 1])[::-1]),
+    "roll": lambda x: torch.roll(x, x.shape[0] - 1, 0),
+    "repeat_interleave": lambda x: torch.repeat_interleave(x, x.shape[0], 0)[: x.shape[0]],
+    "interpolate": lambda x: nn.functional.interpolate(x[None], size=[x.shape[1] - 0])[0],
+    "pad": lambda x: nn.functional.pad(x, (0, 0, x.shape[0], 0))[-x.shape[0] :],
+}
+
+
+class AsksForASize(Net):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.blocks[0](x)
+        for _ in range(x.shape[1] // 4):  # needs an index, so that there are examples
+            x = x * 1.5
+        return self.rest(self.function(x))
+
+
+@pytest.mark.parametrize("name", GIVEN_SIZES)
+def test_sizes_that_are_handed_to_torch_may_differ_where_others_were_asked_for(name: str) -> None:
+    proved(AsksForASize(GIVEN_SIZES[name]), (torch.randn(2, 8),), (torch.randn(5, 8),))
+
+
+def test_what_python_asks_for_an_index_stays_as_it_was() -> None:
+    model = AsksForASize(lambda x: torch.stack([x[i] for i in range(x.shape[0])]))
+    train_model = fxcollab.transform(model, splits=["blocks.0"], example_inputs=(torch.randn(2, 8),))
+    with pytest.raises(GuardError, match=r"index\(\.\.\.\) is 2; here it is 3"):
+        train_model(torch.randn(3, 8))
+
+
+def test_code_that_is_made_anew_at_every_call_is_given_its_indices_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fxcollab.tracing.queries.MOST_PLACES", 5)
+    made = itertools.count()
+
+    def repeated(x: Tensor) -> Tensor:
+        scope: dict[str, Any] = {"__name__": f"made_{next(made)}"}
+        exec("def times(x, n):\n    return sum([x for _ in range(n)])", scope)
+        return scope["times"](x, x.shape[1])  # type: ignore[no-any-return]
+
+    proved(AsksForASize(repeated), (torch.randn(2, 8),), (torch.randn(5, 8),))
 
 
 def written_if_big(x: Tensor) -> Tensor:
