@@ -69,7 +69,7 @@ def _modes_that_feel_shared_buffers(network: Network, report: Report) -> tuple[s
     with torch.no_grad():
         evaluated(*_inputs(network, 5))
     written = any(not torch.equal(tensor, before[name]) for name, tensor in evaluated.named_buffers())
-    return ("in train mode", "gradients", *(["in eval mode"] if written else []))
+    return ("in train mode", "gradients", *(["in eval mode equals the original with head"] if written else []))
 
 
 def _inputs(network: Network, batch: int) -> tuple[Tensor, ...]:
