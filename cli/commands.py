@@ -199,8 +199,7 @@ def verify(options: Options, json: Json = False) -> None:
     """
     report = options.verify(options.training_model())
     if json:
-        checks = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in report]
-        print_json({"ok": report.ok, "checks": checks, "limitations": list(report.limitations)})
+        print_json({"ok": report.ok, **asdict(report)})
     else:
         render_report(report)
     if not report.ok:

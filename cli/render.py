@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -13,40 +13,43 @@ from .console import out
 
 if TYPE_CHECKING:
     from fxcollab.costs.costs import Costs
-    from fxcollab.costs.summary import Level, Summary
+    from fxcollab.costs.summary import Summary
+    from fxcollab.costs.text import Entry
     from fxcollab.proof.report import Report
     from fxcollab.splits.candidates import Candidate
     from fxcollab.splits.choice import Choice
 
-_SHOWN = 4
 _INDENT = 12
+_STYLES = {"+": "green", "~": "yellow", "!": "magenta", "=": "dim"}
 
 
 def render_summary(summary: Summary, choice: Choice | None) -> None:
     """How splits were chosen, heads, levels, what was cloned and rescaled, parameters and FLOPs to the original's."""
     if choice:
         render_choice(choice)
-    again = ", heads computed again in the backward" if summary.recompute else ""
-    out().print(f"{summary.heads} heads, {summary.pattern}, seed {summary.seed}, init {summary.init}{again}")
-    _print_entry(Text("start"), Text(summary.start))
-    for level in summary.levels:
-        _print_entry(Text(f"level {level.level}" if level.level else "trunk"), _level(level))
-    _print_entry(Text("parameters"), Text(_ratio(summary.parameters)))
-    for label, text in _costs(summary):
-        _print_entry(Text(label), Text(text))
-    _print_limitations(summary.limitations)
-    out().print(_counts(summary))
+    out().print(summary.title)
+    _print_entries(summary.entries())
+    out().print(Text("  ").join(Text(count, _STYLES[count[0]]) for count in summary.counts()))
 
 
 def render_report(report: Report) -> None:
     """One entry a check."""
     for check in report:
         mark = Text("ok", "green") if check.ok else Text("FAILED", "bold red")
+        mark = mark if check.checked else Text("-", "dim")
         _print_entry(mark, Text(f"{check.name}: ").append(check.detail, "dim"))
-    _print_limitations(report.limitations)
-    failed, total = sum(not check.ok for check in report), len(report.checks)
-    verdict = Text(f"{failed} of {total} checks failed", "bold red")
-    out().print(verdict if failed else Text(f"all {total} checks hold", "bold green"))
+    for limitation in report.limitations:
+        _print_entry(Text("limitation", "yellow"), Text(limitation))
+    out().print(_verdict(report))
+
+
+def _verdict(report: Report) -> Text:
+    total, unmade = len(report.checks), len(report.not_checked)
+    if failed := sum(not check.ok for check in report):
+        return Text(f"{failed} of {total} checks failed", "bold red")
+    if unmade:
+        return Text(f"{total - unmade} checks hold, {unmade} could not be made", "bold green")
+    return Text(f"all {total} checks hold", "bold green")
 
 
 def render_choice(choice: Choice) -> None:
@@ -62,15 +65,9 @@ def render_costs(costs: Costs, choice: Choice | None, *, guessed: bool = False) 
     """A training step of the original and of the training graph, side by side; ``guessed`` if no input was given."""
     if choice:
         render_choice(choice)
-    old, new = costs.original, costs.training
-    rows = [
-        ("FLOPs", _ratio((old.flops, new.flops)), "of a training step" + ", input guessed: set --input" * guessed),
-        ("parameters", _ratio((old.parameters, new.parameters)), ""),
-        ("activations", _ratio((old.activations, new.activations), "B"), "kept for the backward"),
-        ("memory", _ratio((old.memory, new.memory), "B"), "peak of a step: state, gradients, optimizer, activations"),
-    ]
-    for label, text, meaning in rows:
-        _print_entry(Text(label), Text(f"{text}  ").append(meaning, "dim"))
+    if guessed:
+        _print_entry(Text("input"), Text("guessed: set --input"))
+    _print_entries(costs.entries())
 
 
 def _crossing(candidate: Candidate) -> str:
@@ -108,9 +105,10 @@ def render_candidates(found: Sequence[Candidate]) -> None:
     out().print(Text(told, "dim"))
 
 
-def _print_limitations(sentences: Iterable[str]) -> None:
-    for sentence in sentences:
-        _print_entry(Text("limitation", "yellow"), Text(sentence))
+def _print_entries(entries: Iterable[Entry]) -> None:
+    for label, text, remark in entries:
+        style = "yellow" if label == "limitation" else ""
+        _print_entry(Text(label, style), Text(text).append(remark, "dim"))
 
 
 def _print_entry(label: Text, text: Text) -> None:
@@ -122,44 +120,3 @@ def _print_entry(label: Text, text: Text) -> None:
         label.pad_right(_INDENT - len(label))
         out().print(label + line)
         label = Text()
-
-
-def _level(level: Level) -> Text:
-    hidden = len(level.nodes) - _SHOWN
-    nodes = ", ".join(level.nodes[:_SHOWN]) + (f", ... {hidden} more" if hidden > 0 else "")
-    number, size = level.branches, f"{level.parameters:,} parameters"
-    place = f"{number} branches behind {level.split or 'the inputs'}, {size} each" if level.level else f"once, {size}"
-    return Text(f"{place}: ").append(nodes or "nothing", "dim")
-
-
-def _costs(summary: Summary) -> Iterator[tuple[str, str]]:
-    """FLOPs and memory of a training step."""
-    if summary.costs is None:
-        yield "FLOPs", f"unknown: {summary.costs_unknown or 'no input is known'} (set --input)"
-        return
-    old, new = summary.costs.original, summary.costs.training
-    guessed = ", guessed: set --input" if summary.guessed else ""
-    yield "FLOPs", f"{_ratio((old.flops, new.flops))}  a training step, input {summary.inputs}{guessed}"
-    yield "memory", f"{_ratio((old.memory, new.memory), 'B')}  its peak, with SGD and momentum"
-
-
-def _counts(summary: Summary) -> Text:
-    counts = Text()
-    counts.append(f"+ {summary.cloned} cloned", "green").append("  ")
-    counts.append(f"~ {summary.rescaled} rescaled", "yellow").append("  ")
-    if summary.copied:
-        counts.append(f"! {summary.copied} copied before in-place writes", "magenta").append("  ")
-    return counts.append(f"= {summary.shared} shared", "dim")
-
-
-def _ratio(pair: tuple[int, int], unit: str = "") -> str:
-    before, after = pair
-    return f"{_short(before)}{unit} -> {_short(after)}{unit}" + (f"  ({after / before:.2f}x)" if before else "")
-
-
-def _short(number: float) -> str:
-    for unit in ("", "k", "M", "G", "T"):
-        if number < 1000 or unit == "T":
-            return f"{number:.4g}{unit}"
-        number /= 1000
-    raise AssertionError

@@ -134,7 +134,7 @@ def test_transform_writes_an_artifact_and_sums_it_up(call: Call, model: Path) ->
         level 1     2 branches behind stem, 33 parameters each: probe, body_0, body_1
         level 2     4 branches behind body.1, 10 parameters each: body_2, head
         parameters  59 -> 122  (2.07x)
-        FLOPs       400 -> 896  (2.24x)  a training step, input 2x3, guessed: set --input
+        FLOPs       400 -> 896  (2.24x)  a training step, input 2x3, guessed: set --input, in Python example_inputs
         memory      808B -> 1.632kB  (2.02x)  its peak, with SGD and momentum
         + 9 cloned  ~ 3 rescaled  = 2 shared
         """)
@@ -144,7 +144,9 @@ def test_transform_writes_an_artifact_and_sums_it_up(call: Call, model: Path) ->
         "plan.json",
         "weights.safetensors",
     ]
-    assert len(fxcollab.load("model_collab")(torch.randn(2, 3))) == 4
+    train_model = fxcollab.load("model_collab")
+    assert len(train_model(torch.randn(2, 3))) == 4
+    assert f"{fxcollab.summarise(train_model)}\n" == result.out
 
 
 @pytest.mark.parametrize(
@@ -352,7 +354,7 @@ def test_several_inputs_are_given_one_by_one(call: Call, write: Write) -> None:
                 return self.c(self.a(x) + self.b(y))
     """)
     unknown = call("transform", "model.py", "--splits", "a+b")
-    assert "FLOPs       unknown: its inputs are x, y (set --input)\n" in unknown.out
+    assert "FLOPs       unknown: its inputs are x, y (set --input, in Python example_inputs)\n" in unknown.out
     assert call("verify", "model_collab").code == 2
     result = call("transform", "model.py", "--splits", "a+b", "--input", "2x3", "--input", "2x5", "--force")
     assert "a training step, input 2x3, 2x5\n" in result.out
@@ -449,7 +451,8 @@ def test_verify_proves_a_source_without_writing(call: Call, model: Path) -> None
     result = call("verify", "model.py", "--pattern", "simple", "--splits", "stem", "--heads", "3", "--json")
     assert result.code == 0
     assert set(result.json) == {"ok", "checks", "limitations"} and result.json["ok"] is True
-    assert all(set(check) == {"name", "ok", "detail"} and check["ok"] for check in result.json["checks"])
+    assert all(set(check) == {"name", "ok", "detail", "checked"} for check in result.json["checks"])
+    assert all(check["ok"] and check["checked"] for check in result.json["checks"])
     assert [check["name"] for check in result.json["checks"] if "head 2" in check["name"]] == [
         "graph of head 2 equals the original's",
         "head 2 in train mode equals the original with head 2's weights",
@@ -483,6 +486,16 @@ def test_verify_exits_with_1_when_a_check_fails(call: Call, write: Write, option
     else:
         assert re.search(r"^FAILED {6}head \d in train mode equals", result.out, re.MULTILINE)
         assert re.search(r"^\d+ of \d+ checks failed$", result.out, re.MULTILINE)
+
+
+def test_checks_that_could_not_be_made_are_not_said_to_hold(call: Call, write: Write) -> None:
+    write("from torch import nn\nmodel = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).to('meta')")
+    result = call("verify", "model.py", "--splits", "0")
+    assert result.code == 0
+    unmade = re.findall(r"^- {11}.*: not checked: ", result.out, re.MULTILINE)
+    made = re.findall(r"^ok {10}", result.out, re.MULTILINE)
+    assert unmade and made
+    assert result.out.splitlines()[-1] == f"{len(made)} checks hold, {len(unmade)} could not be made"
 
 
 def test_verify_refuses_plan_options_with_a_directory(call: Call, made: Path) -> None:
@@ -1165,7 +1178,10 @@ def test_a_choice_is_data_with_json(call: Call, model: Path) -> None:
 def test_costs_are_told_before_anything_is_built(call: Call, model: Path) -> None:
     result = call("costs", "model.py", "--splits", "stem,body.1")
     assert (result.code, result.err) == (0, "")
-    assert [line.split()[0] for line in result.out.splitlines()] == ["FLOPs", "parameters", "activations", "memory"]
+    first, *lines = result.out.splitlines()
+    assert first == "input       guessed: set --input"
+    assert [line.split()[0] for line in lines] == ["FLOPs", "parameters", "activations", "memory"]
+    assert result.out.endswith(f"{fxcollab.training_costs(net(), splits=['stem', 'body.1'])}\n")
     assert "400 -> 896  (2.24x)" in result.out and "59 -> 122  (2.07x)" in result.out
     assert not Path("model_collab").exists()
     data = json.loads(call("costs", "model.py", "--splits", "auto", "--optimizer", "2", "--json").out)

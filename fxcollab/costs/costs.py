@@ -6,7 +6,7 @@ found by simulating the profile's allocations in the order of the steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from fxcollab.codegen.branches import Recompute, check_recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.memory import MemorySimulation
 from fxcollab.costs.profile import Profile, explained, profile
+from fxcollab.costs.text import Entry, as_text, before_and_after
 from fxcollab.errors import PatternError
 from fxcollab.limits import check_optimizer
 from fxcollab.patterns import AUTO, head_tree, split_names
@@ -81,6 +82,19 @@ class Costs:
     def memory(self) -> float:
         """Ratio of the peaks of memory."""
         return ratio(self.training.memory, self.original.memory)
+
+    def entries(self) -> Iterator[Entry]:
+        """The lines that `str` shows."""
+        old, new = self.original, self.training
+        yield Entry("FLOPs", before_and_after((old.flops, new.flops)), "  of a training step")
+        yield Entry("parameters", before_and_after((old.parameters, new.parameters)))
+        activations = before_and_after((old.activations, new.activations), "B")
+        yield Entry("activations", activations, "  kept for the backward")
+        memory = before_and_after((old.memory, new.memory), "B")
+        yield Entry("memory", memory, "  peak of a step: state, gradients, optimizer, activations")
+
+    def __str__(self) -> str:
+        return as_text(self.entries())
 
     def to_json(self) -> dict[str, Any]:
         """Both steps and the ratios as plain data."""

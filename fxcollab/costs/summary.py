@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,15 @@ from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.costs.costs import Costs, Levels, costs_of, parameter_count
 from fxcollab.costs.original import ProfiledOriginal, profile_original
+from fxcollab.costs.text import Entry, as_text, before_and_after
 from fxcollab.functional import tensors_of
 from fxcollab.plan import plan_of, training_model
 from fxcollab.provenance import Provenance, provenance_of
 from fxcollab.rewriting.init_rules import described
 from fxcollab.tracing.capture import LIMITATIONS_KEY
 from fxcollab.tree import branch_name, parse_branch_name
+
+_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,15 @@ class Level:
     branches: int
     nodes: tuple[str, ...]
     parameters: int
+
+    def entry(self) -> Entry:
+        """The line of the summary."""
+        size, more = f"{self.parameters:,} parameters", len(self.nodes) - _SHOWN
+        nodes = ", ".join(self.nodes[:_SHOWN]) + (f", ... {more} more" if more > 0 else "")
+        if self.level == 0:
+            return Entry("trunk", f"once, {size}: ", nodes or "nothing")
+        place = f"{self.branches} branches behind {self.split or 'the inputs'}"
+        return Entry(f"level {self.level}", f"{place}, {size} each: ", nodes or "nothing")
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,37 @@ class Summary:
     costs_unknown: str | None
     limitations: tuple[str, ...]
     recompute: Recompute | None
+
+    @property
+    def title(self) -> str:
+        """The first line: heads, pattern, seed and how heads start."""
+        again = ", heads computed again in the backward" if self.recompute else ""
+        return f"{self.heads} heads, {self.pattern}, seed {self.seed}, init {self.init}{again}"
+
+    def entries(self) -> Iterator[Entry]:
+        """The lines that `str` shows below the title."""
+        yield Entry("start", self.start)
+        yield from (level.entry() for level in self.levels)
+        yield Entry("parameters", before_and_after(self.parameters))
+        if self.costs is None:
+            why = self.costs_unknown or "no input is known"
+            yield Entry("FLOPs", f"unknown: {why} (set --input, in Python example_inputs)")
+        else:
+            old, new = self.costs.original, self.costs.training
+            guessed = ", guessed: set --input, in Python example_inputs" if self.guessed else ""
+            flops = before_and_after((old.flops, new.flops))
+            yield Entry("FLOPs", f"{flops}  a training step, input {self.inputs}{guessed}")
+            memory = before_and_after((old.memory, new.memory), "B")
+            yield Entry("memory", f"{memory}  its peak, with SGD and momentum")
+        yield from (Entry("limitation", sentence) for sentence in self.limitations)
+
+    def counts(self) -> tuple[str, ...]:
+        """The last line's parts: numbers of nodes, each with its mark in the diff."""
+        copied = (f"! {self.copied} copied before in-place writes",) if self.copied else ()
+        return f"+ {self.cloned} cloned", f"~ {self.rescaled} rescaled", *copied, f"= {self.shared} shared"
+
+    def __str__(self) -> str:
+        return as_text((self.title, *self.entries(), "  ".join(self.counts())))
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
