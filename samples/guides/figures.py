@@ -56,16 +56,15 @@ def guarantees() -> str:
     return _list(
         "1. **You get your model back:** what `prune` returns has your model's operations, node for node, for every "
         f"head: in {of(structure, 'timm')} models of timm, {of(structure, 'torchvision')} of torchvision, "
-        f"{of(structure, 'transformers')} classifiers of transformers.",
+        f"{of(structure, 'transformers')} classifiers of transformers. None came back changed.",
         "2. **Outputs are exact:** a head computes, bit for bit, what your model does with that head's weights.",
         "3. **Gradients are means:** the loss is a sum, and what heads share gets the mean of the gradients that "
-        "each sends, so that learning rates stay. In "
-        f"{cases} of {len(proofs)} cases ({networks} networks, {trees} trees each) the largest relative difference "
-        f"is {worst:.0e} in float64.",
+        "each sends, so that learning rates need no change. It holds in "
+        f"{cases} of {len(proofs)} cases ({networks} networks, {trees} head trees each), up to {worst:.0e} in float64.",
         "4. **Your model stays as it is** until you train; where `transform` refuses it, the error says what helps.",
-        f"5. **Check it:** `fxcollab verify` runs all this on your model. It passes for {of(values, 'timm')} models "
-        f"of timm and {of(values, 'transformers')} of transformers; why not for others is in "
-        "[zoo.md](tests/benchmarks/results/zoo.md).",
+        f"5. **Check it:** `fxcollab verify` tests all this on your model. It holds for {of(values, 'timm')} models "
+        f"of timm (the smallest of every kind, with weights) and {of(values, 'transformers')} of transformers; why not "
+        "for others is in [zoo.md](tests/benchmarks/results/zoo.md).",
     )
 
 
@@ -120,8 +119,8 @@ def when() -> str:
 
     return _list(
         "- **Use it** where inference must not cost more and some labels are wrong: with 40 % wrong ones, drawn anew "
-        f"every epoch, a small network's error of {alone(noisy)} changed by {span(noisy)} points (gain ± over seeds: "
-        "what is smaller than its ± is not told from none). Try stopping early first: it costs nothing.",
+        f"every epoch, the gain on a small network's error of {alone(noisy)} is {span(noisy)} points (± over seeds: "
+        "a gain below its ± can't be told from none). Try stopping early first: it costs nothing.",
         f"- **Expect little** on clean data: {span(clean)} points at {alone(clean)} error with few images, "
         f"{span(larger)} at {alone(larger)} with more and a larger network ([all]"
         f"(samples/paper/results/README.md)); the paper has {published} on ImageNet.",
