@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,9 @@ import fxcollab
 from fxcollab import DiffError
 from fxcollab.diffs.compare import Comparison
 from fxcollab.diffs.comparison import Row, Status
+from fxcollab.diffs.views import VIEWS
+from fxcollab.io.recognise import is_generated
+from tests.fonts import needs_a_font
 
 
 class Net(nn.Module):
@@ -273,6 +277,18 @@ def resnet18() -> nn.Module:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ending", [pytest.param(e, marks=[needs_a_font] * (e == ".png")) for e in VIEWS])
+def test_every_view_draws_two_graphs_or_says_what_does(ending: str, tmp_path: Path) -> None:
+    found, file = compared(Net(), Longer()), tmp_path / f"two{ending}"
+    if ending == ".dot":
+        with pytest.raises(DiffError, match=r"can't be drawn as \.dot") as raised:
+            found.save(file)
+        assert raised.value.hint == "write one of .html, .svg, .png, .json" and not file.exists()
+    else:
+        found.save(file)
+        assert is_generated(file)
+
+
 def test_two_plans_of_a_resnet() -> None:
     a = fxcollab.transform(resnet18(), "simple", ["layer2"], seed=0)
     b = fxcollab.transform(resnet18(), "hierarchical", ["layer2", "layer3"], seed=0)

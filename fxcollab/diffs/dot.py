@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from fxcollab.diffs.model import Change, DiffData, DiffNode
-from fxcollab.io.mark import mark_of
+from fxcollab.io.mark import marked_text
 from fxcollab.tree import Path, branch_name
 
 _COLOURS: Mapping[Change, str] = {
@@ -16,8 +16,7 @@ _COLOURS: Mapping[Change, str] = {
 
 def to_dot(diff: DiffData) -> str:
     """Of the training graph: a cluster a branch, colours by change, factors on rescales."""
-    text = "\n".join(_dot(diff)) + "\n// "
-    return f"{text}{mark_of(text)}\n"
+    return marked_text("\n".join(_dot(diff)), "//")
 
 
 def _dot(diff: DiffData) -> Iterator[str]:

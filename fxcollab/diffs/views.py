@@ -1,4 +1,4 @@
-"""The views that can be written to files. A new one is a file beside this one, and a line in `VIEWS`."""
+"""The views that can be written to files. A new one is a function of a difference, and a line in `VIEWS`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Difference(Protocol):
 
 def _dot(found: Difference) -> str:
     if not hasattr(found, "to_dot"):
-        raise DiffError("Two graphs can't be drawn as .dot.", hint="write .html, .svg, .png or .json")
+        others = ", ".join(ending for ending in VIEWS if ending != ".dot")
+        raise DiffError("Two graphs can't be drawn as .dot.", hint=f"write one of {others}")
     return str(found.to_dot())
 
 

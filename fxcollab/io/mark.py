@@ -33,6 +33,12 @@ def marked_markup(text: str) -> str:
     return text if is_marked(encoded(text)) else f"{before}{mark_of(before)} -->\n"
 
 
+def marked_text(text: str, comment: str) -> str:
+    """Text of lines with the mark in a last one, behind the signs that begin a comment."""
+    before = f"{text}\n{comment} "
+    return f"{before}{mark_of(before)}\n"
+
+
 def marked_json(data: Mapping[str, Any]) -> str:
     """JSON of which the last entry is the mark."""
     before = f'{json.dumps(data, indent=1)[:-2]},\n "generator": "'

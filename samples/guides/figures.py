@@ -60,11 +60,12 @@ def guarantees() -> str:
         "2. **Outputs are exact:** a head computes, bit for bit, what your model does with that head's weights.",
         "3. **Gradients are means:** the loss is a sum, and what heads share gets the mean of the gradients that "
         "each sends, so that learning rates need no change. It holds in "
-        f"{cases} of {len(proofs)} cases ({networks} networks, {trees} head trees each), up to {worst:.0e} in float64.",
+        f"{cases} of {len(proofs)} cases ({networks} networks, {trees} head trees each), up to {worst:.0e} in "
+        "float64.",
         "4. **Your model stays as it is** until you train; where `transform` refuses it, the error says what helps.",
         f"5. **Check it:** `fxcollab verify` tests all this on your model. It holds for {of(values, 'timm')} models "
-        f"of timm (the smallest of every kind, with weights) and {of(values, 'transformers')} of transformers; why not "
-        "for others is in [zoo.md](tests/benchmarks/results/zoo.md).",
+        f"of timm (the smallest of every kind, with weights) and {of(values, 'transformers')} of transformers; why "
+        "not for others is in [zoo.md](tests/benchmarks/results/zoo.md).",
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
 
 import fxcollab
-from fxcollab.patterns import PATTERNS
+from fxcollab.diffs.views import VIEWS
+from fxcollab.patterns import _BUILT_IN, PATTERNS
 from tests.documents.reading import GUIDES, NAMES, ROOT, anchors, links
 
 HOSTS = {"https://arxiv.org", "https://pytorch.org", "https://docs.astral.sh", "https://github.com"}
@@ -50,3 +52,18 @@ def test_every_pattern_stands_wherever_patterns_are_listed() -> None:
     texts["transform"] = str(fxcollab.transform.__doc__)
     missing = [(place, name) for place, text in texts.items() for name in PATTERNS if name not in text]
     assert missing == []
+
+
+def test_patterns_that_take_heads_are_named_where_heads_are_explained() -> None:
+    takers = [name for name, function in _BUILT_IN.items() if "heads" in inspect.signature(function).parameters]
+    assert takers
+    for place in ("cli/planning.py", "samples/train.py", "fxcollab/_transform.py"):
+        text = (ROOT / place).read_text()
+        explained = re.search(r"^ +heads: (?!int \| None = None,$).*", text, re.MULTILINE)
+        assert explained and all(name in explained[0] for name in takers), place
+
+
+def test_every_view_is_named_where_views_are_listed() -> None:
+    places = "cli/commands.py", "fxcollab/diffs/shown.py", "samples/guides/inside.md"
+    texts = {place: (ROOT / place).read_text() for place in places}
+    assert [(place, view) for place, text in texts.items() for view in VIEWS if view not in text] == []

@@ -89,8 +89,8 @@ def transformed(
     torch.manual_seed(0)
     model, fanouts = make(), TREES[shape]
     if isinstance(fanouts, str):
-        pattern, count = fanouts.split()
-        options |= {"pattern": pattern, "splits": splits[: int(count)]}
+        pattern, count, *heads = fanouts.split()
+        options |= {"pattern": pattern, "splits": splits[: int(count)], "heads": int(heads[0]) if heads else None}
     else:
         options |= {"splits": splits[: len(fanouts)], "fanouts": fanouts}
     train_model = fxcollab.transform(model, seed=0, init="copy-anyway", example_inputs=(inputs,), **options)
