@@ -27,6 +27,7 @@ from fxcollab.analysis.operations import flops_of
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, FxCollabError, one_line
 from fxcollab.fx_utils import Interpreter
+from fxcollab.proof.runs import tensors_in
 from fxcollab.tracing.examples import real_values, run_on_twin, why_not
 from fxcollab.tracing.interface import ExampleInputs, Interface
 from fxcollab.tracing.leaks import purge_leaks
@@ -188,7 +189,7 @@ def explained(model: nn.Module, interface: Interface) -> Iterator[None]:
 
 def backward(outputs: object) -> None:
     """Run the backward from the sum of all tensors in ``outputs`` that require a gradient."""
-    leaves = (leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad)
+    leaves = (leaf for leaf in tensors_in(outputs) if leaf.requires_grad)
     reals = [leaf.real if leaf.is_complex() else leaf for leaf in leaves]
     losses = [leaf.sum() if leaf.ndim else leaf for leaf in reals]
     if losses:
@@ -213,7 +214,7 @@ class _Profiler(Interpreter):
 
 
 def _hook_backward(node: fx.Node, value: Any, recorder: _Recorder) -> None:
-    functions: list[Any] = [leaf.grad_fn for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    functions: list[Any] = [leaf.grad_fn for leaf in tensors_in(value)]
     while functions:
         function = functions.pop()
         if function is None or _SEEN in function.metadata or hasattr(function, "variable"):
@@ -274,10 +275,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def value(self, node: fx.Node, value: Any) -> None:
         """What a node returned."""
         cost = self._costs.setdefault(node, {})
-        tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        tensors = [*tensors_in(value)]
         cost["differentiable"] = any(tensor.requires_grad for tensor in tensors)
         cost["floating"] = any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
-        for storage in _storages(value):
+        for storage in _storages(tensors):
             if storage in self._living:
                 self._living[storage].values[node] = None
         if isinstance(value, Tensor):

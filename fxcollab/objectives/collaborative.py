@@ -21,7 +21,7 @@ from fxcollab.objectives.consensus import consensus
 from fxcollab.objectives.hard_loss import ignored_label, is_plain_cross_entropy
 from fxcollab.objectives.objective import Options, as_teachers
 from fxcollab.objectives.options import switch
-from fxcollab.objectives.outputs import logits_of_heads
+from fxcollab.objectives.outputs import logits_of_heads, warn_of_shared
 from fxcollab.objectives.tokens import flat_labels
 from fxcollab.objectives.two_terms import TwoTerms
 
@@ -132,6 +132,7 @@ class CollaborativeLoss(TwoTerms):
         if not isinstance(self.logits, tuple):
             return super().forward(outputs, target, *args, num_items=num_items, **kwargs)
         states, *layer = (logits_of_heads(outputs, field) for field in self.logits)
+        warn_of_shared(states)
         if not self._is_plain(len(states)) or self.reduction == "none" or target is None:
             raise ObjectiveError(
                 "The loss can't be computed from hidden states.",

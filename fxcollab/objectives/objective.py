@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fxcollab.errors import ObjectiveError
 from fxcollab.objectives.hard_loss import HardLoss, ignored_label
 from fxcollab.objectives.options import Number
-from fxcollab.objectives.outputs import Field, described, is_concrete, logits_of_heads, widened
+from fxcollab.objectives.outputs import Field, described, is_concrete, logits_of_heads, warn_of_shared, widened
 from fxcollab.objectives.tasks import Task, task_of
 from fxcollab.objectives.tokens import Tokens, flat_labels, flat_logits
 
@@ -178,6 +178,7 @@ class Objective(nn.Module, ABC):
     def read(self, outputs: Sequence[object], target: Any) -> tuple[list[Tensor], Any, tuple[int, ...] | None]:
         """The logits of all heads in their own types, the target that fits them, and the shape (N, T) of tokens."""
         raw = logits_of_heads(outputs, self.logits)
+        warn_of_shared(raw)
         heads = self._flat(raw)
         if not self.tokens:
             return heads, target, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import TypeAlias
@@ -45,6 +46,17 @@ def logits_of_heads(outputs: Sequence[object], field: Field, of: str = "head") -
     logits = [_logits_of(output, field, f"{of} {index}") for index, output in enumerate(outputs)]
     require_one_shape(logits, of)
     return logits
+
+
+def warn_of_shared(logits: Sequence[Tensor]) -> None:
+    """Warn where two heads give one tensor: neither learns from the other."""
+    if len({id(z) for z in logits}) < len(logits) and not torch.compiler.is_compiling():
+        warnings.warn(
+            "heads give the same logits, one tensor that is computed before the split or beside it, and so learn "
+            "nothing from each other: name the field of an output behind the split, as in "
+            "CollaborativeLoss(logits=...), or split further in front",
+            stacklevel=2,
+        )
 
 
 def widened(heads: Sequence[Tensor]) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from fxcollab.costs.costs import parameter_count
 from fxcollab.costs.profile import profile
 from fxcollab.costs.summary import Level, Summary, summarise
 from fxcollab.errors import CaptureError, StateError
+from fxcollab.proof.runs import tensors_in
 from fxcollab.tracing.examples import USUAL_IMAGES, accepts, example_tensors, guess_inputs
 from fxcollab.tracing.examples import forward_flops as flops_of_modules
 from fxcollab.tracing.interface import InputSpec, Interface
@@ -49,6 +50,68 @@ def test_a_step_is_counted_by_hand() -> None:
     nodes = profile(fxcollab.capture(Cifar()), specs).nodes.values()
     head = 3 * 2 * 2 * 8 * 10
     assert sum(cost.flops for cost in nodes) == step_flops(2, (3, 4, 32), (4, 8, 16), (8, 8, 16)) + head
+
+
+@dataclass
+class Held:
+    """A structure whose fields torch's pytree doesn't know."""
+
+    value: Any
+
+
+class Bare:
+    def __init__(self, value: Any) -> None:
+        self.entries = [value]
+
+
+class Holding(nn.Module):
+    def __init__(self, last: nn.Module, hold: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.last, self.hold = last, hold
+
+    def forward(self, x: Tensor) -> Any:
+        return self.hold(self.last(x))
+
+
+HOLDERS: dict[str, Callable[[Tensor], Any]] = {
+    "dataclass": Held,
+    "object": Bare,
+    "in one another": lambda y: {"out": (Held(Bare(y)), None)},
+}
+
+
+@pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS.keys())
+@pytest.mark.parametrize("inside", [False, True], ids=["output", "between modules"])
+def test_a_step_costs_the_same_whatever_holds_its_values(hold: Callable[[Tensor], Any], inside: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+            self.held = Holding(nn.Linear(8, 8), hold)
+            self.last = Reading()
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.held(self.second(self.first(x)))
+            return self.last(y) if inside else y
+
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 4)
+
+        def forward(self, held: Any) -> Tensor:
+            *_, y = tensors_in(held)
+            return self.linear(y)
+
+    plain = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.Tanh()), nn.Linear(8, 8))
+    if inside:
+        plain.append(nn.Linear(8, 4))
+    inputs = (torch.randn(4, 8),)
+    model = Net() if inside else nn.Sequential(*list(Net().children())[:3])
+    splits = ["second"] if inside else ["1"]
+    found = fxcollab.training_costs(model, "simple", splits, heads=3, example_inputs=inputs)
+    assert found == fxcollab.training_costs(plain, "simple", ["1"], heads=3, example_inputs=inputs)
+    assert found.original.activations > 0
 
 
 def test_flops_of_modules_are_counted_at_every_call() -> None:

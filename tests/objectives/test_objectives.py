@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -580,3 +581,27 @@ def test_an_objective_of_ones_own_reduces_by_the_options() -> None:
     each = Own(reduction="none")(heads, target)
     assert each.shape == (3,) and each[1] == 0
     torch.testing.assert_close(Own()(heads, target), each.sum() / 2)
+
+
+class WithAuxiliary(nn.Module):
+    """Its auxiliary output is computed in front of what may be a split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.middle, self.tail = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.aux = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.stem(x).relu()
+        return {"out": self.tail(self.middle(x)), "aux": self.aux(x)}
+
+
+@pytest.mark.parametrize("objective", [CollaborativeLoss, MutualLoss, KDCLLoss])
+def test_an_output_that_is_one_for_all_heads_is_warned_of(objective: Callable[..., Objective]) -> None:
+    train_model = fxcollab.transform(WithAuxiliary, "simple", ["middle"], heads=3, seed=0)
+    outputs, target = train_model(torch.randn(4, 8)), torch.tensor([0, 1, 2, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert objective(logits="out")(outputs, target) > 0
+    with pytest.warns(UserWarning, match="heads give the same logits, one tensor that is computed before the split"):
+        objective(logits="aux")(outputs, target)
