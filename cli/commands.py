@@ -101,7 +101,7 @@ def splits(options: Options, depth: Depth = None, json: Json = False) -> None:
     if json:
         print_json([asdict(candidate) | {"share": candidate.share} for candidate in found])
     else:
-        render_candidates(found)
+        render_candidates(found, guessed=not options.input)
 
 
 def costs(options: Options, optimizer: Optimizer = 1.0, json: Json = False) -> None:

@@ -75,8 +75,8 @@ def _crossing(candidate: Candidate) -> str:
     return f"{count} values, {size / 1e6:.1f} MB"
 
 
-def render_candidates(found: Sequence[Candidate]) -> None:
-    """A table: one row a candidate, those at which a stage ends in bold and marked."""
+def render_candidates(found: Sequence[Candidate], *, guessed: bool = False) -> None:
+    """A table: one row a candidate, those at which a stage ends in bold and marked; ``guessed`` as for costs."""
     if not found:
         out().print(
             "no value with a name cuts the model: look deeper with --depth, or at all operations (--granularity op)"
@@ -102,7 +102,7 @@ def render_candidates(found: Sequence[Candidate]) -> None:
     told = "in stage: which of how many in a row that have this resolution"
     if any(candidate.ends_stage for candidate in found):
         told += "; * ends a stage, the resolution changes behind it"
-    out().print(Text(told, "dim"))
+    out().print(Text(told + ("; input guessed: set --input" if guessed else ""), "dim"))
 
 
 def _print_entries(entries: Iterable[Entry]) -> None:
