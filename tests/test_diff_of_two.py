@@ -276,7 +276,6 @@ def resnet18() -> nn.Module:
         return torchvision.models.resnet18()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ending", [pytest.param(e, marks=[needs_a_font] * (e == ".png")) for e in VIEWS])
 def test_every_view_draws_two_graphs_or_says_what_does(ending: str, tmp_path: Path) -> None:
     found, file = compared(Net(), Longer()), tmp_path / f"two{ending}"
@@ -289,6 +288,7 @@ def test_every_view_draws_two_graphs_or_says_what_does(ending: str, tmp_path: Pa
         assert is_generated(file)
 
 
+@pytest.mark.slow
 def test_two_plans_of_a_resnet() -> None:
     a = fxcollab.transform(resnet18(), "simple", ["layer2"], seed=0)
     b = fxcollab.transform(resnet18(), "hierarchical", ["layer2", "layer3"], seed=0)

@@ -51,6 +51,7 @@ def guarantees() -> str:
     def of(counter: Counter[tuple[str, str]], library: str) -> str:
         return f"{counter[library, 'ok']:,} of {sum(n for (name, _), n in counter.items() if name == library):,}"
 
+    assert {result for _, result in structure} <= {"ok", "refused", "error"}  # an error is a model that can't be made
     cases, networks = sum(row["ok"] for row in proofs), len({row["network"] for row in proofs})
     trees, worst = len({row["tree"] for row in proofs}), max(differences)
     return _list(
