@@ -227,4 +227,5 @@ def prune(
         write_state_dict(state, output, force=force)
     if json:
         print_json({"file": str(output), "head": head, "tensors": len(state)})
-    err().print(f"wrote {output}: {len(state)} tensors of head {head}")
+    kind = "" if output.suffix == ".safetensors" else ", in the format of safetensors"
+    err().print(f"wrote {output}: {len(state)} tensors of head {head}{kind}")

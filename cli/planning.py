@@ -185,9 +185,7 @@ class Options:
             more |= {"factory": loaded.factory, "source": loaded.source}
             if choice:
                 more |= {"splits": choice, "max_time": None, "max_memory": None}
-            train_model = fxcollab.transform(loaded.model, **self.arguments(fxcollab.transform) | more)
-            self._refuse_failing_inputs(train_model)
-            return train_model
+            return fxcollab.transform(loaded.model, **self.arguments(fxcollab.transform) | more)
 
     def training_model(self, but: Collection[str] = ()) -> CollabGraphModule:
         """The training model in a directory, or that of the model and the options.
@@ -203,9 +201,7 @@ class Options:
             import fxcollab
 
             # as it was made; inputs are for what is computed on it
-            train_model = fxcollab.load(self.source, trust_source=self.trust_source)
-            self._refuse_failing_inputs(train_model)
-            return train_model
+            return fxcollab.load(self.source, trust_source=self.trust_source)
 
     def verify(self, train_model: CollabGraphModule) -> Report:
         """The proof, on inputs of the given shapes."""
@@ -218,23 +214,6 @@ class Options:
                 train_model,
                 parsing.example_inputs(self.input),
                 on_check=lambda check: tell(f"{next(made)} checks; {check.name}"),
-            )
-
-    def _refuse_failing_inputs(self, train_model: CollabGraphModule) -> None:
-        """Refuse given inputs on which the model fails; tried on fake tensors."""
-        from fxcollab.errors import CaptureError
-        from fxcollab.plan import plan_of
-        from fxcollab.tracing.examples import why_not
-
-        planned = plan_of(train_model).interface
-        if not self.input or len(self.input) != len(planned.inputs):
-            return  # none are given, or their number is wrong, which binding them to the forward refuses
-        reason = why_not(train_model.root, replace(planned, inputs=parsing.input_specs(self.input, planned)))
-        if reason:
-            raise CaptureError(
-                f"The model fails on input {', '.join(self.input)}.",
-                why=reason,
-                hint="give what the model takes, one --input for each of its inputs: --input 1x3x224x224",
             )
 
     def _planned(self) -> Options:

@@ -28,7 +28,7 @@ from fxcollab.splits.choice import Choice
 from fxcollab.splits.choose import choose_splits
 from fxcollab.splits.nearest import with_nearest_splits
 from fxcollab.tracing.capture import LIMITATIONS_KEY, Granularity
-from fxcollab.tracing.examples import why_not_on
+from fxcollab.tracing.examples import failures_on
 from fxcollab.tracing.interface import ExampleInputs, Interface, interface_of
 from fxcollab.tree import HeadTree, hierarchical
 
@@ -132,7 +132,7 @@ def transform(
     if not isinstance(model, nn.Module):
         factory, source = factory or model, source or source_of(model)
     model = model_of(model)
-    _refuse_distributed(model)
+    _refuse_made(model)
     if any(isinstance(leaf, torch.Tensor) and leaf.is_quantized for leaf in pytree.tree_leaves(example_inputs)):
         raise CaptureError("An example input is quantised.", hint="give floats: the model quantises them itself")
     if tree is None:
@@ -167,8 +167,15 @@ def transform(
     return train_model
 
 
-def _refuse_distributed(model: nn.Module) -> None:
-    """Raise a StateError for a model that torch has sharded or wrapped already."""
+def _refuse_made(model: nn.Module) -> None:
+    """Raise a StateError for a training model, and for a model that torch has sharded or wrapped already."""
+    if isinstance(model, CollabGraphModule) and model.name_of_peers:
+        raise StateError(
+            "The model is a training model already.",
+            where=f"other heads live in {model.name_of_peers!r}",
+            why="heads are made of a network that has one",
+            hint="transform what it was made from: fxcollab.transform(fxcollab.original(train_model), ...)",
+        )
     sharded = next((name for name, tensor in tensors_of(model).items() if hasattr(tensor, "device_mesh")), None)
     if sharded is not None or isinstance(model, nn.parallel.DistributedDataParallel):
         raise StateError(
@@ -222,12 +229,5 @@ def _check_example_inputs(model: nn.Module, interface: Interface, example_inputs
     """Raise if not only the capture but the model itself fails on the example inputs."""
     if example_inputs is None:
         return
-    values = interface.values_of(model, example_inputs)
-    reason = why_not_on(model, interface, values)
-    if reason:
-        raise CaptureError(
-            "The model fails on the example inputs.",
-            where=f"{type(model).__qualname__}.forward",
-            why=reason,
-            hint="give example_inputs (--input 1x3x224x224) that the model takes in train and in eval mode",
-        )
+    for failure in filter(None, failures_on(model, interface, interface.values_of(model, example_inputs))):
+        raise failure

@@ -107,7 +107,8 @@ def evaluate_heads(
                 raise StateError(
                     f"A batch is of type {type(batch).__name__}.",
                     why="the model's inputs and the target are taken from it",
-                    hint="give pairs: [(images, labels), ...], or a DataLoader of such",
+                    hint="give pairs, as a DataLoader may; of other batches a generator makes them: "
+                    "((batch['image'], batch['label']) for batch in loader)",
                 )
             inputs, target = batch
             args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)

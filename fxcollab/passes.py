@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from fxcollab.analysis.partition import Partition, partition
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.errors import CaptureError, PatternError
+from fxcollab.errors import ArgumentTypeError, CaptureError, PatternError
 from fxcollab.fx_utils import collector_paused
 from fxcollab.limits import check_memory
 from fxcollab.plan import RewriteOptions
@@ -202,7 +202,7 @@ def run_passes(passes: Iterable[Pass], model: nn.Module, after_pass: AfterPass |
     stage, last = Stage(model), None
     for last in passes:
         with collector_paused():
-            stage = last(stage)
+            stage = _stage_of(last, stage)
         for graph in stage.graph_module.modes:
             graph.lint()
         if after_pass is not None:
@@ -210,3 +210,15 @@ def run_passes(passes: Iterable[Pass], model: nn.Module, after_pass: AfterPass |
     if not isinstance(last, CodegenPass):  # what it edited would not run
         stage.graph_module.recompile()
     return stage.graph_module
+
+
+def _stage_of(step: Pass, stage: Stage) -> Stage:
+    """What a pass returns."""
+    found: object = step(stage)
+    if isinstance(found, Stage):
+        return found
+    raise ArgumentTypeError(
+        f"Pass {step.name!r} returned a {type(found).__qualname__}.",
+        why="the next pass is called on the stage that a pass returns",
+        hint="return the stage that it was given, or another: dataclasses.replace(stage, module=...)",
+    )

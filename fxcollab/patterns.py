@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import entry_points
+from itertools import islice
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from fxcollab.arguments import checked
@@ -26,7 +27,7 @@ AUTO: Final = "auto"
 """Instead of split names: choose them automatically."""
 GROUP = "fxcollab.patterns"
 """The group of entry points that are patterns."""
-_MOST_SPLITS = 12
+_MOST_SPLITS, _SHOWN = 12, 4
 Fanouts: TypeAlias = Sequence[Fanout] | Literal["auto"]
 """Fan-outs, one for each split; or ``auto``, where splits and fan-outs are to be chosen."""
 
@@ -227,6 +228,6 @@ def fanouts_to_choose(
         raise errors[0]
     raise PatternError(
         f"Pattern {pattern!r} makes no tree of {heads} heads, with any number of splits.",
-        why=" ".join(dict.fromkeys(error.what.replace(AUTO, "a choice") for error in errors)),
+        why=" ".join(islice(dict.fromkeys(error.what.replace(AUTO, "a choice") for error in errors), _SHOWN)),
         hint="give another number of heads, or none",
     )

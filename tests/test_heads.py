@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -35,6 +36,33 @@ def test_the_ensemble_of_structures_has_the_mean_of_what_can_be_averaged() -> No
     found = fxcollab.ensemble(train_model)(X)
     assert torch.equal(found["logits"], torch.stack([head["logits"] for head in heads]).mean(0))
     assert torch.equal(found["best"], heads[0]["best"])
+
+
+@dataclass(frozen=True)
+class Found:
+    logits: Tensor
+    boxes: list[Tensor]
+    names: tuple[str, ...]
+
+
+class Finds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Found:
+        x = self.body(x)
+        return Found(self.head(x), [x], ("a", "b"))
+
+
+def test_the_mean_of_dataclasses_is_one() -> None:
+    train_model = fxcollab.transform(Finds(), splits=["body"], example_inputs=(torch.ones(2, 4),)).eval()
+    heads = fxcollab.all_heads(train_model)(torch.ones(2, 4))
+    mean = fxcollab.ensemble(train_model)(torch.ones(2, 4))
+    assert torch.equal(mean.logits, torch.stack([head.logits for head in heads]).mean(0))
+    assert torch.equal(mean.boxes[0], heads[0].boxes[0]) and mean.names == ("a", "b")
+    found = fxcollab.evaluate_heads(train_model, [(torch.ones(2, 4), None)], lambda output, _: output.logits[:, 0])
+    assert torch.allclose(found.ensemble.float(), mean.logits[:, 0].mean())
 
 
 class Wrapper(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import fxcollab
-from fxcollab import ArtifactError, CaptureError, CollabGraphModule, HeadTree, PatternError, StateError
+from fxcollab import ArtifactError, CaptureError, CollabGraphModule, FxCollabError, HeadTree, PatternError, StateError
 from fxcollab.analysis.partition import LEVEL_KEY
 from fxcollab.fx_utils import copy_graph, first_difference
 from fxcollab.passes import (
@@ -152,6 +153,20 @@ class Smooth:
     def __call__(self, stage: Stage) -> Stage:
         replaced(stage.graph_module.graph, torch.relu, F.gelu)
         return replace(stage, partition=fxcollab.partition(stage.graph_module, self.tree))
+
+
+def test_a_pass_that_returns_nothing_is_named() -> None:
+    @dataclass(frozen=True)
+    class Counts:
+        name: str = "counts"
+
+        def __call__(self, stage: Stage) -> None:
+            len(stage.graph_module.graph.nodes)
+
+    passes: list[Any] = training_passes(HeadTree(("stem",), (2,)))
+    passes.insert(2, Counts())
+    with pytest.raises(FxCollabError, match="Pass 'counts' returned a NoneType"):
+        run_passes(passes, Net())
 
 
 def test_a_pass_of_ones_own_between_partition_and_rewrite() -> None:

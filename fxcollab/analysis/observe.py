@@ -21,11 +21,11 @@ from fxcollab.analysis.operations import Operations
 from fxcollab.codegen.modes import set_mode
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import ForwardError, FxCollabError, one_line
-from fxcollab.functional import named_tensors
+from fxcollab.functional import has_values, named_tensors
 from fxcollab.fx_utils import attribute, opened_around, place
 from fxcollab.runtime.operators import guard
 from fxcollab.tracing.capture import CAPTURE_KEY, CaptureOptions
-from fxcollab.tracing.examples import example_tensors, guesses, why_not_on
+from fxcollab.tracing.examples import example_tensors, failures_on, guesses
 from fxcollab.tracing.interface import Interface
 from fxcollab.tracing.leaks import purge_leaks
 from fxcollab.tracing.limitations import hooked_modules
@@ -38,15 +38,15 @@ def observe(captured: CollabGraphModule) -> Observation:
 
     Raises:
         ForwardError: a graph fails on the example inputs, on which the model works.
+        CaptureError: the model fails on them, too, in both modes.
     """
     examples = list(_examples(captured))
     given = captured.meta[CAPTURE_KEY].example_inputs is not None
     only_real = any(_has_no_strides(leaf) for leaf in pytree.tree_leaves(examples) if isinstance(leaf, Tensor))
     found = _observe(captured, examples, real=only_real)
-    has_values = not any(tensor.is_meta for _, tensor in named_tensors(captured))
-    if (found.depends_on_data or (found.error and given)) and not only_real and has_values:
+    if (found.depends_on_data or (found.error and given)) and not only_real and has_values(captured):
         found = _observe(captured, examples, real=True)
-    if found.error and given and has_values and not found.depends_on_data:
+    if found.error and given and not found.depends_on_data:
         _refuse_failing(captured, examples[0], found)
     effects = {node: found.effects.get(node) or _everything(node) for graph in captured.modes for node in graph.nodes}
     evaluation = {node: found.evaluation.get(node) or _everything(node) for node in captured.modes.eval.nodes}
@@ -59,7 +59,10 @@ def _refuse_failing(captured: CollabGraphModule, values: Sequence[Any], run: _Ru
     assert run.error is not None and run.failed is not None
     if isinstance(run.error, FxCollabError):
         raise run.error
-    if why_not_on(captured.root, captured.meta[CAPTURE_KEY].interface, values):
+    failures = failures_on(captured.root, captured.meta[CAPTURE_KEY].interface, values)
+    if all(failures):
+        raise next(filter(None, failures))
+    if any(failures) or not has_values(captured):  # it is for one mode alone, or fake tensors can't do it
         return
     hooked = [path for path in hooked_modules(captured.root) if path]
     hooks = f"; hooks of {', '.join(hooked[:4])} don't run while a forward is traced" if hooked else ""

@@ -30,16 +30,18 @@ def check_outputs(trial: Trial, straddling: frozenset[str]) -> Iterator[Check]:
     """Every head against the original with this head's weights: in train mode with gradients, in eval mode without.
 
     Buffers are compared after the call, except ``straddling`` ones: what trunk and branches share is updated by each.
+    Where the original runs in neither mode nothing is proved, and a check says so.
     """
+    heads: list[Check] = []
     for training in (True, False):
         mode = "train" if training else "eval"
         with undisturbed(), torch.set_grad_enabled(training):
             found = attempt(run_train_model, trial, training)
             for head in range(trial.tree.heads):
                 what = "the original" if head == 0 else f"the original with head {head}'s weights"
-                yield check_head(
-                    trial, found, head, training, straddling, f"head {head} in {mode} mode equals {what}"
-                )
+                name = f"head {head} in {mode} mode equals {what}"
+                heads.append(check_head(trial, found, head, training, straddling, name))
+                yield heads[-1]
             if isinstance(found, Run):
                 where = "; ".join(found.hazards[:2])
                 name = f"no branch writes into what another one reads in {mode} mode"
@@ -49,6 +51,12 @@ def check_outputs(trial: Trial, straddling: frozenset[str]) -> Iterator[Check]:
                 )
                 if not training:
                     yield from _check_eval_output(trial, found)
+    if not any(check.checked for check in heads):
+        yield Check(
+            "the original runs on these inputs",
+            False,
+            "it raises an error in both modes, and no values were compared: give inputs that it takes (--input)",
+        )
 
 
 def check_head(

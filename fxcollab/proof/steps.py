@@ -21,7 +21,9 @@ def check_steps(trial: Trial, straddling: frozenset[str], sound: bool) -> Iterat
     In both modes where their graphs differ. Unless ``sound``, outputs differ before any step.
     """
     if not sound:
-        yield Check.not_made(f"after {STEPS} training steps every head equals an original", "they differ before")
+        yield Check.not_made(
+            f"after {STEPS} training steps every head equals an original", "a check before this failed"
+        )
         return
     with undisturbed(), torch.enable_grad():
         trained = trial.copied()

@@ -64,10 +64,11 @@ def verify(
         on_check: called with every check as soon as it is made (default: nothing).
 
     Returns:
-        The report; it is true where every check holds that could be made.
+        The report; it is true where every check holds that could be made, and false where the original runs on these
+        inputs in neither mode.
 
     Raises:
-        CaptureError: no inputs are given and none could be guessed.
+        CaptureError: no inputs are given and none could be guessed, or the model fails on the given ones.
         StateError: ``train_model`` is not a training model.
     """
     if found := spread_of(train_model):

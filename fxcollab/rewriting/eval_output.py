@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -43,7 +45,11 @@ def mean_graph(graph: fx.Graph, tree: HeadTree) -> fx.Graph:
 
 
 def mean_of_heads(outputs: Sequence[Any]) -> Any:
-    """The mean of several outputs of one structure, tensor by tensor; other values are head 0's."""
+    """The mean of several outputs of one structure, tensor by tensor; other values are head 0's.
+
+    Raises:
+        StateError: they are objects that are neither a structure of torch's ``pytree`` nor a dataclass.
+    """
     return pytree.tree_map(_mean, *outputs)
 
 
@@ -53,8 +59,13 @@ def _mean(*leaves: Any) -> Any:
         return torch.stack(leaves).mean(0) if first.is_floating_point() or first.is_complex() else first
     if first is None or isinstance(first, int | float | str | bool):
         return first
+    if is_dataclass(first) and not isinstance(first, type):
+        mean: Any = copy.copy(first)
+        for field in fields(first):  # past ``__setattr__``, which a frozen one refuses
+            object.__setattr__(mean, field.name, mean_of_heads([getattr(leaf, field.name) for leaf in leaves]))
+        return mean
     raise StateError(
         f"Outputs of type {type(first).__qualname__} have no mean.",
-        why="only tensors, and structures of them that torch knows, can be averaged",
+        why="only tensors, and structures of them that torch knows, and dataclasses, can be averaged",
         hint="use eval_output='head', or average what fxcollab.all_heads(train_model)(x) returns",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -152,16 +152,19 @@ def prune_names(keys: Iterable[str], head: int, *, peers: str = "peers") -> dict
 
 
 def refuse_other_checkpoint(checkpoint: Iterable[str], own: Iterable[str], peers: str) -> None:
-    """Raise where keys are those of a single network, or of a training model with another head tree.
+    """Raise where keys are those of a wrapper, of a single network, or of a training model with another head tree.
 
     Raises:
         StateError: with the call that loads it.
     """
-    trees = []
-    for keys in (checkpoint, own):
-        paths = {path: None for path, _ in (branch_and_name(key, peers) for key in keys) if path}
-        trees.append(tree_of(paths) if paths else None)
-    found, expected = trees
+    if prefix := _prefix_of_peers(checkpoint := list(checkpoint), peers):
+        raise StateError(
+            "The checkpoint is that of a module around the training model.",
+            why=f"its keys begin with {prefix!r}",
+            hint=f"take that away: {{key.removeprefix({prefix!r}): value for key, value in checkpoint.items()}}",
+        )
+    names, own_names = (_names_of_branches(keys, peers) for keys in (checkpoint, own))
+    found, expected = (tree_of(paths) if (paths := of.keys() - {()}) else None for of in (names, own_names))
     if found is None:
         raise StateError(
             "The checkpoint is that of a single network, without other heads.",
@@ -177,6 +180,30 @@ def refuse_other_checkpoint(checkpoint: Iterable[str], own: Iterable[str], peers
             "of what stays as init made it; or take one head: fxcollab.original(train_model).load_state_dict("
             "fxcollab.prune_state_dict(checkpoint, head=0))",
         )
+    if names[()] == own_names[()]:
+        for path, here in own_names.items():
+            _refuse_other_splits(set(map(_parent, names[path])), set(map(_parent, here)), path, peers)
+
+
+def _refuse_other_splits(modules: set[str], own: set[str], path: Path, peers: str) -> None:
+    """Raise where a branch of a checkpoint has the state of other modules."""
+    lacks, has = (", ".join(sorted(names)[:4]) for names in (own - modules, modules - own))
+    if lacks or has:
+        raise StateError(
+            "The checkpoint has other modules in its branches than this training model.",
+            where=f"{peers}.{branch_name(path)}",
+            why=" and ".join([f"it lacks {lacks}"] * bool(lacks) + [f"it has {has} as well"] * bool(has)),
+            hint="was it made with other splits? Transform with these (or was it not saved whole?); "
+            "load_state_dict(checkpoint, strict=False) loads what both have",
+        )
+
+
+def _names_of_branches(keys: Iterable[str], peers: str) -> dict[Path, set[str]]:
+    """The original names of each branch's state, of the trunk and head 0 under the empty path."""
+    found: dict[Path, set[str]] = {(): set()}
+    for path, name in (branch_and_name(key, peers) for key in keys):
+        found.setdefault(path, set()).add(name)
+    return found
 
 
 def unwrapped(checkpoint: Mapping[str, Any], peers: str = "peers") -> dict[str, Any]:
@@ -230,7 +257,7 @@ def _prefix_of_peers(state: Iterable[str], peers: str) -> str:
     return found[0] if found else ""
 
 
-def tree_of(branches: Mapping[Path, Any]) -> HeadTree:
+def tree_of(branches: Collection[Path]) -> HeadTree:
     """The head tree whose branches these are, without the names of its splits."""
     depth = max(map(len, branches))
     heads = sorted({(0,) * depth, *(path for path in branches if len(path) == depth)})

@@ -279,8 +279,9 @@ class _Search:
         budget = " and ".join(f"{limit:.3g}x the {name}" for name, limit in self._limits.items())
         return SplitError(
             f"No choice of {_splits(len(cheapest.cuts))} keeps within {budget}.",
-            why=f"the cheapest is {listed(cheapest.splits)}: {ratios}{self._with_recompute(cheapest)}",
-            hint="raise the budget, or ask for fewer splits or smaller fan-outs",
+            why=f"of {len(options)} that are tried the cheapest is {listed(cheapest.splits)}: {ratios}"
+            f"{self._with_recompute(cheapest)}",
+            hint="raise the budget, ask for fewer splits or smaller fan-outs, or name later splits",
         )
 
 

@@ -95,7 +95,7 @@ def capture(
         model,
         Modes.merged(train.graph, evaluation.graph),
         constants=evaluation.constants,
-        fixed=Fixed(train.attributes, evaluation.attributes, interface.plain_arguments(model)),
+        fixed=Fixed(train.attributes, evaluation.attributes, interface.fixed_arguments(model)),
     )
     guarded = any(node.target is guard for node in evaluation.graph.nodes)
     traced = fingerprint([captured.modes.eval]) if guarded else None

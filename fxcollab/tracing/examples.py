@@ -91,9 +91,20 @@ def why_not(model: nn.Module, interface: Interface, *, training: bool | None = N
 
 
 @torch.no_grad()
-def why_not_on(model: nn.Module, interface: Interface, values: Sequence[Any]) -> str | None:
-    """The error, in a line, that ``model`` raises on these values in either mode; None for a model on meta."""
-    return _error(model, interface, (True, False), values) if has_values(model) else None
+def failures_on(model: nn.Module, interface: Interface, values: Sequence[Any]) -> list[CaptureError | None]:
+    """The errors with which ``model`` fails on these values in train and in eval mode; one on meta on fake ones."""
+    given = values if has_values(model) else None
+    reasons = [_error(model, interface, (mode,), given) for mode in (True, False)]
+    return [None if reason is None else _failure(model, reason) for reason in reasons]
+
+
+def _failure(model: nn.Module, reason: str) -> CaptureError:
+    return CaptureError(
+        "The model fails on the example inputs.",
+        where=forward_of(model),
+        why=reason,
+        hint="give example_inputs (--input 1x3x224x224) that the model takes in train and in eval mode",
+    )
 
 
 @purge_leaks()

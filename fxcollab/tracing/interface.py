@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import base_types
 
 from fxcollab._torch import pytree
-from fxcollab.codegen.fixed import is_plain
+from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError
 from fxcollab.limits import check_name, check_shape
 
@@ -85,7 +85,6 @@ class Interface:
 
     inputs: tuple[InputSpec, ...]  # the placeholders, in the order of the signature
     fixed: tuple[tuple[str, Any], ...] = ()  # given values that are not tensors, such as use_cache=False
-    defaults: tuple[str, ...] = ()  # optional parameters that stay at their defaults
 
     def __post_init__(self) -> None:
         """Raise a `CaptureError` for names that generated code could not have, or that would be code themselves."""
@@ -123,12 +122,12 @@ class Interface:
             found[spec.name] = parameter.default
         return found
 
-    def plain_arguments(self, model: nn.Module) -> dict[str, Any]:
-        """Parameters of the forward that are no inputs, with the values they stay at, where these can be compared."""
-        parameters = inspect.signature(model.forward).parameters
-        values = {name: parameter.default for name, parameter in parameters.items()} | dict(self.fixed)
+    def fixed_arguments(self, model: nn.Module) -> dict[str, Any]:
+        """Parameters of the forward that are no inputs, with the values they stay at."""
+        parameters = inspect.signature(model.forward).parameters.values()
+        defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
         inputs = {spec.name for spec in self.inputs}
-        return {name: value for name, value in values.items() if name not in inputs and is_plain(value)}
+        return {name: value for name, value in {**defaults, **dict(self.fixed)}.items() if name not in inputs}
 
     def check(self, model: nn.Module) -> None:
         """Raise a `CaptureError` where the forward has no such parameters."""
@@ -146,7 +145,9 @@ class Interface:
     def call(self, model: nn.Module, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """Arguments and keyword arguments for a call of ``model`` on ``values``, one for each input."""
         named = dict(zip((spec.name for spec in self.inputs), values, strict=True))
-        return as_call(inspect.signature(model.forward), {**named, **dict(self.fixed)})
+        # A graph takes what the model takes that it was captured from.
+        forward = (model.root if isinstance(model, CollabGraphModule) else model).forward
+        return as_call(inspect.signature(forward), {**named, **dict(self.fixed)})
 
 
 def forward_of(model: nn.Module) -> str:
@@ -176,8 +177,7 @@ def interface_of(model: nn.Module, example_inputs: ExampleInputs | None = None) 
     if not required:
         required = {str(getattr(model, "main_input_name", ""))} & {*named}
     inputs = [name for name in named if name in required - fixed.keys()]
-    defaults = tuple(name for name in named if name not in inputs and name not in fixed)
-    return Interface(tuple(InputSpec.of(name, given.get(name)) for name in inputs), tuple(fixed.items()), defaults)
+    return Interface(tuple(InputSpec.of(name, given.get(name)) for name in inputs), tuple(fixed.items()))
 
 
 def as_call(signature: inspect.Signature, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:

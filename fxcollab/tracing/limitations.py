@@ -26,9 +26,9 @@ def limitations(opened: Mapping[str, nn.Module], interface: Interface) -> Iterat
             f"load_state_dict of {type(root).__qualname__} is its own: checkpoints that it converts are loaded into "
             "the model itself, not into the training model"
         )
-    if interface.defaults:
+    if defaults := [name for name in interface.fixed_arguments(root) if name not in dict(interface.fixed)]:
         yield (
-            f"optional inputs {', '.join(interface.defaults)} are fixed at their defaults "
+            f"optional inputs {', '.join(defaults)} are fixed at their defaults "
             "(tensors that example_inputs has for them become inputs)"
         )
     if interface.fixed:

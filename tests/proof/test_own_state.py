@@ -232,6 +232,15 @@ def test_a_model_that_fails_on_its_own_is_told_from_a_fault(kind: str) -> None:
     assert report.raise_if_failed() and f"-      {name}: not checked: {why}" in str(report)
 
 
+def test_nothing_is_proved_where_the_original_runs_in_neither_mode() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    train_model = fxcollab.transform(model, splits=["0"], seed=0)
+    report = fxcollab.verify(model, train_model, (X.long(),))  # which fake tensors take
+    assert not report
+    [failed] = [check for check in report if not check.ok]
+    assert failed.name == "the original runs on these inputs" and "--input" in failed.detail
+
+
 def test_outputs_and_gradients_that_are_nan_in_the_original_are_told() -> None:
     report = verified(
         nn.Sequential(nn.Linear(4, 4), Does(lambda _, x: (x - 100).sqrt()), nn.Linear(4, 2, bias=False))

@@ -241,9 +241,30 @@ def test_other_errors_of_loading_are_torchs() -> None:
     _, train_model = made()
     state = train_model.state_dict()
     train_model.load_state_dict(state)
-    del state["peers.b1.layer2.0.weight"]
+    del state["peers.b1.layer2.1.weight"]
     with pytest.raises(RuntimeError, match="Missing key"):
         train_model.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("saved", "why"), [("layer2", "it lacks layer2.0, layer2.1"), ("conv1", "it has bn1, layer1.0, layer1.1 as well")]
+)
+def test_a_checkpoint_of_other_splits_says_which_modules_differ(saved: str, why: str) -> None:
+    train_model = fxcollab.transform(SmallConvNet(), splits=["layer1"])
+    other = fxcollab.transform(SmallConvNet(), splits=[saved])
+    with pytest.raises(StateError, match="other modules in its branches") as caught:
+        train_model.load_state_dict(other.state_dict())
+    assert why in str(caught.value.why) and caught.value.where == "peers.b1"
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "net."])
+def test_a_checkpoint_of_a_wrapper_says_what_to_take_away(prefix: str) -> None:
+    _, train_model = made()
+    state = {f"{prefix}{name}": value for name, value in train_model.state_dict().items()}
+    with pytest.raises(StateError, match="that of a module around the training model") as caught:
+        train_model.load_state_dict(state)
+    names = eval(str(caught.value.hint).partition(": ")[2], {"checkpoint": state})
+    train_model.load_state_dict(names)
 
 
 def test_parameters_alone_are_one_group() -> None:

@@ -95,8 +95,10 @@ def test_copies_have_values_of_their_own() -> None:
         model.scale = 1.0
 
 
-def test_what_is_set_on_the_training_model_is_not_read() -> None:
-    _, train_model = made()
+@pytest.mark.parametrize("before", [{}, {"scale": float("1")}])
+def test_what_is_set_on_the_training_model_is_not_read(before: dict[str, float]) -> None:
+    model, train_model = made()
+    vars(model).update(before)  # an equal number, but another object
     train_model.scale = 2.0
     with pytest.raises(GuardError, match=r"scale is 1.0; here it is 2.0"):
         train_model(X)

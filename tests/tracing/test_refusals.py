@@ -178,6 +178,15 @@ def test_what_is_no_model_is_refused(factory: Any, what: str) -> None:
     assert caught.value.what == what
 
 
+@pytest.mark.parametrize("peers", ["peers", "others"])
+def test_a_training_model_is_not_transformed_again(peers: str) -> None:
+    train_model = fxcollab.transform(Net(), splits=["stem"])
+    with pytest.raises(StateError, match="is a training model already") as caught:
+        fxcollab.transform(train_model, splits=["stem"], peers=peers)
+    assert "fxcollab.original(train_model)" in str(caught.value.hint)
+    fxcollab.transform(fxcollab.original(train_model), splits=["stem"])
+
+
 def test_a_model_with_peers_of_its_own_is_refused_unless_renamed() -> None:
     model = Net()
     model.peers = nn.Linear(1, 1)
