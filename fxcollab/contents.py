@@ -1,16 +1,17 @@
-"""What an object holds, as a list that can be compared with a later one."""
+"""What objects hold: as a list that can be compared with a later one, and the tensors among it."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Set
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxcollab._torch import version_of
+from fxcollab._torch import pytree, version_of
+from fxcollab.deep_copy import attributes_of
 
 _VALUES = (type(None), bool, int, float, complex, str, bytes)
 _IDENTITIES = (type, FunctionType, BuiltinFunctionType, ModuleType)
@@ -82,3 +83,23 @@ class Contents:
             return True
         parts = [list(part) if isinstance(part, Iterator) else part for part in reduced[1:]]
         return all(self._add(part, found, seen) for part in parts)
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """The tensors of an output structure."""
+    return (leaf for leaf in pytree.tree_leaves(without_objects(output)) if isinstance(leaf, Tensor))
+
+
+def without_objects(output: Any, seen: Set[int] = frozenset()) -> Any:
+    """The output with objects, which are leaves to pytree, as dicts of their members and attributes."""
+
+    def held(value: Any) -> Any:
+        if isinstance(value, Tensor | type | FunctionType | nn.Module):
+            return value
+        attributes = attributes_of(value)
+        members = dict(value) if isinstance(value, dict) else {}
+        if id(value) in seen or not (attributes or members):
+            return type(value).__qualname__ if id(value) in seen else value
+        return {type(value).__qualname__: without_objects([attributes, members], {id(value), *seen})}
+
+    return pytree.tree_map(held, output)

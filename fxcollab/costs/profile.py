@@ -25,9 +25,9 @@ from fxcollab._torch import (
 )
 from fxcollab.analysis.operations import flops_of
 from fxcollab.codegen.module import CollabGraphModule
+from fxcollab.contents import tensors_in
 from fxcollab.errors import CaptureError, FxCollabError, one_line
 from fxcollab.fx_utils import Interpreter
-from fxcollab.proof.runs import tensors_in
 from fxcollab.tracing.examples import real_values, run_on_twin, why_not
 from fxcollab.tracing.interface import ExampleInputs, Interface
 from fxcollab.tracing.leaks import purge_leaks

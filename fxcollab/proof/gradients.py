@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from fxcollab._torch import TorchDispatchMode, gradient_types, pytree
+from fxcollab.contents import tensors_in
 from fxcollab.functional import tensors_of
 from fxcollab.plan import plan_of
 from fxcollab.proof.attributes import Attributes, attributes_set
 from fxcollab.proof.lockstep import Lockstep, cloned
 from fxcollab.proof.report import Check
-from fxcollab.proof.runs import Trial, attempt, call, tensors_in, undisturbed, widened
+from fxcollab.proof.runs import Trial, attempt, call, undisturbed, widened
 from fxcollab.rng import seeded
 
 GRADIENT_TOLERANCE = 1e-8

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fxcollab._torch import pytree
+from fxcollab.contents import tensors_in, without_objects
 from fxcollab.plan import plan_of
 from fxcollab.proof.report import Check
 from fxcollab.proof.runs import (
@@ -17,9 +18,7 @@ from fxcollab.proof.runs import (
     attempt,
     run,
     run_train_model,
-    tensors_in,
     undisturbed,
-    without_objects,
 )
 from fxcollab.rewriting.eval_output import mean_of_heads
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fxcollab._torch import pytree
 from fxcollab.codegen.modes import set_mode
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.deep_copy import attributes_of, clone_of, deep_copy, parameter_like
+from fxcollab.deep_copy import clone_of, deep_copy, parameter_like
 from fxcollab.errors import VerificationError, one_line
 from fxcollab.functional import once_each, tensors_of
 from fxcollab.plan import plan_of
@@ -181,26 +179,6 @@ def widened(tensor: Tensor, double: bool) -> Tensor:
     if double and tensor.is_complex():
         return tensor.to(torch.complex128)
     return tensor.double() if double and tensor.is_floating_point() else tensor
-
-
-def tensors_in(output: Any) -> Iterator[Tensor]:
-    """The tensors of an output structure."""
-    return (leaf for leaf in pytree.tree_leaves(without_objects(output)) if isinstance(leaf, Tensor))
-
-
-def without_objects(output: Any, seen: Set[int] = frozenset()) -> Any:
-    """The output with objects, which are leaves to pytree, as dicts of their members and attributes."""
-
-    def held(value: Any) -> Any:
-        if isinstance(value, Tensor | type | FunctionType | nn.Module):
-            return value
-        attributes = attributes_of(value)
-        members = dict(value) if isinstance(value, dict) else {}
-        if id(value) in seen or not (attributes or members):
-            return type(value).__qualname__ if id(value) in seen else value
-        return {type(value).__qualname__: without_objects([attributes, members], {id(value), *seen})}
-
-    return pytree.tree_map(held, output)
 
 
 @contextmanager

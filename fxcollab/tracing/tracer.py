@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
@@ -24,8 +23,6 @@ from fxcollab.runtime.operators import (
     GradientMethod,
     guard,
     set_data_,
-    stop_gradient,
-    writes_in_place,
 )
 from fxcollab.tracing.assigned_buffers import AssignedBuffers
 from fxcollab.tracing.attribute_reads import noted_reads, values_of
@@ -36,6 +33,7 @@ from fxcollab.tracing.helpers import Helper, asking_helper, cached_helper, is_he
 from fxcollab.tracing.interface import Interface, as_call, or_default
 from fxcollab.tracing.leaks import watch
 from fxcollab.tracing.names import Names
+from fxcollab.tracing.no_grad import NoGradRegion
 from fxcollab.tracing.patches import overrides_call, patched_torch, recorded_overrides
 from fxcollab.tracing.proxy import CaptureProxy, unformat
 from fxcollab.tracing.queries import Indices, ProxyQueries, comes_from_helper
@@ -112,8 +110,7 @@ class LazyTracer(fx.Tracer):
         self._buffers = AssignedBuffers(self._twin)
         self._handed: dict[int, tuple[Any, list[fx.Node]]] = {}  # lists and dicts, with the calls that have them
         self._from_state: list[fx.Node] = []
-        self._detached: dict[fx.Node, fx.Proxy] = {}  # values by those that have a gradient, under no_grad
-        self._free: set[fx.Node] = set()  # those that have none, under no_grad
+        self._no_grad = NoGradRegion(self._record)
         self._state_proxies: dict[str, fx.Proxy] = {}
         before = Attributes(root, dict(root.named_modules()) if self._operators else self._opened_paths)
         with ONE_AT_A_TIME:  # since tracing patches torch
@@ -210,34 +207,15 @@ class LazyTracer(fx.Tracer):
         return None if none else value
 
     def _create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
-        is_call = kind in ("call_function", "call_method", "call_module") and target is not stop_gradient
-        if torch.is_grad_enabled():
-            self._detached.clear()
-            self._free.clear()
-        if not is_call or isinstance(target, GradientMethod) or torch.is_grad_enabled():
+        if not self._no_grad.holds(kind, target):
             return super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if kind != "call_module":
             args, kwargs = self._with_proxies((args, kwargs))
-        given = tuple(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy))
-        writes = writes_in_place(target, kwargs)
-        if writes or "out" in kwargs or target is operator.setitem:  # which autograd forbids, or would note
-            detached = pytree.tree_map_only(fx.Proxy, self._detach, (args, kwargs))
-            value = super().create_proxy(kind, target, *detached, *rest, **more)
-            return args[0] if writes else value
-        value = super().create_proxy(kind, target, args, kwargs, *rest, **more)
-        if kind != "call_module" and all(leaf.node in self._free for leaf in given):
-            self._free.add(value.node)
-            return value
-        return self._record(stop_gradient, (value, given))  # an operation may return what it is given
 
-    def _detach(self, value: fx.Proxy) -> fx.Proxy:
-        """``value`` without its gradient: one node for each value."""
-        if value.node in self._free:
-            return value
-        if value.node not in self._detached:
-            self._detached[value.node] = self._record(stop_gradient, (value,))
-            self._free.add(self._detached[value.node].node)
-        return self._detached[value.node]
+        def create(args: Any, kwargs: Any) -> Any:
+            return super(LazyTracer, self).create_proxy(kind, target, args, kwargs, *rest, **more)
+
+        return self._no_grad.recorded(create, kind, target, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether ``m`` becomes one node."""

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import fxcollab
+from fxcollab.contents import tensors_in
 from fxcollab.costs.costs import parameter_count
 from fxcollab.costs.profile import profile
 from fxcollab.costs.summary import Level, Summary, summarise
 from fxcollab.errors import CaptureError, StateError
-from fxcollab.proof.runs import tensors_in
 from fxcollab.tracing.examples import USUAL_IMAGES, accepts, example_tensors, guess_inputs
 from fxcollab.tracing.examples import forward_flops as flops_of_modules
 from fxcollab.tracing.interface import InputSpec, Interface
