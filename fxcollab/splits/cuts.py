@@ -90,8 +90,11 @@ class _BehindPlace:
         return self.places[key] > self.place
 
 
-def cuts_of(captured: CollabGraphModule, costs: Profile, named: Container[fx.Node]) -> Cuts:
-    """The cuts of a captured model; those at several values only at nodes that are ``named``."""
+def cuts_of(captured: CollabGraphModule, costs: Profile, named: Mapping[fx.Node, tuple[str, bool]]) -> Cuts:
+    """The cuts of a captured model; those at several values only at nodes that are ``named``.
+
+    Nodes have their names as splits, and whether these are modules'.
+    """
     graph = captured.modes.train
     flow = _Flow(captured, costs)
     chain = flow.dominators()
@@ -106,22 +109,34 @@ def cuts_of(captured: CollabGraphModule, costs: Profile, named: Container[fx.Nod
     total = before[-1] or 1
     edges = [0, *(b for node, b in zip(chain, before, strict=False) if node in named), total]
     gaps = [(low / total, high / total) for low, high in pairwise(edges) if high - low > GAP * total]
-    wide = _narrowest(flow.wide_cuts(gaps, named, set(chain)), work, gaps)
+    wide = _narrowest(flow.wide_cuts(gaps, named, set(chain)), work, gaps, named)
     ordered = sorted([*zip(before, narrow.cuts, strict=False), *wide], key=lambda entry: entry[0])
     return Cuts(captured, costs, tuple(cut for _, cut in ordered), places)
 
 
 def _narrowest(
-    found: Iterable[Cut], work: Mapping[fx.Node, int], gaps: Sequence[tuple[float, float]]
+    found: Iterable[Cut],
+    work: Mapping[fx.Node, int],
+    gaps: Sequence[tuple[float, float]],
+    named: Mapping[fx.Node, tuple[str, bool]],
 ) -> list[tuple[int, Cut]]:
-    """Of the cuts in each part of the work that lies in a gap, the narrowest, with the work before it."""
+    """Of the cuts in each part of the work that lies in a gap, the narrowest, with the work before it.
+
+    Of equals it is the last at the ends of modules, the outermost ones.
+    """
     total = sum(work.values()) or 1
+
+    def rank(cut: Cut) -> tuple[int, bool, int]:
+        names = [named[node] for node in cut.values]
+        is_module = all(of_module for _, of_module in names)
+        return len(cut.crossing), not is_module, sum(name.count(".") for name, _ in names)
+
     best: dict[int, tuple[int, Cut]] = {}
     for cut in found:
         before = sum(flops for node, flops in work.items() if node not in cut.behind)
         part = int(PARTS * before / total)
         inside = any(low < before / total < high for low, high in gaps)
-        if inside and (part not in best or len(cut.crossing) < len(best[part][1].crossing)):
+        if inside and (part not in best or rank(cut) <= rank(best[part][1])):
             best[part] = before, cut
     return list(best.values())
 

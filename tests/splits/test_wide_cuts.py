@@ -130,6 +130,25 @@ def test_the_reason_says_how_many_values_cross_and_what_they_weigh() -> None:
     assert choice.reason.endswith(f"several values cross: 3 at {cut.name} (0.0 MB)")
 
 
+class Skipped(nn.Module):
+    """Two blocks of many layers, with a skip connection around each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inc, self.head = layers(1), nn.Linear(16, 2)
+        self.first, self.second = (nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16), nn.Tanh()) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inc(x)
+        y = self.second(self.first(x))
+        return self.head(y * x)
+
+
+def test_of_cuts_as_good_the_end_of_the_outermost_module_is_listed() -> None:
+    names = [candidate.name for candidate in fxcollab.find_splits(Skipped(), (ROWS,))]
+    assert "first" in names and "first.1" not in names
+
+
 def test_where_one_value_cuts_well_no_other_cut_is_looked_for() -> None:
     found = fxcollab.find_splits(layers(12), (ROWS,))
     assert found and all(candidate.is_narrow for candidate in found)
