@@ -14,7 +14,7 @@ from .command import Force, Json
 from .console import CheckFailed, err, out, print_json, working
 from .parsing import default_directory
 from .planning import Options, option
-from .render import render_candidates, render_costs, render_report, render_summary
+from .render import levels_of, render_candidates, render_costs, render_report, render_summary
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +67,7 @@ def transform(
     passes: list[str] = []
 
     def show(name: str, graph_module: GraphModule) -> None:
-        passes.append(f"{name}: {graph_module.graph}\n")
+        passes.append(f"{name}: {graph_module.graph}\n" + (levels_of(graph_module) if name == "partition" else ""))
 
     try:
         train_model = options.transform(loaded, choice, after_pass=show if print_passes else None, force=force)

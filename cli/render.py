@@ -12,6 +12,8 @@ from rich.text import Text
 from .console import out
 
 if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
     from fxcollab.costs.costs import Costs
     from fxcollab.costs.summary import Summary
     from fxcollab.costs.text import Entry
@@ -30,6 +32,16 @@ def render_summary(summary: Summary, choice: Choice | None) -> None:
     out().print(summary.title)
     _print_entries(summary.entries())
     out().print(Text("  ").join(Text(count, _STYLES[count[0]]) for count in summary.counts()))
+
+
+def levels_of(graph_module: GraphModule) -> str:
+    """Which nodes of a graph that was cut lie on each level, a line a level."""
+    from fxcollab.analysis.partition import LEVEL_KEY
+
+    levels: dict[int, list[str]] = {}
+    for node in graph_module.graph.nodes:
+        levels.setdefault(node.meta[LEVEL_KEY], []).append(node.name)
+    return "".join(f"level {level}: {', '.join(names)}\n" for level, names in sorted(levels.items()))
 
 
 def render_report(report: Report) -> None:

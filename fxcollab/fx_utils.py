@@ -251,8 +251,12 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def opened_module(node: fx.Node) -> str:
-    """The innermost module whose forward was opened around ``node``; the called one's own path doesn't count."""
+def opened_module(node: fx.Node, called: str | None = None) -> str:
+    """The innermost module whose forward was opened around ``node``; the called one's own path doesn't count.
+
+    That is ``called``, which a node of a branch has another target for; by default the node's target.
+    """
     stack = [str(path) for path, *_ in (node.meta.get("nn_module_stack") or {}).values()]
-    inner = [path for path in stack if path and not (node.op == "call_module" and path == str(node.target))]
+    own = called or str(node.target)
+    inner = [path for path in stack if path and not (node.op == "call_module" and path == own)]
     return inner[-1] if inner else ""

@@ -428,6 +428,7 @@ def test_the_graph_after_every_pass_is_shown_before_the_summary(call: Call, mode
     graphs = re.findall(r"^(\w+): graph\(\):\n((?:    .*\n)+)", result.out, re.MULTILINE)
     assert [name for name, _ in graphs] == ["capture", "partition", "rewrite", "codegen"]
     assert ["rescale" in graph for _, graph in graphs] == [False, False, True, True]
+    assert re.search(r"^level 0: x, .*stem\nlevel 1: .*output$", result.out, re.MULTILINE)
 
 
 def test_graphs_after_passes_leave_json_alone_and_show_where_a_pass_fails(call: Call, model: Path) -> None:

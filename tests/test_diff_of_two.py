@@ -107,6 +107,7 @@ def test_heads_of_a_tree_go_on_with_those_of_fewer_splits() -> None:
     branches = [f"{layer}_b{path}" for path in ("0_1", "1_1") for layer in ("tail", "head")]
     assert sorted(named(found, "added")) == sorted(["rescale_1", "rescale_1_b1", *branches])
     assert named(found, "rewired") == ["tail", "tail_b1_0"]
+    assert not any("opened in" in row.what for row in found.rows)  # whole modules in both
 
 
 def conv_net() -> nn.Module:

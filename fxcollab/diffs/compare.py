@@ -110,7 +110,7 @@ class _Graph:
         self.keys: dict[str, tuple[Any, ...]] = {}
         self.nodes: dict[str, GraphNode] = {}
         self.called: dict[str, str] = {}
-        self.opened = {opened_module(node) for node in graph.nodes}
+        self.opened = set[str]()
         for node in graph.nodes:
             from_ = found.get(node)
             path = from_.branch if from_ else ()
@@ -118,10 +118,12 @@ class _Graph:
                 path = path[:-1]
             inserted = from_.kind if from_ and from_.inserted else ""
             self.keys[node.name] = node.op, from_.origin if from_ else node.name, path, inserted
-            self.nodes[node.name] = _node(node, module, from_)
             if node.op == "call_module":
                 own = f"{plan.options.peers}.{branch_name(from_.branch)}." if isinstance(plan, Plan) and from_ else ""
                 self.called[node.name] = str(node.target).removeprefix(own)
+            opened = opened_module(node, self.called.get(node.name))
+            self.opened.add(opened)
+            self.nodes[node.name] = _node(node, module, from_, opened)
         self._users = {node.name: tuple(user.name for user in node.users) for node in graph.nodes}
         self.tree = plan.tree if isinstance(plan, Plan) else None
         of = "graph"
@@ -139,7 +141,7 @@ class _Graph:
         return path is not None and any(f"{inner}.".startswith(f"{path}.") for inner in self.opened)
 
 
-def _node(node: fx.Node, module: fx.GraphModule, from_: Provenance | None) -> GraphNode:
+def _node(node: fx.Node, module: fx.GraphModule, from_: Provenance | None, opened: str) -> GraphNode:
     inserted, path = (from_.kind if from_.inserted else "", from_.branch) if from_ else ("", ())
     mark = f"grad {TIMES} {fraction(cast(float, node.args[1]))}" if inserted == "rescale" else inserted
     inputs = tuple(source.name for source in node.all_input_nodes)
@@ -168,7 +170,7 @@ def _node(node: fx.Node, module: fx.GraphModule, from_: Provenance | None) -> Gr
         branch=branch_name(path) if path else "",
         path=path,
         origin=from_.origin if from_ and not inserted else node.name,
-        module=opened_module(node),
+        module=opened,
         mark=mark if inputs else "",
     )
 
