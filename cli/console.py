@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -17,7 +19,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 from rich.text import Text
 
-_USUAL_WIDTH = 80
+_USUAL_WIDTH, _LEAST_WIDTH = 80, 40
 
 
 class CheckFailed(Exception):  # noqa: N818
@@ -50,7 +52,7 @@ def err() -> Console:
 
 def _console(stderr: bool) -> Console:
     found = _Escaping(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
-    if not found.width:  # COLUMNS=0, in which nothing can be shown
+    if found.width < _LEAST_WIDTH:  # COLUMNS=0, in which nothing can be shown
         found.width = _USUAL_WIDTH
     return found
 
@@ -96,6 +98,8 @@ def note(message: str) -> None:
 
 def run(app: Callable[..., Any]) -> int:
     """Run the application and turn what happens into an exit code."""
+    if sys.stderr is None:  # closed, as under some daemons: messages are lost
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         result = app(standalone_mode=False)
         sys.stdout.flush()

@@ -15,6 +15,7 @@ from fxcollab.codegen.branches import Recompute
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.errors import CaptureError, ForwardError, PatternError, StateError, warn_caller
 from fxcollab.functional import tensors_of
+from fxcollab.limits import check_seed
 from fxcollab.passes import AfterPass, CapturePass, PartitionPass, run_passes, training_passes
 from fxcollab.patterns import AUTO, Fanouts, fanouts_to_choose, head_tree, is_made_by, split_names
 from fxcollab.plan import RewriteOptions
@@ -147,7 +148,7 @@ def transform(
         )
         tree = _tree(splits, pattern, splits.splits, heads, fanouts)
     chosen = splits.reason if isinstance(splits, Choice) else None
-    seed = torch.initial_seed() if seed is None else seed
+    seed = torch.initial_seed() if seed is None else check_seed(seed)
     peers = normalize("NFKC", peers)  # as Python does with names in code
     options = RewriteOptions(
         init=init, seed=seed, rescale=rescale, peers=peers, recompute=recompute, eval_output=eval_output

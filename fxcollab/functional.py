@@ -11,7 +11,11 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from fxcollab._torch import storage_id
+from fxcollab.errors import MixedError
 from fxcollab.fx_utils import OWN, has_own
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+_DENSE = (Tensor, nn.Parameter, nn.Buffer)
 
 
 def call_with(
@@ -70,6 +74,41 @@ def restored_on_error(module: nn.Module) -> Iterator[None]:
         for key, each in stored.items():
             each.copy_(values[key])
         raise
+
+
+def bits_of(tensor: Tensor) -> Tensor:
+    """The values of a dense tensor as integers, which are equal where all bits are."""
+    resolved = tensor.detach().resolve_conj().resolve_neg()  # lazily conjugated tensors have other bytes
+    return resolved.contiguous().flatten().view(_INTEGERS.get(resolved.element_size(), torch.int64))
+
+
+def refuse_mixed(module: nn.Module, written: Mapping[str, Any]) -> None:
+    """Raise where a module doesn't hold what was written into it: one tensor can't hold the values of two.
+
+    Args:
+        module: in which every tensor may be of another type than the one that was written into it.
+        written: by names of its state dict.
+
+    Raises:
+        MixedError: with the names.
+    """
+    found = module.state_dict()
+    wrong = [name for name, value in written.items() if not _holds(found.get(name), value)]
+    if wrong:
+        raise MixedError(
+            f"{type(module).__name__} does not hold the values that were loaded.",
+            where=f"{', '.join(wrong[:4])}{' and more' if len(wrong) > 4 else ''}",
+            why="several names are one tensor there, and have values of their own in what is loaded",
+            hint="give a model that ties its tensors as the other does; it is as it was before",
+        )
+
+
+def _holds(found: Any, value: Any) -> bool:
+    if type(found) not in _DENSE or type(value) not in _DENSE or found.is_meta or found.shape != value.shape:
+        return True  # what is sharded, quantised or sparse is left to torch
+    if found.layout is not torch.strided or found.is_quantized or value.layout is not torch.strided:
+        return True
+    return torch.equal(bits_of(found), bits_of(value.detach().to(found)))
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import SupportsIndex
 
 from fxcollab.errors import LimitError
 
@@ -36,10 +38,11 @@ def number(count: int) -> str:
     return f"{count:,}" if count < 10**15 else "10 to the 15th or more"
 
 
-def check_seed(seed: int) -> None:
-    """Raise a `LimitError` for a seed that torch's generators don't take."""
-    if not -(1 << 63) <= seed < 1 << 64:
+def check_seed(seed: SupportsIndex) -> int:
+    """The seed as an int; a `LimitError` for one that torch's generators don't take."""
+    if not -(1 << 63) <= (value := operator.index(seed)) < 1 << 64:
         raise LimitError("The seed is too large.", why="seeds have 64 bits", hint="give one below 2**63")
+    return value
 
 
 def check_optimizer(values: float) -> None:

@@ -9,11 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy
 import pytest
 import torch
+from fxcollab_cli.console import out
 from torch import nn
 
 import fxcollab
@@ -160,6 +164,50 @@ def test_a_closed_or_full_output_is_trouble_and_no_file_takes_its_place() -> Non
         process = program("--version", stdout=full)
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 2 and "No space left" in said and "another place" in said and "Traceback" not in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors of POSIX")
+def test_closed_messages_are_lost_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "from torch import nn\nmodel = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))\n"
+    )
+    arguments = ["transform", "model.py", "--splits", "0"]
+    with program(*arguments, cwd=tmp_path, stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2)) as process:
+        shown = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and "2 heads" in shown and (tmp_path / "model_collab").is_dir()
+
+
+@pytest.mark.parametrize("columns", ["1", "12", "39"])
+def test_numbers_are_whole_in_a_narrow_window(columns: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with mock.patch.dict(os.environ, {"COLUMNS": columns}):
+        out().print("parameters  54 -> 112  (2.07x)")
+    assert capsys.readouterr().out == "parameters  54 -> 112  (2.07x)\n"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fxcollab.verify(*both(), seed=2**64),
+        lambda: fxcollab.transform(both()[0], splits="0", init={1: "fresh"}),
+        lambda: fxcollab.transform(both()[0], splits="0", seed=2**64),
+        lambda: fxcollab.CollaborativeLoss(task=3),  # type: ignore[arg-type]
+        lambda: fxcollab.CollaborativeLoss(task=["classification"]),  # type: ignore[arg-type]
+        lambda: fxcollab.CollaborativeLoss(temperature=1e308),
+        lambda: fxcollab.transform(nn.ModuleDict({"\ud800": nn.Linear(3, 3)}), splits="0"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_told(call: Callable[[], object]) -> None:
+    with pytest.raises(fxcollab.FxCollabError):
+        call()
+
+
+def test_a_seed_may_be_of_numpy() -> None:
+    assert fxcollab.verify(*both(), seed=numpy.int64(1))
+
+
+def both() -> tuple[nn.Module, nn.Module]:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    return model, fxcollab.transform(model, splits="0", seed=0)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="folders of POSIX")

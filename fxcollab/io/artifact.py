@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from fxcollab.arguments import checked
 from fxcollab.codegen.module import CollabGraphModule
-from fxcollab.errors import ArtifactError, CaptureError, SplitError, StateError, one_line
+from fxcollab.errors import ArtifactError, CaptureError, MixedError, SplitError, StateError, one_line
 from fxcollab.fingerprint import fingerprint
-from fxcollab.functional import restored_on_error
+from fxcollab.functional import refuse_mixed, restored_on_error
 from fxcollab.io.files import artifact_only, refuse_existing, written
 from fxcollab.io.mark import encoded, mark_of, marked_markup
 from fxcollab.io.plan_file import WEIGHTS_KEY, plan_to_json, read_plan_file
@@ -37,7 +37,7 @@ from fxcollab.io.weights import (
     save_state_dict,
 )
 from fxcollab.passes import CapturePass, run_passes, training_passes
-from fxcollab.plan import PLAN_KEY, plan_of, training_model
+from fxcollab.plan import PLAN_KEY, Plan, plan_of, training_model
 from fxcollab.rewriting.rewrite import REWRITTEN_KEY
 from fxcollab.rewriting.state_dict import prune_state_dict, unwrapped, without_infixes
 from fxcollab.runtime.operators import guard
@@ -118,9 +118,7 @@ def load(
     refuse_while_loading("load")
     folder = Path(directory)
     plan, data = read_plan_file(folder)
-    origin = "the given model"
-    if model is not None:
-        plan = replace(plan, source=None if isinstance(model, nn.Module) else source_of(model))
+    file, origin = folder / WEIGHTS if weights is None else Path(weights), "the given model"
     if model is None:
         if plan.source is None:
             raise ArtifactError(
@@ -130,12 +128,12 @@ def load(
                 hint="in Python give the model: fxcollab.load(directory, model); for the commands, save what "
                 "fxcollab.transform(build_model, ...) makes, build_model being a function in a file of its own",
             )
-        file = folder / WEIGHTS if weights is None else Path(weights)
         refuse_strangers_code(data, plan.source, folder, trust_source, file)
-        peers = plan.options.peers
-        if file.is_file():
-            refuse_other_tree(unwrapped(names_in(file), peers), plan.tree, peers, file)  # before a tree is made
+        _refuse_other_branches(file, plan)
         origin, model = f"source {plan.source}", load_source(plan.source).model
+    else:
+        _refuse_other_branches(file, plan)
+        plan = replace(plan, source=None if isinstance(model, nn.Module) else source_of(model))
     where = f"{folder / PLAN}, {origin}"
     # Peers are not initialised: their values come from the file.
     options = replace(plan.options, init="copy-anyway")
@@ -182,7 +180,15 @@ def load_head(
         refuse_changed(own, data.get(WEIGHTS_KEY))
     elif own.is_file() and has_peers:
         refuse_other_model(file, own, plan.options.peers)
-    return prune_state_dict(state, head, peers=plan.options.peers)
+    pruned = prune_state_dict(state, head, peers=plan.options.peers)
+    return {name: tensor.clone() for name, tensor in pruned.items()}  # of a mapped file, which others may change
+
+
+def _refuse_other_branches(file: Path, plan: Plan) -> None:
+    """Raise for weights of other branches than the plan's, before a tree takes memory."""
+    if file.is_file():
+        peers = plan.options.peers
+        refuse_other_tree(unwrapped(names_in(file), peers), plan.tree, peers, file)
 
 
 def _refuse_edited(model: CollabGraphModule) -> None:
@@ -238,18 +244,23 @@ def _load_state(train_model: CollabGraphModule, saved: Path, weights: Path | Non
         refuse_changed(file, plan.get(WEIGHTS_KEY))
     elif saved.is_file():
         refuse_other_model(file, saved, peers)
+    written = dict(state)
     new: dict[int, Tensor] = {}  # by the meta tensor, so that a parameter under two names stays one
     try:
         with restored_on_error(train_model):
             for key, tensor in own.items():
                 if tensor.is_meta:
                     is_parameter = isinstance(tensor, nn.Parameter)
-                    value = nn.Parameter(state[key], tensor.requires_grad) if is_parameter else state[key]
+                    value = state[key].clone()  # of a mapped file, which others may change
+                    value = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
                     state[key] = new.setdefault(id(tensor), value)
                 elif tensor.dtype != state[key].dtype:
-                    tensor.data = state[key].to(tensor.device)
+                    tensor.data = state[key].to(tensor.device, copy=True)
             own.update(state)  # which has the versions of the modules' formats
             train_model.load_state_dict(own, assign=bool(new))
+            refuse_mixed(train_model, written)
+    except MixedError:
+        raise
     except Exception as error:  # a module that loads its state in a way of its own, or a tensor that can't be written
         raise ArtifactError(
             "The weights can't be loaded.",

@@ -57,11 +57,18 @@ class Draft:
                     lock = os.open(draft.inside / _LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
                 except OSError:
                     draft.close()
+                    with suppress(OSError):
+                        folder.rmdir()
                     raise
                 draft = replace(draft, handles=(*draft.handles, lock))
-                if _locked(lock) and (draft.inside / _LOCK).exists():
-                    os.write(lock, _MARK + os.fsencode(place.name))
-                    return draft
+                try:
+                    if _locked(lock) and (draft.inside / _LOCK).exists():
+                        os.write(lock, _MARK + os.fsencode(place.name))
+                        return draft
+                except OSError:  # the disk is full
+                    draft.remove()
+                    draft.close()
+                    raise
                 draft.close()
 
     @classmethod

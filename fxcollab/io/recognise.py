@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,8 +16,11 @@ from fxcollab.io.mark import is_marked
 PLAN, WEIGHTS, GRAPH, PAGE = "plan.json", "weights.safetensors", "graph.py", "diff.html"
 CHECKSUM, SIGNATURE = "checksum", "signature"
 """Entries of a plan: of the other entries, and this account's keyed hash."""
-ORDER, KIND = "fxcollab.order", "fxcollab.kind"
-"""Entries of the metadata of weights; the kind is ``head`` for what `prune` writes."""
+ORDER, KIND, SEAL = "fxcollab.order", "fxcollab.kind", "fxcollab.seal"
+"""Entries of the metadata of weights; the kind is ``head`` for what `prune` writes, the seal the file's checksum."""
+NO_SEAL = "0" * 64
+"""What the seal is while the checksum is computed."""
+_SEAL = re.compile(rb'(?<!\\)"fxcollab\.seal":"([0-9a-f]{64})"')
 MOST_PLAN_BYTES, MOST_GENERATED_BYTES = 1 << 24, 1 << 28
 _MOST_HEADER_BYTES = 1 << 25
 
@@ -37,7 +41,44 @@ def checksum_of(plan: Mapping[str, Any]) -> str:
 
 def _is_weights(file: Path, head: bool = False) -> bool:
     metadata = weights_header(file).get("__metadata__")
-    return isinstance(metadata, dict) and ORDER in metadata and (metadata.get(KIND) == "head") is head
+    is_kind = isinstance(metadata, dict) and ORDER in metadata and (metadata.get(KIND) == "head") is head
+    return is_kind and is_sealed(file)
+
+
+def seal(file: Path) -> None:
+    """Write the checksum of new weights into their header."""
+    found = _seal_of(file)
+    assert found is not None
+    place, _, computed = found
+    with file.open("r+b") as opened:
+        opened.seek(place)
+        opened.write(computed.encode())
+
+
+def is_sealed(file: Path) -> bool:
+    """Whether weights are as they were written."""
+    try:
+        if not stat.S_ISREG(file.lstat().st_mode):
+            return False
+        found = _seal_of(file)
+    except OSError:
+        return False
+    return found is not None and found[1] == found[2]
+
+
+def _seal_of(file: Path) -> tuple[int, str, str] | None:
+    """Where the seal of weights is, what it says, and what it should say."""
+    with file.open("rb") as opened:
+        length = 8 + int.from_bytes(opened.read(8), "little")
+        opened.seek(0)
+        header = opened.read(min(length, _MOST_HEADER_BYTES))
+        match = _SEAL.search(header)
+        if match is None:
+            return None
+        digest = hashlib.sha256(header[: match.start(1)] + NO_SEAL.encode() + header[match.end(1) :])
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return match.start(1), match[1].decode(), digest.hexdigest()
 
 
 def is_generated(file: Path) -> bool:

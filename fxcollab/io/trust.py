@@ -135,7 +135,8 @@ def _key(make: bool) -> bytes:
         OSError: there is none and none can be made, or others may read or replace it.
     """
     home = os.environ.get("XDG_STATE_HOME", "")
-    folder = (Path(home) if os.path.isabs(home) else Path("~/.local/state").expanduser()) / "fxcollab"  # noqa: PTH117
+    own = Path("~/.local/state").expanduser() if os.environ.get("HOME", "~") else Path()  # an empty one is no root
+    folder = (Path(home) if os.path.isabs(home) else own) / "fxcollab"  # noqa: PTH117
     if not folder.is_absolute():
         raise OSError(f"{folder} has no fixed place: HOME is not a full path")
     file = folder / "key"

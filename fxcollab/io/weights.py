@@ -19,12 +19,15 @@ from torch import Tensor
 from fxcollab._torch import storage_id
 from fxcollab.errors import ArtifactError, DamagedError, MixedError, OutputError
 from fxcollab.io.files import only, refuse_existing_file, written
-from fxcollab.io.recognise import KIND, ORDER, PLAN, WEIGHTS, is_head, weights_header
+from fxcollab.io.recognise import KIND, NO_SEAL, ORDER, PLAN, SEAL, WEIGHTS, is_head, seal, weights_header
 from fxcollab.limits import check_memory
 from fxcollab.rewriting.state_dict import unwrapped
 from fxcollab.tree import HeadTree, branch_name
 
-_ALIASES = "fxcollab.aliases"
+_ALIASES, _HEADER = "fxcollab.aliases", "__metadata__"
+_BY_TORCH = (
+    "keep such state by torch.save(train_model.state_dict(), FILE), or make it a buffer of another kind or name"
+)
 
 
 def save_state_dict(state: Mapping[str, Any], file: Path, *, aliases: bool = False) -> None:
@@ -42,7 +45,7 @@ def save_state_dict(state: Mapping[str, Any], file: Path, *, aliases: bool = Fal
     storages: set[int] = set()
     copied = 0
     for name, value in state.items():
-        tensor = _checked(name, value).detach()
+        tensor = _checked(name, value).detach().resolve_conj().resolve_neg()  # files have the bytes alone
         storage = storage_id(tensor)
         key = (storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         if aliases and tensor.numel() and key in first:
@@ -56,15 +59,22 @@ def save_state_dict(state: Mapping[str, Any], file: Path, *, aliases: bool = Fal
             check_memory(
                 copied, "copies of one tensor under all its names", "keep them as one: fxcollab.load(directory)"
             )
-    metadata = {"format": "pt", KIND: "training model" if aliases else "head", ORDER: json.dumps(list(state))}
+    kind = "training model" if aliases else "head"
+    metadata = {"format": "pt", KIND: kind, ORDER: json.dumps(list(state)), SEAL: NO_SEAL}
     if other_names:
         metadata[_ALIASES] = json.dumps(other_names)
     file.touch()
     mode = stat.S_IMODE(file.stat().st_mode)
     try:
         save_file(unique, file, metadata)
+        seal(file)
     except (ValueError, KeyError, SafetensorError) as error:
-        raise ArtifactError("The state can't be written as safetensors.", why=str(error)) from error
+        raise ArtifactError(
+            "The state can't be written as safetensors.",
+            where=str(file.parent.parent),
+            why=str(error),
+            hint="is the disk full? Or a tensor of a kind that safetensors has no name for?",
+        ) from error
     file.chmod(mode)  # the umask's, which the writer does not follow
 
 
@@ -77,7 +87,11 @@ def load_state_dict(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = Path(file)
     with _readable(path):
         if not path.is_file():
-            raise ArtifactError("There is no weights file.", where=str(path))
+            raise ArtifactError(
+                "There is no weights file.",
+                where=str(path),
+                hint="give the state by itself: weights=... (--weights), or save the training model again",
+            )
         with safe_open(path, framework="pt") as opened:
             names = _stored_names(opened.metadata() or {}, opened.keys())
             tensors = {name: opened.get_tensor(name) for name in set(names.values())}
@@ -281,10 +295,17 @@ def _checked(name: str, value: object) -> Tensor:
         raise ArtifactError(
             f"State {name!r} is a {type(value).__qualname__}, not a tensor.",
             why="safetensors files hold tensors only, and fxcollab writes no pickle",
+            hint=_BY_TORCH,
+        )
+    if name == _HEADER:
+        raise ArtifactError(
+            f"State can't be called {name!r}.", why="safetensors files have their own data there", hint=_BY_TORCH
         )
     if value.layout is not torch.strided:
         raise ArtifactError(
-            f"State {name!r} is a {value.layout} tensor.", why="safetensors files hold dense tensors only"
+            f"State {name!r} is a {value.layout} tensor.",
+            why="safetensors files hold dense tensors only",
+            hint=_BY_TORCH,
         )
     if value.is_meta:
         raise ArtifactError(

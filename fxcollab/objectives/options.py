@@ -63,9 +63,9 @@ def switch(name: str, value: object) -> bool:
 def temperature() -> Number:
     """T of equation 2: finite and above 0."""
     return Number(
-        lambda value: 0 < value < math.inf,
+        lambda value: value > 0 and value * value < math.inf,
         must_be="finite and above 0",
-        why="The logits are divided by it (equation 2).",
+        why="The logits are divided by it (equation 2), and the loss multiplied by its square.",
         hint="The paper uses 2; 1 is the plain softmax.",
     )
 

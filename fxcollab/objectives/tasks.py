@@ -310,9 +310,9 @@ def task_of(name: str | None, hard: HardLoss | None, reduction: str) -> Task:
         )
     if hard is not None:
         require_loss(hard, reduction)
-    if name is not None and name not in TASKS:
+    if name is not None and (not isinstance(name, str) or name not in TASKS):
         raise ObjectiveError(
-            f"There is no task {name!r}.", hint=f"Tasks are {closest(name, TASKS) or ', '.join(TASKS)}."
+            f"There is no task {name!r}.", hint=f"Tasks are {closest(str(name), TASKS) or ', '.join(TASKS)}."
         )
     inner = unwrapped(hard)
     kind = TASKS[name] if name is not None else found(_TASK_OF, hard)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxcollab._torch import pytree
 from fxcollab.contents import tensors_in, without_objects
+from fxcollab.functional import bits_of
 from fxcollab.plan import plan_of
 from fxcollab.proof.report import Check
 from fxcollab.proof.runs import (
@@ -21,8 +22,6 @@ from fxcollab.proof.runs import (
     undisturbed,
 )
 from fxcollab.rewriting.eval_output import mean_of_heads
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 def check_outputs(trial: Trial, straddling: frozenset[str]) -> Iterator[Check]:
@@ -122,7 +121,7 @@ def _bits_differ(one: Any, other: Any) -> str | None:
                 return f"output {index}: {a} and {b}"
         elif a.shape != b.shape or a.dtype != b.dtype:
             return f"output {index}: {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
-        elif not torch.equal(_bits(a), _bits(b)):
+        elif not torch.equal(bits_of(a), bits_of(b)):
             a, b = (tensor.detach().cpu().to(torch.complex128) for tensor in (a, b))  # booleans can't be subtracted
             return f"output {index} differs by up to {float((a - b).abs().max()):.1e}"
     return None
@@ -134,8 +133,3 @@ def _are_equal(one: Any, other: Any) -> bool:
     if hasattr(same, "all"):
         return bool(same.all()) and one.shape == other.shape
     return bool(same) or bool(one != one and other != other)
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    resolved = tensor.detach().resolve_conj().resolve_neg()  # lazily conjugated tensors have other bytes
-    return resolved.contiguous().flatten().view(_INTEGERS.get(resolved.element_size(), torch.int64))

@@ -12,6 +12,7 @@ from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.distributed.spread import spread_of
 from fxcollab.errors import SplitError
 from fxcollab.functional import tensors_of
+from fxcollab.limits import check_seed
 from fxcollab.plan import plan_of, training_model
 from fxcollab.proof.across_ranks import verify_part
 from fxcollab.proof.gradients import check_gradients
@@ -73,7 +74,7 @@ def verify(
     """
     if found := spread_of(train_model):
         return verify_part(training_model(model), train_model, found, example_inputs)
-    trained = training_model(train_model)
+    trained, seed = training_model(train_model), check_seed(seed)
     plan = plan_of(trained)
     captured = capture(model, plan.tree.splits, example_inputs, plan.granularity, interface=plan.interface)
     interface = plan.interface

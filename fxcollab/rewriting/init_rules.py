@@ -26,6 +26,7 @@ def check_init(init: Init) -> None:
     wrong = [] if init in INITS else [init]
     if rules := rules_of(init):
         wrong = [value for value in rules.values() if value not in ("fresh", "copy")]
+        wrong += [pattern for pattern in rules if not isinstance(pattern, str)]
     if wrong:
         raise PatternError(
             f"There is no init {wrong[0]!r}.",

@@ -13,9 +13,9 @@ from fxcollab._torch import codegen_of
 from fxcollab.arguments import checked
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.deep_copy import deep_copy
-from fxcollab.errors import StateError, one_line
+from fxcollab.errors import MixedError, StateError, one_line
 from fxcollab.fingerprint import fingerprint
-from fxcollab.functional import has_values, restored_on_error, shallow, tensors_of
+from fxcollab.functional import has_values, refuse_mixed, restored_on_error, shallow, tensors_of
 from fxcollab.fx_utils import attribute, map_inputs
 from fxcollab.plan import plan_of, training_model
 from fxcollab.provenance import META_KEY, provenance_of
@@ -217,13 +217,14 @@ def _load(model: M, state: dict[str, Any], buffers: Mapping[str, Tensor]) -> M:
     state = {names.get(without_infixes(key), key): value for key, value in state.items()}
     missing = [*(key for key in state if key not in own), *(key for key in own if key not in state)]
     shapes = {key: [getattr(each.get(key), "shape", None) for each in (own, state)] for key in state}
+    missing += [key for key in state if key in own and not _is_like(own[key], state[key])]
     wrong = missing or [key for key, (one, other) in shapes.items() if one != other]
     own.update(state)  # which has the version of the format
     if missing or (wrong and not _takes(model, own)):
         raise StateError(
             f"The head's weights don't fit {type(model).__qualname__}.",
             where=", ".join(wrong[:4]),
-            why="these are missing in one of the two, or have another shape; nothing was written",
+            why="these are missing in one of the two, or have another shape or type; nothing was written",
             hint="give the model that was transformed, or a new one like it",
         )
     if not has_values(model):
@@ -236,12 +237,15 @@ def _load(model: M, state: dict[str, Any], buffers: Mapping[str, Tensor]) -> M:
     try:
         with restored_on_error(model):
             model.load_state_dict(own)
+            refuse_mixed(model, state)
             for name, buffer in model.named_buffers(remove_duplicate=False):
                 kept = buffers.get(without_infixes(name)) if name not in own else None
                 if kept is not None and kept.shape != buffer.shape:  # as of a cache that has grown
                     buffer.data = kept.to(buffer, copy=True)
                 elif kept is not None and not torch.equal(kept.to(buffer), buffer):
                     buffer.copy_(kept)  # expanded ones can't be written into, and are equal mostly
+    except MixedError:
+        raise
     except Exception as error:  # a hook of the model, or a tensor that can't be written
         raise StateError(
             f"The head's weights can't be loaded into {type(model).__qualname__}.",
@@ -249,6 +253,13 @@ def _load(model: M, state: dict[str, Any], buffers: Mapping[str, Tensor]) -> M:
             hint="the model is as it was: can it load its own state_dict()? Buffers of expand() need contiguous()",
         ) from error
     return model
+
+
+def _is_like(one: Any, other: Any) -> bool:
+    """Whether one's values can be written into the other: among floating-point or complex types into any."""
+    types = [getattr(value, "dtype", torch.float32) for value in (one, other)]
+    kinds = {(dtype.is_floating_point, dtype.is_complex) for dtype in types}
+    return types[0] == types[1] or kinds in ({(True, False)}, {(False, True)})
 
 
 def _takes(model: nn.Module, state: dict[str, Any]) -> bool:

@@ -77,6 +77,7 @@ def capture(
     if granularity not in ("auto", "op"):
         raise CaptureError(f"There is no granularity {granularity!r}.", hint="use 'auto' or 'op'")
     _check_call(model)
+    _check_names(model)
     interface = interface or interface_of(model, example_inputs)
     interface.check(model)
     options = CaptureOptions(granularity, interface, example_inputs)
@@ -152,6 +153,18 @@ def _check_call(model: nn.Module) -> None:
             if compiled
             else "put the model into a module whose forward calls it, as in nn.Sequential(model), and transform that",
         )
+
+
+def _check_names(model: nn.Module) -> None:
+    for path, _ in model.named_modules():
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise CaptureError(
+                f"A module can't be called {path!a}.",
+                why="half of a character is in its name, and the generated code has it",
+                hint="give it another name",
+            ) from error
 
 
 def _check_initialized(model: nn.Module) -> None:

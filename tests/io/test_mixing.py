@@ -230,3 +230,64 @@ def test_a_head_that_torch_does_not_load_leaves_the_model_as_it_was() -> None:
         empty = Net()
     with pytest.raises(fxcollab.StateError, match="has no values"):
         fxcollab.prune(fxcollab.transform(Net(), splits=["a"], seed=0), 1, into=empty)
+
+
+class Ties(nn.Module):
+    """An embedding and a decoder, and two layers, which may be tied."""
+
+    def __init__(self, tied: bool = False, across: bool = False) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(6, 4), nn.Linear(4, 4)
+        self.up, self.down, self.decode = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 6, bias=False)
+        if tied:
+            self.down.weight = self.up.weight
+        if across:
+            self.decode.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.decode(self.down(self.up(self.mix(self.embed(tokens)))))
+
+
+@pytest.mark.parametrize("ties", [{"tied": True}, {"across": True}, {"tied": True, "across": True}])
+def test_a_model_that_ties_what_a_head_has_apart_is_refused_and_stays_as_it_was(ties: dict[str, bool]) -> None:
+    train_model = fxcollab.transform(Ties(), splits=["mix"], seed=0)
+    model = Ties(**ties)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(MixedError, match="several names are one tensor"):
+        fxcollab.prune(train_model, 1, into=model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    tied = fxcollab.transform(Ties(**ties), splits=["mix"], seed=0)
+    fxcollab.prune(tied, 0, into=model)  # whose ties are the same
+
+
+@pytest.mark.parametrize("meta", [False, True])
+def test_saved_weights_are_not_loaded_into_a_model_that_ties_them(meta: bool, tmp_path: Path) -> None:
+    fxcollab.save(fxcollab.transform(Ties(), splits=["mix"], seed=0), tmp_path / "run")
+    with torch.device("meta" if meta else "cpu"):
+        model = Ties(tied=True)
+    with pytest.raises(MixedError, match="several names are one tensor"):
+        fxcollab.load(tmp_path / "run", model)
+
+
+def test_a_checkpoint_that_has_tied_weights_apart_is_not_loaded(tmp_path: Path) -> None:
+    train_model = fxcollab.transform(Ties(tied=True), splits=["mix"], seed=0)
+    fxcollab.save(train_model, tmp_path / "run")
+    state = {name: value.clone() for name, value in train_model.state_dict().items()}
+    save_file(state, tmp_path / "same.safetensors")
+    fxcollab.load(tmp_path / "run", Ties(tied=True), weights=tmp_path / "same.safetensors")
+    state["peers.b1.up.weight"] += 1
+    save_file(state, tmp_path / "apart.safetensors")
+    with pytest.raises(MixedError, match=r"(?s)several names are one tensor|peers\.b1\.up"):
+        fxcollab.load(tmp_path / "run", Ties(tied=True), weights=tmp_path / "apart.safetensors")
+
+
+def test_weights_are_not_cut_to_integers() -> None:
+    train_model = made(Net)
+    model = Net()
+    del model.c.weight
+    model.c.register_buffer("weight", torch.zeros(2, 4, dtype=torch.int8))
+    with pytest.raises(StateError, match="another shape or type"):
+        fxcollab.prune(train_model, 1, into=model)
+    assert not model.c.weight.any()
+    half = fxcollab.prune(train_model, 1, into=Net().half())
+    assert torch.equal(half.c.weight, fxcollab.prune(train_model, 1).c.weight.half())

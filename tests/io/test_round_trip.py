@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 import fxcollab
+from fxcollab.io.artifact import load_head
 from fxcollab.io.weights import load_state_dict, write_state_dict
 from tests.io.helpers import Net, Registered, Tied, TwoModes, assert_same, floats, made, randomised, refused, seeded
 
@@ -218,3 +219,53 @@ def test_modules_are_told_of_which_version_their_state_is(tmp_path: Path, device
     fxcollab.save(train_model, tmp_path / "run")
     loaded = fxcollab.load(tmp_path / "run", model().to(device))
     assert_same(train_model, loaded, floats(4, 3))
+
+
+class Wave(nn.Module):
+    """A filter, its conjugate and its negative, which torch computes when they are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.register_buffer("wave", torch.polar(torch.ones(4), torch.arange(4.0)))
+        self.register_buffer("conjugate", self.wave.conj())
+        self.register_buffer("negative", torch._neg_view(torch.arange(4.0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.a(x) * self.conjugate.imag + self.negative)
+
+
+def test_lazily_conjugated_and_negated_tensors_are_saved_as_what_they_are(tmp_path: Path) -> None:
+    train_model = fxcollab.transform(Wave(), splits=["a"], seed=0)
+    fxcollab.save(train_model, tmp_path / "run")
+    loaded = fxcollab.load(tmp_path / "run", Wave())
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in train_model.state_dict().items())
+    write_state_dict(load_head(tmp_path / "run", 1), tmp_path / "head.safetensors")
+    head = load_file(tmp_path / "head.safetensors")
+    assert all(torch.equal(value, head[name]) for name, value in fxcollab.prune(train_model, 1).state_dict().items())
+
+
+@pytest.mark.parametrize("given", ["meta", "bfloat16"])
+def test_what_was_loaded_does_not_change_with_the_file(given: str, tmp_path: Path) -> None:
+    train_model = made(Net)
+    fxcollab.save(train_model.bfloat16() if given == "bfloat16" else train_model, tmp_path / "run")
+    with torch.device("meta" if given == "meta" else "cpu"):
+        model = Net()
+    loaded, head = fxcollab.load(tmp_path / "run", model), load_head(tmp_path / "run", 1)
+    file = tmp_path / "run/weights.safetensors"
+    with file.open("r+b") as opened:  # in place
+        start = 8 + int.from_bytes(opened.read(8), "little")
+        opened.seek(start)
+        opened.write(bytes(file.stat().st_size - start))
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in train_model.state_dict().items())
+    assert head["a.weight"].any() and head["c.weight"].any()
+
+
+def test_state_with_the_name_of_the_header_is_refused(tmp_path: Path) -> None:
+    class Named(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("__metadata__", torch.ones(2))
+
+    error = refused(fxcollab.save, made(Named), tmp_path / "run")
+    assert "'__metadata__'" in error.what and not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import pickle
@@ -16,7 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import fxcollab
@@ -78,6 +80,43 @@ def test_force_keeps_generated_files_that_were_changed_since(saved: Path) -> Non
         error = refused(fxcollab.save, made(Net), saved, force=True)
         assert error.why == "graph.py would be lost: not written by fxcollab, or changed since"
         assert code.read_text() == changed
+
+
+def trained_on(file: Path) -> bytes:
+    """Other values under the same names and metadata, as a script may write them."""
+    with safe_open(file, "pt") as opened:
+        metadata, state = opened.metadata(), {name: opened.get_tensor(name) + 1 for name in opened.keys()}  # noqa: SIM118
+    save_file(state, file, metadata)
+    return file.read_bytes()
+
+
+def test_force_keeps_weights_that_were_changed_since(saved: Path, tmp_path: Path) -> None:
+    head = tmp_path / "head.safetensors"
+    write_state_dict(load_head(saved), head)
+    write_state_dict(load_head(saved), head, force=True)  # as it was written
+    for file, write in {
+        saved / "weights.safetensors": lambda: fxcollab.save(made(Net), saved, force=True),
+        head: lambda: write_state_dict(Net().state_dict(), head, force=True),
+    }.items():
+        changed = trained_on(file)
+        error = refused(write)
+        assert "is not replaced" in error.what and "changed since" in str(error.why)
+        assert file.read_bytes() == changed
+
+
+def test_a_full_disk_leaves_no_draft_and_no_open_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0  # noqa: PTH208
+    with monkeypatch.context() as patch:
+        patch.setattr(drafts.os, "write", full)
+        for _ in range(3):
+            error = refused(fxcollab.save, made(Net), tmp_path / "run")
+            assert "No space left" in str(error.why)
+    assert not [*tmp_path.iterdir()]
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
