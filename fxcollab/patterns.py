@@ -154,7 +154,10 @@ def _checked(tree: Any, pattern: str, heads: int | None) -> HeadTree:
             hint="let it return fxcollab.HeadTree(tuple(splits), fanouts), with one fan-out for each split",
         )
     if not tree.splits and tree.depth != 1:
-        raise PatternError(f"Pattern {pattern!r} makes a tree of {tree.depth} levels without splits.")
+        raise PatternError(
+            f"Pattern {pattern!r} makes a tree of {tree.depth} levels without splits.",
+            hint="let it return one split for each level: fxcollab.HeadTree(tuple(splits), fanouts)",
+        )
     checked = hierarchical(tree.splits, tree.fanouts) if tree.splits else multi_instance(tree.heads)
     if heads is not None and heads != checked.heads:
         fanouts = ", ".join(map(str, checked.fanouts))

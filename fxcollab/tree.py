@@ -65,7 +65,11 @@ class HeadTree:
             paths = _split(paths, counts)
         if paths != list(heads):
             names = ", ".join(branch_name(head) for head in heads[:6])
-            raise PatternError(f"The branches {names} are not the heads of one tree.", why="some are missing")
+            raise PatternError(
+                f"The branches {names} are not the heads of one tree.",
+                why="some are missing",
+                hint="name all heads, in order, each by its branches from the first split on: (0, 0), (0, 1), (1, 0)",
+            )
         return cls(tuple(splits), tuple(fanouts))
 
     @property

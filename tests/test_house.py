@@ -13,6 +13,7 @@ import networkx as nx
 from torch import nn
 
 import fxcollab
+from fxcollab import errors
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "fxcollab").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
@@ -92,3 +93,15 @@ def test_no_function_hides_a_module() -> None:
         if name.startswith("fxcollab."):
             module = importlib.import_module(name)
             assert operator.attrgetter(name.removeprefix("fxcollab."))(fxcollab) is module
+
+
+def test_every_error_has_a_hint() -> None:
+    named = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    without = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in named
+        if not any(keyword.arg == "hint" for keyword in node.keywords)
+    ]
+    assert not without

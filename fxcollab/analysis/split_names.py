@@ -40,7 +40,8 @@ def _find_value(name: str, graph: fx.Graph, root: nn.Module) -> fx.Node:
         number = int(call or 1)
         if number > len(returned):
             times = "once" if len(returned) == 1 else f"{len(returned)} times"
-            raise SplitError(f"There is no call {name!r}.", why=f"{path} is called {times}")
+            hint = f"the last one is {path if len(returned) == 1 else f'{path}@{len(returned)}'}"
+            raise SplitError(f"There is no call {name!r}.", why=f"{path} is called {times}", hint=hint)
         return returned[number - 1]
     named: dict[str, fx.Node] = {node.name: node for node in graph.nodes if node.op != "output"}
     inner = (node for node, inner_name in inner_names(graph) if inner_name == name)

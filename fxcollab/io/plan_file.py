@@ -57,7 +57,8 @@ def read_plan_file(folder: Path) -> tuple[Plan, dict[str, Any]]:
                 "fxcollab.prune_state_dict(torch.load(file, weights_only=True))",
             )
     except OSError as error:  # too long, no access, links in a circle
-        raise ArtifactError("The directory can't be read.", where=str(folder), why=str(error)) from error
+        hint = "give another path, or the right to read this one"
+        raise ArtifactError("The directory can't be read.", where=str(folder), why=str(error), hint=hint) from error
     try:
         with file.open("rb") as opened:
             text = opened.read(MOST_PLAN_BYTES + 1)

@@ -56,7 +56,9 @@ class Number:
 def switch(name: str, value: object) -> bool:
     """The value itself, if it is True or False; else an `ObjectiveError`."""
     if not isinstance(value, bool):
-        raise ObjectiveError(f"{name} must be True or False, not of type {type(value).__name__}.")
+        raise ObjectiveError(
+            f"{name} must be True or False, not of type {type(value).__name__}.", hint=f"Write {name}=True."
+        )
     return value
 
 

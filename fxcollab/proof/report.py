@@ -69,6 +69,7 @@ class Report:
             raise VerificationError(
                 f"{len(failed)} of {len(self.checks)} checks failed.",
                 why="; ".join(f"{check.name}: {check.detail}" for check in failed),
+                hint="the first that fails says most: the others may follow from it",
             )
         return self
 

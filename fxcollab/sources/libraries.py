@@ -54,7 +54,11 @@ def load_hf(source: Source) -> Loaded:
             source.location, return_unused_kwargs=True, **arguments
         )
         if unused:
-            raise SourceError(f"{type(config).__name__} doesn't take {', '.join(unused)}", where=source.location)
+            raise SourceError(
+                f"{type(config).__name__} doesn't take {', '.join(unused)}",
+                where=source.location,
+                hint=f"help(transformers.{type(config).__name__}) says what it takes",
+            )
         name = architecture or next(iter(config.architectures or ()), "AutoModel")
         cls = getattr(transformers, name, None)
         if cls is None:

@@ -53,7 +53,8 @@ def loaded_from(
         model = make()
     else:
         why = f"it is of type {type(value).__name__}: neither an nn.Module nor something that makes one"
-        raise SourceError(f"`{source.short}` is not a model", where=source.location, why=why)
+        hint = "name a module, or a class or function that makes one: model.py:NAME"
+        raise SourceError(f"`{source.short}` is not a model", where=source.location, why=why, hint=hint)
     return Loaded(source, model, make and partial(_fresh, source, make, model))
 
 
