@@ -93,8 +93,8 @@ def why_not(model: nn.Module, interface: Interface, *, training: bool | None = N
 @torch.no_grad()
 def failures_on(model: nn.Module, interface: Interface, values: Sequence[Any]) -> list[CaptureError | None]:
     """The errors with which ``model`` fails on these values in train and in eval mode; one on meta on fake ones."""
-    given = values if has_values(model) else None
-    reasons = [_error(model, interface, (mode,), given) for mode in (True, False)]
+    given, ignored = (values, ()) if has_values(model) else (None, DATA_DEPENDENT_ERRORS)
+    reasons = [_error(model, interface, (mode,), given, ignored) for mode in (True, False)]
     return [None if reason is None else _failure(model, reason) for reason in reasons]
 
 
