@@ -122,7 +122,7 @@ def _narrowest(
 ) -> list[tuple[int, Cut]]:
     """Of the cuts in each part of the work that lies in a gap, the narrowest, with the work before it.
 
-    Of equals it is the last at the ends of modules, the outermost ones.
+    Of equals it is the first at the ends of modules, the outermost ones.
     """
     total = sum(work.values()) or 1
 
@@ -136,7 +136,7 @@ def _narrowest(
         before = sum(flops for node, flops in work.items() if node not in cut.behind)
         part = int(PARTS * before / total)
         inside = any(low < before / total < high for low, high in gaps)
-        if inside and (part not in best or rank(cut) <= rank(best[part][1])):
+        if inside and (part not in best or rank(cut) < rank(best[part][1])):
             best[part] = before, cut
     return list(best.values())
 
