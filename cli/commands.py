@@ -88,9 +88,9 @@ def transform(
 def splits(options: Options, depth: Depth = None, json: Json = False) -> None:
     """List where a model can be split, and what lies before it.
 
-    A split is a point at which one value carries all that learns. Shares are those of a forward's operations and of
-    the memory kept for the backward; what lies behind a split is what every branch repeats. Where a stage ends, the
-    value's resolution changes.
+    A split is a point at which one value, or a few, carry all that learns. Shares are those of a forward's
+    operations and of the memory kept for the backward; what lies behind a split is what every branch repeats. Where a
+    stage ends, the value's resolution changes.
     """
     options.refuse_with_directory(but=("granularity",))
     options, loaded = options.load()

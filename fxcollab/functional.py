@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +17,6 @@ from fxcollab.errors import MixedError
 from fxcollab.fx_utils import OWN, has_own
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-_DENSE = (Tensor, nn.Parameter, nn.Buffer)
 
 
 def call_with(
@@ -55,14 +56,20 @@ def tensors_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 @contextmanager
 def restored_on_error(module: nn.Module) -> Iterator[None]:
-    """On an error, put back the tensors that are registered in a module, and the values of their storages."""
+    """On an error, put back the tensors that are registered in a module, their values, and its extra state."""
     registries: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (each, dict(each)) for part in module.modules() for each in (part._parameters, part._buffers)
     ]
+    extra = [
+        (part, copy.deepcopy(part.get_extra_state()))
+        for part in module.modules()
+        if type(part).get_extra_state is not nn.Module.get_extra_state
+    ]
     tensors = {id(tensor): tensor for _, tensor in named_tensors(module) if not hasattr(tensor, "device_mesh")}
     before = [(tensor, tensor.data) for tensor in tensors.values()]  # of sharded ones, torch's own loaders take care
-    stored = {storage_id(data): _bytes_of(data) for _, data in before if not data.is_meta}
+    stored = {storage_id(data): _bytes_of(data) for _, data in before if not data.is_meta and _has_storage(data)}
     values = {key: each.clone() for key, each in stored.items()}
+    others = [(data, data.clone()) for _, data in before if not _has_storage(data)]
     try:
         yield
     except BaseException:
@@ -73,7 +80,20 @@ def restored_on_error(module: nn.Module) -> Iterator[None]:
             tensor.data = data
         for key, each in stored.items():
             each.copy_(values[key])
+        for each, value in others:
+            each.copy_(value)
+        for part, state in extra:
+            part.set_extra_state(state)
         raise
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    """Whether its values lie in one piece of memory; those of sparse ones, and of wrappers of others, don't."""
+    try:
+        tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def bits_of(tensor: Tensor) -> Tensor:
@@ -83,17 +103,19 @@ def bits_of(tensor: Tensor) -> Tensor:
 
 
 def refuse_mixed(module: nn.Module, written: Mapping[str, Any]) -> None:
-    """Raise where a module doesn't hold what was written into it: one tensor can't hold the values of two.
+    """Raise where two names are one tensor, or share memory, and were given values of their own.
 
     Args:
         module: in which every tensor may be of another type than the one that was written into it.
-        written: by names of its state dict.
+        written: by names of its tensors.
 
     Raises:
         MixedError: with the names.
     """
-    found = module.state_dict()
-    wrong = [name for name, value in written.items() if not _holds(found.get(name), value)]
+    found = {name: tensor for name, tensor in named_tensors(module) if name in written and _has_storage(tensor)}
+    uses = Counter(storage_id(tensor) for tensor in found.values() if tensor.numel() and not tensor.is_meta)
+    shared = (name for name, tensor in found.items() if uses[storage_id(tensor)] > 1)
+    wrong = [name for name in shared if not _holds(found[name], written[name])]
     if wrong:
         raise MixedError(
             f"{type(module).__name__} does not hold the values that were loaded.",
@@ -103,12 +125,12 @@ def refuse_mixed(module: nn.Module, written: Mapping[str, Any]) -> None:
         )
 
 
-def _holds(found: Any, value: Any) -> bool:
-    if type(found) not in _DENSE or type(value) not in _DENSE or found.is_meta or found.shape != value.shape:
-        return True  # what is sharded, quantised or sparse is left to torch
-    if found.layout is not torch.strided or found.is_quantized or value.layout is not torch.strided:
-        return True
-    return torch.equal(bits_of(found), bits_of(value.detach().to(found)))
+def _holds(found: Tensor, value: Tensor) -> bool:
+    """Whether a dense tensor has another's values, in its own type."""
+    plain, other = (each.detach().as_subclass(Tensor) for each in (found, value))
+    if plain.is_quantized or plain.shape != other.shape:
+        return True  # whose modules load in their own way
+    return torch.equal(bits_of(plain), bits_of(other.to(plain)))
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -90,7 +90,7 @@ def evaluate_heads(
 
     Args:
         train_model: what `transform` or `load` returned, or a wrapper around it.
-        batches: pairs of the model's input, or a tuple or dict of its inputs, and the target.
+        batches: pairs of the model's input, or a tuple, list or dict of its inputs, and the target.
         metric: of one head's output and the target, a value for each of N samples, (N, ...), such as the error
             ``lambda logits, labels: (logits.argmax(1) != labels)``. Batches may differ in size.
 
@@ -101,6 +101,7 @@ def evaluate_heads(
         StateError: there is no batch, one is no pair, or the metric gives no tensor of a value for each sample.
     """
     call, found = all_heads(train_model), []
+    whole = bool(plan_of(training_model(train_model)).interface.structured)
     with in_mode(train_model, False):
         for batch in batches:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
@@ -108,11 +109,11 @@ def evaluate_heads(
                     f"A batch is of type {type(batch).__name__}.",
                     why="the model's inputs and the target are taken from it",
                     hint="give pairs, as a DataLoader may; of other batches a generator makes them: "
-                    "((batch['image'], batch['label']) for batch in loader)",
+                    "((batch['x'], batch['y']) for batch in loader), or (((x, mask), y) for x, mask, y in loader)",
                 )
             inputs, target = batch
-            args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
-            heads = call(*args, **(inputs if isinstance(inputs, dict) else {}))
+            args, kwargs = _arguments(inputs, whole)
+            heads = call(*args, **kwargs)
             values = [metric(output, target) for output in (*heads, mean_of_heads(heads))]
             if not all(isinstance(value, Tensor) and value.ndim for value in values):
                 raise StateError(
@@ -125,6 +126,13 @@ def evaluate_heads(
         raise StateError("There are no batches.", hint="an iterator that was used up gives none: make it anew")
     means = torch.cat(found, 1).double().mean(1)
     return Evaluation(means[:-1], means[-1])
+
+
+def _arguments(inputs: Any, whole: bool) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Those of a call: a DataLoader makes lists of tuples. Unless a model takes a list ``whole``, as one input."""
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (inputs, {}) if isinstance(inputs, tuple) or (isinstance(inputs, list) and not whole) else ((inputs,), {})
 
 
 @checked

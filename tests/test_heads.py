@@ -65,6 +65,24 @@ def test_the_mean_of_dataclasses_is_one() -> None:
     assert torch.allclose(found.ensemble.float(), mean.logits[:, 0].mean())
 
 
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.head(self.body(x) * mask)
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_inputs_may_be_listed_as_a_data_loader_does(kind: Any) -> None:
+    x, mask = torch.randn(6, 4), torch.ones(6, 4)
+    train_model = fxcollab.transform(TwoInputs(), splits=["body"], example_inputs=(x, mask))
+    batches = [(kind([x, mask]), torch.zeros(6))]
+    found = fxcollab.evaluate_heads(train_model, batches, lambda logits, labels: logits.argmax(1) != labels)
+    assert found.heads.shape == (2,)
+
+
 class Wrapper(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import flop_registry
 
 from fxcollab._torch import CONVERSION, DEVICE_OF, OpOverload, TorchDispatchMode, pytree, schema_of, storage_id
+from fxcollab.flops import flops_of
 
 
 class Operations:
@@ -124,12 +124,6 @@ def _operator(function: OpOverload) -> _Operator:
         {one.name for one in arguments if one.alias_info is not None and one.alias_info.is_write},
         torch.Tag.nondeterministic_seeded in function.tags,
     )
-
-
-def flops_of(function: OpOverload, args: Any, kwargs: Any, result: Any) -> int:
-    """The floating point operations of a call of an operator, as ``FlopCounterMode`` counts them."""
-    count = flop_registry.get(function.overloadpacket)
-    return int(count(*args, **kwargs, out_val=result)) if count is not None else 0
 
 
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -72,7 +72,7 @@ class Partition:
         """What the peers' parameters and buffers will take in the machine's memory."""
         named = (*captured.named_parameters(), *captured.named_buffers())
         return sum(
-            tensor.nbytes * (self.tree.branches(level) - 1)
+            tensor.numel() * tensor.element_size() * (self.tree.branches(level) - 1)
             for name, tensor in named
             if tensor.device.type == "cpu" and (level := self.state.get(name, 0))
         )

@@ -23,10 +23,10 @@ from fxcollab._torch import (
     TorchDispatchMode,
     pytree,
 )
-from fxcollab.analysis.operations import flops_of
 from fxcollab.codegen.module import CollabGraphModule
 from fxcollab.contents import tensors_in
 from fxcollab.errors import CaptureError, FxCollabError, one_line
+from fxcollab.flops import flops_of
 from fxcollab.fx_utils import Interpreter
 from fxcollab.tracing.examples import real_values, run_on_twin, why_not
 from fxcollab.tracing.interface import ExampleInputs, Interface

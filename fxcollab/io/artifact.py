@@ -186,7 +186,7 @@ def load_head(
 
 def _refuse_other_branches(file: Path, plan: Plan) -> None:
     """Raise for weights of other branches than the plan's, before a tree takes memory."""
-    if file.is_file():
+    if os.path.isfile(file):  # noqa: PTH113, of which a path that is too long is none
         peers = plan.options.peers
         refuse_other_tree(unwrapped(names_in(file), peers), plan.tree, peers, file)
 
@@ -244,20 +244,21 @@ def _load_state(train_model: CollabGraphModule, saved: Path, weights: Path | Non
         refuse_changed(file, plan.get(WEIGHTS_KEY))
     elif saved.is_file():
         refuse_other_model(file, saved, peers)
-    written = dict(state)
-    new: dict[int, Tensor] = {}  # by the meta tensor, so that a parameter under two names stays one
+    written, assign = dict(state), any(tensor.is_meta for tensor in own.values() if isinstance(tensor, Tensor))
+    new: dict[int, Tensor] = {}  # by the old tensor, so that a parameter under two names stays one
     try:
         with restored_on_error(train_model):
             for key, tensor in own.items():
-                if tensor.is_meta:
+                if assign:
                     is_parameter = isinstance(tensor, nn.Parameter)
-                    value = state[key].clone()  # of a mapped file, which others may change
+                    device = state[key].device if tensor.is_meta else tensor.device
+                    value = state[key].to(device, copy=True)  # of a mapped file, which others may change
                     value = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
                     state[key] = new.setdefault(id(tensor), value)
                 elif tensor.dtype != state[key].dtype:
                     tensor.data = state[key].to(tensor.device, copy=True)
             own.update(state)  # which has the versions of the modules' formats
-            train_model.load_state_dict(own, assign=bool(new))
+            train_model.load_state_dict(own, assign=assign)
             refuse_mixed(train_model, written)
     except MixedError:
         raise

@@ -22,7 +22,7 @@ NO_SEAL = "0" * 64
 """What the seal is while the checksum is computed."""
 _SEAL = re.compile(rb'(?<!\\)"fxcollab\.seal":"([0-9a-f]{64})"')
 MOST_PLAN_BYTES, MOST_GENERATED_BYTES = 1 << 24, 1 << 28
-_MOST_HEADER_BYTES = 1 << 25
+_MOST_HEADER_BYTES, _MOST_SEALED_BYTES = 1 << 25, 1 << 27  # read as JSON; safetensors writes no longer ones
 
 
 def _is_plan(file: Path) -> bool:
@@ -71,7 +71,7 @@ def _seal_of(file: Path) -> tuple[int, str, str] | None:
     with file.open("rb") as opened:
         length = 8 + int.from_bytes(opened.read(8), "little")
         opened.seek(0)
-        header = opened.read(min(length, _MOST_HEADER_BYTES))
+        header = opened.read(min(length, _MOST_SEALED_BYTES))
         match = _SEAL.search(header)
         if match is None:
             return None

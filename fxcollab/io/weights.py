@@ -71,7 +71,6 @@ def save_state_dict(state: Mapping[str, Any], file: Path, *, aliases: bool = Fal
     except (ValueError, KeyError, SafetensorError) as error:
         raise ArtifactError(
             "The state can't be written as safetensors.",
-            where=str(file.parent.parent),
             why=str(error),
             hint="is the disk full? Or a tensor of a kind that safetensors has no name for?",
         ) from error

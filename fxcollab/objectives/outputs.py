@@ -40,8 +40,8 @@ def logits_of_heads(outputs: Sequence[object], field: Field, of: str = "head") -
         raise ObjectiveError(
             f"The loss takes a tuple or list with one output per {of}, not {described(outputs)}.",
             why="A named tuple is the output of one network." if one_output else None,
-            hint="In eval mode a training model returns one output: pass fxcollab.all_heads(train_model)(x), or the "
-            "output of a single network as (output,).",
+            hint="In eval mode a training model returns one output: call train_model.train() to train it, or pass "
+            "fxcollab.all_heads(train_model)(x) to validate; the output of a single network as (output,).",
         )
     logits = [_logits_of(output, field, f"{of} {index}") for index, output in enumerate(outputs)]
     require_one_shape(logits, of)

@@ -36,7 +36,7 @@ def check_outputs(trial: Trial, straddling: frozenset[str]) -> Iterator[Check]:
         with undisturbed(), torch.set_grad_enabled(training):
             found = attempt(run_train_model, trial, training)
             for head in range(trial.tree.heads):
-                what = "the original" if head == 0 else f"the original with head {head}'s weights"
+                what = "the original" + (f" with head {head}'s weights" if head or not trial.is_own else "")
                 name = f"head {head} in {mode} mode equals {what}"
                 heads.append(check_head(trial, found, head, training, straddling, name))
                 yield heads[-1]

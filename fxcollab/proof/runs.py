@@ -50,6 +50,12 @@ class Trial:
         """The head tree."""
         return plan_of(self.train_model).tree
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the original is what the training model was made from, whose tensors are head 0's."""
+        theirs = tensors_of(self.train_model)
+        return all(theirs.get(name) is tensor for name, tensor in tensors_of(self.model).items())
+
     def copied(self) -> Trial:
         """The same with copies of both models, which share what these share."""
         model, train_model = deep_copy((self.model, self.train_model), self._copy)[0]

@@ -80,7 +80,7 @@ def _same_objects(model: nn.Module, train_model: CollabGraphModule, pruned: Coll
     for found in (tensors_of(pruned), tensors_of(train_model)):
         for key, tensor in expected.items():
             if found.get(key) is not tensor:
-                why = "was the model transformed from another object?"
+                why = "was another object transformed? It is fxcollab.original(train_model)"
                 return Check(name, False, f"{key} is another tensor ({why})")
     return Check(name, True, f"{len(expected)} tensors, the same objects")
 

@@ -237,13 +237,13 @@ def _load(model: M, state: dict[str, Any], buffers: Mapping[str, Tensor]) -> M:
     try:
         with restored_on_error(model):
             model.load_state_dict(own)
-            refuse_mixed(model, state)
             for name, buffer in model.named_buffers(remove_duplicate=False):
                 kept = buffers.get(without_infixes(name)) if name not in own else None
                 if kept is not None and kept.shape != buffer.shape:  # as of a cache that has grown
                     buffer.data = kept.to(buffer, copy=True)
                 elif kept is not None and not torch.equal(kept.to(buffer), buffer):
                     buffer.copy_(kept)  # expanded ones can't be written into, and are equal mostly
+            refuse_mixed(model, _of_all_buffers(model, buffers) | state)
     except MixedError:
         raise
     except Exception as error:  # a hook of the model, or a tensor that can't be written
@@ -253,6 +253,11 @@ def _load(model: M, state: dict[str, Any], buffers: Mapping[str, Tensor]) -> M:
             hint="the model is as it was: can it load its own state_dict()? Buffers of expand() need contiguous()",
         ) from error
     return model
+
+
+def _of_all_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> dict[str, Any]:
+    names = (name for name, _ in model.named_buffers(remove_duplicate=False))
+    return {name: buffers[without_infixes(name)] for name in names if without_infixes(name) in buffers}
 
 
 def _is_like(one: Any, other: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +46,25 @@ def prune_state_dict(checkpoint: Mapping[str, Any], head: int = 0, *, peers: str
     state = unwrapped(checkpoint, peers)
     names = prune_names(state, head, peers=peers)
     _refuse_mixed(state, names, _recorded(checkpoint, peers), peers)
-    return {name: state[key] for name, key in names.items()}
+    pruned = OrderedDict((name, state[key]) for name, key in names.items())
+    if versions := _versions(checkpoint, peers):
+        vars(pruned)["_metadata"] = versions
+    return pruned
+
+
+def _versions(checkpoint: Any, peers: str) -> dict[str, Any]:
+    """The versions of the modules' formats, by which old ones are converted, as torch keeps them beside a state."""
+    metadata = getattr(checkpoint, "_metadata", None)
+    if not isinstance(metadata, Mapping):
+        return {}
+    names = [without_infixes(str(name)) for name in metadata]
+    inner = [name.rpartition(f"{peers}.")[0] for name in names if parse_branch_name(name.rpartition(f"{peers}.")[2])]
+    prefix = min(inner, key=len, default="")
+    pairs = (
+        (name, entry) for name, entry in zip(names, metadata.values(), strict=True) if f"{name}.".startswith(prefix)
+    )
+    own = {f"{name}."[len(prefix) :].rstrip("."): entry for name, entry in pairs}
+    return {name: entry for name, entry in own.items() if name != peers and not name.startswith(f"{peers}.")}
 
 
 def record_names(module: Any, state: Any, prefix: str, metadata: dict[str, Any]) -> None:

@@ -227,7 +227,8 @@ def guard(question: str, value: Any, answer: Any, where: str) -> None:
     # of a symbolic truth value, in compiled code with dynamic sizes, only this can be asked
     differs = (not found if answer else bool(found)) if type(answer) is bool else found != answer
     if differs:
-        hint = _HINTS.get(question, "capture with an example like this input; or")
+        given = "is given" if question == "is None" and found else question
+        hint = _HINTS.get(given, "capture with an example like this input; or")
         asked = f"'... {question}'" if " " in question else f"{question}(...)"
         raise GuardError(
             f"The graph was captured where {asked} is {answer}; here it is {found}.",
@@ -241,7 +242,8 @@ _NUMBER = "x.item() stays the number of the input at hand, which int(x) and floa
 _LOOP = "a loop is as long as for the example: give as many at every call (drop_last=True in a DataLoader); or"
 _HINTS = {
     "int": _NUMBER, "float": _NUMBER, "len": _LOOP, "index": _LOOP, "keys": _LOOP,
-    "is None": "leave the same arguments out as in the example; or",
+    "is None": "leave it out, as the example did; or",
+    "is given": "give it at every call, as the example did, or transform without it; or",
 }  # fmt: skip
 
 

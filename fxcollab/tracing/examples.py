@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fxcollab._torch import DATA_DEPENDENT_ERRORS, pytree
 from fxcollab.errors import CaptureError, one_line
+from fxcollab.flops import counting
 from fxcollab.functional import has_values
 from fxcollab.limits import check_memory
 from fxcollab.tracing.interface import ExampleInputs, InputSpec, Interface, forward_of, interface_of
@@ -103,7 +103,7 @@ def _failure(model: nn.Module, reason: str) -> CaptureError:
         "The model fails on the example inputs.",
         where=forward_of(model),
         why=reason,
-        hint="give example_inputs (--input 1x3x224x224) that the model takes in train and in eval mode",
+        hint="give example_inputs (--input 1x3x224x224, --input 2x16:int64) that it takes in train and in eval mode",
     )
 
 
@@ -162,7 +162,7 @@ def run_on_twin(
 @purge_leaks()
 def forward_flops(model: nn.Module, interface: Interface, values: Sequence[Any] | None = None) -> Mapping[str, int]:
     """The FLOPs of each of a model's modules in a forward, by path; that of the root is empty."""
-    counter = FlopCounterMode(display=False)
+    counter = counting()
 
     def run(twin: nn.Module, *inputs: Tensor) -> None:
         args, kwargs = interface.call(twin, inputs)

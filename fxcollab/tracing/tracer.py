@@ -397,7 +397,8 @@ class LazyTracer(fx.Tracer):
                 inputs[name] = self._record(or_default, (proxy, defaults[name]))
             elif name in signature.parameters and signature.parameters[name].default is None:
                 # ``if mask is None`` is false for a proxy
-                self._record(guard, ("is None", proxy, False, f"{type(self.root).__qualname__}.forward"))
+                place = f"{type(self.root).__qualname__}.forward, argument {name}"
+                self._record(guard, ("is None", proxy, False, place))
 
         call = partial(self._call_root, *as_call(signature, {**inputs, **dict(self._interface.fixed)}))
         vars(call)["__annotations__"] = {k: v for k, v in annotations.items() if k == "return"}

@@ -338,6 +338,27 @@ def test_costs_that_cannot_be_counted_say_why_and_stop_nothing() -> None:
     assert "\n" not in str(values.costs_unknown)
 
 
+class Recurrent(nn.Module):
+    def __init__(self, make: Any, **options: Any) -> None:
+        super().__init__()
+        self.layer, self.head = make(6, 5, batch_first=True, **options), nn.Linear(5 * (1 + len(options) // 2), 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(x)[0].mean(1))
+
+
+@pytest.mark.parametrize(("make", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
+def test_recurrent_layers_are_counted_by_whatever_kernel_they_run(make: Any, gates: int, options: Any) -> None:
+    model, steps, ways = Recurrent(make, **options), 3 * 7, 2 if options else 1
+    costs = fxcollab.training_costs(model, "multi-instance", example_inputs=(torch.zeros(3, 7, 6),))
+    rows = gates * 5 * ways
+    forward = 2 * steps * rows * (6 + 5) + (2 * steps * rows * (5 * ways + 5) if options else 0)
+    head = 2 * 3 * 5 * ways * 2
+    without_input = 2 * steps * rows * 6  # which needs no gradient, but which some kernels compute
+    assert 3 * forward - without_input - 2 * 3 * rows * 5 * 2 <= costs.original.flops - 3 * head <= 3 * forward
+
+
 def test_an_input_that_was_given_is_counted_on_with_several_inputs() -> None:
     example = (torch.zeros(5, 3), torch.zeros(5, 4))
     summary = summarise(fxcollab.transform(Two(), splits="a", example_inputs=example))

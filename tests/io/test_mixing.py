@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import fxcollab
 from fxcollab.errors import ArtifactError, DamagedError, FxCollabError, MixedError, StateError
@@ -291,3 +292,106 @@ def test_weights_are_not_cut_to_integers() -> None:
     assert not model.c.weight.any()
     half = fxcollab.prune(train_model, 1, into=Net().half())
     assert torch.equal(half.c.weight, fxcollab.prune(train_model, 1).c.weight.half())
+
+
+class Caches(nn.Module):
+    """A buffer that no state dict has, and may be another one too; extra state; a hook that counts loads."""
+
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.register_buffer("scale", torch.ones(2))
+        self.register_buffer("cache", self.scale if tied else torch.full((2,), 3.0), persistent=False)
+        self.register_buffer("loads", torch.zeros(()))
+        self.extra = torch.tensor([1.0])
+        self.register_load_state_dict_post_hook(lambda module, _: vars(module.loads.add_(1)).update())
+
+    def get_extra_state(self) -> Tensor:
+        return self.extra
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.extra = state
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x)) * self.scale + self.cache
+
+
+def test_buffers_that_no_state_dict_has_are_not_mixed_and_extra_state_is_put_back() -> None:
+    train_model = fxcollab.transform(Caches(), splits=["a"], seed=0)
+    fxcollab.original(train_model).extra = torch.tensor([5.0])
+    fxcollab.prune(train_model, 1, into=Caches())  # counts its loads
+    model = Caches(tied=True)
+    with pytest.raises(MixedError, match="several names are one tensor"):
+        fxcollab.prune(train_model, 1, into=model)
+    assert model.extra.item() == 1 and torch.equal(model.scale, torch.ones(2)) and not model.loads
+
+
+class Marked(Tensor):
+    pass
+
+
+def test_ties_of_subclasses_of_tensors_are_seen() -> None:
+    train_model = fxcollab.transform(Ties(), splits=["mix"], seed=0)
+    model = Ties()
+    model.up.weight = nn.Parameter(torch.zeros(4, 4).as_subclass(Marked))
+    model.down.weight = model.up.weight
+    with pytest.raises(MixedError, match="several names are one tensor"):
+        fxcollab.prune(train_model, 1, into=model)
+
+
+@pytest.mark.parametrize("layout", ["csr", "two tensors"])
+def test_a_model_with_tensors_of_no_memory_of_their_own_gets_a_head(layout: str) -> None:
+    class Held(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            held = torch.eye(2).to_sparse_csr() if layout == "csr" else TwoTensor(torch.ones(3), torch.ones(3))
+            self.register_buffer("held", held, persistent=False)
+
+    train_model = made(Net)
+    found = fxcollab.prune(train_model, 1, into=Held())
+    assert torch.equal(found.c.weight, fxcollab.prune(train_model, 1).c.weight)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("head", [0, 1])
+def test_a_heads_state_dict_has_the_versions_of_its_modules(prefix: str, head: int) -> None:
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *others: Any) -> None:
+            if metadata.get("version", 1) < 2:
+                state[f"{prefix}weight"] = state[f"{prefix}weight"] * 2
+            super()._load_from_state_dict(state, prefix, metadata, *others)
+
+    class Old(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c = Versioned(3, 4), Versioned(4, 2)
+
+    train_model = made(Old)
+    around: nn.Module = nn.ModuleDict({"module": train_model}) if prefix else train_model
+    model = Old()
+    model.load_state_dict(fxcollab.prune_state_dict(around.state_dict(), head))
+    expected = fxcollab.prune(train_model, head)
+    assert torch.equal(model.a.weight, expected.a.weight) and torch.equal(model.c.weight, expected.c.weight)
+
+
+def test_a_buffer_with_values_in_a_model_on_meta_does_not_stay_the_files(tmp_path: Path) -> None:
+    class Classes(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("classes", torch.arange(2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.classes
+
+    fxcollab.save(made(Classes), tmp_path / "run")
+    with torch.device("meta"):
+        model = Classes()
+    model.classes = torch.zeros(2)
+    try:
+        loaded = fxcollab.load(tmp_path / "run", model)
+    except ArtifactError:  # where mixed devices can't be observed, which is told
+        return
+    (tmp_path / "run/weights.safetensors").open("r+b").write(bytes(1 << 16))
+    assert torch.equal(loaded.state_dict()["classes"], torch.arange(2.0))

@@ -232,6 +232,15 @@ def test_a_model_that_fails_on_its_own_is_told_from_a_fault(kind: str) -> None:
     assert report.raise_if_failed() and f"-      {name}: not checked: {why}" in str(report)
 
 
+def test_of_another_object_only_what_holds_is_said() -> None:
+    model, other = (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)) for _ in range(2))
+    train_model = fxcollab.transform(model, splits=["0"], seed=0)
+    names = [check.name for check in fxcollab.verify(other, train_model, (X,))]
+    assert "head 0 in train mode equals the original with head 0's weights" in names
+    [failed] = [check for check in fxcollab.verify(other, train_model, (X,)) if not check.ok]
+    assert "fxcollab.original(train_model)" in failed.detail
+
+
 def test_nothing_is_proved_where_the_original_runs_in_neither_mode() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     train_model = fxcollab.transform(model, splits=["0"], seed=0)

@@ -110,7 +110,8 @@ def test_something_else_than_a_model_is_refused(write: Write) -> None:
     assert str(refusal(f"{path}:CONFIG")) == (
         "`model.py:CONFIG` is not a model\n"
         f"  where: {path}\n"
-        "  why: it is of type dict: neither an nn.Module nor something that makes one"
+        "  why: it is of type dict: neither an nn.Module nor something that makes one\n"
+        "  hint: name a module, or a class or function that makes one: model.py:NAME"
     )
 
 

@@ -101,6 +101,13 @@ def test_what_a_graph_was_not_captured_with_is_no_other_input(args: Any, name: s
             call(*args, shift=X)
 
 
+def test_an_argument_that_the_example_had_is_asked_for_by_name() -> None:
+    train_model = fxcollab.transform(Optional(), splits=["stem"], example_inputs=(X, X))
+    with pytest.raises(fxcollab.GuardError, match="argument mask") as caught:
+        train_model(X)
+    assert "give it at every call" in str(caught.value.hint)
+
+
 def test_a_loaded_model_has_the_same_limitations(tmp_path: Any) -> None:
     model = Optional()
     train_model = fxcollab.transform(model, splits=["stem"], example_inputs={"x": X, "scale": 1.0})
