@@ -91,7 +91,7 @@ def _has_storage(tensor: Tensor) -> bool:
     """Whether its values lie in one piece of memory; those of sparse ones, and of wrappers of others, don't."""
     try:
         tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # of which NotImplementedError is one
         return False
     return True
 
